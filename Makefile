@@ -1,0 +1,44 @@
+# make demo   set up, then the whole method on Pocket City, ending with runs/pocket/report.html
+# make test   set up, then every test
+# make setup  only the local environment in .venv       make lint, make clean: as named
+#
+# Needs Python 3.11 or newer and nothing else. PYTHON=... names another interpreter.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PROCESSES ?= 1
+TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+
+.PHONY: demo test setup lint doctor clean
+.DEFAULT_GOAL := setup
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) pipeline/run.py --recipe pocket --num-processes $(PROCESSES)
+
+# One thread per test process: several run side by side.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS)
+
+doctor: $(STAMP)
+	$(RUN) pipeline/doctor.py
+
+lint: $(STAMP)
+	$(RUN) -m pip install --quiet -c constraints.txt "ruff>=0.8"
+	$(RUN) -m ruff check .
+
+# The stamp is written last, so an interrupted installation is simply continued.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no python3 found; install Python 3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is older than 3.11; give PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(RUN) && $(RUN) -c "" 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[test]"
+	$(RUN) -m pip check
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,177 @@
+"""The parts of a base model trained from scratch, in Stable Diffusion's folder layout."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from finetune.crops import Crop, draw_image_crop
+from pipeline import files
+from pipeline.dataset import Sample
+from pipeline.models import images_to_tensor, latent_factor
+from pipeline.seeding import numpy_generator
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+class TextToImage(torch.nn.Module):
+    """Text encoder and U-Net as one module, so that both train together."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, latents: Any, timesteps: Any, token_ids: Any) -> torch.Tensor:
+        """Return the U-Net's prediction, BxCxhxw, for token ids BxL."""
+        states = self.text_encoder(token_ids)[0]
+        return self.unet(latents, timesteps, states).sample
+
+
+def train_tokenizer(captions: list[str], config: Any) -> CLIPTokenizer:
+    """Learn CLIP's byte-level BPE (lower case, word end mark) from the captions."""
+    tokenizer = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[])
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        min_frequency=2,
+        special_tokens=[START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.train_from_iterator(sorted(set(captions)), trainer)
+    import json
+
+    model = json.loads(backend.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(
+        vocab=model["vocab"], merges=merges, model_max_length=config.text_length
+    )
+
+
+def build_prior(
+    config: Any, vae: Any, tokenizer: CLIPTokenizer
+) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler]:
+    """Build U-Net, text encoder and scheduler with random weights.
+
+    The schedule ends at zero signal and predicts v, so that very dark and very bright pictures
+    can be drawn (Lin et al., WACV 2024).
+    """
+    attention = ["CrossAttnDownBlock2D"] * (len(config.channels) - 1)
+    factor = latent_factor(vae)
+    unet = UNet2DConditionModel(
+        sample_size=tuple(side // factor for side in config.crop.size_px),
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        down_block_types=("DownBlock2D", *attention),
+        up_block_types=(*[a.replace("Down", "Up") for a in attention], "UpBlock2D"),
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=config.heads,
+        norm_num_groups=16,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_width,
+            projection_dim=config.text_width,
+            intermediate_size=4 * config.text_width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.text_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    return unet, text_encoder, scheduler
+
+
+def cache_latents(
+    vae: Any, samples: list[Sample], crop: Crop, per_image: int, seed: int, folder: Path
+) -> None:
+    """Encode `per_image` drawn crops of every picture into `folder`/latents.safetensors.
+
+    Entry i * per_image + k is crop k of sample i: posterior `mean` and `std`, scaled, float16.
+    """
+    path = folder / "latents.safetensors"
+    if path.exists():
+        return
+    device = next(vae.parameters()).device
+    means, stds = [], []
+    for i in tqdm(range(len(samples)), desc="latents", unit="picture", mininterval=2.0):
+        crops = [
+            draw_image_crop(numpy_generator(seed, "latent crop", i, k), samples[i], crop)
+            for k in range(per_image)
+        ]
+        with torch.no_grad():
+            posterior = vae.encode(images_to_tensor(crops).to(device)).latent_dist
+        means.append((posterior.mean * vae.config.scaling_factor).half().cpu())
+        stds.append((posterior.std * vae.config.scaling_factor).half().cpu())
+    with files.replacing(path) as temporary:
+        save_file({"mean": torch.cat(means), "std": torch.cat(stds)}, temporary)
+
+
+def assemble(model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any) -> Any:
+    """Put the parts into diffusers' stock pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        unet=model.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+
+
+def draw_previews(
+    model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any, prompts: list[str],
+    folder: Path, step: int,
+) -> None:  # fmt: skip
+    """Draw one picture per prompt and write them as one sheet, four in a row."""
+    pipe = assemble(model, vae, tokenizer, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    height, width = (side * latent_factor(vae) for side in model.unet.config.sample_size)
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    pictures = pipe(
+        prompts, height=height, width=width, num_inference_steps=15, guidance_scale=3.0,
+        generator=generators, output_type="np",
+    ).images  # fmt: skip
+    columns = 4
+    rows = [np.concatenate(pictures[i : i + columns], 1) for i in range(0, len(pictures), columns)]
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = (np.concatenate(rows, 0) * 255).round().astype(np.uint8)
+    Image.fromarray(sheet).save(folder / f"step-{step:08d}.png")
+
+
+def save_base(
+    model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any, folder: Path, *, half: bool
+) -> None:
+    """Write the pipeline folder; the small text encoder always stays float32."""
+    pipe = assemble(model, vae, tokenizer, scheduler)
+    if half:
+        pipe.unet.half()
+        pipe.vae.half()
+    pipe.save_pretrained(folder)
+    tokenizer.save_vocabulary(str(folder / "tokenizer"))

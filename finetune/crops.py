@@ -1,0 +1,146 @@
+"""Training crops: rescale, crop, rare class sampling, captions from the crop."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline import labels
+from pipeline.dataset import Sample, read_image, read_pair
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How training crops are cut out of pictures of any size."""
+
+    size_px: tuple[int, int] = (512, 512)
+    """height and width of a crop"""
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+    """the picture is first rescaled by one of these, drawn uniformly"""
+    flip: bool = False
+    """mirror half of the crops"""
+
+
+def fit_scale(image_px: tuple[int, int], scale: float, crop: Crop) -> float:
+    """Return `scale`, or the smallest scale at which the picture holds a whole crop."""
+    need = max(crop.size_px[0] / image_px[0], crop.size_px[1] / image_px[1])
+    return max(scale, need)
+
+
+def resize(array: np.ndarray, size_px: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
+    """Resize HxW(xC) uint8 to (height, width): area average down, linear up, or nearest."""
+    if array.shape[:2] == tuple(size_px):
+        return array
+    shrink = size_px[0] < array.shape[0]
+    mode = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+    return cv2.resize(array, (size_px[1], size_px[0]), interpolation=mode)
+
+
+def scaled_size(image_px: tuple[int, int], scale: float, crop: Crop) -> tuple[int, int]:
+    """Return the rescaled (height, width), never smaller than the crop."""
+    scale = fit_scale(image_px, scale, crop)
+    return (
+        max(crop.size_px[0], round(image_px[0] * scale)),
+        max(crop.size_px[1], round(image_px[1] * scale)),
+    )
+
+
+def corner(
+    rng: np.random.Generator, size_px: tuple[int, int], crop: Crop, centre: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Return the (top, left) of a crop: around `centre`, clamped to the picture, or uniform."""
+    room = (size_px[0] - crop.size_px[0], size_px[1] - crop.size_px[1])
+    if centre is None:
+        return int(rng.integers(room[0] + 1)), int(rng.integers(room[1] + 1))
+    return tuple(  # type: ignore[return-value]
+        int(np.clip(c - s // 2, 0, r)) for c, s, r in zip(centre, crop.size_px, room, strict=True)
+    )
+
+
+def cut(array: np.ndarray, top_left: tuple[int, int], crop: Crop) -> np.ndarray:
+    """Return the crop at `top_left`."""
+    top, left = top_left
+    return array[top : top + crop.size_px[0], left : left + crop.size_px[1]]
+
+
+def draw_image_crop(rng: np.random.Generator, sample: Sample, crop: Crop) -> np.ndarray:
+    """Draw a crop of a picture, HxWx3 uint8."""
+    image = read_image(sample.image)
+    size = scaled_size(image.shape[:2], float(rng.choice(crop.scales)), crop)
+    patch = cut(resize(image, size), corner(rng, size, crop, None), crop)
+    return patch[:, ::-1] if crop.flip and rng.random() < 0.5 else patch
+
+
+@dataclass(frozen=True)
+class RareClassSampling:
+    """Rare class sampling of DAFormer (Hoyer et al., CVPR 2022, eq. 10) over whole files."""
+
+    enabled: bool = True
+    """centre crops on rare classes; off draws files and crops uniformly"""
+    temperature: float = 0.01
+    """of the softmax over 1 - class frequency; smaller means rarer classes"""
+    min_pixels: int = 3000
+    """a file holds a class if it has more pixels of it than this"""
+
+
+@dataclass
+class ClassIndex:
+    """Which files hold which class. `probabilities` sums to 1 over the 19 classes."""
+
+    probabilities: np.ndarray
+    files_with_class: list[np.ndarray] = field(repr=False)
+
+
+def index_classes(samples: list[Sample], sampling: RareClassSampling) -> ClassIndex:
+    """Count the class pixels of all labels and derive the class probabilities."""
+    counts = np.zeros((len(samples), labels.NUM_CLASSES), dtype=np.int64)
+    for i, sample in enumerate(samples):
+        label = labels.read_label(_label_path(sample))
+        counts[i] = np.bincount(label.ravel(), minlength=256)[: labels.NUM_CLASSES]
+    holders = [np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(counts.shape[1])]
+    frequency = counts.sum(0) / max(1, counts.sum())
+    logits = (1 - frequency) / sampling.temperature
+    weights = np.exp(logits - logits.max()) * np.array([len(h) > 0 for h in holders])
+    if weights.sum() == 0:
+        raise UserError(
+            f"rare class sampling: no file has more than {sampling.min_pixels} pixels of any "
+            "class; lower min_pixels"
+        )
+    return ClassIndex(weights / weights.sum(), holders)
+
+
+def draw_labelled_crop(
+    rng: np.random.Generator, samples: list[Sample], crop: Crop, index: ClassIndex | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw (image HxWx3, label HxW) of one crop, centred on a rare class where `index` is given."""
+    if index is None:
+        sample, wanted = samples[int(rng.integers(len(samples)))], None
+    else:
+        wanted = int(rng.choice(labels.NUM_CLASSES, p=index.probabilities))
+        sample = samples[int(rng.choice(index.files_with_class[wanted]))]
+    image, label = read_pair(sample)
+    size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)  # type: ignore[arg-type]
+    image, label = resize(image, size), resize(label, size, nearest=True)
+    centre = None
+    if wanted is not None:
+        pixels = np.flatnonzero(label == wanted)
+        if pixels.size:  # a tiny object can vanish when the picture is shrunk
+            row, column = divmod(int(rng.choice(pixels)), label.shape[1])
+            centre = (row, column)
+    place = corner(rng, size, crop, centre)
+    image, label = cut(image, place, crop), cut(label, place, crop)
+    if crop.flip and rng.random() < 0.5:
+        image, label = image[:, ::-1], label[:, ::-1]
+    return image, label
+
+
+def _label_path(sample: Sample) -> Path:
+    assert sample.label is not None
+    return sample.label
+
+
+def class_caption(label: np.ndarray, template: str, separator: str) -> str:
+    """Return the caption of a crop: its class names in train id order within `template`."""
+    return template.format(classes=separator.join(labels.present_class_names(label)))

@@ -1,0 +1,69 @@
+"""Training targets and losses, pure functions."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+def diffusion_target(
+    scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """Return what the network must predict, by the scheduler's own prediction type.
+
+    epsilon: the noise (Ho et al. 2020); v_prediction: alpha * noise - sigma * latents (Salimans
+    and Ho 2022); sample: the latents.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    return latents
+
+
+def diffusion_loss(
+    prediction: torch.Tensor, target: torch.Tensor, snr: torch.Tensor | None = None,
+    *, gamma: float = 0.0, kind: str = "epsilon",
+) -> torch.Tensor:  # fmt: skip
+    """Return the mean squared error, with min-SNR-gamma weights if `gamma` > 0.
+
+    Hang et al., ICCV 2023: weight min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) /
+    (SNR + 1) for v_prediction.
+    """
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    if gamma > 0 and snr is not None:
+        divisor = snr + 1 if kind == "v_prediction" else snr.clamp_min(1e-8)
+        error = error * (snr.clamp_max(gamma) / divisor)
+    return error.mean()
+
+
+def signal_to_noise(scheduler: Any, timesteps: torch.Tensor) -> torch.Tensor:
+    """Return alpha^2 / sigma^2 at each of the timesteps."""
+    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    return alphas / (1 - alphas).clamp_min(1e-8)
+
+
+def noisy_latents(
+    scheduler: Any, latents: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw noise and uniform timesteps; return (noisy latents, target, timesteps)."""
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    timesteps = torch.randint(
+        scheduler.config.num_train_timesteps, (latents.shape[0],),
+        generator=generator, device=latents.device,
+    )  # fmt: skip
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    return noisy, diffusion_target(scheduler, latents, noise, timesteps), timesteps
+
+
+def reconstruction_loss(output: torch.Tensor, image: torch.Tensor, edge_weight: float) -> Any:
+    """Return the mean absolute error of pixels and of their finite differences.
+
+    The differences make thin structures (poles, signs) count: a blurred pole costs little in
+    pixels but all of its two edges. Both tensors Bx3xHxW in [-1, 1].
+    """
+    pixel = (output - image).abs().mean()
+    across = (output.diff(dim=3) - image.diff(dim=3)).abs().mean()
+    down = (output.diff(dim=2) - image.diff(dim=2)).abs().mean()
+    return pixel + edge_weight * (across + down)

@@ -1,0 +1,149 @@
+"""Train a small text-to-image base model from scratch: tokenizer, text encoder and U-Net.
+
+The second half of making a base model of one's own, after `vae.py`. Reads pictures and captions,
+never labels. Every picture is encoded once into a few latents of drawn crops, so that an update
+costs the U-Net alone.
+
+    accelerate launch finetune/prior.py --data DIR --vae DIR/vae --output DIR
+    accelerate launch --num_processes 8 finetune/prior.py --data DIR --vae DIR/vae --output DIR
+    python finetune/prior.py --data DIR --vae DIR/vae --output DIR --training.steps 20   # a trial
+
+Writes OUTPUT/base, a folder that `StableDiffusionPipeline.from_pretrained` loads.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from finetune.crops import Crop  # noqa: E402
+from finetune.programs import begin, finish_notice, plan  # noqa: E402
+from finetune.settings import Training  # noqa: E402
+from pipeline.config import parse  # noqa: E402
+from pipeline.dataset import open_dataset  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+from pipeline.models import find_folder  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the base model training."""
+
+    data: str = ""
+    """dataset folder with pictures and captions (`prompt` of each metadata row)"""
+    vae: str = ""
+    """folder of the trained autoencoder"""
+    output: str = ""
+    """run folder; OUTPUT/base is written"""
+    seed: int = 0
+    """seed of everything drawn"""
+    channels: tuple[int, ...] = (64, 96, 128)
+    """U-Net channels per resolution; the first one has no attention"""
+    layers: int = 1
+    """residual blocks per resolution"""
+    heads: int = 4
+    """attention heads"""
+    text_width: int = 96
+    """width of the text encoder and of the cross attention"""
+    text_layers: int = 2
+    """layers of the text encoder"""
+    text_length: int = 32
+    """tokens of a prompt, start and end mark included"""
+    vocabulary: int = 1200
+    """largest size of the vocabulary learned from the captions"""
+    caption_dropout: float = 0.1
+    """share of samples trained with the empty prompt, for classifier-free guidance"""
+    crops_per_image: int = 3
+    """latents prepared of each picture"""
+    half_weights: bool = True
+    """save U-Net and autoencoder weights as float16"""
+    crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.5, 0.5, 0.75, 1.0)))
+    training: Training = field(
+        default_factory=lambda: Training(
+            steps=3000, batch_size=16, learning_rate=6e-4, warmup_steps=100, schedule="cosine",
+            ema_decay=0.999, checkpoint_interval=250,
+        )  # fmt: skip
+    )
+
+
+def main() -> int | None:
+    config, call = parse(Config, __doc__)
+    samples = open_dataset(config.data or "data", labelled=False)
+    vae_folder = find_folder(config.vae or "vae")
+    if call.dry_run:
+        return plan(config, samples)
+    accelerator, folder = begin(config, samples)
+    if accelerator is None:
+        return finish_notice(folder)
+
+    import torch
+    from diffusers import AutoencoderKL
+
+    from finetune.base_model import (
+        TextToImage,
+        build_prior,
+        cache_latents,
+        draw_previews,
+        save_base,
+        train_tokenizer,
+    )
+    from finetune.losses import diffusion_loss, noisy_latents
+    from finetune.loop import train
+    from pipeline import runs
+
+    # Models
+    torch.manual_seed(config.seed)
+    vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False).to(accelerator.device)
+    tokenizer = train_tokenizer([s.caption for s in samples], config)
+    unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)
+
+    # Latents and tokens, prepared once
+    if accelerator.is_main_process:
+        cache_latents(vae, samples, config.crop, config.crops_per_image, config.seed, folder)
+    accelerator.wait_for_everyone()
+    from safetensors.torch import load_file
+
+    cache = load_file(folder / "latents.safetensors")
+
+    def tokens_of(texts: list[str]) -> torch.Tensor:
+        return tokenizer(
+            texts, padding="max_length", max_length=config.text_length, truncation=True,
+            return_tensors="pt",
+        ).input_ids  # fmt: skip
+
+    captions, empty = tokens_of([s.caption for s in samples]), tokens_of([""])[0]
+
+    def draw(rng):  # noqa: ANN001, ANN202
+        i = int(rng.integers(len(cache["mean"])))
+        dropped = rng.random() < config.caption_dropout
+        ids = empty if dropped else captions[i // config.crops_per_image]
+        noise = torch.from_numpy(rng.standard_normal(cache["mean"].shape[1:], dtype="float32"))
+        return cache["mean"][i].float() + cache["std"][i].float() * noise, ids
+
+    def collate(items):  # noqa: ANN001, ANN202
+        return torch.stack([x for x, _ in items]), torch.stack([ids for _, ids in items])
+
+    def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
+        latents, ids = (part.to(accelerator.device) for part in batch)
+        noisy, target, timesteps = noisy_latents(scheduler, latents, generator)
+        return diffusion_loss(model(noisy, timesteps, ids), target), {}
+
+    def preview(model, step):  # noqa: ANN001, ANN202
+        prompts = [samples[i * len(samples) // 12].caption for i in range(12)]
+        draw_previews(model, vae, tokenizer, scheduler, prompts, folder / "previews", step)
+
+    model = train(
+        accelerator, TextToImage(unet, text_encoder), draw, collate, loss_function,
+        config.training, seed=config.seed, folder=folder, preview=preview,
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        save_base(model, vae, tokenizer, scheduler, folder / "base", half=config.half_weights)
+        runs.mark_finished(folder, config.training.steps)
+    accelerator.end_training()
+    return None
+
+
+if __name__ == "__main__":
+    guard(main)

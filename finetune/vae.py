@@ -1,0 +1,130 @@
+"""Train a small autoencoder (AutoencoderKL) from scratch on a picture collection.
+
+The first half of making a base model of one's own; `prior.py` is the second. Labels are not read.
+
+    accelerate launch finetune/vae.py --data DIR --output DIR
+    accelerate launch --num_processes 8 finetune/vae.py --data DIR --output DIR     # 8 GPUs
+    python finetune/vae.py --data DIR --output DIR --training.steps 20              # a trial
+
+Writes OUTPUT/vae in diffusers' layout. The same command continues an interrupted run.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from finetune.crops import Crop, draw_image_crop  # noqa: E402
+from finetune.programs import begin, finish_notice, plan  # noqa: E402
+from finetune.settings import Training  # noqa: E402
+from pipeline.config import parse  # noqa: E402
+from pipeline.dataset import open_dataset  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the autoencoder training."""
+
+    data: str = ""
+    """dataset folder with pictures; labels are ignored"""
+    output: str = ""
+    """run folder; OUTPUT/vae is written"""
+    seed: int = 0
+    """seed of everything drawn"""
+    channels: tuple[int, ...] = (24, 48, 64)
+    """feature channels per resolution; n entries reduce the picture 2^(n-1) times"""
+    latent_channels: int = 4
+    """channels of the latent"""
+    norm_groups: int = 8
+    """groups of the group normalisation"""
+    edge_weight: float = 1.0
+    """weight of the finite-difference term beside the absolute error"""
+    kl_weight: float = 1e-6
+    """weight of the Kullback-Leibler term per latent value"""
+    crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.625, 0.75, 1.0)))
+    training: Training = field(
+        default_factory=lambda: Training(
+            steps=1500, batch_size=8, learning_rate=1e-3, warmup_steps=50, schedule="cosine",
+            weight_decay=0.0, ema_decay=0.995, checkpoint_interval=250,
+        )  # fmt: skip
+    )
+
+
+def main() -> int | None:
+    config, call = parse(Config, __doc__)
+    samples = open_dataset(config.data or "data", labelled=False)
+    if call.dry_run:
+        return plan(config, samples)
+    accelerator, folder = begin(config, samples)
+    if accelerator is None:
+        return finish_notice(folder)
+
+    import torch
+    from diffusers import AutoencoderKL
+
+    from finetune.losses import reconstruction_loss
+    from finetune.loop import train
+    from pipeline import runs
+    from pipeline.models import images_to_tensor
+    from pipeline.seeding import numpy_generator
+
+    torch.manual_seed(config.seed)
+    levels = len(config.channels)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels,
+        layers_per_block=1,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_groups,
+        mid_block_add_attention=False,
+        sample_size=config.crop.size_px[0],
+    )
+
+    class Reconstruct(torch.nn.Module):
+        """Encode, sample with the given noise, decode."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, image, generator):  # noqa: ANN001, ANN202
+            posterior = self.vae.encode(image).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator, device=image.device)
+            return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior
+
+    def loss_function(model, image, generator):  # noqa: ANN001, ANN202
+        image = image.to(accelerator.device)
+        output, posterior = model(image, generator)
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = reconstruction_loss(output, image, config.edge_weight)
+        psnr = -10 * torch.log10(((output - image) / 2).square().mean())
+        return loss + config.kl_weight * divergence, {"psnr": psnr, "kl": divergence}
+
+    def draw(rng):  # noqa: ANN001, ANN202
+        return draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)
+
+    model = train(
+        accelerator, Reconstruct(), draw, images_to_tensor, loss_function, config.training,
+        seed=config.seed, folder=folder,
+    )  # fmt: skip
+
+    # Scale latents to unit variance (Rombach et al. 2022, appendix G)
+    if accelerator.is_main_process:
+        vae = model.vae
+        crops = [draw(numpy_generator(config.seed, "latent scale", i)) for i in range(64)]
+        with torch.no_grad():
+            images = images_to_tensor(crops).to(accelerator.device)
+            means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(8)])
+        vae.register_to_config(scaling_factor=round(1 / float(means.std()), 5))
+        vae.save_pretrained(folder / "vae")
+        runs.mark_finished(folder, config.training.steps)
+    accelerator.end_training()
+    return None
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,177 @@
+"""Label maps to draw from: a dataset folder, or any folder of label PNGs in any label space.
+
+All maps are read once before any weights load, which finds the first bad one by name and counts
+the classes. The counts are kept in the output folder and reused while a file is unchanged.
+"""
+
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generation.tiles import resize_nearest
+from pipeline import files, labels
+from pipeline.config import digest, load_yaml
+from pipeline.dataset import open_dataset
+from pipeline.errors import UserError
+
+LABEL_SPACES = Path(__file__).resolve().parent.parent / "datasets" / "labelspaces"
+CACHE_NAME = "layouts.json"
+_NOT_AN_ID = 254
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One label map after resizing: size, pixels per class, checksum of its train ids."""
+
+    name: str
+    """File name relative to the folder."""
+    height: int
+    width: int
+    counts: tuple[int, ...]
+    checksum: int
+
+
+@dataclass(frozen=True)
+class LayoutSource:
+    """Where label maps are and how they are read."""
+
+    folder: Path
+    names: tuple[str, ...]
+    table: tuple[int, ...]
+    """256 entries from the folder's ids to train ids, void 255 (see `label_table`)."""
+    height_px: int
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one map as HxW uint8 train ids with void 255, resized to `height_px` if set."""
+        label = labels.read_label(self.folder / name, np.array(self.table, dtype=np.uint8))
+        if not self.height_px:
+            return label
+        width = round(label.shape[1] * self.height_px / label.shape[0])
+        return resize_nearest(label, (self.height_px, width))
+
+
+def label_table(label_space: str) -> tuple[int, ...]:
+    """Return the id table of a label space: a name in datasets/labelspaces or a YAML path.
+
+    The file has `train_ids` (id -> train id) and `void` (ids that mean void). An id in neither
+    maps to itself or to 254, which reading then refuses as out of range.
+    """
+    path = Path(label_space)
+    if path.suffix not in (".yaml", ".yml"):
+        path = LABEL_SPACES / f"{label_space}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in LABEL_SPACES.glob("*.yaml")))
+            raise UserError(
+                f"--label-space {label_space}: not known; use one of {known}, or the path of a YAML"
+            )
+    space = load_yaml(path)
+    if not isinstance(space, dict) or set(space) != {"train_ids", "void"}:
+        raise UserError(f"{path}: a label space has exactly the keys train_ids and void")
+    mapping = {**dict.fromkeys(space["void"], labels.VOID), **space["train_ids"]}
+    table = [i if labels.NUM_CLASSES <= i < _NOT_AN_ID else _NOT_AN_ID for i in range(256)]
+    for source, target in mapping.items():
+        valid = isinstance(source, int) and isinstance(target, int) and 0 <= source < 256
+        if not valid or not (0 <= target < labels.NUM_CLASSES or target == labels.VOID):
+            raise UserError(f"{path}: {source}: {target} does not map an id 0..255 to 0..18 or 255")
+        table[source] = target
+    return tuple(table)
+
+
+def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int) -> LayoutSource:
+    """List the label maps of a dataset folder or of a folder of PNGs, in name order."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of label maps; check --layouts")
+    if any(folder.glob("metadata*.jsonl")):
+        found = [s.label for s in open_dataset(folder, labelled=True)]
+    else:
+        found = [p for p in folder.rglob(pattern) if files.TEMPORARY_MARK not in p.name]
+    names = sorted(str(p.relative_to(folder)) for p in found if p is not None)
+    if not names:
+        raise UserError(
+            f"{folder}: no label map matches {pattern!r}; check --layouts and --layout-pattern"
+        )
+    return LayoutSource(folder, tuple(names), label_table(label_space), height_px)
+
+
+def _measure(source: LayoutSource, name: str) -> Layout:
+    label = source.read(name)
+    counts = np.bincount(label.ravel(), minlength=256)[: labels.NUM_CLASSES]
+    return Layout(
+        name, label.shape[0], label.shape[1], tuple(map(int, counts)), zlib.crc32(label.tobytes())
+    )
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _key(source: LayoutSource) -> str:
+    return digest([str(source.folder.resolve()), source.table, source.height_px])
+
+
+def scan_layouts(
+    source: LayoutSource, cache: Path | None = None, progress: Callable[[], Any] | None = None
+) -> list[Layout]:
+    """Read and measure all label maps; the first bad one in name order is raised.
+
+    `cache` is a file of `save_scan`; entries whose file has the same size and time are reused.
+    """
+    old: dict[str, Any] = {}
+    if cache is not None and cache.is_file():
+        stored = files.read_json(cache)
+        old = stored["layouts"] if stored.get("key") == _key(source) else {}
+
+    def measure(name: str) -> Layout:
+        entry = old.get(name)
+        try:
+            if entry and entry["state"] == _state(source.folder / name):
+                values = entry["layout"]
+                return Layout(**{**values, "counts": tuple(values["counts"])})
+        except OSError:
+            pass  # reading it names the problem
+        return _measure(source, name)
+
+    found = []
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        pending = [pool.submit(measure, name) for name in source.names]
+        try:
+            for future in pending:
+                found.append(future.result())
+                if progress:
+                    progress()
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
+
+
+def save_scan(source: LayoutSource, layouts: list[Layout], cache: Path) -> None:
+    """Keep the measurements for the other processes and for the next start."""
+    entries = {
+        x.name: {"state": _state(source.folder / x.name), "layout": asdict(x)} for x in layouts
+    }
+    files.write_json(cache, {"key": _key(source), "layouts": entries})
+
+
+def check_sizes(source: LayoutSource, layouts: list[Layout], crop: tuple[int, int]) -> None:
+    """Raise `UserError` naming the first map that is smaller than the crop."""
+    for layout in layouts:
+        if layout.height >= crop[0] and layout.width >= crop[1]:
+            continue
+        scale = max(crop[0] / layout.height, crop[1] / layout.width)
+        raise UserError(
+            f"{source.folder / layout.name}: {layout.width}x{layout.height} px is smaller than the "
+            f"crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or --layout-height-px "
+            f"{int(np.ceil(layout.height * scale)) + 1}"
+        )
+
+
+def layouts_digest(layouts: list[Layout]) -> str:
+    """Return a digest of names and contents, which tells whether two runs saw the same maps."""
+    return digest([[x.name, x.height, x.width, x.checksum] for x in layouts])

@@ -1,0 +1,133 @@
+"""What every sample will be: a pure function of (settings, seed, index), without torch.
+
+A sample is drawn in two parts. `draw_plan` settles class, layout, condition, time and place from
+the statistics of the layouts alone, so a plan of 50,000 samples costs a second. `place_crop`
+settles the crop once the label map is read. Item i does not depend on n, on the number of
+processes or on any other item.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from generation.prompts import Grammar, quota_sequence
+from pipeline.labels import NUM_CLASSES
+from pipeline.seeding import numpy_generator, seed_of
+
+CROP_TRIES = 10
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """Sample `index` before its label map is read."""
+
+    index: int
+    layout: int
+    """Position in the list of layouts."""
+    rare_class: int | None
+    """Train id the layout was drawn for; None without rare class sampling."""
+    condition: str
+    time: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A window of a label map, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Return the window of an HxW array as a contiguous copy."""
+        return array[self.top : self.top + self.height, self.left : self.left + self.width].copy()
+
+
+def class_probabilities(counts: np.ndarray, usable: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probability of each class: softmax((1 - frequency) / T) over `usable` ones.
+
+    `counts`: pixels per class over all layouts. DAFormer, equation 3; DGInStyle, rare class
+    generation.
+    """
+    frequency = counts / max(counts.sum(), 1)
+    score = np.where(usable, (1 - frequency) / temperature, -np.inf)
+    weight = np.exp(score - score.max())
+    return weight / weight.sum()
+
+
+class Planner:
+    """Draws plans from the class statistics of the layouts.
+
+    `counts`: layouts x 19 pixels per class. `temperature` 0 turns rare class sampling off.
+    """
+
+    def __init__(
+        self, counts: np.ndarray, grammar: Grammar, *, seed: int, temperature: float,
+        min_pixels: int,
+    ) -> None:  # fmt: skip
+        self.grammar, self.seed = grammar, seed
+        self.num_layouts = len(counts)
+        self.serving: list[np.ndarray] = [
+            np.flatnonzero(counts[:, c] > min_pixels) for c in range(NUM_CLASSES)
+        ]
+        usable = np.array([s.size > 0 for s in self.serving])
+        self.probabilities: np.ndarray | None = None
+        if temperature > 0 and usable.any():
+            self.probabilities = class_probabilities(counts.sum(axis=0), usable, temperature)
+
+    def draw_plan(self, n: int) -> list[PlanItem]:
+        """Return the first `n` items."""
+        names = list(self.grammar.conditions)
+        order = numpy_generator(self.seed, "conditions").permutation(len(names))
+        shares = {name: c.share for name, c in self.grammar.conditions.items()}
+        dealt = quota_sequence(shares, n, order)
+        return [self._item(index, condition) for index, condition in enumerate(dealt)]
+
+    def _item(self, index: int, condition: str) -> PlanItem:
+        rng = numpy_generator(self.seed, "plan", index)
+        rare_class = None
+        if self.probabilities is None:
+            layout = int(rng.integers(self.num_layouts))
+        else:
+            rare_class = int(rng.choice(NUM_CLASSES, p=self.probabilities))
+            layout = int(rng.choice(self.serving[rare_class]))
+        times = self.grammar.conditions[condition].times
+        time = str(times[rng.integers(len(times))])
+        place = str(self.grammar.places[rng.integers(len(self.grammar.places))])
+        return PlanItem(index, layout, rare_class, condition, time, place)
+
+
+def noise_seed(seed: int, index: int, attempt: int) -> int:
+    """Return the seed of all noise of sample `index`; `attempt` counts retries from 0."""
+    return seed_of(seed, "noise", index, attempt)
+
+
+def place_crop(
+    label: np.ndarray, item: PlanItem, *, seed: int, size: Sequence[int], min_share: float
+) -> Crop:
+    """Choose the window of `size` (height, width) for `item` in its HxW label map.
+
+    With rare class sampling it is centred on a random pixel of the class, clamped to the map, and
+    redrawn up to ten times until the class covers more than `min_share` of it; the last try
+    stands. Otherwise it is uniform. A map of the crop's own size is taken whole.
+    """
+    height, width = size
+    spare = label.shape[0] - height, label.shape[1] - width
+    if spare == (0, 0):
+        return Crop(0, 0, height, width)
+    rng = numpy_generator(seed, "crop", item.index)
+    if item.rare_class is None:
+        return Crop(int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1)), height, width)
+    rows, columns = np.nonzero(label == item.rare_class)
+    crop = Crop(0, 0, height, width)
+    for _ in range(CROP_TRIES):
+        pixel = int(rng.integers(rows.size))
+        top = int(np.clip(rows[pixel] - height // 2, 0, spare[0]))
+        left = int(np.clip(columns[pixel] - width // 2, 0, spare[1]))
+        crop = Crop(top, left, height, width)
+        if (crop.of(label) == item.rare_class).mean() > min_share:
+            break
+    return crop

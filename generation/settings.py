@@ -1,0 +1,176 @@
+"""The settings of a generation run. The defaults are the pocket run, so no option is needed."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from generation.prompts import Grammar
+from pipeline.config import require_positive, to_mapping
+from pipeline.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_LAYOUTS = REPOSITORY / "datasets" / "pocket_layouts"
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+NOT_IN_DIGEST = ("n", "output")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of `generation/run.py`."""
+
+    n: int = 8
+    """Size of the finished set; a larger number later adds to the same folder."""
+    seed: int = 0
+    """Seed of the run; sample i depends on it and on i alone."""
+    output: Path = Path("runs/pocket/generated")
+    """Dataset folder to write. The same command continues it."""
+
+    layouts: str = ""
+    """Dataset folder or folder of label PNGs; empty is the small set shipped with Streetforge."""
+    layout_pattern: str = "*.png"
+    """Which files of a plain folder are labels, for example '*_labelIds.png'."""
+    label_space: str = "train_ids"
+    """Name of a file in datasets/labelspaces, or the path of such a YAML."""
+    layout_height_px: int = 0
+    """Resize every layout (nearest) to this height before cropping; 0 keeps the native size."""
+    crop_px: tuple[int, int] = (128, 256)
+    """Height and width of the label crop, which is the size of the picture written."""
+    rcs_temperature: float = 0.01
+    """Rare class sampling: class ~ softmax((1 - frequency) / T); 0 draws layouts evenly."""
+    rcs_min_pixels: int = 48
+    """A layout serves a class if it has more pixels of it than this (after resizing)."""
+    rcs_min_share: float = 0.01
+    """Crops are redrawn (10 tries) until the class covers more than this share of the crop."""
+
+    base: str = "pocket"
+    """'pocket', a diffusers folder, or a hub id pinned as owner/name@<40-digit commit>."""
+    unet: str = ""
+    """Folder of another U-Net; empty is the base's own, which is the Style Swap."""
+    controlnet: str = "pocket"
+    """'pocket' or the folder of a 20-channel ControlNet."""
+    control_scale: float = 1.0
+    """Factor on the ControlNet's residuals."""
+
+    base_scale: float = 0.5
+    """Size of the base pass relative to the crop."""
+    fusion_scale: float = 1.0
+    """Size of the high-resolution pass relative to the crop; Lanczos-resized to the crop."""
+    fusion: Literal["aligned", "reference", "none"] = "aligned"
+    """'aligned': paste on the tiles' own noise level; 'reference': DGInStyle; 'none': base only."""
+    tile_px: tuple[int, int] = (64, 128)
+    """Height and width of a tile of the high-resolution pass, in pixels of that pass."""
+    stride_px: tuple[int, int] = (32, 64)
+    """Distance of neighbouring tiles; the last tile of an axis is aligned to the border."""
+    tile_weight: Literal["uniform", "gaussian"] = "uniform"
+    """How overlapping tiles are averaged."""
+    large_area: float = 30000 / 512**2
+    """A connected component above this share of the crop is kept from the base pass."""
+    skip_covered_tiles: bool = True
+    """Skip tiles that lie wholly in kept regions; the result is the same."""
+
+    steps: int = 20
+    """Denoising steps of each pass."""
+    solver: Literal["ddim", "dpm++2m", "unipc"] = "ddim"
+    """Solver, built from the base's own scheduler config."""
+    guidance_scale: float = 3.0
+    """Classifier-free guidance; 1 evaluates the prompt alone."""
+    guidance_rescale: float = 0.0
+    """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
+    tile_batch: int = 4
+    """Tiles per network call; the shape is fixed by padding. Lower it if memory runs out."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of U-Net, ControlNet and text encoder; solver and VAE stay in float32."""
+
+    negative_prompt: str = ""
+    """Prompt of the unconditional half of the guidance."""
+    prompt: tyro.conf.Suppress[Grammar] = field(default_factory=Grammar)
+    """Prompt grammar; set it in a YAML file."""
+
+    @property
+    def layouts_folder(self) -> Path:
+        """The folder of the label maps."""
+        return Path(self.layouts) if self.layouts else DEFAULT_LAYOUTS
+
+    def scaled(self, scale: float) -> tuple[int, int]:
+        """Return the crop's height and width in pixels of a pass at `scale`."""
+        return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
+
+
+def run_mapping(config: Config) -> dict[str, Any]:
+    """Return the settings that define the samples: everything but `n` and `output`."""
+    mapping = to_mapping(config)
+    for name in NOT_IN_DIGEST:
+        del mapping[name]
+    return mapping
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` for settings that cannot work, without reading any file."""
+    require_positive(
+        config, "n", "base_scale", "fusion_scale", "steps", "tile_batch", "guidance_scale"
+    )
+    for name in ("crop_px", "tile_px", "stride_px"):
+        values = getattr(config, name)
+        if min(values) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {values}: both must be 1 or more")
+    for name in ("seed", "layout_height_px", "rcs_temperature", "rcs_min_pixels"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
+    for name in ("rcs_min_share", "large_area", "guidance_rescale"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be in 0..1")
+    if config.fusion == "reference" and config.solver != "ddim":
+        raise UserError(
+            f"--solver {config.solver}: the 'reference' fusion pastes fresh noise after each step, "
+            "which only ddim allows; use --solver ddim or --fusion aligned"
+        )
+    config.prompt.check()
+    if config.fusion == "none":
+        return
+    canvas = config.scaled(config.fusion_scale)
+    for axis, name in enumerate(("height", "width")):
+        if config.tile_px[axis] > canvas[axis]:
+            raise UserError(
+                f"--tile-px {config.tile_px}: tile {name} exceeds the {canvas[axis]} px of the "
+                "high-resolution pass; make tiles smaller or --fusion-scale larger"
+            )
+        if config.stride_px[axis] > config.tile_px[axis]:
+            raise UserError(
+                f"--stride-px {config.stride_px}: {name} exceeds the tile's {config.tile_px[axis]}"
+                " px, which leaves gaps; make it at most the tile"
+            )
+
+
+def check_grid(config: Config, latent_px: int, unit: int) -> None:
+    """Raise `UserError` unless all sizes fit the model's grid.
+
+    `latent_px`: picture pixels per latent pixel. `unit`: picture pixels per pixel of the U-Net's
+    deepest level; what the U-Net sees must be a multiple of it.
+    """
+    sizes = {"--base-scale: the base pass": (config.scaled(config.base_scale), unit)}
+    if config.fusion != "none":
+        sizes |= {
+            "--tile-px: a tile": (config.tile_px, unit),
+            "--stride-px: the stride": (config.stride_px, latent_px),
+            "--fusion-scale: the high-resolution pass": (
+                config.scaled(config.fusion_scale), latent_px
+            ),
+        }  # fmt: skip
+    for name, (size, multiple) in sizes.items():
+        if size[0] % multiple or size[1] % multiple:
+            raise UserError(
+                f"{name} is {size[0]}x{size[1]} px, but height and width must be multiples of "
+                f"{multiple} for this base model; change it or --crop-px"
+            )
+
+
+def with_changes(config: Config, **changes: Any) -> Config:
+    """Return `config` with some settings replaced."""
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,70 @@
+"""Where tiles lie, how they are weighted, and which regions come from the base pass.
+
+Lengths are in pixels of whatever grid the caller uses; the engine passes latent pixels.
+"""
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from pipeline.labels import NUM_CLASSES
+
+Box = tuple[int, int]  # top, left
+
+
+def starts(length: int, tile: int, stride: int) -> list[int]:
+    """Return the tile starts on one axis; the last tile ends at the border, none is left out."""
+    return sorted({*range(0, length - tile + 1, stride), length - tile})
+
+
+def tile_boxes(canvas: tuple[int, int], tile: tuple[int, int], stride: tuple[int, int]) -> list[Box]:
+    """Return the (top, left) corners of all tiles on an HxW canvas, row by row."""
+    rows = starts(canvas[0], tile[0], stride[0])
+    columns = starts(canvas[1], tile[1], stride[1])
+    return [(top, left) for top in rows for left in columns]
+
+
+def tile_weights(tile: tuple[int, int], kind: str) -> np.ndarray:
+    """Return the HxW float32 blending weights of a tile, all positive.
+
+    `gaussian` falls to 1/e^2 at the middle of each edge.
+    """
+    if kind == "uniform":
+        return np.ones(tile, dtype=np.float32)
+    axes = [(2 * np.arange(n) + 1 - n) / n for n in tile]
+    curves = [np.exp(-2 * axis**2) for axis in axes]
+    return np.outer(*curves).astype(np.float32)
+
+
+def large_components(label: np.ndarray, min_share: float) -> np.ndarray:
+    """Return the HxW bool mask of 8-connected one-class regions above `min_share` of the map.
+
+    Void is never part of it. DGInStyle, multi-resolution latent fusion.
+    """
+    mask = np.zeros(label.shape, dtype=bool)
+    for class_id in np.unique(label):
+        if class_id >= NUM_CLASSES:
+            continue
+        regions, _ = ndimage.label(label == class_id, structure=np.ones((3, 3)))
+        large = np.bincount(regions.ravel()) > min_share * label.size
+        large[0] = False
+        mask |= large[regions]
+    return mask
+
+
+def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an HxW uint8 or bool map to `size` (height, width) by nearest neighbour."""
+    if array.shape == tuple(size):
+        return array
+    image = Image.fromarray(array.astype(np.uint8))
+    resized = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
+    return resized.astype(array.dtype)
+
+
+def needed_boxes(boxes: list[Box], tile: tuple[int, int], mask: np.ndarray) -> list[Box]:
+    """Return the tiles that hold at least one pixel outside `mask`."""
+    return [
+        (top, left)
+        for top, left in boxes
+        if not mask[top : top + tile[0], left : left + tile[1]].all()
+    ]

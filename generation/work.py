@@ -1,0 +1,170 @@
+"""The loop of one process: its share of the missing samples, written one by one.
+
+The missing samples are dealt to the processes in turn. All processes list them before any of them
+writes, so none has to ask another, and a resumed run may have another number of processes.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from generation.layouts import Layout, LayoutSource
+from generation.plan import PlanItem, noise_seed, place_crop
+from generation.prompts import join_classes, render_prompt
+from generation.settings import Config
+from pipeline.dataset import DatasetWriter, read_rows, sample_id
+from pipeline.labels import CLASS_NAMES
+from pipeline.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from generation.engine import Sampler
+
+ATTEMPTS = 3  # a picture that is not finite or constant is drawn anew twice
+
+
+class StopRequest:
+    """Remembers SIGTERM or SIGINT; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Catch the signals inside the block and restore the old handlers after it."""
+        caught = (signal.SIGTERM, signal.SIGINT)
+        old = {number: signal.signal(number, self._note) for number in caught}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number, 0 without one."""
+        return 128 + self.signal_number if self.signal_number else 0
+
+
+class RowCounter:
+    """Counts the `ok` rows that all processes append, reading only what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+        self._offsets: dict[Path, int] = {}
+
+    def update(self) -> int:
+        """Return how many `ok` rows there are by now."""
+        for path in self.folder.glob("metadata*.jsonl"):
+            with open(path, "rb") as handle:
+                handle.seek(self._offsets.get(path, 0))
+                data = handle.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self.count += sum(b'"status": "ok"' in line for line in whole.splitlines())
+            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
+        return self.count
+
+
+def missing_indices(n: int, folder: Path) -> list[int]:
+    """Return the indices below `n` without an `ok` row, in order."""
+    rows = read_rows(folder) if folder.is_dir() else {}
+    done = {key for key, row in rows.items() if row.get("status") == "ok"}
+    return [index for index in range(n) if sample_id(index) not in done]
+
+
+class Maker:
+    """Makes single samples from plan items."""
+
+    def __init__(
+        self, sampler: "Sampler", config: Config, source: LayoutSource, layouts: list[Layout],
+        facts: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.sampler, self.config = sampler, config
+        self.source, self.layouts, self.facts = source, layouts, facts
+
+    def prepare(self, item: PlanItem) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the label crop and the row of a sample, before it is drawn."""
+        layout = self.layouts[item.layout]
+        label = self.source.read(layout.name)
+        crop = place_crop(
+            label, item, seed=self.config.seed, size=self.config.crop_px,
+            min_share=self.config.rcs_min_share,
+        )  # fmt: skip
+        label = crop.of(label)
+        grammar = self.config.prompt
+        rng = numpy_generator(self.config.seed, "class words", item.index)
+        prompt = render_prompt(
+            grammar, join_classes(label, grammar, rng),
+            condition=item.condition, time=item.time, place=item.place,
+        )  # fmt: skip
+        row = {
+            "prompt": prompt,
+            "condition": item.condition,
+            "time": item.time,
+            "place": item.place,
+            "rare_class": None if item.rare_class is None else CLASS_NAMES[item.rare_class],
+            "source_label": layout.name,
+            "source_size": [layout.height, layout.width],
+            "crop": [crop.top, crop.left, crop.height, crop.width],
+            "fusion": self.config.fusion,
+            **self.facts,
+        }
+        return label, row
+
+    def make(self, item: PlanItem) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any]]:
+        """Return (image or None, label, row); a failed sample's row says why in `error`."""
+        from generation.engine import memory_errors
+
+        label, row = self.prepare(item)
+        row["prompt_cut"] = self.sampler.networks.truncates(row["prompt"])
+        started = time.perf_counter()
+        for attempt in range(ATTEMPTS):
+            seed = noise_seed(self.config.seed, item.index, attempt)
+            picture = memory_errors(
+                lambda seed=seed: self.sampler.draw(label, row["prompt"], seed), self.config
+            )
+            row |= {"seed": seed, "attempt": attempt, "tiles": picture.tiles}
+            row |= {"tiles_total": picture.tiles_total, "evaluations": picture.evaluations}
+            if picture.image is not None:
+                break
+        row["seconds"] = round(time.perf_counter() - started, 3)
+        if picture.image is None:
+            row["error"] = f"{picture.problem} in {ATTEMPTS} attempts"
+        return picture.image, label, row
+
+
+def run_share(
+    maker: Maker, writer: DatasetWriter, items: list[PlanItem], *, n: int, show_progress: bool
+) -> int:
+    """Make and write `items` in order; return 0, or the exit code of a stop signal.
+
+    The bar of the main process counts the rows of all processes, so rate and ETA are the run's.
+    """
+    counter = RowCounter(writer.folder)
+    done = min(counter.update(), n)
+    bar = tqdm(
+        total=n, initial=done, unit="sample", disable=not show_progress, smoothing=0.05,
+        dynamic_ncols=True,
+    )  # fmt: skip
+    with bar, StopRequest().listening() as stop:
+        for item in items:
+            if stop.signal_number:
+                break
+            image, label, row = maker.make(item)
+            if image is None:
+                writer.write_failure(item.index, row.pop("error"), row)
+            else:
+                writer.write(item.index, image, label, row)
+            bar.update(min(counter.update(), n) - bar.n)
+        return stop.exit_code

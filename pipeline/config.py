@@ -1,0 +1,154 @@
+"""Typed dataclass <- YAML <- command line, strict.
+
+Every program describes its options in one dataclass. `--config file.yaml` changes defaults, later
+flags change single fields, an unknown key is an error that lists the known ones. Nothing here
+imports torch, so `--help`, `--dry-run` and config errors come in about a second.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from pipeline.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Invocation:
+    """How a program was called, beside its config."""
+
+    dry_run: bool
+    debug: bool
+
+
+def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
+    """Convert a YAML value to the annotated type, or raise `UserError` naming the key."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, where, default)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        kinds = [k for k in typing.get_args(kind) if k is not type(None)]
+        return _coerce(value, kinds[0], where)
+    if origin is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise UserError(f"{where}: {value!r} is not one of {list(typing.get_args(kind))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: expected a list, got {value!r}")
+        args = typing.get_args(kind)
+        item_kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(item_kinds) != len(value):
+            raise UserError(f"{where}: expected {len(item_kinds)} values, got {len(value)}")
+        return tuple(_coerce(v, k, where) for v, k in zip(value, item_kinds, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected a mapping, got {value!r}")
+        return {k: _coerce(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-5 as text
+        except ValueError:
+            raise UserError(f"{where}: {value!r} is not a number") from None
+    if kind is Path:
+        return Path(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = None) -> T:
+    """Return `default` (or `cls()`) with the values of a mapping, nested dataclasses alike.
+
+    Unknown keys are errors that list the known ones.
+    """
+    default = cls() if default is None else default
+    if not isinstance(mapping, dict):
+        raise UserError(f"{where}: expected a mapping of settings, got {mapping!r}")
+    kinds = typing.get_type_hints(cls)
+    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(mapping) - set(known))
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(known)}")
+    values = {
+        k: _coerce(v, kinds[k], f"{where}: {k}", getattr(default, k)) for k, v in mapping.items()
+    }
+    return dataclasses.replace(default, **values)  # type: ignore[type-var]
+
+
+def load_yaml(path: Path) -> Any:
+    """Read a YAML file; missing or broken files are `UserError`s that name it."""
+    try:
+        return yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check --config") from None
+    except yaml.YAMLError as error:
+        place = str(error).replace("\n", " ")
+        raise UserError(f"{path}: not valid YAML ({place}); mend the file") from None
+
+
+def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple[T, Invocation]:
+    """Return the config of this call: dataclass defaults, then `--config`, then single flags."""
+    import tyro
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--dry-run", action="store_true")
+    first.add_argument("--debug", action="store_true")
+    own, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
+    description = (
+        (doc or "").strip()
+        + "\n\nAlso: --config FILE (YAML with any of the settings below), --dry-run (print the "
+        "resolved settings and what would be done, then exit), --debug (show tracebacks)."
+    )
+    default = from_mapping(cls, load_yaml(own.config), str(own.config)) if own.config else cls()
+    config = tyro.cli(
+        cls,
+        args=rest,
+        default=default,
+        description=description,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
+    )
+    return config, Invocation(dry_run=own.dry_run, debug=own.debug)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Return a config as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def digest(mapping: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a JSON value with sorted keys."""
+    text = json.dumps(mapping, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one `key: old -> new` line for every differing field, nested keys joined by dots."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raise `UserError` unless every named numeric setting is above zero."""
+    for name in names:
+        value = getattr(config, name)
+        if value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")

@@ -1,0 +1,232 @@
+"""The dataset folder: how real, converted and generated data look to every reader.
+
+    images/<shard>/<id>.png   labels/<shard>/<id>.png   metadata.jsonl (or metadata-<n>.jsonl)
+    classes.json   run.json   README.md
+
+A sample exists if and only if its metadata row does. Files are committed in the order label,
+image, row, each through a temporary name, fsync and rename; rows are appended to one metadata
+file per process. `labels/` may be absent in an unlabelled picture collection.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline import files, labels
+from pipeline.errors import UserError
+
+SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One usable row of a dataset folder. `label` is None in an unlabelled collection."""
+
+    id: str
+    image: Path
+    label: Path | None
+    row: dict[str, Any]
+
+    @property
+    def caption(self) -> str:
+        """The prompt or caption of the row, empty if it has none."""
+        return str(self.row.get("prompt", ""))
+
+
+def sample_id(index: int) -> str:
+    """Return the file stem of sample `index`."""
+    return f"{index:08d}"
+
+
+def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the rows of all metadata files, by id; a torn last line is ignored.
+
+    Of several rows with one id, an `ok` row wins over a failed one. A broken line elsewhere is a
+    `UserError`.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("metadata*.jsonl")):
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                key = row["id"]
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+                if number == len(lines):
+                    continue  # no newline yet: the writer died here, the sample does not exist
+                raise UserError(f"{path}:{number}: broken row; remove that line") from None
+            if key not in rows or rows[key].get("status") != "ok":
+                rows[key] = row
+    return rows
+
+
+def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
+    """List the `ok` samples of a dataset folder in id order.
+
+    Raises `UserError` if the folder or its metadata is missing, if it is empty, or if `labelled`
+    is asked for and a row has no label.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such dataset folder; check the path or create it first")
+    if not any(folder.glob("metadata*.jsonl")):
+        raise UserError(f"{folder}: has no metadata.jsonl; is this a dataset folder?")
+    samples = []
+    for key, row in sorted(read_rows(folder).items()):
+        if row.get("status", "ok") != "ok":
+            continue
+        name = row.get("label_file_name")
+        if labelled and not name:
+            raise UserError(f"{folder}: sample {key} has no label; a labelled dataset is needed")
+        samples.append(
+            Sample(key, folder / row["image_file_name"], folder / name if name else None, row)
+        )
+    if not samples:
+        raise UserError(f"{folder}: holds no finished sample; run the stage that writes it")
+    return samples
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as HxWx3 uint8 RGB, or raise `UserError` naming it."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > labels.MAX_PIXELS:
+                raise UserError(f"{path}: more than {labels.MAX_PIXELS} pixels; scale it down")
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image; re-create the sample") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); re-create the file") from None
+
+
+def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Read (image HxWx3 RGB, label HxW train ids) and check that the sizes agree."""
+    assert sample.label is not None
+    image, label = read_image(sample.image), labels.read_label(sample.label)
+    if image.shape[:2] != label.shape:
+        raise UserError(
+            f"{sample.label}: label is {label.shape[1]}x{label.shape[0]} but its image is "
+            f"{image.shape[1]}x{image.shape[0]}; both must have the same size"
+        )
+    return image, label
+
+
+def _image_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as image:
+            return image.size
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image; re-create the sample") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); re-create the file") from None
+
+
+def check_dataset(samples: list[Sample]) -> None:
+    """Read every label and every image header before any weights load; first fault is raised."""
+    for sample in samples:
+        size = _image_size(sample.image)
+        if sample.label is None:
+            continue
+        label = labels.read_label(sample.label)
+        if size != label.shape[::-1]:
+            raise UserError(
+                f"{sample.label}: label is {label.shape[1]}x{label.shape[0]} but its image is "
+                f"{size[0]}x{size[1]}; both must have the same size"
+            )
+
+
+class DatasetWriter:
+    """Append samples to a dataset folder in the contract's commit order.
+
+    Each process opens its own writer with its `process_index`. `config` is stored in `run.json`;
+    a folder written with another config is refused with a field-by-field difference. `facts`
+    (versions, say) are stored beside it and never compared.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: dict[str, Any],
+        process_index: int = 0,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        from pipeline.config import differences, digest
+
+        self.folder = folder
+        files.require_writable(folder)
+        run_file = folder / "run.json"
+        self.digest = digest(config)
+        if run_file.exists():
+            old = files.read_json(run_file).get("config", {})
+            lines = differences(old, config)
+            if lines:
+                raise UserError(
+                    f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another "
+                    "folder, or repeat the command it was made with"
+                )
+        elif any(folder.iterdir()):
+            raise UserError(f"{folder}: is not empty and has no run.json; choose another folder")
+        elif process_index == 0:
+            files.write_json(run_file, {**(facts or {}), "config": config, "digest": self.digest})
+            files.write_json(
+                folder / "classes.json",
+                {"names": list(labels.CLASS_NAMES), "palette": labels.PALETTE.tolist(), "void": 255},
+            )
+        self._metadata = folder / f"metadata-{process_index:03d}.jsonl"
+        self._repair_tail()
+
+    def _repair_tail(self) -> None:
+        """Cut a torn last line that a killed writer left, so that appending starts cleanly."""
+        if not self._metadata.exists():
+            return
+        data = self._metadata.read_bytes()
+        if data and not data.endswith(b"\n"):
+            files.write_bytes(self._metadata, data[: data.rfind(b"\n") + 1])
+
+    def done_ids(self) -> set[str]:
+        """Return the ids that have an `ok` row in any metadata file of the folder."""
+        return {k for k, row in read_rows(self.folder).items() if row.get("status") == "ok"}
+
+    def write(
+        self, index: int, image: np.ndarray, label: np.ndarray | None, row: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Commit one sample: label, image, then its row. Returns the full row."""
+        key, shard = sample_id(index), f"{index // SHARD_SIZE:04d}"
+        full = {"id": key, "status": "ok", **row}
+        if label is not None:
+            name = f"labels/{shard}/{key}.png"
+            data = files.encode_png(label)
+            files.write_bytes(self.folder / name, data)
+            full |= {"label_file_name": name, "label_sha256": files.sha256(data)}
+        name = f"images/{shard}/{key}.png"
+        data = files.encode_png(image)
+        files.write_bytes(self.folder / name, data)
+        full |= {"image_file_name": name, "image_sha256": files.sha256(data)}
+        full |= {"height": image.shape[0], "width": image.shape[1]}
+        self.append_row(full)
+        return full
+
+    def write_failure(self, index: int, error: str, row: dict[str, Any]) -> None:
+        """Record that a sample could not be made, with the reason."""
+        self.append_row({"id": sample_id(index), "status": "failed", "error": error, **row})
+
+    def append_row(self, row: dict[str, Any]) -> None:
+        """Append one row durably."""
+        line = json.dumps(row, sort_keys=True) + "\n"
+        with open(self._metadata, "ab") as handle:
+            handle.write(line.encode())
+            handle.flush()
+            os.fsync(handle.fileno())
+
+
+def write_card(folder: Path, title: str, text: str) -> None:
+    """Write the dataset card."""
+    files.write_bytes(folder / "README.md", f"# {title}\n\n{text.strip()}\n".encode())

@@ -1,0 +1,117 @@
+"""What a look is: ranges of light, weather and camera, drawn anew for each (look, seed)."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from pipeline.pocket.geometry import Camera
+from pipeline.pocket.materials import FACADES, Color, Material
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A kind of town: its facade colours and the tint of its plants."""
+
+    phrase: str
+    facades: tuple[Color, ...]
+    foliage_gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+PLACES: dict[str, Place] = {
+    "city centre": Place("in a city centre", FACADES),
+    "suburb": Place(
+        "in a suburb",
+        ((228, 216, 190), (236, 230, 218), (206, 168, 140), (180, 190, 178), (214, 190, 150),
+         (172, 104, 84)),
+        (1.06, 1.08, 0.9),
+    ),
+    "mountain village": Place(
+        "in a mountain village",
+        ((132, 92, 62), (236, 230, 216), (156, 112, 74), (222, 206, 174), (110, 78, 56)),
+        (0.78, 0.92, 0.92),
+    ),
+    "industrial area": Place(
+        "in an industrial area",
+        ((138, 142, 146), (146, 86, 68), (112, 120, 128), (164, 160, 150), (128, 76, 62),
+         (90, 106, 122)),
+        (1.0, 0.92, 0.82),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Light, weather and camera of a picture.
+
+    Colours are 8-bit RGB. Ranges: sun, ambient: light gains (1 is full daylight); haze: share of
+    light lost in 100 m is 1 - exp(-haze); snow, wet, autumn, clouds, fade, glass: 0..1; rain,
+    flakes: streaks and flakes per unit area, 0..1; lamps, windows, headlights: brightness of
+    lights, 0 is off; noise: sensor noise in 8-bit steps; blur: sigma in 1/256 picture widths;
+    vignette: darkening of the corners, 0..1; jitter: spread of the white balance.
+    """
+
+    name: str
+    weather_phrase: str
+    time_phrase: str
+    sky_top: Color = (96, 150, 220)
+    sky_low: Color = (206, 224, 240)
+    fog_color: Color = (204, 216, 228)
+    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    sun_tint: tuple[float, float, float] = (1.0, 0.98, 0.94)
+    sun: Range = (0.4, 0.55)
+    ambient: Range = (0.62, 0.72)
+    haze: Range = (0.1, 0.35)
+    clouds: Range = (0.1, 0.6)
+    snow: Range = (0.0, 0.0)
+    flakes: Range = (0.0, 0.0)
+    wet: Range = (0.0, 0.0)
+    rain: Range = (0.0, 0.0)
+    autumn: Range = (0.0, 0.0)
+    lamps: Range = (0.0, 0.0)
+    windows: Range = (0.0, 0.0)
+    headlights: Range = (0.0, 0.0)
+    texture: Range = (0.7, 1.1)
+    saturation: Range = (0.85, 1.1)
+    contrast: Range = (0.95, 1.1)
+    gamma: Range = (0.92, 1.08)
+    gain: Range = (0.95, 1.05)
+    fade: Range = (0.0, 0.0)
+    glass: Range = (0.0, 0.0)
+    noise: Range = (1.0, 3.0)
+    blur: Range = (0.0, 0.4)
+    vignette: Range = (0.0, 0.15)
+    jitter: Range = (0.0, 0.03)
+    overrides: tuple[tuple[Material, Color], ...] = ()
+    place: str | None = None
+    camera: Camera = Camera()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One draw from a look: `values` has a number for every range field of `Look`."""
+
+    look: Look
+    place: Place
+    values: dict[str, float]
+    sun_side: float
+
+
+RANGE_FIELDS = tuple(f.name for f in fields(Look) if f.type is Range or f.type == "Range")
+
+
+def place_for(look: Look, seed: int) -> str:
+    """Return the place key that `render` uses for (look, seed)."""
+    if look.place is not None:
+        return look.place
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 3))))
+    return tuple(PLACES)[int(rng.integers(0, len(PLACES)))]
+
+
+def draw(look: Look, seed: int) -> Drawn:
+    """Draw the parameters of a look for one picture."""
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 2))))
+    values = {name: float(rng.uniform(*getattr(look, name))) for name in RANGE_FIELDS}
+    side = float(rng.choice([-1.0, 1.0]))
+    return Drawn(look=look, place=PLACES[place_for(look, seed)], values=values, sun_side=side)

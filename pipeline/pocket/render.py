@@ -1,0 +1,182 @@
+"""Rasterise a scene once; read the label from it and shade the picture."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from pipeline.pocket.atmosphere import finish_picture
+from pipeline.pocket.geometry import Category, Facing, Scene
+from pipeline.pocket.look import Drawn, Look, draw
+from pipeline.pocket.materials import SURFACES, Color, Material
+
+SUPERSAMPLING = 2
+_SHIFT = 4
+_SNOW_COLOR = np.array((238.0, 242.0, 248.0), dtype=np.float32)
+_AUTUMN: tuple[Color, ...] = ((200, 122, 40), (178, 76, 38), (214, 168, 62), (150, 108, 52))
+_FOLIAGE = {
+    Material.FOLIAGE: 1.0, Material.FOLIAGE_LIGHT: 1.2, Material.FOLIAGE_DARK: 0.66,
+    Material.HILL: 0.9,
+}
+
+
+@dataclass(frozen=True)
+class GBuffer:
+    """index: uint16 [2h, 2w] primitive numbers; height and width of the picture in pixels."""
+
+    scene: Scene
+    index: np.ndarray
+    height: int
+    width: int
+
+
+def rasterize(scene: Scene, height: int, width: int) -> GBuffer:
+    """Paint the primitive numbers back to front at twice the size of the picture."""
+    rows, columns = SUPERSAMPLING * height, SUPERSAMPLING * width
+    index = np.zeros((rows, columns), dtype=np.uint16)
+    scale = float(1 << _SHIFT)
+    fixed = (scene.points * (columns, rows) - 0.5) * scale
+    points = np.clip(np.rint(fixed), -(1 << 24), 1 << 24).astype(np.int32)
+    for number, spans in enumerate(scene.rings):
+        if number:
+            cv2.fillPoly(index, [points[a:b] for a, b in spans], number, cv2.LINE_8, _SHIFT)
+    return GBuffer(scene=scene, index=index, height=height, width=width)
+
+
+def label_map(
+    source: GBuffer | Scene, height: int | None = None, width: int | None = None
+) -> np.ndarray:
+    """Return the uint8 [h, w] label; a `Scene` needs a height and a width."""
+    if isinstance(source, Scene):
+        if height is None or width is None:
+            raise ValueError("label_map of a Scene: give height and width in pixels")
+        source = rasterize(source, height, width)
+    sampled = source.index[1::SUPERSAMPLING, 1::SUPERSAMPLING]
+    return source.scene.class_ids[sampled]
+
+
+def render(scene: Scene, look: Look, height: int, width: int, seed: int) -> np.ndarray:
+    """Return the uint8 RGB [h, w, 3] picture of a scene."""
+    return _shade(rasterize(scene, height, width), look, seed)
+
+
+def render_pair(
+    scene: Scene, look: Look, height: int, width: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (image uint8 RGB [h, w, 3], label uint8 [h, w]) of one rasterisation."""
+    buffer = rasterize(scene, height, width)
+    return _shade(buffer, look, seed), label_map(buffer)
+
+
+def _material_colors(drawn: Drawn) -> list[np.ndarray]:
+    """Return float32 [k, 3] palettes, indexed by material id."""
+    overrides = dict(drawn.look.overrides)
+    autumn = drawn.values["autumn"]
+    palettes = []
+    for material in Material:
+        colors = SURFACES[material].palette
+        if material is Material.FACADE:
+            colors = drawn.place.facades
+        if material in overrides:
+            colors = (overrides[material],)
+        palette = np.array(colors, dtype=np.float32)
+        if material in _FOLIAGE:
+            palette = palette * np.array(drawn.place.foliage_gain, dtype=np.float32)
+            if autumn > 0.0 and material is not Material.HILL:
+                warm = np.array(_AUTUMN, dtype=np.float32) * _FOLIAGE[material]
+                repeats = warm[np.arange(4) % 4]
+                base = palette[np.arange(4) % len(palette)]
+                palette = base * (1.0 - autumn) + repeats * autumn
+        palettes.append(palette)
+    return palettes
+
+
+def primitive_colors(scene: Scene, drawn: Drawn) -> np.ndarray:
+    """Return float32 [n, 3] colours of the primitives in the light of a look, before haze."""
+    palettes = _material_colors(drawn)
+    offsets = np.cumsum([0] + [len(p) for p in palettes])[:-1]
+    sizes = np.array([len(p) for p in palettes])
+    flat = np.concatenate(palettes)
+    materials = scene.materials
+    color = flat[offsets[materials] + scene.variants % sizes[materials]]
+    color = color * scene.tones[:, None]
+    # Weather on surfaces.
+    values = drawn.values
+    wet = np.array([SURFACES[m].wet for m in Material], dtype=np.float32)[materials]
+    color = color * (1.0 - values["wet"] * wet)[:, None]
+    cover = np.array([SURFACES[m].snow for m in Material], dtype=np.float32)[materials]
+    is_up = scene.facings == Facing.UP
+    cover = np.where(is_up, np.maximum(cover, 0.75), cover)
+    cover = np.where(is_up & (materials == Material.SHADOW), 0.2, cover)
+    cover = (cover * values["snow"])[:, None].astype(np.float32)
+    color = color * (1.0 - cover) + _SNOW_COLOR * cover
+    # One light per facing: sky light plus sun from one side.
+    sun, side = values["sun"], drawn.sun_side
+    shares = np.zeros(len(Facing), dtype=np.float32)
+    shares[Facing.CAMERA] = 0.62
+    shares[Facing.UP] = 1.0
+    shares[Facing.LEFT] = 0.95 if side < 0.0 else 0.05
+    shares[Facing.RIGHT] = 0.95 if side > 0.0 else 0.05
+    sun_tint = np.array(drawn.look.sun_tint, dtype=np.float32)
+    light = shares[:, None] * sun * sun_tint + np.float32(1.0 - 0.12 * (shares[:, None] < 0.3))
+    light = light * 0.72
+    light[Facing.SKY] = 0.0
+    return color * light[scene.facings]
+
+
+def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
+    scene, drawn = buffer.scene, draw(look, seed)
+    color = primitive_colors(scene, drawn)
+    is_ground = (scene.depths == 0.0) & (scene.facings == Facing.UP)
+    haze = 1.0 - np.exp(-drawn.values["haze"] * scene.depths / 100.0)
+    haze[0] = 0.0
+    first = np.zeros((len(color), 4), dtype=np.uint8)
+    first[:, :3] = np.clip(np.rint(color), 0, 255)
+    first[:, 3] = np.where(is_ground, 255, np.clip(np.rint(haze * 250.0), 0, 250))
+    second = np.zeros((len(color), 4), dtype=np.uint8)
+    second[:, :3] = emission(scene, drawn)
+    textures = np.array([SURFACES[m].texture for m in Material], dtype=np.float32)
+    second[:, 3] = np.rint(255.0 * textures[scene.materials])
+    size = (buffer.width, buffer.height)
+    planes = [
+        np.take(table.view(np.uint32).ravel(), buffer.index).view(np.uint8).reshape(
+            *buffer.index.shape, 4)
+        for table in (first, second)
+    ]
+    ground = np.where(planes[0][..., 3] == 255, np.uint8(255), np.uint8(0))
+    sky = np.where(buffer.index == 0, np.uint8(255), np.uint8(0))
+    extra = cv2.merge([ground, sky])
+    solid, glow, masks = (
+        cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+        for plane in (_ground_haze(planes[0], ground, drawn, scene), planes[1], extra)
+    )
+    return finish_picture(scene, drawn, solid, glow, masks, seed)
+
+
+def _ground_haze(
+    plane: np.ndarray, ground: np.ndarray, drawn: Drawn, scene: Scene
+) -> np.ndarray:
+    """Fill the haze channel of ground pixels from the distance of their row."""
+    rows = plane.shape[0]
+    v = (np.arange(rows) + 0.5) / rows - scene.view.horizon
+    depth = 2.0 * scene.view.focal * scene.view.height_m / np.maximum(v, 2e-3)
+    haze = np.clip(250.0 * (1.0 - np.exp(-drawn.values["haze"] * depth / 100.0)), 0, 250)
+    np.copyto(plane[..., 3], np.rint(haze).astype(np.uint8)[:, None], where=ground > 0)
+    return plane
+
+
+def emission(scene: Scene, drawn: Drawn) -> np.ndarray:
+    """Return uint8 [n, 3] light that primitives emit."""
+    values = drawn.values
+    gains = np.zeros(len(Material), dtype=np.float32)
+    gains[[Material.LAMP_RED, Material.LAMP_AMBER, Material.LAMP_GREEN]] = max(
+        0.35, values["lamps"], values["headlights"])
+    gains[[Material.HEADLIGHT, Material.TAILLIGHT]] = values["headlights"]
+    gains[Material.STREET_LAMP] = values["lamps"]
+    gains[[Material.WINDOW_LIT, Material.SHOP_GLASS, Material.CABIN_GLASS]] = (
+        0.8 * values["windows"])
+    glows = np.array([SURFACES[m].glow or (0, 0, 0) for m in Material], dtype=np.float32)
+    table = np.clip(glows * gains[:, None], 0, 255).astype(np.uint8)
+    result = table[scene.materials]
+    result[scene.class_ids == Category.SKY] = 0
+    return result

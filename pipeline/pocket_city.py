@@ -1,0 +1,120 @@
+"""Write a part of Pocket City, the built-in world, as an ordinary dataset folder.
+
+    python pipeline/pocket_city.py --split source --n 400 --output DIR       # labelled, look `game`
+    python pipeline/pocket_city.py --split collection --n 5000 --output DIR  # captioned, no labels
+    python pipeline/pocket_city.py --split acdc --n 100 --output DIR         # a labelled target
+
+Splits: source, collection, oracle (labelled renders of all looks, for measuring only) and the
+targets cityscapes, bdd100k, mapillary, acdc, dark_zurich. No two splits share a scene. Picture i
+is a function of (split, i, size), so a larger n only adds pictures; the same command continues.
+"""
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.dataset import DatasetWriter, sample_id, write_card  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+
+TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
+SPLITS = ("source", "collection", "oracle", *TARGETS)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the written part."""
+
+    split: str = "source"
+    """source, collection, oracle, cityscapes, bdd100k, mapillary, acdc or dark_zurich"""
+    n: int = 400
+    """pictures of the finished set"""
+    output: str = ""
+    """dataset folder to write"""
+    size_px: tuple[int, int] = (128, 256)
+    """height and width of the pictures"""
+    workers: int = 2
+    """rendering processes"""
+
+
+def look_of(split: str, index: int):  # noqa: ANN201
+    """Return (name, Look) of picture `index`; the looks of a split take turns."""
+    from pipeline.pocket.looks import GAME, LOOKS, TARGETS as TARGET_LOOKS
+
+    if split == "source":
+        return "game", GAME
+    table = LOOKS
+    if split == "oracle":
+        table = {"game": GAME, **LOOKS}
+    elif split in TARGETS:
+        table = {k: v for k, v in TARGET_LOOKS.items() if k == split or k.startswith(f"{split}_")}
+    name = sorted(table)[index % len(table)]
+    return name, table[name]
+
+
+def render_sample(index: int, split: str, size_px: tuple[int, int]):  # noqa: ANN201
+    """Render picture `index` of a split; returns (image, label, metadata row)."""
+    import cv2
+    import numpy as np
+
+    from pipeline.pocket.looks import caption, place_for
+    from pipeline.pocket.render import render_pair
+    from pipeline.pocket.scene import make_scene, scene_seed
+
+    cv2.setNumThreads(1)
+    name, look = look_of(split, index)
+    seed = scene_seed(split, index)
+    image, label = render_pair(make_scene(seed, look.camera), look, *size_px, seed)
+    row = {"seed": seed, "look": name, "condition": name.removeprefix(f"{split}_")}
+    if split in ("collection", "oracle"):
+        classes = [int(c) for c in np.unique(label) if c != 255]
+        row["prompt"] = caption(classes, look, place_for(look, seed), seed=seed)
+    return image, (None if split == "collection" else label), row
+
+
+def main() -> int | None:
+    config, call = parse(Config, __doc__)
+    if config.split not in SPLITS:
+        raise UserError(f"--split {config.split}: must be one of {', '.join(SPLITS)}")
+    require_positive(config, "n", "workers")
+    if min(config.size_px) < 16:
+        raise UserError(f"--size-px {config.size_px}: both sides must be 16 or more")
+    if call.dry_run:
+        print(json.dumps(to_mapping(config), indent=2))
+        return None
+    if not config.output:
+        raise UserError("--output: no folder given; name the dataset folder to write")
+
+    from tqdm import tqdm
+
+    folder = Path(config.output)
+    settings = {"world": "Pocket City 1", "split": config.split, "size_px": list(config.size_px)}
+    writer = DatasetWriter(folder, config=settings)
+    done = writer.done_ids()
+    missing = [i for i in range(config.n) if sample_id(i) not in done]
+    job = partial(render_sample, split=config.split, size_px=config.size_px)
+    bar = tqdm(total=config.n, initial=config.n - len(missing), unit="picture", desc=config.split)
+    with ProcessPoolExecutor(config.workers) as pool:
+        for index, (image, label, row) in zip(missing, pool.map(job, missing, chunksize=8), strict=True):
+            writer.write(index, image, label, row)
+            bar.update()
+    bar.close()
+    kind = "unlabelled pictures with captions" if config.split == "collection" else "labelled"
+    write_card(
+        folder,
+        f"Pocket City: {config.split}",
+        f"Rendered street scenes, {kind}, {config.size_px[1]}x{config.size_px[0]} pixels. "
+        f"Made by `python pipeline/pocket_city.py --split {config.split} --n {config.n}`. "
+        "Licence: Apache-2.0.",
+    )
+    return None
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,173 @@
+"""Write a self-contained HTML report of a workspace; it opens offline.
+
+    python pipeline/report.py --workspace runs/pocket
+
+Reads files only. What is not there yet is left out with a note, so a report of an unfinished run
+works too.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files  # noqa: E402
+from pipeline.config import parse, to_mapping  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+
+TEMPLATE = "report.html.j2"
+TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
+PACKAGES = ("streetforge", "torch", "diffusers", "transformers", "accelerate", "mmsegmentation",
+            "mmengine", "numpy", "pillow")  # fmt: skip
+LARGEST_MB = 15
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the report."""
+
+    workspace: Path = Path("runs/pocket")
+    """Folder of a pipeline run."""
+    output: str = ""
+    """HTML file to write; empty is WORKSPACE/report.html."""
+    per_condition: int = 2
+    """Generated pictures shown for each condition."""
+
+
+def machine() -> dict[str, str]:
+    """Return what the run was made on."""
+    facts = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "CPU threads": str(os.cpu_count()),
+        "Python": platform.python_version(),
+    }
+    for name in PACKAGES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return facts
+
+
+def stage_lines(workspace: Path) -> list[dict[str, Any]]:
+    """Return the stages of timings.json with the width of their bar in percent."""
+    path = workspace / "timings.json"
+    if not path.is_file():
+        return []
+    stages = files.read_json(path)["stages"]
+    longest = max((s["seconds"] for s in stages.values()), default=0) or 1
+    return [
+        {"name": name, "bar": 100 * s["seconds"] / longest, **s}
+        for name, s in stages.items()
+        if s["finished_at"]
+    ]
+
+
+def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
+    """Collect everything the template shows."""
+    from pipeline import report_pictures as pictures
+    from pipeline import report_scores as numbers
+
+    generated = pictures.samples_of(workspace / "generated")
+    scores = numbers.read_scores(workspace / "scores")
+    stages = stage_lines(workspace)
+    rows = numbers.table(scores)
+    return {
+        "title": workspace.name,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "facts": header(generated, rows, scores, stages),
+        "legend": pictures.legend(),
+        "conditions": pictures.condition_sheet(
+            generated, workspace / "data" / "source", per_condition
+        ),
+        "collection": pictures.collection_sheet(
+            pictures.samples_of(workspace / "data" / "collection")
+        ),
+        "targets": pictures.target_sheet(
+            {name: workspace / "data" / "targets" / name for name in TARGETS}
+        ),
+        "close_ups": pictures.close_ups(
+            generated, pictures.samples_of(workspace / "variants" / "no_fusion")
+        ),
+        "swaps": pictures.swap_sheet(
+            generated, pictures.samples_of(workspace / "variants" / "no_swap")
+        ),
+        "arms": [numbers.title(arm) for arm in scores],
+        "table": rows,
+        "bars": numbers.class_bars(scores),
+        "stages": stages,
+        "total_s": sum(s["seconds"] for s in stages),
+        "machine": machine(),
+    }
+
+
+def header(
+    generated: list[Any], rows: list[Any], scores: dict[str, Any], stages: list[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    """Return the big numbers of the page's top as (number, what it is)."""
+    facts = []
+    if generated:
+        facts.append((str(len(generated)), "labelled pictures generated"))
+        conditions = {s.row.get("condition") for s in generated}
+        facts.append((str(len(conditions)), "conditions"))
+    if rows:
+        for arm, cell in zip(scores, rows[-1].cells, strict=True):
+            if cell.value is not None and arm in ("source_only", "source_generated"):
+                words = arm.replace("source_only", "source only")
+                words = words.replace("source_generated", "source + generated")
+                facts.append((f"{cell.value:.1f}", f"mean mIoU over the targets, {words}"))
+            if cell.delta is not None and arm == "source_generated":
+                facts.append((f"{cell.delta:+.1f}", "points from generated data"))
+    if stages:
+        facts.append((f"{sum(s['seconds'] for s in stages) / 60:.1f} min", "for all stages"))
+        peak = max(s["peak_mb"] for s in stages) / 1024
+        facts.append((f"{peak:.1f} GB", "peak memory of a process"))
+    return facts
+
+
+def render(context: dict[str, Any]) -> str:
+    """Fill the template in; every text is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(**context)
+
+
+def main() -> int | None:
+    """Write the report."""
+    config, call = parse(Config, __doc__)
+    if not config.workspace.is_dir():
+        raise UserError(f"{config.workspace}: no such folder; run pipeline/run.py first")
+    if config.per_condition < 1:
+        raise UserError(f"--per-condition {config.per_condition}: must be 1 or more")
+    output = Path(config.output) if config.output else config.workspace / "report.html"
+    if call.dry_run:
+        print(json.dumps(to_mapping(config), indent=2))
+        print(f"would write {output}")
+        return 0
+    page = render(gather(config.workspace.resolve(), config.per_condition)).encode()
+    if len(page) > LARGEST_MB * 1_000_000:
+        raise UserError(
+            f"{output}: would be larger than {LARGEST_MB} MB; lower --per-condition"
+        )
+    files.write_bytes(output, page)
+    print(f"{output}: {len(page) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,207 @@
+"""Pictures of the report: contact sheets, close-ups and pairs, as data URLs.
+
+Everything is read from dataset folders. A folder that is not there yields an empty list.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline import labels
+from pipeline.dataset import Sample, open_dataset, read_image, read_pair
+from pipeline.errors import UserError
+
+JPEG_QUALITY = 88
+CLOSE_UP_PX = 40  # side of the square window before enlarging
+CLOSE_UP_SCALE = 5
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded picture: `url` is a data URL, `text` its caption."""
+
+    url: str
+    text: str
+
+
+def data_url(array: np.ndarray, *, exact: bool = False) -> str:
+    """Encode HxWx3 uint8 as a data URL: JPEG, or PNG if `exact`."""
+    buffer = io.BytesIO()
+    if exact:
+        Image.fromarray(array).quantize(256).save(buffer, format="PNG", optimize=True)
+        kind = "png"
+    else:
+        Image.fromarray(array).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def label_picture(label: np.ndarray, text: str = "label") -> Picture:
+    """Return a label map in the Cityscapes colours."""
+    return Picture(data_url(labels.colorize(label), exact=True), text)
+
+
+def samples_of(folder: Path) -> list[Sample]:
+    """List the samples of a dataset folder, empty if there is none."""
+    try:
+        return open_dataset(folder, labelled=False)
+    except UserError:
+        return []
+
+
+def legend() -> list[tuple[str, str]]:
+    """Return (class name, CSS colour) of all classes."""
+    colours = ["#%02x%02x%02x" % tuple(c) for c in labels.PALETTE.tolist()]
+    return list(zip(labels.CLASS_NAMES, colours, strict=True))
+
+
+def by_condition(samples: Sequence[Sample], per_condition: int) -> dict[str, list[Sample]]:
+    """Return the first `per_condition` samples of every condition, conditions by name."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        group = groups.setdefault(str(sample.row.get("condition", "")), [])
+        if len(group) < per_condition:
+            group.append(sample)
+    return dict(sorted(groups.items()))
+
+
+def condition_sheet(
+    samples: Sequence[Sample], source: Path, per_condition: int
+) -> list[tuple[str, list[list[Picture]]]]:
+    """Return (condition, triples of label, source picture and generated picture).
+
+    The source picture is the one the layout's label belongs to, at the crop used; it is left out
+    where the layouts are not the source dataset.
+    """
+    sheet = []
+    for condition, chosen in by_condition(samples, per_condition).items():
+        rows = []
+        for sample in chosen:
+            image, label = read_pair(sample)
+            row = [label_picture(label)]
+            rendered = source_picture(sample, source)
+            if rendered is not None:
+                row.append(Picture(data_url(rendered), "source render"))
+            row.append(Picture(data_url(image), sample.caption))
+            rows.append(row)
+        sheet.append((condition, rows))
+    return sheet
+
+
+def source_picture(sample: Sample, source: Path) -> np.ndarray | None:
+    """Return the source picture behind a generated sample, None if it is not known."""
+    name = str(sample.row.get("source_label", ""))
+    path = source / name.replace("labels/", "images/", 1)
+    if not name or not path.is_file():
+        return None
+    image = read_image(path)
+    crop = sample.row.get("crop")
+    if isinstance(crop, dict):
+        top, left = int(crop["top"]), int(crop["left"])
+        image = image[top : top + int(crop["height"]), left : left + int(crop["width"])]
+    return image
+
+
+def collection_sheet(samples: Sequence[Sample], per_look: int = 2) -> list[Picture]:
+    """Return pictures of every look of the unlabelled collection."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(str(sample.row.get("look", "")), []).append(sample)
+    return [
+        Picture(data_url(read_image(s.image)), s.caption or look)
+        for look, group in sorted(groups.items())
+        for s in group[:per_look]
+    ]
+
+
+def target_sheet(folders: dict[str, Path], per_target: int = 4) -> list[tuple[str, list[Picture]]]:
+    """Return some pictures of every target that is there."""
+    sheet = []
+    for name, folder in folders.items():
+        chosen = samples_of(folder)[:per_target]
+        pictures = [
+            Picture(data_url(read_image(s.image)), str(s.row.get("condition", ""))) for s in chosen
+        ]
+        if pictures:
+            sheet.append((name, pictures))
+    return sheet
+
+
+def pairs(
+    first: Sequence[Sample], second: Sequence[Sample], limit: int
+) -> list[tuple[Sample, Sample]]:
+    """Pair samples of two folders by id where their labels are the same."""
+    others = {s.id: s for s in second}
+    same = []
+    for sample in first:
+        other = others.get(sample.id)
+        if other and sample.row.get("label_sha256") == other.row.get("label_sha256"):
+            same.append((sample, other))
+    return same[:limit]
+
+
+def swap_sheet(swapped: Sequence[Sample], plain: Sequence[Sample]) -> list[list[Picture]]:
+    """Return (label, without Style Swap, with it) of up to six samples, one per condition."""
+    rows: list[list[Picture]] = []
+    seen: set[str] = set()
+    for with_swap, without in pairs(swapped, plain, len(swapped)):
+        condition = str(with_swap.row.get("condition", ""))
+        if condition in seen or len(rows) == 6:
+            continue
+        seen.add(condition)
+        image, label = read_pair(with_swap)
+        rows.append(
+            [
+                label_picture(label, with_swap.caption),
+                Picture(data_url(read_image(without.image)), "without Style Swap (U_S + C)"),
+                Picture(data_url(image), "with Style Swap (U_P + C)"),
+            ]
+        )
+    return rows
+
+
+def small_object_window(label: np.ndarray, side: int) -> tuple[int, int] | None:
+    """Return (top, left) of the square window with most small-class pixels, None if too few."""
+    mask = np.isin(label, labels.SMALL_CLASSES)
+    side = min(side, *label.shape)
+    sums = np.pad(mask.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    if inside.max() < side * side // 40:
+        return None
+    top, left = np.unravel_index(int(inside.argmax()), inside.shape)
+    return int(top), int(left)
+
+
+def close_ups(
+    fused: Sequence[Sample], plain: Sequence[Sample], limit: int = 6
+) -> list[list[Picture]]:
+    """Return enlarged (label, without fusion, with fusion) windows around small objects."""
+    rows: list[list[Picture]] = []
+    for with_fusion, without in pairs(fused, plain, len(fused)):
+        image, label = read_pair(with_fusion)
+        corner = small_object_window(label, CLOSE_UP_PX)
+        other = read_image(without.image)
+        if corner is None or other.shape != image.shape:
+            continue
+        window = np.s_[corner[0] : corner[0] + CLOSE_UP_PX, corner[1] : corner[1] + CLOSE_UP_PX]
+        names = [n for n in labels.present_class_names(label[window])]
+        small = [n for n in names if labels.CLASS_NAMES.index(n) in labels.SMALL_CLASSES]
+        rows.append(
+            [
+                Picture(data_url(_enlarge(labels.colorize(label[window])), exact=True), ", ".join(small)),
+                Picture(data_url(_enlarge(other[window])), "without fusion"),
+                Picture(data_url(_enlarge(image[window])), "with fusion"),
+            ]
+        )
+        if len(rows) == limit:
+            break
+    return rows
+
+
+def _enlarge(array: np.ndarray) -> np.ndarray:
+    return array.repeat(CLOSE_UP_SCALE, axis=0).repeat(CLOSE_UP_SCALE, axis=1)

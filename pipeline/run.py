@@ -1,0 +1,251 @@
+"""Run a recipe: all stages in order, each a program of its own, resumable.
+
+    python pipeline/run.py --recipe pocket
+    python pipeline/run.py --recipe pocket --num-processes 8          # every stage on 8 GPUs
+    python pipeline/run.py --recipe pocket --dry-run                  # only print the commands
+
+A recipe is a YAML in configs/pipeline/. A stage is complete when its marker file exists, its
+command is unchanged and none of its inputs was made again since; complete stages are skipped, so
+the same command continues after an interruption. Stages whose command changed run again.
+The workspace holds what the stages write, plus logs/<stage>.log and timings.json.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files  # noqa: E402
+from pipeline.config import parse, require_positive  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.recipes import Recipe, Stage, find_recipe, load_recipe  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a pipeline run."""
+
+    recipe: str = "pocket"
+    """Name of a file in configs/pipeline/, or a path to a recipe."""
+    workspace: Path | None = None
+    """Folder for everything the run writes. None: the one the recipe names."""
+    num_processes: int = 1
+    """Processes per accelerate stage; on a machine with GPUs, at most one per GPU."""
+    only: tuple[str, ...] = ()
+    """Stages to consider; empty means all."""
+    redo: bool = False
+    """Run the considered stages again even if they are complete."""
+
+
+def has_accelerator() -> bool:
+    """Tell whether a GPU and a torch build that can use it are here, without importing torch."""
+    import importlib.util
+    import runpy
+
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    build = runpy.run_path(str(Path(spec.origin).parent / "version.py"))
+    if build.get("hip"):
+        return Path("/dev/kfd").exists()
+    return bool(build.get("cuda")) and any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def launch_prefix(launcher: str, num_processes: int, accelerator: bool) -> list[str]:
+    """Return the command words before a stage's own, for its launcher and process count."""
+    if launcher == "python":
+        return [sys.executable]
+    if num_processes > 1 and not accelerator:
+        # `accelerate launch --cpu --num_processes N` starts one process only; torch's launcher
+        # starts N, and accelerate inside the program then picks up their number and ranks.
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                f"--nproc-per-node={num_processes}"]  # fmt: skip
+    return [sys.executable, "-m", "accelerate.commands.launch",
+            f"--num_processes={num_processes}", "--num_machines=1", "--mixed_precision=no",
+            "--dynamo_backend=no", *(["--multi_gpu"] if num_processes > 1 else []),
+            *([] if accelerator else ["--cpu"])]  # fmt: skip
+
+
+def plan(recipe: Recipe, config: Config, record: dict[str, Any]) -> list[tuple[Stage, str]]:
+    """List the considered stages, each with the reason to run it, empty if it is complete."""
+    planned: list[tuple[Stage, str]] = []
+    running: set[str] = set()
+    for stage in recipe.stages:
+        if config.only and stage.name not in config.only:
+            continue
+        reason = "redo" if config.redo else stale_reason(stage, record)
+        if not reason and (again := [n for n in stage.inputs if n in running]):
+            reason = f"its input {again[0]} is made again"
+        if reason:
+            running.add(stage.name)
+        planned.append((stage, reason))
+    return planned
+
+
+def stale_reason(stage: Stage, record: dict[str, Any]) -> str:
+    """Say why `stage` must run, or return an empty text if it is complete."""
+    past = record.get(stage.name)
+    if past is None:
+        return "not run yet"
+    if past["digest"] != stage.fingerprint():
+        return "its command changed"
+    for name in stage.inputs:
+        made = record.get(name, {}).get("finished_at")
+        if past["inputs"].get(name) != made:
+            return f"its input {name} was made again"
+    if past["finished_at"] is None:
+        return "unfinished, continues"
+    if not stage.marker.exists():
+        return f"{stage.marker} is gone"
+    return ""
+
+
+def run_stage(stage: Stage, workspace: Path, record: dict[str, Any], prefix: list[str]) -> None:
+    """Run one stage, forward its output, keep its log and its record; raise if it fails."""
+    now: dict[str, Any] = {
+        "command": shlex.join(["python", *prefix[1:], *stage.command]),
+        "digest": stage.fingerprint(),
+        "inputs": {n: record.get(n, {}).get("finished_at") for n in stage.inputs},
+        "seconds": 0.0,
+        "peak_mb": 0,
+        "finished_at": None,
+    }
+    past = record.get(stage.name)
+    same = past is not None and all(past[key] == now[key] for key in ("digest", "inputs"))
+    if past and same and past["finished_at"] is None:
+        now["seconds"], now["peak_mb"] = past["seconds"], past["peak_mb"]  # an interrupted attempt
+    elif past:
+        remove_output(stage, workspace)
+    record[stage.name] = now
+    save_record(workspace, record)
+    log = workspace / "logs" / f"{stage.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    try:
+        code, peak_mb = forward([*prefix, *stage.command], log)
+    finally:
+        now["seconds"] = round(now["seconds"] + time.monotonic() - started, 1)
+        save_record(workspace, record)
+    now["peak_mb"] = max(now["peak_mb"], peak_mb)
+    save_record(workspace, record)
+    if code != 0:
+        raise UserError(
+            f"stage {stage.name} stopped with exit code {code}; its log is {log}, its command: "
+            f"{now['command']} ; mend the cause and run the same recipe again"
+        )
+    if not stage.marker.exists():
+        raise UserError(
+            f"stage {stage.name} ended without writing {stage.marker}; see its log {log}, and "
+            "check `output` and `done` of the recipe"
+        )
+    now["finished_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    save_record(workspace, record)
+
+
+def remove_output(stage: Stage, workspace: Path) -> None:
+    """Delete the output that an earlier version of this stage wrote in the workspace."""
+    if workspace.resolve() not in stage.output.resolve().parents:
+        raise UserError(
+            f"stage {stage.name}: {stage.output} is outside the workspace and holds an older "
+            "result; move it away yourself"
+        )
+    if stage.output.is_dir():
+        shutil.rmtree(stage.output)
+    else:
+        stage.output.unlink(missing_ok=True)
+
+
+def forward(command: list[str], log: Path) -> tuple[int, int]:
+    """Run `command`, copy its output to ours and to `log`; return (exit code, peak memory in MB).
+
+    The peak is that of the largest process the command started and waited for.
+    """
+    environment = {"PYTHONUNBUFFERED": "1", **os.environ}
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert child.stdout is not None
+    try:
+        with open(log, "ab") as handle:
+            handle.write(f"$ {shlex.join(command)}\n".encode())
+            while chunk := os.read(child.stdout.fileno(), 1 << 16):
+                handle.write(chunk)
+                handle.flush()
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+        _, status, usage = os.wait4(child.pid, 0)
+    except BaseException:
+        child.terminate()  # also reached by SIGTERM, see main; Ctrl-C has reached the child itself
+        child.wait()
+        raise
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, usage.ru_maxrss // (1024 if sys.platform == "linux" else 1 << 20)
+
+
+def save_record(workspace: Path, record: dict[str, Any]) -> None:
+    """Write the record of all stages."""
+    files.write_json(workspace / "timings.json", {"stages": record})
+
+
+def stop_on_sigterm(*_: Any) -> None:
+    """Leave through the ordinary clean-up when a scheduler ends the job."""
+    raise SystemExit(143)
+
+
+def main() -> int | None:
+    """Run what is not complete; stop at the first stage that fails."""
+    config, call = parse(Config, __doc__)
+    require_positive(config, "num_processes")
+    recipe_file, workspace = find_recipe(config.recipe).resolve(), config.workspace
+    if workspace is not None:
+        workspace = workspace.resolve()
+        workspace = workspace.relative_to(ROOT) if ROOT in workspace.parents else workspace
+    os.chdir(ROOT)  # recipes name programs and configs from here
+    recipe = load_recipe(recipe_file, workspace)
+    unknown = sorted(set(config.only) - {s.name for s in recipe.stages})
+    if unknown:
+        names = ", ".join(s.name for s in recipe.stages)
+        raise UserError(f"--only {unknown[0]}: no such stage; {config.recipe} has {names}")
+    accelerator = has_accelerator()
+    timings = recipe.workspace / "timings.json"
+    record = files.read_json(timings)["stages"] if timings.exists() else {}
+    planned = plan(recipe, config, record)
+    if call.dry_run:
+        for stage, reason in planned:
+            prefix = launch_prefix(stage.launcher, config.num_processes, accelerator)
+            print(f"# {stage.name}: {stage.about} ({reason or 'complete, skipped'})")
+            print(shlex.join(["python", *prefix[1:], *stage.command]) + "\n")
+        return 0
+    files.require_writable(recipe.workspace)
+    signal.signal(signal.SIGTERM, stop_on_sigterm)
+    threads = max(1, (os.cpu_count() or 1) // config.num_processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    started = time.monotonic()
+    for number, (stage, reason) in enumerate(planned, start=1):
+        title = f"[{number}/{len(planned)}] {stage.name}"
+        if not reason:
+            print(f"{title}: complete, skipped", flush=True)
+            continue
+        print(f"\n{title}: {stage.about} ({reason})", flush=True)
+        prefix = launch_prefix(stage.launcher, config.num_processes, accelerator)
+        run_stage(stage, recipe.workspace, record, prefix)
+        print(f"{title}: done in {record[stage.name]['seconds']:.0f} s", flush=True)
+    total = time.monotonic() - started
+    print(f"\n{config.recipe}: all stages complete, {total:.0f} s in this run", flush=True)
+    print(f"results: {recipe.workspace}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

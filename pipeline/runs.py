@@ -1,0 +1,199 @@
+"""A training run's folder: its accelerator, its trackers, its exact checkpoints.
+
+    config.json   metrics.jsonl   tensorboard/   checkpoints/step-<n>/   then the final weights
+
+Checkpoints are staged, fsynced, renamed by the main process and marked last; the older ones go
+only then, and two are kept. Because every random draw is a function of (seed, step), see
+`pipeline.seeding`, a checkpoint needs parameters, optimizer and averages alone to be exact.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, on_main_process
+from safetensors.torch import load_file, save_file
+
+from pipeline import files
+from pipeline.config import differences, digest
+from pipeline.errors import UserError
+
+MARKER = "complete.json"
+CHECKPOINTS_KEPT = 2
+
+
+class JsonlTracker(GeneralTracker):
+    """An accelerate tracker that appends one JSON object per logged step to `metrics.jsonl`."""
+
+    name = "jsonl"
+    requires_logging_directory = False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._path = folder / "metrics.jsonl"
+
+    @property
+    def tracker(self) -> Path:
+        """The file written to."""
+        return self._path
+
+    @on_main_process
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Nothing to do: `config.json` holds the configuration."""
+
+    @on_main_process
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        """Append `values` with the step and the wall-clock time in seconds."""
+        with open(self._path, "a") as handle:
+            handle.write(json.dumps({"step": step, "time_s": round(time.time(), 1), **values}) + "\n")
+
+
+def make_accelerator(folder: Path, *, accumulation: int = 1, precision: str = "no") -> Accelerator:
+    """Create the run's Accelerator with JSONL and, where installed, TensorBoard trackers.
+
+    Stops if the launcher started more processes than accelerate sees: each would otherwise
+    believe it is alone and repeat the whole work.
+    """
+    trackers: list[Any] = [JsonlTracker(folder)]
+    try:
+        import tensorboard  # noqa: F401
+
+        trackers.append("tensorboard")
+    except ImportError:
+        pass
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        gradient_accumulation_steps=accumulation,
+        mixed_precision=precision,
+        log_with=trackers,
+        project_dir=str(folder),
+        step_scheduler_with_optimizer=False,
+    )
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != expected:
+        raise UserError(
+            f"WORLD_SIZE={expected} but accelerate sees {accelerator.num_processes} process(es); "
+            "start CPU processes with torchrun --nproc-per-node N"
+        )
+    accelerator.init_trackers("tensorboard")
+    return accelerator
+
+
+def open_run(folder: Path, config: Mapping[str, Any], *, is_main: bool) -> None:
+    """Start or continue the run in `folder`; another config is refused with the differences."""
+    files.require_writable(folder)
+    path = folder / "config.json"
+    if path.exists():
+        lines = differences(files.read_json(path)["config"], dict(config))
+        if lines:
+            raise UserError(
+                f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another --output, "
+                "or repeat the command it was started with"
+            )
+    elif is_main:
+        files.write_json(path, {"config": dict(config), "digest": digest(dict(config))})
+
+
+def is_finished(folder: Path, steps: int) -> bool:
+    """Tell whether the run's final weights for `steps` steps are in place."""
+    path = folder / "finished.json"
+    return path.exists() and files.read_json(path).get("steps") == steps
+
+
+def mark_finished(folder: Path, steps: int, **facts: Any) -> None:
+    """Write the mark that the final weights are complete; call it last."""
+    files.write_json(folder / "finished.json", {"steps": steps, **facts})
+
+
+def check_finite(loss: float, step: int, folder: Path) -> None:
+    """Stop before the update if the loss is not finite, naming the last good checkpoint."""
+    if not math.isfinite(loss):
+        good = latest_checkpoint(folder)
+        raise UserError(
+            f"step {step}: the loss is {loss}; no update was made. Lower the learning rate; the "
+            f"last good checkpoint is {good if good else 'none, the run starts anew'}"
+        )
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint of the run, None if there is none."""
+    complete = sorted(
+        p for p in (folder / "checkpoints").glob("step-*") if (p / MARKER).is_file()
+    )
+    return complete[-1] if complete else None
+
+
+def save_checkpoint(
+    folder: Path, step: int, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> None:
+    """Write a checkpoint of unwrapped `modules` and `optimizer` after `step` updates.
+
+    Call on the main process only. With a full disk the previous checkpoint stays intact.
+    """
+    target = folder / "checkpoints" / f"step-{step:08d}"
+    staging = target.with_name(f"{target.name}{files.TEMPORARY_MARK}{os.getpid()}-0")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        for name, module in modules.items():
+            state = {k: v.contiguous() for k, v in module.state_dict().items()}
+            save_file(state, staging / f"{name}.safetensors")
+        tensors, scalars = _split_optimizer(optimizer)
+        save_file(tensors, staging / "optimizer.safetensors")
+        (staging / "optimizer.json").write_text(json.dumps(scalars))
+        for path in staging.iterdir():
+            with open(path, "rb+") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(target, ignore_errors=True)  # an unmarked rest of a killed save
+        os.replace(staging, target)
+        files.write_json(target / MARKER, {"step": step})
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise UserError(
+            f"{target}: checkpoint not written ({error.strerror}); the previous one is intact, "
+            "free some space and run the same command again"
+        ) from None
+    done = sorted(p for p in target.parent.glob("step-*") if (p / MARKER).is_file())
+    for old in done[:-CHECKPOINTS_KEPT]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(
+    folder: Path, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> int:
+    """Load the newest complete checkpoint in place and return its step, 0 if there is none."""
+    path = latest_checkpoint(folder)
+    if path is None:
+        return 0
+    for name, module in modules.items():
+        module.load_state_dict(load_file(path / f"{name}.safetensors"))
+    scalars = json.loads((path / "optimizer.json").read_text())
+    _join_optimizer(optimizer, load_file(path / "optimizer.safetensors"), scalars)
+    return int(files.read_json(path / MARKER)["step"])
+
+
+def _split_optimizer(optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if torch.is_tensor(value):
+                tensors[f"{index}.{key}"] = value.contiguous()
+            else:
+                scalars[f"{index}.{key}"] = value
+    return tensors, {"state": scalars, "param_groups": state["param_groups"]}
+
+
+def _join_optimizer(optimizer: Any, tensors: dict[str, Any], scalars: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **scalars["state"]}.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": scalars["param_groups"]})

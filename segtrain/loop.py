@@ -1,0 +1,111 @@
+"""The training loop: every draw and every rate is a function of (seed, step), so resume is exact."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pipeline import runs, seeding
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop needs to know beside the model and its data."""
+
+    folder: Path
+    iterations: int
+    batch_size: int
+    seed: int
+    workers: int
+    checkpoint_every: int
+    log_every: int
+    clip_norm: float | None
+
+
+def _as_list(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def batches(plan: Plan, draw: Callable[..., Any], first: int, rank: int, world: int) -> Iterator[Any]:
+    """Yield the batches of steps first..iterations-1 of this process, lists of packed samples."""
+    positions = list(seeding.batches(first, plan.iterations, plan.batch_size, rank, world))
+    return iter(
+        DataLoader(
+            seeding.DrawnSamples(draw, plan.seed),  # type: ignore[arg-type]
+            batch_sampler=positions,
+            num_workers=plan.workers,
+            collate_fn=_as_list,
+        )
+    )
+
+
+def training_loss(model: Any, network: Any, samples: list[Any]) -> torch.Tensor:
+    """Return the summed losses of a batch; `network` is `model` without its wrapper."""
+    data = network.data_preprocessor(
+        {
+            "inputs": [sample["inputs"] for sample in samples],
+            "data_samples": [sample["data_samples"] for sample in samples],
+        },
+        training=True,
+    )
+    losses = model(data["inputs"], data["data_samples"], mode="loss")
+    return sum(value for name, value in losses.items() if "loss" in name)
+
+
+def train(
+    accelerator: Accelerator,
+    network: Any,
+    optimizer: torch.optim.Optimizer,
+    draw: Callable[..., Any],
+    rate_factor: Callable[[int], float],
+    plan: Plan,
+) -> dict[str, Any]:
+    """Train `network` in place from its newest checkpoint. Returns facts of this session."""
+    initial_rates = [group["lr"] for group in optimizer.param_groups]
+    model, prepared = accelerator.prepare(network, optimizer)
+    network = accelerator.unwrap_model(model)
+    first = runs.load_checkpoint(plan.folder, {"model": network}, prepared.optimizer)
+    model.train()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    bar = tqdm(
+        total=plan.iterations,
+        initial=first,
+        desc="segtrain",
+        unit="it",
+        disable=not accelerator.is_main_process,
+    )
+    started, loss_sum, counted = time.monotonic(), 0.0, 0
+    for step, samples in enumerate(batches(plan, draw, first, rank, world), start=first):
+        torch.manual_seed(seeding.seed_of(plan.seed, "step", step, rank))  # dropout, drop path
+        factor = rate_factor(step)
+        for group, rate in zip(prepared.param_groups, initial_rates, strict=True):
+            group["lr"] = rate * factor
+        loss = training_loss(model, network, samples)
+        value = loss.item()
+        runs.check_finite(value, step, plan.folder)
+        accelerator.backward(loss)
+        if plan.clip_norm is not None:
+            accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
+        prepared.step()
+        prepared.zero_grad()
+        loss_sum, counted = loss_sum + value, counted + 1
+        done = step + 1
+        bar.update(1)
+        if done % plan.log_every == 0 or done == plan.iterations:
+            mean = loss_sum / counted
+            bar.set_postfix(loss=f"{mean:.3f}")
+            accelerator.log({"loss": mean, "lr": initial_rates[0] * factor}, step=done)
+            loss_sum, counted = 0.0, 0
+        if done % plan.checkpoint_every == 0 and done < plan.iterations:
+            if accelerator.is_main_process:
+                runs.save_checkpoint(plan.folder, done, {"model": network}, prepared.optimizer)
+            accelerator.wait_for_everyone()
+    bar.close()
+    seconds = time.monotonic() - started
+    return {"first_step": first, "seconds": round(seconds, 1)}

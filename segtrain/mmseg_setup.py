@@ -1,0 +1,59 @@
+"""Makes mmsegmentation importable without mmcv's compiled operators.
+
+`mmcv-lite` lacks `mmcv._ext`, and `import mmseg.models` then fails although most models need none
+of its operators. A stand-in takes its place: it has every function that is asked for, and each
+raises a clear error when called. With full mmcv installed nothing is replaced.
+"""
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from typing import Any
+
+from pipeline.errors import UserError
+
+EXTENSION = "mmcv._ext"
+
+
+class _Absent(types.ModuleType):
+    """Has any public attribute; each is a function that names the missing operator."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*_: Any, **__: Any) -> None:
+            raise UserError(
+                f"mmcv operator {name!r} is compiled code that mmcv-lite lacks; install full mmcv "
+                "2.1, or choose a recipe without it"
+            )
+
+        return missing
+
+
+def install_stand_in() -> bool:
+    """Put the stand-in for `mmcv._ext` in place if the real one is absent; True if it is in use."""
+    present = sys.modules.get(EXTENSION)
+    if present is None and importlib.util.find_spec(EXTENSION) is None:
+        present = _Absent(EXTENSION)
+        # loader=None: mmengine looks for a loader to tell full mmcv from mmcv-lite
+        present.__spec__ = importlib.machinery.ModuleSpec(EXTENSION, loader=None)
+        sys.modules[EXTENSION] = present
+    return isinstance(present, _Absent)
+
+
+def setup() -> None:
+    """Import mmsegmentation and fill its registries. Safe to call again."""
+    try:
+        import mmcv  # noqa: F401
+        import mmengine  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"segtrain needs mmsegmentation ({error}); pip install mmsegmentation==1.2.2 "
+            "mmengine==0.10.7 mmcv-lite==2.1.0 ftfy regex"
+        ) from None
+    install_stand_in()
+    from mmseg.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)

@@ -1,0 +1,196 @@
+"""Reads mmsegmentation recipes, and builds from them what a training or a scoring needs.
+
+From a recipe we use `model`, `train_pipeline`, `test_pipeline`, `train_dataloader.batch_size`,
+`train_cfg.max_iters`, `optim_wrapper` and `param_scheduler` (LinearLR and PolyLR by iteration),
+with mmsegmentation's own meaning. The rest serves mmengine's stock Runner.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import files, models
+from pipeline.errors import UserError
+
+RECIPE_FILE = "recipe.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def require_recipe(path: Path) -> None:
+    """Raise `UserError` unless `path` is a recipe file that parses; nothing is executed."""
+    if path == Path() or not path.is_file():
+        name = "no recipe given" if path == Path() else f"{path}: no such recipe"
+        raise UserError(f"{name}; name one of configs/segtrain/*.py")
+    if path.suffix != ".py":
+        raise UserError(f"{path}: a recipe is an mmsegmentation config file ending in .py")
+    try:
+        compile(path.read_text(), str(path), "exec")
+    except (SyntaxError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a readable recipe ({error}); mend the file") from None
+
+
+def load_recipe(path: Path) -> Any:
+    """Read a recipe with its `_base_` files and import the modules it names."""
+    from mmengine.config import Config
+
+    import segtrain.registry  # noqa: F401
+
+    try:
+        recipe = Config.fromfile(path)
+    except (OSError, KeyError, TypeError, ImportError) as error:
+        reason = str(error).replace("\n", " ")
+        raise UserError(f"{path}: the recipe cannot be read ({reason}); mend the file") from None
+    needed = ("model", "train_pipeline", "train_dataloader", "train_cfg", "optim_wrapper")
+    missing = [key for key in (*needed, "param_scheduler") if key not in recipe]
+    if missing:
+        raise UserError(f"{path}: the recipe lacks {', '.join(missing)}; see configs/segtrain")
+    return recipe
+
+
+def override(recipe: Any, *, iterations: int | None, batch_size: int | None, base: str) -> None:
+    """Apply the command line's settings to `recipe` in place.
+
+    A schedule that ended at the recipe's `max_iters` ends at the new one.
+    """
+    if iterations:
+        for scheduler in recipe.param_scheduler:
+            if scheduler.get("end") == recipe.train_cfg.max_iters:
+                scheduler["end"] = iterations
+        recipe.train_cfg.max_iters = iterations
+    if batch_size:
+        recipe.train_dataloader.batch_size = batch_size
+    if base:
+        if "base" not in recipe.model.backbone:
+            raise UserError(f"--base {base}: this recipe's backbone is no diffusion model; drop it")
+        recipe.model.backbone.base = base
+
+
+def diffusion_base(recipe: Any) -> dict[str, str]:
+    """Return name and revision of the frozen weights of a recipe, empty if it has none."""
+    backbone = recipe["model"]["backbone"]
+    if "base" not in backbone:
+        return {}
+    facts = {"base": backbone["base"], "revision": models.revision(models.find_base(backbone["base"]))}
+    if backbone.get("unet"):
+        facts["unet_revision"] = models.revision(models.find_folder(backbone["unet"]))
+    return facts
+
+
+def build_model(recipe: Any) -> Any:
+    """Build the recipe's segmentor with initial weights drawn from torch's global stream."""
+    from mmengine.config import ConfigDict
+    from mmengine.logging import MMLogger
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    init_default_scope("mmseg")
+    MMLogger.get_instance("segtrain", log_level="WARNING")  # or init_weights lists every tensor
+    model = MODELS.build(ConfigDict(recipe["model"]))
+    model.init_weights()
+    return model
+
+
+def build_dataset(recipe: Any, folder: Path) -> Any:
+    """Build the dataset of `folder` with the recipe's training transforms."""
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import DATASETS
+
+    init_default_scope("mmseg")
+    return DATASETS.build(
+        {
+            "type": "StreetforgeDataset",
+            "data_root": str(folder),
+            "pipeline": recipe["train_pipeline"],
+        }
+    )
+
+
+def build_optimizer(recipe: Any, model: Any) -> Any:
+    """Build the recipe's optimizer, honouring `paramwise_cfg`; parameters without gradient stay out."""
+    from mmengine.optim import DefaultOptimWrapperConstructor
+
+    wrapper = {"type": "OptimWrapper", "optimizer": recipe["optim_wrapper"]["optimizer"]}
+    constructor = DefaultOptimWrapperConstructor(
+        wrapper, recipe["optim_wrapper"].get("paramwise_cfg")
+    )
+    return constructor(model).optimizer
+
+
+def learning_rate_factor(schedulers: Sequence[dict[str, Any]]) -> Callable[[int], float]:
+    """Return the factor on the initial learning rates as a function of the iteration.
+
+    LinearLR rises from `start_factor` to 1 over begin..end; PolyLR falls as
+    (1 - (t - begin) / (end - begin)) ** power; outside its range a scheduler is constant.
+    `eta_min` is read as a factor too, and must be 0 unless it is.
+    """
+    known = {"LinearLR", "PolyLR"}
+    for scheduler in schedulers:
+        if scheduler["type"] not in known or scheduler.get("by_epoch", True):
+            raise UserError(
+                f"param_scheduler {scheduler['type']}: only {' and '.join(sorted(known))} with "
+                "by_epoch=False are supported"
+            )
+        if scheduler.get("eta_min", 0) != 0:
+            raise UserError("param_scheduler PolyLR: eta_min must be 0")
+
+    def factor(step: int) -> float:
+        value = 1.0
+        for scheduler in schedulers:
+            begin, end = scheduler.get("begin", 0), scheduler["end"]
+            done = min(max((step - begin) / max(end - begin, 1), 0.0), 1.0)
+            if scheduler["type"] == "PolyLR":
+                value *= (1 - done) ** scheduler.get("power", 1.0)
+            elif step < end:
+                start = scheduler.get("start_factor", 1 / 3)
+                value *= start + (1 - start) * done
+        return value
+
+    return factor
+
+
+def as_json(recipe: Any) -> dict[str, Any]:
+    """Return a recipe as plain JSON values."""
+    return json.loads(json.dumps(recipe.to_dict(), default=str))
+
+
+def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -> None:
+    """Write weights and recipe of a trained model; frozen diffusion weights are named, not stored."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with files.replacing(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary)
+    saved = {"recipe": as_json(recipe), "diffusion": diffusion_base(recipe), **facts}
+    files.write_json(folder / RECIPE_FILE, saved)
+
+
+def require_trained(folder: Path) -> dict[str, Any]:
+    """Return the saved recipe of a finished training, or raise `UserError`; no weights are read."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder; give the --output of segtrain/train.py")
+    if not (folder / "finished.json").is_file() or not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(f"{folder}: holds no finished training; run segtrain/train.py to its end")
+    return files.read_json(folder / RECIPE_FILE)
+
+
+def load_trained(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Rebuild a trained model in eval mode. Returns it with its recipe.
+
+    Raises `UserError` if the diffusion model it was trained on is not the one found here.
+    """
+    from safetensors.torch import load_file
+
+    import segtrain.registry  # noqa: F401
+
+    saved = require_trained(folder)
+    recipe = saved["recipe"]
+    found = diffusion_base(recipe)
+    if found != saved["diffusion"]:
+        raise UserError(
+            f"{folder}: was trained on diffusion weights {saved['diffusion']}, but found {found}; "
+            "restore that base model, or train again"
+        )
+    model = build_model(recipe)
+    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    return model.eval(), recipe

@@ -1,0 +1,42 @@
+"""Names our parts to mmsegmentation. A recipe reaches this file through `custom_imports`."""
+
+from typing import Any
+
+from segtrain.mmseg_setup import setup
+
+setup()
+
+from mmseg.datasets import BaseSegDataset  # noqa: E402
+from mmseg.registry import DATASETS, MODELS  # noqa: E402
+
+from pipeline import labels  # noqa: E402
+from pipeline.dataset import open_dataset  # noqa: E402
+from segtrain.diffusion_backbone import DiffusionBackbone  # noqa: E402
+
+MODELS.register_module(name="StreetforgeDiffusionBackbone", module=DiffusionBackbone, force=True)
+
+
+@DATASETS.register_module(force=True)
+class StreetforgeDataset(BaseSegDataset):
+    """A labelled dataset folder of the contract (`pipeline.dataset`), named by `data_root`."""
+
+    METAINFO = {"classes": labels.CLASS_NAMES, "palette": labels.PALETTE.tolist()}
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("data_prefix", {})
+        super().__init__(**options)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """List the folder's finished samples in id order, as mmsegmentation wants them."""
+        return [
+            {
+                "img_path": str(sample.image),
+                "seg_map_path": str(sample.label),
+                "label_map": self.label_map,
+                "reduce_zero_label": False,
+                "seg_fields": [],
+                "sample_id": sample.id,
+                "condition": str(sample.row.get("condition", "")),
+            }
+            for sample in open_dataset(self.data_root, labelled=True)
+        ]

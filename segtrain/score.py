@@ -1,0 +1,110 @@
+"""Score trained segmentation networks on labelled target folders: per-class IoU and mIoU.
+
+    accelerate launch segtrain/score.py --checkpoint runs/pocket/segtrain/source \\
+        --targets runs/pocket/data/targets/cityscapes runs/pocket/data/targets/acdc \\
+        --output runs/pocket/segtrain/source/scores.json
+
+On several CPU processes: torchrun --nproc-per-node 2 segtrain/score.py ... A small version for
+the CPU: --limit 10. The table goes to the screen and, as markdown, beside the JSON file.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # run by path: see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files  # noqa: E402
+from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from segtrain.recipes import require_trained  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one scoring."""
+
+    checkpoint: tuple[Path, ...] = ()
+    """Output folders of segtrain/train.py."""
+    targets: tuple[Path, ...] = ()
+    """Labelled dataset folders to score on."""
+    output: Path = Path("scores.json")
+    """JSON file to write; the table goes beside it as .md."""
+    limit: int | None = None
+    """Use the first N pictures of each target only."""
+
+
+def check(config: Config) -> list[list[Sample]]:
+    """Find bad input before torch or weights load. Returns the samples of each target."""
+    if not config.checkpoint:
+        raise UserError("--checkpoint: give at least one output folder of segtrain/train.py")
+    if not config.targets:
+        raise UserError("--targets: give at least one labelled dataset folder")
+    if config.limit is not None:
+        require_positive(config, "limit")
+    if config.output.is_dir():
+        raise UserError(f"{config.output}: is a folder; --output names a JSON file")
+    for folder in config.checkpoint:
+        require_trained(folder)
+    targets = [open_dataset(folder, labelled=True)[: config.limit] for folder in config.targets]
+    for samples in targets:
+        check_dataset(samples)
+    files.require_writable(config.output.parent)
+    return targets
+
+
+def run(config: Config, targets: list[list[Sample]]) -> None:
+    """Score every checkpoint on every target and write the result."""
+    import torch
+    from accelerate import Accelerator
+    from mmengine.dataset import Compose
+
+    from segtrain import recipes, scoring
+
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    )
+    target_names = scoring.unique_names(config.targets)
+    results: list[dict[str, Any]] = []
+    for folder, name in zip(
+        config.checkpoint, scoring.unique_names(config.checkpoint), strict=True
+    ):
+        model, recipe = recipes.load_trained(folder)
+        model.to(accelerator.device)
+        pipeline = Compose(recipe["test_pipeline"])
+        scores = {
+            target: scoring.score_target(model, pipeline, samples, accelerator, target)
+            for target, samples in zip(target_names, targets, strict=True)
+        }
+        mean = scoring.mean_miou(scores)
+        results.append(
+            {"name": name, "checkpoint": str(folder), "targets": scores, "mean_miou": mean}
+        )
+    document = {"targets": target_names, "limit": config.limit, "checkpoints": results}
+    if accelerator.is_main_process:
+        text = scoring.table(document)
+        files.write_json(config.output, document)
+        files.write_bytes(config.output.with_suffix(".md"), f"{text}\n".encode())
+        print(text)
+    accelerator.wait_for_everyone()
+
+
+def main() -> int | None:
+    """Run the command line."""
+    config, call = parse(Config, __doc__)
+    targets = check(config)
+    if call.dry_run:
+        for key, value in to_mapping(config).items():
+            print(f"{key}: {value}")
+        for folder, samples in zip(config.targets, targets, strict=True):
+            print(f"would score {len(samples)} pictures of {folder}")
+        return 0
+    run(config, targets)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

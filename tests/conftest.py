@@ -1,0 +1,213 @@
+"""Shared fixtures: tiny real models and datasets, built in seconds, offline."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = (
+    "a city street scene with road sidewalk building wall fence pole traffic light sign "
+    "vegetation terrain sky person rider car truck bus train motorcycle bicycle and in weather "
+    "at clear rainy foggy snowy night day dusk dawn mountain village ,"
+).split()
+TOKENS = 24  # length of the tiny text window
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs one of our programs by path, single-threaded, from the checkout."""
+
+    def run(*arguments: object, check: bool = True, timeout_s: float = 300, **environment: str):
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{' '.join(command)} exited with {done.returncode}\n{done.stderr[-4000:]}")
+        return done
+
+    return run
+
+
+def _tokenizer():
+    from transformers import CLIPTokenizer
+
+    letters = [chr(i) for i in range(33, 127)]
+    pieces = letters + [f"{letter}</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in dict.fromkeys(WORDS):
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            if (parts[0], parts[1]) not in merges:
+                merges.append((parts[0], parts[1]))
+            parts = [parts[0] + parts[1], *parts[2:]]
+    pieces += [a + b for a, b in merges]
+    tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random diffusers pipeline folder: VAE f=4, U-Net (8, 16), CLIP of one layer, v-prediction.
+
+    `StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)` loads it offline.
+    """
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny_base"
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=2,
+            norm_num_groups=4,
+            cross_attention_dim=16,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(4, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+            scaling_factor=1.0,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=TOKENS,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    scheduler = DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_controlnet(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 20-channel ControlNet folder that fits `tiny_base`; its condition encoder is x4.
+
+    Its outgoing convolutions are not zero, so that the control changes the result.
+    """
+    import torch
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny_controlnet"
+    unet = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = ControlNetModel.from_unet(
+            unet, conditioning_embedding_out_channels=(4, 8, 8), conditioning_channels=20
+        )
+        zero_layers = [*net.controlnet_down_blocks, net.controlnet_mid_block]
+        for layer in [*zero_layers, net.controlnet_cond_embedding.conv_out]:
+            torch.nn.init.normal_(layer.weight, std=0.1)
+    net.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def draw_label(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A label HxW of random blocks in which all 19 classes and void occur."""
+    block = max(2, min(height, width) // 8)
+    rows, columns = -(-height // block), -(-width // block)
+    ids = np.append(np.arange(19), 255)
+    cells = rng.permutation(np.resize(ids, rows * columns)).reshape(rows, columns)
+    return cells.repeat(block, 0).repeat(block, 1)[:height, :width].astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A factory of dataset folders whose labels hold all classes: `tiny_dataset(n, h, w)`.
+
+    `labelled=False` writes a captioned collection; `conditions` are handed out in turn as
+    `row["condition"]`; each call writes a new folder.
+    """
+    from pipeline.dataset import DatasetWriter
+    from pipeline.labels import colorize, present_class_names
+
+    def make(
+        n: int = 6,
+        h: int = 64,
+        w: int = 128,
+        *,
+        labelled: bool = True,
+        conditions: tuple[str, ...] = (),
+        seed: int = 0,
+        folder: Path | None = None,
+    ) -> Path:
+        folder = folder or tmp_path_factory.mktemp("data") / "dataset"
+        writer = DatasetWriter(folder, config={"n": n, "height": h, "width": w, "seed": seed})
+        for index in range(n):
+            rng = np.random.default_rng([seed, index])
+            label = draw_label(rng, h, w)
+            noise = rng.integers(-20, 20, (h, w, 3))
+            image = np.clip(colorize(label).astype(int) + noise, 0, 255).astype(np.uint8)
+            names = ", ".join(present_class_names(label)[:4])
+            row = {"prompt": f"a city street scene with {names}, in snowy weather at dusk"}
+            if conditions:
+                row["condition"] = conditions[index % len(conditions)]
+            writer.write(index, image, label if labelled else None, row)
+        return folder
+
+    return make

@@ -1,0 +1,102 @@
+"""Pocket City: scenes, labels and looks keep their promises."""
+
+import numpy as np
+import pytest
+
+from pipeline.pocket.looks import GAME, LOOKS, PLACES, TARGETS, caption, place_for
+from pipeline.pocket.render import label_map, rasterize, render, render_pair
+from pipeline.pocket.scene import SPLITS, make_scene, scene_seed
+
+ALL_LOOKS = [GAME, *LOOKS.values(), *TARGETS.values()]
+CLASS_IDS = {*range(19), 255}
+WORDS = ("snowy", "rainy", "foggy", "night", "sunny", "overcast", "dusk", "dawn", "autumn",
+         "dusty", "old photograph")
+
+
+@pytest.fixture(scope="module")
+def labels() -> list[np.ndarray]:
+    return [label_map(make_scene(seed), 128, 256) for seed in range(300)]
+
+
+def test_same_seed_gives_same_pair() -> None:
+    first = render_pair(make_scene(7), LOOKS["snowy_night"], 128, 256, 3)
+    second = render_pair(make_scene(7), LOOKS["snowy_night"], 128, 256, 3)
+    other = render_pair(make_scene(7), LOOKS["snowy_night"], 128, 256, 4)
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+    assert not np.array_equal(first[0], other[0]) and np.array_equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("look", ALL_LOOKS, ids=lambda look: look.name)
+def test_every_look_has_the_label_of_the_scene(look) -> None:
+    scene = make_scene(11)
+    image, label = render_pair(scene, look, 128, 256, 5)
+    assert image.shape == (128, 256, 3) and image.dtype == np.uint8
+    assert np.array_equal(label, label_map(scene, 128, 256))
+    assert np.array_equal(image, render(scene, look, 128, 256, 5))
+    assert image.std() > 4.0
+
+
+@pytest.mark.parametrize("size", [(64, 128), (128, 256), (256, 512), (90, 170)])
+def test_any_size(size: tuple[int, int]) -> None:
+    for look in (GAME, LOOKS["rainy_night"], TARGETS["bdd100k"]):
+        image, label = render_pair(make_scene(2), look, *size, 1)
+        assert image.shape == (*size, 3) and label.shape == size and label.dtype == np.uint8
+
+
+def test_label_agrees_across_sizes() -> None:
+    shares = []
+    for seed in range(20):
+        scene = make_scene(seed)
+        small = label_map(scene, 64, 128)
+        large = label_map(rasterize(scene, 128, 256))
+        shares.append(np.mean([np.mean(small == large[a::2, b::2])
+                               for a in (0, 1) for b in (0, 1)]))
+    assert min(shares) > 0.9
+
+
+def test_classes_and_their_long_tail(labels: list[np.ndarray]) -> None:
+    ids, counts = np.unique(np.concatenate([np.unique(label) for label in labels]),
+                            return_counts=True)
+    assert set(ids.tolist()) == CLASS_IDS
+    share = dict(zip(ids.tolist(), (counts / len(labels)).tolist(), strict=True))
+    assert min(share.values()) > 0.03
+    for rare in (12, 14, 15, 16, 17):
+        assert share[rare] < 0.16
+    pixels = np.bincount(np.stack(labels).ravel(), minlength=256) / np.stack(labels).size
+    assert pixels[[0, 2, 8, 10]].sum() > 0.6
+
+
+def test_split_seeds_are_disjoint() -> None:
+    spans = [(scene_seed(split, 0), scene_seed(split, 9_999_999)) for split in SPLITS]
+    assert all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
+    with pytest.raises(ValueError, match="choose one of"):
+        scene_seed("nowhere", 0)
+    with pytest.raises(ValueError, match="must be in"):
+        scene_seed("source", 10_000_000)
+
+
+def test_captions_name_the_look() -> None:
+    assert len(LOOKS) >= 12 and len(PLACES) >= 3
+    phrases = [f"{look.weather_phrase} {look.time_phrase}" for look in [GAME, *LOOKS.values()]]
+    assert len(set(phrases)) == len(phrases)
+    assert all(any(word in phrase for phrase in phrases) for word in WORDS)
+    classes = np.unique(label_map(make_scene(1), 128, 256)).tolist()
+    for look in LOOKS.values():
+        text = caption(classes, look, place_for(look, 9), seed=9)
+        assert look.weather_phrase in text and look.time_phrase in text
+        assert text == caption(classes, look, place_for(look, 9), seed=9)
+
+
+def test_targets_differ_from_the_source() -> None:
+    for look in TARGETS.values():
+        gaps = []
+        for seed in range(5):
+            scene = make_scene(seed)
+            game = render(scene, GAME, 64, 128, seed).astype(np.float32)
+            gaps.append(np.abs(render(scene, look, 64, 128, seed) - game).mean())
+        assert np.mean(gaps) > 20.0, look.name
+
+
+def test_label_map_of_a_scene_needs_a_size() -> None:
+    with pytest.raises(ValueError, match="give height and width"):
+        label_map(make_scene(0))
