@@ -22,6 +22,7 @@ from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
+from pipeline.models import find_folder  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Config:
     """groups of the group normalisation"""
     edge_weight: float = 1.0
     """weight of the finite-difference term beside the absolute error"""
+    color_weight: float = 2.0
+    """weight of the error of 4x4 mean colours beside the absolute error"""
+    init: str = ""
+    """autoencoder folder to start from; where shapes differ, the overlap is copied"""
     kl_weight: float = 1e-6
     """weight of the Kullback-Leibler term per latent value"""
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.625, 0.75, 1.0)))
@@ -56,6 +61,7 @@ class Config:
 def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_dataset(config.data or "data", labelled=False)
+    init_folder = find_folder(config.init) if config.init else None
     if call.dry_run:
         return plan(config, samples)
     accelerator, folder = begin(config, samples)
@@ -65,6 +71,7 @@ def main() -> int | None:
     import torch
     from diffusers import AutoencoderKL
 
+    from finetune.base_model import start_from
     from finetune.losses import reconstruction_loss
     from finetune.loop import train
     from pipeline import runs
@@ -83,6 +90,8 @@ def main() -> int | None:
         mid_block_add_attention=False,
         sample_size=config.crop.size_px[0],
     )
+    if init_folder:
+        start_from(vae, AutoencoderKL.from_pretrained(init_folder, use_safetensors=True))
 
     class Reconstruct(torch.nn.Module):
         """Encode, sample with the given noise, decode."""
@@ -100,7 +109,9 @@ def main() -> int | None:
         image = image.to(accelerator.device)
         output, posterior = model(image, generator)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = reconstruction_loss(output, image, config.edge_weight)
+        loss = reconstruction_loss(
+            output, image, edge_weight=config.edge_weight, color_weight=config.color_weight
+        )
         psnr = -10 * torch.log10(((output - image) / 2).square().mean())
         return loss + config.kl_weight * divergence, {"psnr": psnr, "kl": divergence}
 

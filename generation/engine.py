@@ -48,7 +48,8 @@ class Networks:
 
     def truncates(self, prompt: str) -> bool:
         """Tell whether the text window cuts the prompt off."""
-        return len(self.tokenizer(prompt).input_ids) > self.tokenizer.model_max_length
+        num_special = 2  # start and end
+        return len(self.tokenizer.tokenize(prompt)) + num_special > self.tokenizer.model_max_length
 
 
 @dataclass
@@ -83,7 +84,9 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     latent_px = models.latent_factor(vae)
     check_grid(config, latent_px, latent_px * 2 ** (len(unet.config.block_out_channels) - 1))
     for module in (unet, controlnet, text_encoder):
-        module.to(device, dtype).requires_grad_(False).eval()
+        module.to(device).requires_grad_(False).eval()
+        if dtype != torch.float32:
+            module.to(dtype)
     vae.to(device).requires_grad_(False).eval()
     embed_control = controlnet.controlnet_cond_embedding
     controlnet.controlnet_cond_embedding = torch.nn.Identity()  # receives finished embeddings
@@ -243,10 +246,10 @@ class Sampler:
         """Decode the base pass, enlarge it by Lanczos and encode it at the canvas size."""
         picture = models.tensor_to_images(models.decode_latents(self.networks.vae, base_latents))[0]
         enlarged = models.images_to_tensor([resize_lanczos(picture, size_px)])
-        noise = None
+        enlarged = enlarged.to(self.networks.device)
         if self.config.fusion == "reference":
-            noise = self._noise(self._latent(size_px), generator)
-        return models.encode_latents(self.networks.vae, enlarged.to(self.networks.device), noise)
+            return models.sample_latents(self.networks.vae, enlarged, generator)
+        return models.encode_latents(self.networks.vae, enlarged)
 
     def _fuse(
         self, label: np.ndarray, text: torch.Tensor, base_latents: torch.Tensor,

@@ -35,6 +35,8 @@ class Config:
     """source, collection, oracle, cityscapes, bdd100k, mapillary, acdc or dark_zurich"""
     n: int = 400
     """pictures of the finished set"""
+    first: int = 0
+    """index of the first picture; another range of the same split holds other scenes"""
     output: str = ""
     """dataset folder to write"""
     size_px: tuple[int, int] = (128, 256)
@@ -94,10 +96,16 @@ def main() -> int | None:
     from tqdm import tqdm
 
     folder = Path(config.output)
-    settings = {"world": "Pocket City 1", "split": config.split, "size_px": list(config.size_px)}
+    settings = {
+        "world": "Pocket City 1",
+        "split": config.split,
+        "first": config.first,
+        "size_px": list(config.size_px),
+    }
     writer = DatasetWriter(folder, config=settings)
     done = writer.done_ids()
-    missing = [i for i in range(config.n) if sample_id(i) not in done]
+    indices = range(config.first, config.first + config.n)
+    missing = [i for i in indices if sample_id(i) not in done]
     job = partial(render_sample, split=config.split, size_px=config.size_px)
     bar = tqdm(total=config.n, initial=config.n - len(missing), unit="picture", desc=config.split)
     with ProcessPoolExecutor(config.workers) as pool:

@@ -22,9 +22,9 @@ LAUNCHERS = ("python", "accelerate")
 class StageText:
     """A stage as the recipe file spells it."""
 
-    name: str
-    command: str
-    output: str
+    name: str = ""
+    command: str = ""
+    output: str = ""
     about: str = ""
     launcher: str = "python"
     done: str = ""
@@ -34,8 +34,8 @@ class StageText:
 class RecipeText:
     """A recipe file."""
 
-    workspace: str
-    stages: tuple[StageText, ...]
+    workspace: str = ""
+    stages: tuple[StageText, ...] = ()
     values: dict[str, str] | None = None
 
 
@@ -84,12 +84,16 @@ def find_recipe(name: str) -> Path:
 def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
     """Read a recipe; `workspace` replaces the one it names."""
     text = from_mapping(RecipeText, load_yaml(path), str(path))
+    if not text.workspace or not text.stages:
+        raise UserError(f"{path}: a recipe needs `workspace` and `stages`; add what is missing")
     folder = workspace or Path(text.workspace)
     values = {"workspace": str(folder)}
     for key, value in (text.values or {}).items():
         values[key] = _fill(value, values, path)
     stages: list[Stage] = []
     for entry in text.stages:
+        if not (entry.name and entry.command and entry.output):
+            raise UserError(f"{path}: stage {entry.name!r} needs `name`, `command` and `output`")
         if entry.launcher not in LAUNCHERS:
             raise UserError(f"{path}: launcher {entry.launcher!r} of {entry.name} is not one of "
                             f"{', '.join(LAUNCHERS)}")  # fmt: skip

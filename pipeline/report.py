@@ -77,7 +77,7 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     from pipeline import report_scores as numbers
 
     generated = pictures.samples_of(workspace / "generated")
-    scores = numbers.read_scores(workspace / "scores")
+    scores = numbers.read_scores(workspace / "scores.json")
     stages = stage_lines(workspace)
     rows = numbers.table(scores)
     return {

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, labels
-from pipeline.errors import UserError
 
 BASELINE = "source_only"
 ARM_TITLES = {
@@ -33,23 +32,13 @@ class Row:
     cells: list[Cell]
 
 
-def read_scores(folder: Path) -> dict[str, Any]:
-    """Read all score files of a folder by arm; the baseline comes first."""
-    scores = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            value = files.read_json(path)
-        except UserError:
-            continue
-        if isinstance(value, dict) and "targets" in value:
-            scores[path.stem] = value
-    order = [*ARM_TITLES, *sorted(scores)]
-    return {arm: scores[arm] for arm in dict.fromkeys(order) if arm in scores}
-
-
-def percent(value: float | None) -> float | None:
-    """Turn a share into percent."""
-    return None if value is None else 100 * value
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read a score file of segtrain/score.py by arm (checkpoint name); the baseline comes first."""
+    if not path.is_file():
+        return {}
+    found = {entry["name"]: entry for entry in files.read_json(path)["checkpoints"]}
+    order = [*ARM_TITLES, *found]
+    return {arm: found[arm] for arm in dict.fromkeys(order) if arm in found}
 
 
 def table(scores: dict[str, Any]) -> list[Row]:
@@ -61,8 +50,7 @@ def table(scores: dict[str, Any]) -> list[Row]:
         rows.append(_row(name, 0, scores, [e.get("miou") for e in entries]))
         parts = dict.fromkeys(part for e in entries for part in e.get("conditions") or {})
         for part in parts if len(parts) > 1 else ():
-            values = [(e.get("conditions") or {}).get(part) for e in entries]
-            values = [v.get("miou") if isinstance(v, dict) else v for v in values]
+            values = [(e.get("conditions") or {}).get(part, {}).get("miou") for e in entries]
             rows.append(_row(part, 1, scores, values))
     if rows:
         rows.append(_row("mean", 0, scores, [s.get("mean_miou") for s in scores.values()]))
@@ -74,7 +62,7 @@ def _row(name: str, level: int, scores: dict[str, Any], values: list[float | Non
     cells = []
     for arm, value in zip(scores, values, strict=True):
         known = value is not None and base is not None and arm != BASELINE
-        cells.append(Cell(percent(value), percent(value - base) if known else None))
+        cells.append(Cell(value, value - base if known else None))
     return Row(name, level, cells)
 
 
@@ -85,7 +73,7 @@ def mean_class_iou(score: dict[str, Any]) -> dict[str, float]:
         values = [t.get("iou", {}).get(name) for t in score["targets"].values()]
         known = [v for v in values if v is not None]
         if known:
-            result[name] = 100 * sum(known) / len(known)
+            result[name] = sum(known) / len(known)
     return result
 
 

@@ -44,8 +44,8 @@ class Config:
     """Processes per accelerate stage; on a machine with GPUs, at most one per GPU."""
     only: tuple[str, ...] = ()
     """Stages to consider; empty means all."""
-    redo: bool = False
-    """Run the considered stages again even if they are complete."""
+    redo: tuple[str, ...] = ()
+    """Stages to run again even if they are complete."""
 
 
 def has_accelerator() -> bool:
@@ -84,7 +84,7 @@ def plan(recipe: Recipe, config: Config, record: dict[str, Any]) -> list[tuple[S
     for stage in recipe.stages:
         if config.only and stage.name not in config.only:
             continue
-        reason = "redo" if config.redo else stale_reason(stage, record)
+        reason = "asked for" if stage.name in config.redo else stale_reason(stage, record)
         if not reason and (again := [n for n in stage.inputs if n in running]):
             reason = f"its input {again[0]} is made again"
         if reason:
@@ -213,10 +213,10 @@ def main() -> int | None:
         workspace = workspace.relative_to(ROOT) if ROOT in workspace.parents else workspace
     os.chdir(ROOT)  # recipes name programs and configs from here
     recipe = load_recipe(recipe_file, workspace)
-    unknown = sorted(set(config.only) - {s.name for s in recipe.stages})
+    unknown = sorted({*config.only, *config.redo} - {s.name for s in recipe.stages})
     if unknown:
         names = ", ".join(s.name for s in recipe.stages)
-        raise UserError(f"--only {unknown[0]}: no such stage; {config.recipe} has {names}")
+        raise UserError(f"{unknown[0]}: no such stage; {config.recipe} has {names}")
     accelerator = has_accelerator()
     timings = recipe.workspace / "timings.json"
     record = files.read_json(timings)["stages"] if timings.exists() else {}

@@ -40,6 +40,7 @@ def install_stand_in() -> bool:
         # loader=None: mmengine looks for a loader to tell full mmcv from mmcv-lite
         present.__spec__ = importlib.machinery.ModuleSpec(EXTENSION, loader=None)
         sys.modules[EXTENSION] = present
+        sys.modules["mmcv"]._ext = present  # type: ignore[attr-defined]
     return isinstance(present, _Absent)
 
 

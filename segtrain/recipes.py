@@ -85,7 +85,8 @@ def build_model(recipe: Any) -> Any:
     from mmseg.registry import MODELS
 
     init_default_scope("mmseg")
-    MMLogger.get_instance("segtrain", log_level="WARNING")  # or init_weights lists every tensor
+    if not MMLogger.check_instance_created("segtrain"):
+        MMLogger.get_instance("segtrain", log_level="WARNING")  # or it lists every tensor
     model = MODELS.build(ConfigDict(recipe["model"]))
     model.init_weights()
     return model
@@ -122,7 +123,6 @@ def learning_rate_factor(schedulers: Sequence[dict[str, Any]]) -> Callable[[int]
 
     LinearLR rises from `start_factor` to 1 over begin..end; PolyLR falls as
     (1 - (t - begin) / (end - begin)) ** power; outside its range a scheduler is constant.
-    `eta_min` is read as a factor too, and must be 0 unless it is.
     """
     known = {"LinearLR", "PolyLR"}
     for scheduler in schedulers:

@@ -2,13 +2,13 @@
 
 accelerate launch segtrain/train.py configs/segtrain/segformer_pocket.py --output DIR \
     --source DIR [--generated DIR --generated-share 0.5]
-Hardware: two CPU cores. Time: see the README of the pocket run.
+Hardware: two CPU cores. Time: about 0.2 s an iteration on two free cores, 4 minutes in all.
 """
 
 custom_imports = dict(imports=["segtrain.registry"], allow_failed_imports=False)
 default_scope = "mmseg"
 
-crop_size = (96, 192)
+crop_size = (96, 160)
 max_iters = 1200
 data_root = "runs/pocket/data/source"
 

@@ -24,7 +24,9 @@ def _soft_noise(rng: np.random.Generator, height: int, width: int, cells: int) -
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _sky(scene: Scene, drawn: Drawn, rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def _sky(
+    scene: Scene, drawn: Drawn, rng: np.random.Generator, shape: tuple[int, int]
+) -> np.ndarray:
     height, width = shape
     top = np.array(drawn.look.sky_top, dtype=np.float32)
     low = np.array(drawn.look.sky_low, dtype=np.float32)

@@ -23,7 +23,10 @@ class House:
 
 
 def _grid(
-    surface: Callable[[float, float], Point], length: float, height: float, floors: tuple[float, int]
+    surface: Callable[[float, float], Point],
+    length: float,
+    height: float,
+    floors: tuple[float, int],
 ) -> list[Ring]:
     """Return window rectangles on a face; floors is (height of the first sill, count)."""
     base, count = floors

@@ -178,7 +178,8 @@ def _furniture(
 
 def _vehicles(builder: Builder, rng: np.random.Generator, street: Street) -> None:
     """Put traffic in both lanes, parked cars at the kerbs, cross traffic and a rare tram."""
-    lanes = {"away": street.center + 0.5 * street.half, "oncoming": street.center - 0.5 * street.half}
+    lane = 0.5 * street.half
+    lanes = {"away": street.center + lane, "oncoming": street.center - lane}
     taken = {"away": float(rng.uniform(9.0, 26.0)), "oncoming": float(rng.uniform(7.0, 26.0))}
     for heading, lane in lanes.items():
         tram = street.rails and rng.random() < 0.28

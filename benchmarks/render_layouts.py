@@ -1,0 +1,46 @@
+"""Render the very label maps of a generated set, each in the look its prompt asked for.
+
+The yardstick for generated pictures: same labels, same looks, drawn by the renderer. Works for
+sets whose layouts were the frames of Pocket City's source.
+
+    python benchmarks/render_layouts.py --generated DIR --output DIR
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+from pipeline.errors import UserError
+from pipeline.pocket.looks import LOOKS
+from pipeline.pocket.render import render_pair
+from pipeline.pocket.scene import make_scene, scene_seed
+from pipeline.pocket_city import look_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--generated", required=True)
+    parser.add_argument("--output", required=True, type=Path)
+    arguments = parser.parse_args()
+    writer = DatasetWriter(arguments.output, config={"rendering_of": arguments.generated})
+    done = writer.done_ids()
+    camera = look_of("source", 0)[1].camera
+    for sample in tqdm(open_dataset(arguments.generated, labelled=True)):
+        index = int(sample.id)
+        if sample_id(index) in done:
+            continue
+        seed = scene_seed("source", int(Path(sample.row["source_label"]).stem))
+        look = LOOKS[sample.row["condition"]]
+        _, wanted = read_pair(sample)
+        image, label = render_pair(make_scene(seed, camera), look, *wanted.shape, seed)
+        if not np.array_equal(label, wanted):
+            raise UserError(f"{sample.label}: is not the whole frame of a source scene")
+        row = {"condition": sample.row["condition"], "look": sample.row["condition"], "seed": seed}
+        writer.write(index, image, label, row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How much of a picture survives the latent?
+
+Writes a dataset folder with every picture sent through the autoencoder, and its PSNR per look.
+Scoring an oracle segmenter on both folders then tells whether small things survive.
+
+    python benchmarks/vae_reconstruction.py --data DIR --base pocket --output DIR
+"""
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pipeline import files, models
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio of two uint8 pictures in dB."""
+    error = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--base", default="pocket")
+    parser.add_argument("--output", required=True, type=Path)
+    arguments = parser.parse_args()
+    base = models.find_base(arguments.base)
+    vae = models.load_component(base, "vae")
+    settings = {"reconstruction_of": arguments.data, "revision": models.revision(base)}
+    writer = DatasetWriter(arguments.output, config=settings)
+    done = writer.done_ids()
+    for index, sample in enumerate(tqdm(open_dataset(arguments.data, labelled=True))):
+        if sample_id(index) in done:
+            continue
+        image, label = read_pair(sample)
+        with torch.no_grad():
+            latents = models.encode_latents(vae, models.images_to_tensor([image]))
+            output = models.tensor_to_images(models.decode_latents(vae, latents))[0]
+        row = {k: sample.row[k] for k in ("look", "condition", "seed")}
+        writer.write(index, output, label, {**row, "psnr": psnr(image, output)})
+    by_look = defaultdict(list)
+    for sample in open_dataset(arguments.output, labelled=True):
+        by_look[sample.row["look"]].append(sample.row["psnr"])
+    result = {look: round(float(np.mean(v)), 2) for look, v in sorted(by_look.items())}
+    result["mean"] = round(float(np.mean([v for values in by_look.values() for v in values])), 2)
+    files.write_json(arguments.output / "psnr.json", result)
+    print(result)
+
+
+if __name__ == "__main__":
+    main()

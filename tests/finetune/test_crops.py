@@ -1,0 +1,97 @@
+"""Crops, rare class sampling, captions and losses."""
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+
+from finetune.crops import (
+    Crop,
+    RareClassSampling,
+    class_caption,
+    draw_image_crop,
+    draw_labelled_crop,
+    index_classes,
+)
+from finetune.losses import diffusion_target, noisy_latents
+from finetune.settings import Training, learning_rate
+from pipeline.dataset import open_dataset
+from pipeline.seeding import DrawnSamples, batches
+
+
+def test_crops_have_the_size_asked_for_even_from_small_pictures(tiny_dataset):
+    samples = open_dataset(tiny_dataset(n=2, h=40, w=50), labelled=True)
+    crop = Crop((48, 96), (0.5, 2.0))
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        assert draw_image_crop(rng, samples[0], crop).shape == (48, 96, 3)
+        image, label = draw_labelled_crop(rng, samples, crop, None)
+        assert image.shape == (48, 96, 3) and label.shape == (48, 96)
+        assert set(np.unique(label)) <= {*range(19), 255}
+
+
+def test_rare_class_sampling_prefers_rare_classes_and_centres_on_them(tmp_path):
+    from pipeline.dataset import DatasetWriter
+
+    writer = DatasetWriter(tmp_path / "d", config={})
+    for i in range(6):
+        label = np.zeros((64, 128), np.uint8)
+        if i == 3:
+            label[2:6, 120:124] = 17  # motorcycle at the border
+        writer.write(i, np.zeros((64, 128, 3), np.uint8), label, {})
+    samples = open_dataset(tmp_path / "d", labelled=True)
+    index = index_classes(samples, RareClassSampling(temperature=0.1, min_pixels=8))
+    assert np.isclose(index.probabilities.sum(), 1)
+    assert index.probabilities[17] > 0.99 and index.probabilities[5] == 0
+    rng = np.random.default_rng(0)
+    hits = [
+        (draw_labelled_crop(rng, samples, Crop((32, 32), (1.0,)), index)[1] == 17).any()
+        for _ in range(10)
+    ]
+    assert all(hits)
+
+
+def test_caption_lists_classes_in_train_id_order_without_void():
+    label = np.array([[255, 13, 0], [11, 0, 10]], np.uint8)
+    assert class_caption(label, "{classes}", " ") == "road sky person car"
+    assert class_caption(label, "a scene with {classes}", ", ").endswith("road, sky, person, car")
+
+
+def test_positions_partition_over_ranks_and_do_not_depend_on_restarts():
+    one = [p for batch in batches(0, 4, 3, 0, 1) for p in batch]
+    assert one == list(range(12))
+    two = sorted(p for rank in range(2) for batch in batches(0, 2, 3, rank, 2) for p in batch)
+    assert two == one
+    assert list(batches(2, 4, 3, 1, 2)) == list(batches(0, 4, 3, 1, 2))[2:]
+    data = DrawnSamples(lambda rng: float(rng.random()), seed=1)
+    assert data[5] == data[5] and data[5] != data[6]
+
+
+def test_targets_follow_the_prediction_type():
+    torch.manual_seed(0)
+    latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    times = torch.tensor([10, 900])
+    for kind in ("epsilon", "v_prediction", "sample"):
+        scheduler = DDIMScheduler(prediction_type=kind, clip_sample=False)
+        target = diffusion_target(scheduler, latents, noise, times)
+        noisy = scheduler.add_noise(latents, noise, times)
+        for i, t in enumerate(times):  # a perfect prediction must give the latents back
+            scheduler.set_timesteps(1000)
+            step = scheduler.step(target[i], int(t), noisy[i])
+            assert torch.allclose(step.pred_original_sample, latents[i], atol=1e-3)
+
+
+def test_noise_is_a_function_of_the_generator():
+    scheduler = DDIMScheduler()
+    latents = torch.zeros(2, 4, 4, 4)
+    a = noisy_latents(scheduler, latents, torch.Generator().manual_seed(3))
+    b = noisy_latents(scheduler, latents, torch.Generator().manual_seed(3))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_learning_rate_warms_up_and_decays():
+    settings = Training(steps=10, learning_rate=1.0, warmup_steps=2, schedule="cosine")
+    rates = [learning_rate(settings, step) for step in range(10)]
+    assert rates[0] == 0.5 and rates[1] == 1.0 == max(rates)
+    assert rates[-1] < 0.1 and all(a >= b for a, b in zip(rates[2:], rates[3:], strict=False))
+    constant = Training(steps=10, learning_rate=1.0)
+    assert learning_rate(constant, 9) == 1.0

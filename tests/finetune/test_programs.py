@@ -1,0 +1,181 @@
+"""The fine-tuning programs: a few real steps, resume after kill -9, two processes, bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline import runs
+
+SMALL = (
+    "--crop.size-px", "32", "64", "--crop.scales", "0.5", "1.0", "--training.batch-size", "2",
+    "--training.log-interval", "1",
+)  # fmt: skip
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    x, y = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
+    return x.keys() == y.keys() and all(bool((x[k] == y[k]).all()) for k in x)
+
+
+def kill_after_checkpoint(command: list[str], root: Path, output: Path) -> None:
+    """Start the program and kill it without warning once it has a checkpoint."""
+    child = subprocess.Popen(
+        [sys.executable, *command], cwd=root, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while runs.latest_checkpoint(output) is None:
+        assert child.poll() is None and time.monotonic() < deadline, "ended before it was killed"
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def test_unet_resumes_bit_for_bit_after_a_kill(
+    run_program, root, tiny_base, tiny_dataset, tmp_path
+):
+    data = tiny_dataset(n=4)
+    command = [
+        "finetune/unet.py", "--data", str(data), "--base", str(tiny_base), *SMALL,
+        "--training.steps", "40", "--training.checkpoint-interval", "5",
+        "--training.ema-decay", "0.9", "--training.accumulation", "2",
+        "--training.learning-rate", "1e-3",
+    ]  # fmt: skip
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    run_program(*command, "--output", straight)
+    kill_after_checkpoint([*command, "--output", str(killed)], root, killed)
+    assert not (killed / "finished.json").exists()
+    run_program(*command, "--output", killed)
+    assert same_weights(straight / "unet", killed / "unet")
+    base = load_file(tiny_base / "unet" / WEIGHTS)
+    moved = load_file(straight / "unet" / WEIGHTS)
+    assert any(bool((base[k] != moved[k]).any()) for k in base)
+    again = run_program(*command, "--output", straight)
+    assert "nothing to do" in again.stdout
+
+
+def test_controlnet_trains_and_stock_diffusers_loads_it(
+    run_program, tiny_base, tiny_dataset, tmp_path
+):
+    from diffusers import ControlNetModel
+
+    data, output = tiny_dataset(n=4), tmp_path / "run"
+    run_program(
+        "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output", output, *SMALL,
+        "--training.steps", "3", "--training.accumulation", "1", "--rare-classes.min-pixels", "10",
+        "--training.learning-rate", "1e-3",
+    )  # fmt: skip
+    net = ControlNetModel.from_pretrained(output / "controlnet")
+    assert net.config.conditioning_channels == 20
+    assert float(net.controlnet_mid_block.weight.detach().abs().sum()) > 0
+    assert len((output / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("program", ["unet", "controlnet"])
+def test_two_processes_draw_different_samples(
+    program, run_program, tiny_base, tiny_dataset, tmp_path
+):
+    data, output = tiny_dataset(n=4), tmp_path / "run"
+    run_program(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        f"finetune/{program}.py", "--data", data, "--base", tiny_base, "--output", output, *SMALL,
+        "--training.steps", "2", "--training.accumulation", "1",
+        *(["--rare-classes.min-pixels", "10"] if program == "controlnet" else []),
+    )  # fmt: skip
+    assert runs.is_finished(output, 2)
+    single = tmp_path / "single"
+    run_program(
+        f"finetune/{program}.py", "--data", data, "--base", tiny_base, "--output", single, *SMALL,
+        "--training.steps", "2", "--training.accumulation", "1",
+        *(["--rare-classes.min-pixels", "10"] if program == "controlnet" else []),
+    )  # fmt: skip
+    assert not same_weights(output / program, single / program)
+
+
+def test_base_model_from_scratch_draws_from_a_prompt(run_program, tiny_dataset, tmp_path):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    data = tiny_dataset(n=3, labelled=False)
+    size = ("--crop.size-px", "32", "64", "--crop.scales", "0.5", "1.0")
+    run_program(
+        "finetune/vae.py", "--data", data, "--output", tmp_path / "vae", *size,
+        "--training.steps", "2", "--channels", "8", "8", "8", "--norm-groups", "4",
+    )  # fmt: skip
+    run_program(
+        "finetune/prior.py", "--data", data, "--vae", tmp_path / "vae" / "vae", *size,
+        "--output", tmp_path / "prior", "--training.steps", "2", "--channels", "16", "16",
+        "--text-width", "16", "--text-layers", "1", "--training.checkpoint-interval", "2",
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "prior" / "base")
+    pipe.to(torch.float32)
+    picture = pipe("a street in snowy weather", height=32, width=64, num_inference_steps=2)
+    assert picture.images[0].size == (64, 32)
+    assert list((tmp_path / "prior" / "previews").glob("*.png"))
+
+
+BAD_LABELS = {
+    "ids": ("are outside 0..18", lambda a: Image.fromarray(np.full_like(a, 33))),
+    "colour": ("has mode RGB", lambda a: Image.fromarray(np.stack([a] * 3, -1))),
+    "size": ("must have the same size", lambda a: Image.fromarray(a[:-2])),
+}
+
+
+@pytest.mark.parametrize("fault", [*BAD_LABELS, "truncated"])
+def test_bad_files_are_named_in_one_line(fault, run_program, tiny_base, tiny_dataset, tmp_path):
+    data = tiny_dataset(n=3, folder=tmp_path / "data")
+    path = sorted((data / "labels").rglob("*.png"))[1]
+    message = "not a readable PNG"
+    if fault == "truncated":
+        path.write_bytes(path.read_bytes()[:60])
+    else:
+        message, change = BAD_LABELS[fault]
+        change(np.array(Image.open(path))).save(path)
+    done = run_program(
+        "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output", tmp_path / "o",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert message in done.stderr and path.name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "nowhere"), "no such dataset folder"),
+        (("--data", "{data}", "--output", "{tmp}/o", "--training.steps", "0"), "must be 1 or more"),
+        (("--data", "{data}"), "--output: no folder given"),
+        (("--data", "{data}", "--output", "/proc/nowhere"), "cannot be written"),
+        (("--data", "{data}", "--output", "{tmp}/o", "--base", "sd15"), "neither 'pocket'"),
+        (("--config", "{tmp}/c.yaml"), "unknown key 'stepps'; known keys"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    arguments, message, run_program, tiny_base, tiny_dataset, tmp_path
+):
+    data = tiny_dataset(n=2)
+    (tmp_path / "c.yaml").write_text("training:\n  stepps: 3\n")
+    words = [a.format(data=data, tmp=tmp_path) for a in arguments]
+    if "--base" not in words:
+        words += ["--base", str(tiny_base)]
+    done = run_program("finetune/unet.py", *words, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert message in done.stderr
+
+
+def test_another_runs_folder_is_refused(run_program, tiny_base, tiny_dataset, tmp_path):
+    command = [
+        "finetune/unet.py", "--data", tiny_dataset(n=2), "--base", tiny_base, "--output",
+        tmp_path / "o", *SMALL, "--training.steps", "1",
+    ]  # fmt: skip
+    run_program(*command)
+    done = run_program(*command, "--seed", "5", check=False)
+    assert done.returncode == 2 and "seed: 0 -> 5" in done.stderr

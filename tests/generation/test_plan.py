@@ -1,0 +1,114 @@
+"""Plans are pure: item i depends on the seed and on i alone."""
+
+import numpy as np
+import pytest
+
+from generation.plan import Planner, class_probabilities, noise_seed, place_crop
+from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
+from pipeline.errors import UserError
+
+
+def planner(seed: int = 0, **options) -> Planner:
+    counts = np.zeros((6, 19), dtype=np.int64)
+    counts[:, 0] = 1000
+    counts[2, 15] = counts[4, 15] = 30
+    counts[3, 12] = 20
+    counts[1, 16] = 3
+    settings = {"temperature": 0.01, "min_pixels": 10, **options}
+    return Planner(counts, Grammar(), seed=seed, **settings)
+
+
+def test_item_does_not_depend_on_n():
+    assert planner().draw_plan(50)[:7] == planner().draw_plan(7)
+    assert planner().draw_plan(20) != planner(seed=1).draw_plan(20)
+
+
+def test_layout_serves_the_drawn_class():
+    plan = planner().draw_plan(200)
+    assert {i.layout for i in plan if i.rare_class == 15} == {2, 4}
+    assert {i.layout for i in plan if i.rare_class == 12} == {3}
+    assert not any(i.rare_class == 16 for i in plan)  # 3 pixels are too few
+
+
+def test_without_temperature_layouts_are_drawn_evenly():
+    plan = planner(temperature=0).draw_plan(600)
+    assert {i.rare_class for i in plan} == {None}
+    assert min(np.bincount([i.layout for i in plan])) > 60
+
+
+def test_class_probabilities_are_the_softmax_of_the_papers():
+    counts = np.array([70.0, 20.0, 10.0])
+    found = class_probabilities(counts, np.array([True, True, False]), 0.5)
+    weight = np.exp((1 - counts[:2] / 100) / 0.5)
+    assert np.allclose(found, [*(weight / weight.sum()), 0])
+
+
+def test_quotas_hold_in_every_prefix():
+    shares = {"a": 2.0, "b": 1.0, "c": 1.0, "never": 0.0}
+    dealt = quota_sequence(shares, 400, np.array([3, 2, 1, 0]))
+    for n in (4, 37, 400):
+        assert abs(dealt[:n].count("a") - n / 2) <= 1
+    assert dealt[:4].count("c") == 1 and "never" not in dealt
+
+
+def test_crop_holds_the_rare_class_and_stays_inside():
+    label = np.zeros((40, 90), dtype=np.uint8)
+    label[:4, 85:] = 15  # in a corner, so the window has to be clamped
+    item = next(i for i in planner().draw_plan(99) if i.rare_class == 15)
+    crop = place_crop(label, item, seed=0, size=(20, 30), min_share=0.01)
+    assert crop.of(label).shape == (20, 30) and (crop.of(label) == 15).sum() == 20
+    assert crop == place_crop(label, item, seed=0, size=(20, 30), min_share=0.01)
+    whole = place_crop(label, item, seed=0, size=(40, 90), min_share=0.01)
+    assert (whole.top, whole.left) == (0, 0)
+
+
+def test_single_pixel_class_can_be_cropped():
+    label = np.zeros((40, 90), dtype=np.uint8)
+    label[39, 89] = 15
+    item = next(i for i in planner().draw_plan(99) if i.rare_class == 15)
+    crop = place_crop(label, item, seed=0, size=(20, 30), min_share=0.01)
+    assert (crop.top, crop.left) == (20, 60)
+
+
+def test_seeds_of_samples_and_attempts_differ():
+    assert len({noise_seed(0, i, a) for i in range(50) for a in range(3)}) == 150
+
+
+def test_prompt_reads_like_the_training_captions():
+    label = np.array([[0, 1, 2, 13, 255]], dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    grammar = Grammar(conditions={"snow": Condition("in snowy weather")})
+    classes = join_classes(label, grammar, rng)
+    text = render_prompt(
+        grammar, classes, condition="snow", time="at dusk", place="in a mountain village"
+    )
+    assert text == (
+        "a city street scene with road, sidewalk, building and car, in snowy weather at dusk, "
+        "in a mountain village"
+    )
+    text = render_prompt(grammar, "road", condition="snow", time="", place="")
+    assert text == "a city street scene with road, in snowy weather"
+
+
+def test_words_of_the_default_grammar_are_those_of_the_collection():
+    looks = pytest.importorskip("pipeline.pocket.looks")
+    grammar = Grammar()
+    said = {(c.phrase, t) for c in grammar.conditions.values() for t in c.times}
+    assert said == {(look.weather_phrase, look.time_phrase) for look in looks.LOOKS.values()}
+    assert set(grammar.places) == {place.phrase for place in looks.PLACES.values()}
+
+
+def test_class_names_are_limited_and_seeded():
+    label = np.arange(19, dtype=np.uint8)[None]
+    grammar = Grammar(max_classes=3)
+    first = join_classes(label, grammar, np.random.default_rng(1))
+    assert first == join_classes(label, grammar, np.random.default_rng(1))
+    assert first.count(",") == 1 and first.count(" and ") == 1
+    assert join_classes(np.full((2, 2), 255, np.uint8), grammar, np.random.default_rng(1)) == ""
+
+
+def test_bad_grammars_are_refused():
+    with pytest.raises(UserError, match="in braces"):
+        Grammar(template="with {weather}").check()
+    with pytest.raises(UserError, match="at least one share"):
+        Grammar(conditions={"a": Condition(share=0)}).check()

@@ -1,0 +1,98 @@
+"""Config: dataclass <- YAML <- flags, strict."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from pipeline.config import (
+    differences, digest, from_mapping, load_yaml, parse, require_positive, to_mapping,
+)  # fmt: skip
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampler:
+    steps: int = 20
+    """solver steps"""
+    kind: Literal["ddim", "unipc"] = "ddim"
+    """solver"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A small program."""
+
+    n: int = 8
+    """how many"""
+    rate: float = 0.5
+    """a share"""
+    size: tuple[int, int] = (64, 128)
+    """height, width"""
+    folder: Path | None = None
+    """where"""
+    sampler: Sampler = field(default_factory=Sampler)
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("n: 3\nrate: 1e-3\nsampler: {steps: 5}\n")
+    config, call = parse(Config, "doc", ["--config", str(path), "--n", "4", "--dry-run"])
+    assert (config.n, config.rate, config.sampler.steps) == (4, 1e-3, 5)
+    assert config.size == (64, 128) and config.sampler.kind == "ddim"
+    assert call.dry_run and not call.debug
+
+
+def test_nested_flags() -> None:
+    config, _ = parse(Config, "doc", ["--sampler.steps", "7", "--size", "32", "48"])
+    assert config.sampler.steps == 7 and config.size == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"colour": 1}, "unknown key 'colour'; known keys: n, rate, size, folder, sampler"),
+        ({"sampler": {"step": 1}}, "unknown key 'step'; known keys: steps, kind"),
+        ({"sampler": {"kind": "euler"}}, "not one of"),
+        ({"n": "many"}, "expected int"),
+        ({"n": True}, "expected int"),
+        ({"rate": "fast"}, "is not a number"),
+        ({"size": [1, 2, 3]}, "expected 2 values"),
+        ({"size": 5}, "expected a list"),
+        ([], "expected a mapping"),
+    ],
+)
+def test_wrong_yaml_values_name_key_and_rule(mapping: object, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        from_mapping(Config, mapping, "c.yaml")
+    assert str(caught.value).startswith("c.yaml") and "\n" not in str(caught.value)
+
+
+def test_broken_and_missing_yaml_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: [1\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_yaml(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_yaml(tmp_path / "none.yaml")
+
+
+def test_unknown_flag_ends_the_program() -> None:
+    with pytest.raises(SystemExit):
+        parse(Config, "doc", ["--colour", "red"])
+
+
+def test_digest_ignores_key_order_and_sees_values() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+
+
+def test_differences_are_field_by_field() -> None:
+    old, new = to_mapping(Config()), to_mapping(Config(n=9, sampler=Sampler(steps=1)))
+    assert differences(old, new) == ["n: 8 -> 9", "sampler.steps: 20 -> 1"]
+    assert differences(old, old) == []
+
+
+def test_positive_numbers_are_required() -> None:
+    with pytest.raises(UserError, match="--n 0: must be 1 or more"):
+        require_positive(Config(n=0), "n")

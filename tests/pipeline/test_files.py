@@ -1,0 +1,68 @@
+"""Files are whole or absent."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import files
+from pipeline.errors import UserError
+
+
+def test_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    files.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_full_disk_at_fsync_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    files.write_bytes(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_json_round_trip_and_errors(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "a.json"
+    files.write_json(path, {"b": 1, "a": [2]})
+    assert files.read_json(path) == {"a": [2], "b": 1}
+    path.write_text("{")
+    with pytest.raises(UserError, match="broken JSON"):
+        files.read_json(path)
+    with pytest.raises(UserError, match="no such file"):
+        files.read_json(tmp_path / "none.json")
+
+
+def test_sweep_removes_only_rests_of_dead_processes(tmp_path: Path) -> None:
+    dead = tmp_path / f"a{files.TEMPORARY_MARK}999999999-abc"
+    alive = tmp_path / f"b{files.TEMPORARY_MARK}{os.getpid()}-abc"
+    for path in (dead, alive, tmp_path / "c.png"):
+        path.write_bytes(b"x")
+    files.sweep_temporaries(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [alive.name, "c.png"]
+
+
+def test_png_bytes_depend_on_pixels_alone() -> None:
+    array = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert files.encode_png(array) == files.encode_png(array.copy())
+
+
+def test_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written.*choose another folder"):
+        files.require_writable(tmp_path / "file" / "sub")
+    files.require_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []

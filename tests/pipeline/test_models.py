@@ -1,0 +1,73 @@
+"""Base models are found by name and load with the stock classes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import models
+from pipeline.errors import UserError
+
+
+def test_names_of_bases(tiny_base: Path, tmp_path: Path) -> None:
+    assert models.find_base(str(tiny_base)) == str(tiny_base)
+    pinned = "owner/name@" + "a" * 40
+    assert models.find_base(pinned) == pinned
+    with pytest.raises(UserError, match="model_index.json"):
+        models.find_base(str(tmp_path))
+    for name in ("owner/name", "owner/name@main", "no-such-folder"):
+        with pytest.raises(UserError, match="40-digit commit"):
+            models.find_base(name)
+    with pytest.raises(UserError, match="has no config.json"):
+        models.find_folder(str(tmp_path))
+
+
+def test_parts_load_and_the_prediction_type_comes_from_the_scheduler(tiny_base: Path) -> None:
+    base = str(tiny_base)
+    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+        assert type(models.load_component(base, part)).__name__.startswith(models.COMPONENTS[part])
+    assert models.load_scheduler(base).config.prediction_type == "v_prediction"
+    multistep = models.load_scheduler(base, "UniPCMultistepScheduler")
+    assert multistep.config.prediction_type == "v_prediction"
+
+
+def test_pictures_survive_the_way_through_tensors(tiny_base: Path) -> None:
+    import numpy as np
+
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
+    tensor = models.images_to_tensor([image])
+    assert tensor.shape == (1, 3, 8, 12) and tensor.abs().max() <= 1
+    assert np.array_equal(models.tensor_to_images(tensor)[0], image)
+    vae = models.load_component(str(tiny_base), "vae")
+    assert models.latent_factor(vae) == 4
+    with torch.no_grad():
+        latents = models.encode_latents(vae, torch.zeros(1, 3, 64, 128))
+        assert latents.shape == (1, 4, 16, 32)
+        assert models.decode_latents(vae, latents).shape == (1, 3, 64, 128)
+
+
+def test_prompts_fill_the_text_window(tiny_base: Path) -> None:
+    tokenizer = models.load_component(str(tiny_base), "tokenizer")
+    text_encoder = models.load_component(str(tiny_base), "text_encoder")
+    states = models.encode_prompts(tokenizer, text_encoder, ["a city street", "road " * 99])
+    assert states.shape == (2, tokenizer.model_max_length, 16)
+
+
+def test_revision_is_a_digest_of_the_weights(tiny_base: Path, tiny_controlnet: Path) -> None:
+    assert models.revision("owner/name@" + "a" * 40) == "a" * 40
+    assert models.revision(tiny_base) == models.revision(tiny_base)
+    assert models.revision(tiny_base) != models.revision(tiny_controlnet)
+
+
+@pytest.mark.skipif(not models.POCKET_BASE.is_dir(), reason="the pocket weights are not here yet")
+def test_pocket_weights_load_in_stock_diffusers_and_stay_small() -> None:
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    controlnet = ControlNetModel.from_pretrained(models.POCKET_CONTROLNET)
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(
+        models.POCKET_BASE, controlnet=controlnet, safety_checker=None
+    )
+    assert controlnet.config.conditioning_channels == 20
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    size = sum(p.stat().st_size for p in models.POCKET.rglob("*") if p.is_file())
+    assert size <= 20_000_000

@@ -1,0 +1,176 @@
+"""The pipeline runner on a small recipe of plain Python programs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import run as runner
+from pipeline.errors import UserError
+from pipeline.recipes import find_recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+WRITE = (
+    "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(parents=True, exist_ok=True); "
+    "open(p / 'runs.txt', 'a').write('x'); print('made', p); (p / 'done').touch()"
+)
+RECIPE = """
+workspace: {workspace}
+stages:
+  - name: first
+    about: writes a folder
+    command: {program} {{workspace}}/first 1
+    output: "{{workspace}}/first"
+    done: done
+  - name: other
+    command: {program} {{workspace}}/other
+    output: "{{workspace}}/other"
+    done: done
+  - name: second
+    command: {program} {{workspace}}/second {{workspace}}/first/picture.png
+    output: "{{workspace}}/second"
+    done: done
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    program = tmp_path / "program.py"
+    program.write_text(WRITE)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(workspace=tmp_path / "work", program=program))
+    return path
+
+
+def start(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "pipeline/run.py", "--recipe", str(recipe), *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def times_run(recipe: Path, stage: str) -> int:
+    path = recipe.parent / "work" / stage / "runs.txt"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def test_stages_run_once_and_are_then_skipped(recipe: Path) -> None:
+    done = start(recipe)
+    assert done.returncode == 0, done.stderr
+    assert "[1/3] first: writes a folder (not run yet)" in done.stdout and "made" in done.stdout
+    again = start(recipe)
+    assert again.stdout.count("complete, skipped") == 3
+    assert [times_run(recipe, s) for s in ("first", "other", "second")] == [1, 1, 1]
+    record = json.loads((recipe.parent / "work" / "timings.json").read_text())["stages"]
+    assert list(sorted(record)) == ["first", "other", "second"]
+    assert all(r["seconds"] > 0 and r["peak_mb"] > 0 and r["finished_at"] for r in record.values())
+    assert "made" in (recipe.parent / "work" / "logs" / "first.log").read_text()
+
+
+def test_inputs_are_found_from_the_commands(recipe: Path) -> None:
+    stages = {s.name: s for s in load_recipe(recipe).stages}
+    assert stages["second"].inputs == ("first",)
+    assert stages["other"].inputs == ()
+
+
+def test_changed_command_runs_again_with_what_reads_it(recipe: Path) -> None:
+    start(recipe)
+    recipe.write_text(recipe.read_text().replace("/first 1", "/first 2"))
+    plan = start(recipe, "--dry-run").stdout
+    assert "(its command changed)" in plan and "(its input first is made again)" in plan
+    done = start(recipe)
+    assert done.returncode == 0, done.stderr
+    assert "other: complete, skipped" in done.stdout
+    # the folders were made anew, not added to
+    assert [times_run(recipe, s) for s in ("first", "other", "second")] == [1, 1, 1]
+    assert start(recipe).stdout.count("complete, skipped") == 3
+
+
+def test_input_made_again_alone_makes_later_stages_stale(recipe: Path) -> None:
+    start(recipe)
+    time.sleep(1.1)  # finishing times are kept in seconds
+    assert start(recipe, "--only", "first", "--redo", "first").returncode == 0
+    assert "(its input first was made again)" in start(recipe, "--dry-run").stdout
+
+
+def test_failure_names_stage_log_and_command_and_stops(recipe: Path) -> None:
+    (recipe.parent / "program.py").write_text("import sys; print('oh no'); sys.exit(2)")
+    done = start(recipe)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    for part in ("stage first stopped with exit code 2", "logs/first.log", "program.py", "again"):
+        assert part in lines[0]
+    assert "other" not in done.stdout
+    (recipe.parent / "program.py").write_text(WRITE)
+    assert "(unfinished, continues)" in start(recipe).stdout
+
+
+def test_missing_marker_is_an_error(recipe: Path) -> None:
+    (recipe.parent / "program.py").write_text("print('nothing')")
+    assert "ended without writing" in start(recipe).stderr
+
+
+def test_sigterm_ends_the_child_too(recipe: Path) -> None:
+    pid_file = recipe.parent / "pid"
+    (recipe.parent / "program.py").write_text(
+        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    command = [sys.executable, "pipeline/run.py", "--recipe", str(recipe)]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+def test_bad_settings_are_one_line(recipe: Path) -> None:
+    assert "no such stage; " in start(recipe, "--only", "third").stderr
+    assert "must be 1 or more" in start(recipe, "--num-processes", "0").stderr
+    with pytest.raises(UserError, match="recipes: .*pocket"):
+        find_recipe("no-such-recipe")
+    recipe.write_text(recipe.read_text().replace("{workspace}/other", "{somewhere}/other"))
+    assert "cannot be filled in" in start(recipe).stderr
+
+
+def test_output_outside_the_workspace_is_never_deleted(recipe: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "precious"
+    recipe.write_text(recipe.read_text().replace("{workspace}/other", str(outside)))
+    assert start(recipe).returncode == 0
+    done = start(recipe, "--redo", "other")
+    assert done.returncode == 2 and "outside the workspace" in done.stderr
+    assert (outside / "done").exists()
+
+
+def test_launchers() -> None:
+    assert runner.launch_prefix("python", 4, True) == [sys.executable]
+    one = runner.launch_prefix("accelerate", 1, False)
+    assert one[1:3] == ["-m", "accelerate.commands.launch"] and "--cpu" in one
+    cpus = runner.launch_prefix("accelerate", 2, False)
+    assert "torch.distributed.run" in cpus and "--nproc-per-node=2" in cpus
+    gpus = runner.launch_prefix("accelerate", 8, True)
+    assert "--multi_gpu" in gpus and "--num_processes=8" in gpus and "--cpu" not in gpus
+
+
+@pytest.mark.slow
+def test_two_cpu_processes_really_are_two(tmp_path: Path) -> None:
+    program = tmp_path / "count.py"
+    program.write_text(
+        "from accelerate import Accelerator\n"
+        "a = Accelerator(cpu=True)\n"
+        "open(f'{__file__}.{a.process_index}-of-{a.num_processes}', 'w')\n"
+        "a.end_training()\n"
+    )
+    command = [*runner.launch_prefix("accelerate", 2, False), str(program)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert sorted(p.name for p in tmp_path.glob("count.py.*")) == [
+        "count.py.0-of-2", "count.py.1-of-2",
+    ]  # fmt: skip

@@ -1,0 +1,168 @@
+"""Training: resume bit for bit, mixing, two processes, stored files, mmengine's own Runner."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import UserError
+from segtrain import loop, mixing, recipes, score, train
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
+
+
+def _train(config: train.Config) -> dict[str, torch.Tensor]:
+    train.run(config, train.check(config))
+    return load_file(config.output / recipes.WEIGHTS_FILE)
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    calls, real = iter(range(10**6)), loop.training_loss
+
+    def stopping(*arguments: object) -> torch.Tensor:
+        if next(calls) == steps:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "training_loss", stopping)
+
+
+@pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])
+def test_six_steps_equal_three_a_kill_and_three(
+    recipe_name: str, source: Path, tmp_path: Path, request, monkeypatch
+) -> None:
+    config = train.Config(
+        recipe=request.getfixturevalue(recipe_name), source=source, output=tmp_path / "straight",
+        generated=source, generated_share=0.5, checkpoint_every=3,
+    )  # fmt: skip
+    straight = _train(config)
+    resumed = dataclasses.replace(config, output=tmp_path / "resumed")
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            _train(resumed)
+    weights = _train(resumed)
+    finished = json.loads((tmp_path / "resumed" / "finished.json").read_text())
+    assert finished["first_step"] == 3
+    assert weights.keys() == straight.keys()
+    assert all(torch.equal(weights[name], straight[name]) for name in weights)
+    assert not any("extractor" in name for name in weights)
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        _train(dataclasses.replace(resumed, seed=1))
+
+
+def test_a_sample_does_not_depend_on_order_or_global_state(source: Path, tiny_recipe: Path) -> None:
+    from pipeline.seeding import DrawnSamples
+
+    recipe = recipes.load_recipe(tiny_recipe)
+    dataset = recipes.build_dataset(recipe, source)
+    samples = DrawnSamples(mixing.MixedSamples(dataset, None, 0.0), 3)
+    first = [samples[i]["inputs"] for i in (0, 1, 2)]
+    torch.manual_seed(1)
+    again = [samples[i]["inputs"] for i in (2, 1, 0)][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+
+
+def test_share_is_the_probability_of_a_generated_sample() -> None:
+    import numpy as np
+
+    class Fake:
+        def __init__(self, name: str, size: int) -> None:
+            self.name, self.size = name, size
+
+        def __len__(self) -> int:
+            return self.size
+
+        def get_data_info(self, index: int) -> str:
+            assert 0 <= index < self.size
+            return self.name
+
+        def pipeline(self, info: str) -> str:
+            return info
+
+    draw = mixing.MixedSamples(Fake("source", 3), Fake("generated", 1000), 0.25)
+    drawn = [draw(np.random.default_rng(i)) for i in range(2000)]
+    assert 0.22 < drawn.count("generated") / 2000 < 0.28
+
+
+@pytest.mark.parametrize(("share", "generated"), [(0.5, None), (0.0, Path("x")), (1.5, Path("x"))])
+def test_share_and_generated_set_must_agree(share: float, generated: Path | None) -> None:
+    with pytest.raises(UserError, match="--generated"):
+        mixing.check_share(share, generated)
+
+
+def test_learning_rate_is_a_function_of_the_step() -> None:
+    factor = recipes.learning_rate_factor(
+        [
+            {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "begin": 0, "end": 10},
+            {"type": "PolyLR", "power": 1.0, "by_epoch": False, "begin": 10, "end": 20},
+        ]
+    )
+    assert factor(0) == pytest.approx(0.1) and factor(10) == 1.0
+    assert factor(15) == pytest.approx(0.5) and factor(20) == 0.0
+
+
+def test_two_processes_train_and_score_as_one_world(
+    source: Path, tiny_recipe: Path, make_dataset, tmp_path: Path, run_program
+) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    output, target = tmp_path / "run", make_dataset(tmp_path / "t", 5, seed=9)
+    run_program(
+        *torchrun, "segtrain/train.py", tiny_recipe, "--source", source, "--output", output,
+        "--iterations", 2, GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="1",
+    )  # fmt: skip
+    assert json.loads((output / "finished.json").read_text())["processes"] == 2
+    run_program(
+        *torchrun, "segtrain/score.py", "--checkpoint", output, "--targets", target,
+        "--output", tmp_path / "two.json", GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="1",
+    )  # fmt: skip
+    config = score.Config(checkpoint=(output,), targets=(target,), output=tmp_path / "one.json")
+    score.run(config, score.check(config))
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_scores_of_conditions_and_of_a_changed_base(
+    source: Path, tiny_diffusion_recipe: Path, tiny_base: Path, make_dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    _train(train.Config(recipe=tiny_diffusion_recipe, source=source, output=run, iterations=1))
+    target = make_dataset(tmp_path / "acdc", 4, seed=5, conditions=("fog", "night"))
+    config = score.Config(checkpoint=(run,), targets=(target,), output=tmp_path / "s.json")
+    score.run(config, score.check(config))
+    scores = json.loads(config.output.read_text())["checkpoints"][0]["targets"]["acdc"]
+    assert {c: s["pictures"] for c, s in scores["conditions"].items()} == {"fog": 2, "night": 2}
+    saved = json.loads((run / "recipe.json").read_text())
+    saved["diffusion"]["revision"] = "0" * 16
+    (run / "recipe.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="restore that base model"):
+        recipes.load_trained(run)
+
+
+@pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])
+def test_mmengine_runner_trains_and_validates_the_recipe(
+    recipe_name: str, tmp_path: Path, request
+) -> None:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    recipe = Config.fromfile(request.getfixturevalue(recipe_name))
+    recipe.work_dir = str(tmp_path)
+    recipe.train_cfg.update(max_iters=2, val_interval=2)
+    recipe.default_hooks = {"checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": 2}}
+    recipe.experiment_name = recipe_name
+    runner = Runner.from_cfg(recipe)
+    runner.train()
+    assert runner.iter == 2 and (tmp_path / "iter_2.pth").is_file()
+
+
+@pytest.mark.parametrize("name", ["segformer_pocket", "segformer_gta", "diffusion_pocket"])
+def test_shipped_recipes_load_and_take_overrides(name: str) -> None:
+    recipe = recipes.load_recipe(RECIPES / f"{name}.py")
+    recipes.override(recipe, iterations=60, batch_size=3, base="")
+    assert recipe.train_cfg.max_iters == 60 and recipe.train_dataloader.batch_size == 3
+    assert recipe.param_scheduler[-1]["end"] == 60
+    assert recipes.learning_rate_factor(recipe.param_scheduler)(0) > 0

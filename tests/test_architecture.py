@@ -1,0 +1,137 @@
+"""The rules of the code base: who imports whom, what may stand where, how large things grow."""
+
+import ast
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pipeline", "finetune", "generation", "segtrain")
+SOURCES = sorted(p for name in PACKAGES for p in (ROOT / name).rglob("*.py"))
+PROLOGUE = ast.dump(
+    ast.parse(
+        "if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):\n"
+        "    sys.path[0] = str(Path(__file__).resolve().parent.parent)\n"
+    ).body[0]
+)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def guards_main(tree: ast.Module) -> bool:
+    """Tell whether the module runs `guard(main)` under `__main__`."""
+    last = tree.body[-1] if tree.body else None
+    return isinstance(last, ast.If) and "__main__" in ast.dump(last.test)
+
+
+def imported_modules(tree: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports fail in files run by path"
+            names.add(node.module or "")
+    return names
+
+
+ENTRIES = [p for p in SOURCES if p.name != "__main__.py" and guards_main(tree_of(p))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_stages_import_only_themselves_and_pipeline(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    allowed = {package, "pipeline"}
+    ours = {n.partition(".")[0] for n in imported_modules(tree_of(path))} & set(PACKAGES)
+    assert ours <= allowed, f"{name_of(path)} imports {sorted(ours - allowed)}"
+
+
+def test_datasets_folder_holds_no_python() -> None:
+    assert not list((ROOT / "datasets").rglob("*.py")), "it would hide Hugging Face `datasets`"
+
+
+def test_entry_files_are_found() -> None:
+    names = {name_of(p) for p in ENTRIES}
+    assert {"pipeline/run.py", "pipeline/doctor.py", "pipeline/report.py"} <= names
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=name_of)
+def test_entry_files_carry_the_prologue_before_our_imports(path: Path) -> None:
+    body = tree_of(path).body
+    places = [i for i, node in enumerate(body) if ast.dump(node) == PROLOGUE]
+    assert len(places) == 1, "every file that is run by path carries the same prologue once"
+    before = imported_modules(ast.Module(body[: places[0]], []))
+    early = {n.partition(".")[0] for n in before} & set(PACKAGES)
+    assert not early, f"{sorted(early)} imported before the prologue"
+    assert ast.unparse(body[-1]) == "if __name__ == '__main__':\n    guard(main)"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p not in ENTRIES], ids=name_of)
+def test_nobody_else_touches_sys_path(path: Path) -> None:
+    touched = [
+        node
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"
+    ]
+    assert not touched
+
+
+def dependency_modules() -> set[str]:
+    """Return the top-level modules of the declared dependencies that are installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = list(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+    names = {w.split(">")[0].split("=")[0].split("<")[0].strip().lower() for w in wanted}
+    modules = {"datasets", "peft", "evaluate", "tokenizers", "xformers", "controlnet_aux", "timm"}
+    for module, owners in metadata.packages_distributions().items():
+        if names & {o.lower() for o in owners}:
+            modules.add(module)
+    return modules
+
+
+def test_no_file_shadows_the_standard_library_or_a_dependency() -> None:
+    taken = set(sys.stdlib_module_names) | dependency_modules() | set(PACKAGES)
+    clashes = [
+        name_of(p)
+        for p in SOURCES
+        if len(p.relative_to(ROOT).parts) == 2 and not p.stem.startswith("__") and p.stem in taken
+    ]
+    assert not clashes
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_sizes_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400, "split the file"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno
+            assert length <= 120, f"{node.name} has {length} lines"
+
+
+def test_the_four_packages_stay_small_together() -> None:
+    assert sum(p.read_text().count("\n") for p in SOURCES) <= 10_000
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_modules_are_ascii_and_documented(path: Path) -> None:
+    text = path.read_text()
+    assert text.isascii()
+    assert ast.get_docstring(tree_of(path)) or not text.strip()
+
+
+def test_wheel_takes_the_four_packages_only() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    included = {p.partition(".")[0] for p in tool["packages"]["find"]["include"]}
+    assert included == set(PACKAGES)
+    assert all((ROOT / name / "__init__.py").is_file() for name in PACKAGES)

@@ -1,0 +1,75 @@
+"""Every file in configs/ loads into what reads it, and strictly."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import from_mapping, load_yaml
+from pipeline.errors import UserError
+from pipeline.recipes import load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGE_YAMLS = sorted(p for s in ("finetune", "generation") for p in (ROOT / "configs" / s).glob("*.yaml"))
+PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("*.yaml"))
+RECIPES = sorted((ROOT / "configs" / "segtrain").glob("*.py"))
+
+
+def entry_module(path: Path) -> str:
+    """Return the entry whose file name the config's name begins with; run.py in generation."""
+    stage = path.parent.name
+    if stage == "generation":
+        return "generation.run"
+    stems = [p.stem for p in (ROOT / stage).glob("*.py") if path.stem.startswith(p.stem)]
+    assert stems, f"{path.name} begins with no entry of {stage}/"
+    return f"{stage}.{max(stems, key=len)}"
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+@pytest.mark.parametrize("path", STAGE_YAMLS, ids=name_of)
+def test_yaml_loads_into_its_entrys_dataclass(path: Path) -> None:
+    config_class = importlib.import_module(entry_module(path)).Config
+    mapping = load_yaml(path)
+    from_mapping(config_class, mapping, str(path))
+    with pytest.raises(UserError, match="unknown key 'colour'; known keys"):
+        from_mapping(config_class, {**mapping, "colour": 1}, str(path))
+
+
+@pytest.mark.parametrize("path", [*STAGE_YAMLS, *PIPELINES], ids=name_of)
+def test_config_opens_with_its_command(path: Path) -> None:
+    head = [line for line in path.read_text().split("\n\n")[0].splitlines() if line.startswith("#")]
+    assert head, "open the file with a comment: what, command, hardware, time"
+    assert any(word in " ".join(head) for word in ("python", "accelerate launch", "make"))
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=name_of)
+def test_pipeline_recipe_names_programs_and_configs_that_exist(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.stages
+    for stage in recipe.stages:
+        assert (ROOT / stage.command[0]).is_file(), stage.command[0]
+        for word in stage.command:
+            if word.startswith("configs/"):
+                assert (ROOT / word).is_file(), word
+
+
+def test_unknown_recipe_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    stage = {"name": "a", "command": "x.py", "output": "{workspace}/a", "colour": "red"}
+    path.write_text(yaml.safe_dump({"workspace": "w", "stages": [stage]}))
+    with pytest.raises(UserError, match="unknown key 'colour'"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_segtrain_recipe_parses(path: Path) -> None:
+    pytest.importorskip("segtrain.mmseg_setup")
+    from mmengine.config import Config
+
+    recipe = Config.fromfile(path, import_custom_modules=False)
+    for key in ("model", "train_pipeline", "test_pipeline", "train_dataloader"):
+        assert key in recipe, key

@@ -1,0 +1,73 @@
+"""Commands in README.md are real: files exist and options are known."""
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else ""
+
+
+def commands() -> list[str]:
+    """Return the command lines of all shell blocks, continuation lines joined."""
+    lines = []
+    for block in re.findall(r"```(?:bash|sh|shell)\n(.*?)```", README, re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.lstrip().startswith("#"):
+                lines.append(line.strip())
+    return lines
+
+
+def program_and_options(command: str) -> tuple[str, list[str]] | None:
+    """Return our program named in a command and its options, None for other commands."""
+    words = shlex.split(command, comments=True)
+    for index, word in enumerate(words):
+        if re.fullmatch(r"(pipeline|finetune|generation|segtrain)/\w+\.py", word):
+            return word, words[index + 1 :]
+    return None
+
+
+@cache
+def help_of(program: str) -> str:
+    done = subprocess.run(
+        [sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_readme_shows_the_two_commands() -> None:
+    assert {"make demo", "make test"} <= {c.split("#")[0].strip() for c in commands()}
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if program_and_options(c)])
+def test_command_names_real_files_and_options(command: str) -> None:
+    found = program_and_options(command)
+    assert found is not None
+    program, words = found
+    assert (ROOT / program).is_file(), program
+    text = help_of(program)
+    for word in words:
+        if word.startswith("--"):
+            assert re.search(rf"{re.escape(word)}\b", text), f"{program} has no {word}"
+        elif word.startswith("configs/"):
+            assert (ROOT / word).is_file(), word
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands():
+        if command.startswith("make "):
+            target = command.split()[1]
+            assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_pictures_and_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", README):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (ROOT / target).exists(), target
