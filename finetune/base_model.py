@@ -129,7 +129,7 @@ def cache_latents(
     if path.exists():
         return
     device = next(vae.parameters()).device
-    means, stds = [], []
+    moments: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
     for i in tqdm(range(len(samples)), desc="latents", unit="picture", mininterval=2.0):
         crops = [
             draw_image_crop(numpy_generator(seed, "latent crop", i, k), samples[i], crop)
@@ -137,10 +137,10 @@ def cache_latents(
         ]
         with torch.no_grad():
             posterior = vae.encode(images_to_tensor(crops).to(device)).latent_dist
-        means.append((posterior.mean * vae.config.scaling_factor).half().cpu())
-        stds.append((posterior.std * vae.config.scaling_factor).half().cpu())
+        moments["mean"].append((posterior.mean * vae.config.scaling_factor).half().cpu())
+        moments["std"].append((posterior.std * vae.config.scaling_factor).half().cpu())
     with files.replacing(path) as temporary:
-        save_file({"mean": torch.cat(means), "std": torch.cat(stds)}, temporary)
+        save_file({k: torch.cat(v).contiguous() for k, v in moments.items()}, temporary)
 
 
 def assemble(model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any) -> Any:
@@ -187,4 +187,4 @@ def save_base(
         pipe.unet.half()
         pipe.vae.half()
     pipe.save_pretrained(folder)
-    tokenizer.save_vocabulary(str(folder / "tokenizer"))
+    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json, merges.txt

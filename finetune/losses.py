@@ -60,14 +60,15 @@ def noisy_latents(
 def reconstruction_loss(
     output: torch.Tensor, image: torch.Tensor, *, edge_weight: float, color_weight: float
 ) -> torch.Tensor:
-    """Return the mean absolute error of pixels, of finite differences and of 4x4 mean colours.
+    """Return the mean absolute error of pixels, of finite differences and of hue.
 
     The differences make thin structures (poles, signs) count: a blurred pole costs little in
-    pixels but all of its two edges. The means keep the hue of small things, which a latent that
-    spends its channels on brightness loses. Both tensors Bx3xHxW in [-1, 1].
+    pixels but all of its two edges. The hue term compares the opponent colours red-green and
+    yellow-blue of 2x2 means: they vary far less than brightness, and a latent trained without it
+    was seen to drop the red-green axis. Both tensors Bx3xHxW in [-1, 1].
     """
-    pixel = (output - image).abs().mean()
-    across = (output.diff(dim=3) - image.diff(dim=3)).abs().mean()
-    down = (output.diff(dim=2) - image.diff(dim=2)).abs().mean()
-    color = F.avg_pool2d(output - image, 4).abs().mean()
-    return pixel + edge_weight * (across + down) + color_weight * color
+    error = output - image
+    across, down = error.diff(dim=3).abs().mean(), error.diff(dim=2).abs().mean()
+    red, green, blue = F.avg_pool2d(error, 2).unbind(1)
+    hue = (red - green).abs().mean() + ((red + green) / 2 - blue).abs().mean()
+    return error.abs().mean() + edge_weight * (across + down) + color_weight * hue

@@ -44,7 +44,7 @@ class Config:
     edge_weight: float = 1.0
     """weight of the finite-difference term beside the absolute error"""
     color_weight: float = 2.0
-    """weight of the error of 4x4 mean colours beside the absolute error"""
+    """weight of the hue error beside the absolute error"""
     init: str = ""
     """autoencoder folder to start from; where shapes differ, the overlap is copied"""
     kl_weight: float = 1e-6

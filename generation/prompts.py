@@ -33,7 +33,7 @@ class Condition:
 def _pocket_conditions() -> dict[str, Condition]:
     day = ("by day",)
     return {
-        "clear": Condition("in clear weather", times=day),
+        "clear": Condition("in sunny weather", times=day),
         "overcast": Condition("in overcast weather", times=day),
         "rain": Condition("in rainy weather", times=day),
         "fog": Condition("in foggy weather", times=day),

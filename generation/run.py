@@ -1,9 +1,9 @@
 """Draw a labelled dataset of n street scenes from label maps.
 
-One process:              python generation/run.py --n 50000
-All GPUs:                 accelerate launch generation/run.py --n 50000
-Several CPU processes:    torchrun --nproc-per-node 2 generation/run.py --n 100
-Small, right after setup: python generation/run.py --n 8
+    python generation/run.py --n 8                              # small, right after set-up
+    python generation/run.py --n 50000                          # one process
+    accelerate launch generation/run.py --n 50000               # all GPUs
+    torchrun --nproc-per-node 2 generation/run.py --n 100       # two CPU processes
 
 The same command continues a stopped run; a larger --n adds to it. Exit codes: 0 complete, 2 bad
 input or setting, 3 some samples could not be drawn, 130/143 stopped by SIGINT/SIGTERM.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # run by path: see CONTRIBUTING.md
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np  # noqa: E402
@@ -129,23 +129,25 @@ def open_output(
     mapping = run_mapping(config)
     mapping["revisions"] = {**revisions, "layouts": layouts.layouts_digest(inputs.layouts)}
     if process_index == 0:
+        card.require_disk(config, len(inputs.missing))
         if config.output.is_dir() and os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
             files.sweep_temporaries(config.output)
         facts = {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
         writer = DatasetWriter(config.output, config=mapping, facts=facts)
-        card.require_disk(config, len(inputs.missing))
         card.write_dataset_card(config, mapping["revisions"], len(inputs.layouts))
         layouts.save_scan(inputs.source, inputs.layouts, config.output / layouts.CACHE_NAME)
         return writer
     return DatasetWriter(config.output, config=mapping, process_index=process_index)
 
 
-def make_accelerator() -> Any:
+def make_accelerator(config: Config) -> Any:
     """Create the Accelerator that assigns the device, and check the number of processes."""
     import torch
     from accelerate import Accelerator
 
     cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    if cpu:
+        torch.set_num_threads(config.cpu_threads)
     accelerator = Accelerator(cpu=cpu)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
@@ -173,7 +175,7 @@ def main() -> int | None:
         _report(config, process_index)
         return 0
 
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(config)
     from generation.engine import Sampler, load_networks
 
     networks = load_networks(config, accelerator.device)
@@ -205,6 +207,11 @@ def _report(config: Config, process_index: int) -> None:
     done = sum(row.get("status") == "ok" for row in read_rows(config.output).values())
     more = f"; {done - config.n} more than --n, all kept" if done > config.n else ""
     print(f"{config.output}: {done} samples{more}")
+
+
+def console() -> None:
+    """Run as the installed command."""
+    guard(main)
 
 
 if __name__ == "__main__":

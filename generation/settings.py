@@ -1,6 +1,5 @@
 """The settings of a generation run. The defaults are the pocket run, so no option is needed."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +86,9 @@ class Config:
     """Tiles per network call; the shape is fixed by padding. Lower it if memory runs out."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of U-Net, ControlNet and text encoder; solver and VAE stay in float32."""
+    cpu_threads: int = 1
+    """Threads of a process without a GPU. It changes the last bit of a sum, so it belongs to the
+    settings; to use all cores start one process per core, which is faster as well."""
 
     negative_prompt: str = ""
     """Prompt of the unconditional half of the guidance."""
@@ -114,8 +116,9 @@ def run_mapping(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise `UserError` for settings that cannot work, without reading any file."""
     require_positive(
-        config, "n", "base_scale", "fusion_scale", "steps", "tile_batch", "guidance_scale"
-    )
+        config, "n", "base_scale", "fusion_scale", "steps", "tile_batch", "guidance_scale",
+        "cpu_threads",
+    )  # fmt: skip
     for name in ("crop_px", "tile_px", "stride_px"):
         values = getattr(config, name)
         if min(values) <= 0:
@@ -169,8 +172,3 @@ def check_grid(config: Config, latent_px: int, unit: int) -> None:
                 f"{name} is {size[0]}x{size[1]} px, but height and width must be multiples of "
                 f"{multiple} for this base model; change it or --crop-px"
             )
-
-
-def with_changes(config: Config, **changes: Any) -> Config:
-    """Return `config` with some settings replaced."""
-    return dataclasses.replace(config, **changes)

@@ -90,11 +90,11 @@ def try_import(module: str) -> str:
 
 def check_required() -> list[Finding]:
     """Compare installed versions with the floors and import what is installed."""
-    findings = []
-    if sys.version_info < (3, 11):
-        findings.append(Finding("missing", f"Python {platform.python_version()} < 3.11", "use 3.11"))
+    python = platform.python_version()
+    if as_numbers(python) < (3, 11):
+        findings = [Finding("missing", f"Python {python} < 3.11", "install Python 3.11")]
     else:
-        findings.append(Finding("ok", f"Python {platform.python_version()}"))
+        findings = [Finding("ok", f"Python {python}")]
     for name, (floor, module) in FLOORS.items():
         try:
             version = importlib.metadata.version(name)

@@ -102,8 +102,9 @@ def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
         words = tuple(_fill(word, values, path) for word in shlex.split(entry.command))
         output = Path(_fill(entry.output, values, path))
         inputs = tuple(s.name for s in stages if _reads(words, s.output))
+        marker = output / entry.done
         stages.append(
-            Stage(entry.name, entry.about, entry.launcher, words, output, output / entry.done, inputs)
+            Stage(entry.name, entry.about, entry.launcher, words, output, marker, inputs)
         )
     return Recipe(folder, tuple(stages))
 

@@ -56,7 +56,7 @@ def samples_of(folder: Path) -> list[Sample]:
 
 def legend() -> list[tuple[str, str]]:
     """Return (class name, CSS colour) of all classes."""
-    colours = ["#%02x%02x%02x" % tuple(c) for c in labels.PALETTE.tolist()]
+    colours = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in labels.PALETTE.tolist()]
     return list(zip(labels.CLASS_NAMES, colours, strict=True))
 
 
@@ -101,9 +101,9 @@ def source_picture(sample: Sample, source: Path) -> np.ndarray | None:
         return None
     image = read_image(path)
     crop = sample.row.get("crop")
-    if isinstance(crop, dict):
-        top, left = int(crop["top"]), int(crop["left"])
-        image = image[top : top + int(crop["height"]), left : left + int(crop["width"])]
+    if crop:
+        top, left, height, width = crop
+        image = image[top : top + height, left : left + width]
     return image
 
 
@@ -189,11 +189,12 @@ def close_ups(
         if corner is None or other.shape != image.shape:
             continue
         window = np.s_[corner[0] : corner[0] + CLOSE_UP_PX, corner[1] : corner[1] + CLOSE_UP_PX]
-        names = [n for n in labels.present_class_names(label[window])]
-        small = [n for n in names if labels.CLASS_NAMES.index(n) in labels.SMALL_CLASSES]
+        present = labels.present_class_names(label[window])
+        small = [n for n in present if labels.CLASS_NAMES.index(n) in labels.SMALL_CLASSES]
+        colours = _enlarge(labels.colorize(label[window]))
         rows.append(
             [
-                Picture(data_url(_enlarge(labels.colorize(label[window])), exact=True), ", ".join(small)),
+                Picture(data_url(colours, exact=True), ", ".join(small)),
                 Picture(data_url(_enlarge(other[window])), "without fusion"),
                 Picture(data_url(_enlarge(image[window])), "with fusion"),
             ]

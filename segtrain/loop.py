@@ -1,4 +1,4 @@
-"""The training loop: every draw and every rate is a function of (seed, step), so resume is exact."""
+"""The training loop: every draw and rate is a function of (seed, step), so resume is exact."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +32,9 @@ def _as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
-def batches(plan: Plan, draw: Callable[..., Any], first: int, rank: int, world: int) -> Iterator[Any]:
+def batches(
+    plan: Plan, draw: Callable[..., Any], first: int, rank: int, world: int
+) -> Iterator[Any]:
     """Yield the batches of steps first..iterations-1 of this process, lists of packed samples."""
     positions = list(seeding.batches(first, plan.iterations, plan.batch_size, rank, world))
     return iter(

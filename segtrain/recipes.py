@@ -71,7 +71,8 @@ def diffusion_base(recipe: Any) -> dict[str, str]:
     backbone = recipe["model"]["backbone"]
     if "base" not in backbone:
         return {}
-    facts = {"base": backbone["base"], "revision": models.revision(models.find_base(backbone["base"]))}
+    revision = models.revision(models.find_base(backbone["base"]))
+    facts = {"base": backbone["base"], "revision": revision}
     if backbone.get("unet"):
         facts["unet_revision"] = models.revision(models.find_folder(backbone["unet"]))
     return facts
@@ -108,7 +109,7 @@ def build_dataset(recipe: Any, folder: Path) -> Any:
 
 
 def build_optimizer(recipe: Any, model: Any) -> Any:
-    """Build the recipe's optimizer, honouring `paramwise_cfg`; parameters without gradient stay out."""
+    """Build the recipe's optimizer with its `paramwise_cfg`."""
     from mmengine.optim import DefaultOptimWrapperConstructor
 
     wrapper = {"type": "OptimWrapper", "optimizer": recipe["optim_wrapper"]["optimizer"]}
@@ -155,7 +156,7 @@ def as_json(recipe: Any) -> dict[str, Any]:
 
 
 def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -> None:
-    """Write weights and recipe of a trained model; frozen diffusion weights are named, not stored."""
+    """Write weights and recipe of a trained model; frozen weights are named, not stored."""
     from safetensors.torch import save_file
 
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -168,7 +169,7 @@ def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -
 def require_trained(folder: Path) -> dict[str, Any]:
     """Return the saved recipe of a finished training, or raise `UserError`; no weights are read."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such checkpoint folder; give the --output of segtrain/train.py")
+        raise UserError(f"{folder}: no such folder; give the --output of segtrain/train.py")
     if not (folder / "finished.json").is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise UserError(f"{folder}: holds no finished training; run segtrain/train.py to its end")
     return files.read_json(folder / RECIPE_FILE)

@@ -163,7 +163,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
 
 
 def refuse_other_run(folder: Path, stored: dict[str, Any]) -> None:
-    """Raise `UserError` if `folder` has files but no run, or another run, before anything starts."""
+    """Raise `UserError` if `folder` is a dataset or holds another run, before anything starts."""
     path = folder / "config.json"
     if path.exists():
         lines = differences(files.read_json(path)["config"], stored)

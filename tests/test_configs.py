@@ -11,7 +11,9 @@ from pipeline.errors import UserError
 from pipeline.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGE_YAMLS = sorted(p for s in ("finetune", "generation") for p in (ROOT / "configs" / s).glob("*.yaml"))
+STAGE_YAMLS = sorted(
+    p for s in ("finetune", "generation") for p in (ROOT / "configs" / s).glob("*.yaml")
+)
 PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("*.yaml"))
 RECIPES = sorted((ROOT / "configs" / "segtrain").glob("*.py"))
 

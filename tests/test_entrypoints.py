@@ -65,7 +65,7 @@ def test_missing_config_file_is_named(entry: str) -> None:
 
 
 def test_dry_run_of_the_pipeline_comes_without_torch(tmp_path: Path) -> None:
-    done = run_watched("pipeline/run.py", "--recipe", "pocket", "--dry-run", "--workspace", str(tmp_path))
+    done = run_watched("pipeline/run.py", "--dry-run", "--workspace", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "generation/run.py" in done.stdout and "HEAVY" not in done.stderr
     assert not any(tmp_path.iterdir())

@@ -17,7 +17,7 @@ def blocky_label(height: int, width: int, seed: int = 0) -> np.ndarray:
     label = np.full((height, width), 10, dtype=np.uint8)
     label[height // 2 :] = 0
     for class_id in (2, 5, 7, 11, 13, 255):
-        top = int(rng.integers(height // 4, height // 2))
+        top = int(rng.integers(height // 4, height // 2 - 5))
         left = int(rng.integers(0, width - 8))
         label[top : top + 6, left : left + 8] = class_id
     return label

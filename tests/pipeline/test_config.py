@@ -7,7 +7,13 @@ from typing import Literal
 import pytest
 
 from pipeline.config import (
-    differences, digest, from_mapping, load_yaml, parse, require_positive, to_mapping,
+    differences,
+    digest,
+    from_mapping,
+    load_yaml,
+    parse,
+    require_positive,
+    to_mapping,
 )  # fmt: skip
 from pipeline.errors import UserError
 

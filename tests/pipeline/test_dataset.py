@@ -9,7 +9,12 @@ import pytest
 
 from pipeline import files
 from pipeline.dataset import (
-    DatasetWriter, check_dataset, open_dataset, read_pair, read_rows, write_card,
+    DatasetWriter,
+    check_dataset,
+    open_dataset,
+    read_pair,
+    read_rows,
+    write_card,
 )  # fmt: skip
 from pipeline.errors import UserError
 

@@ -82,7 +82,7 @@ def test_table_puts_the_baseline_first_and_conditions_below_their_target(workspa
 
 def test_source_picture_follows_the_crop(workspace: Path) -> None:
     sample = open_dataset(workspace / "generated", labelled=True)[0]
-    crop = {"top": 8, "left": 16, "height": 32, "width": 64}
+    crop = [8, 16, 32, 64]  # top, left, height, width
     moved = type(sample)(sample.id, sample.image, sample.label, {**sample.row, "crop": crop})
     whole = report_pictures.source_picture(sample, workspace / "data" / "source")
     part = report_pictures.source_picture(moved, workspace / "data" / "source")

@@ -152,7 +152,8 @@ def test_mmengine_runner_trains_and_validates_the_recipe(
     recipe = Config.fromfile(request.getfixturevalue(recipe_name))
     recipe.work_dir = str(tmp_path)
     recipe.train_cfg.update(max_iters=2, val_interval=2)
-    recipe.default_hooks = {"checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": 2}}
+    checkpoint = {"type": "CheckpointHook", "by_epoch": False, "interval": 2}
+    recipe.default_hooks = {"checkpoint": checkpoint}
     recipe.experiment_name = recipe_name
     runner = Runner.from_cfg(recipe)
     runner.train()

@@ -1,0 +1,153 @@
+"""Print the tables of a finished `pocket_experiment` run as Markdown.
+
+    python benchmarks/summary.py --workspace runs/experiment > benchmarks/results/NAME.md
+"""
+
+import argparse
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pipeline.files import read_json
+from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
+
+Scores = dict[str, dict[str, Any]]  # arm -> entry of the score file
+
+
+def load(path: Path) -> Scores:
+    """Return the entries of a score file by name; empty if the file is absent."""
+    return {e["name"]: e for e in read_json(path)["checkpoints"]} if path.exists() else {}
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return `mean ± standard deviation (min to max)`."""
+    values = list(values)
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{mean(values):.1f} ± {stdev(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [" | ".join(header), " | ".join(["---"] * len(header))]
+    return "\n".join(f"| {line} |" for line in lines + [" | ".join(r) for r in rows]) + "\n"
+
+
+def main_table(scores: Scores) -> str:
+    """Return the five-target table of the arms `source_<seed>` and `generated_<seed>`."""
+    arms = {
+        arm: [e for name, e in scores.items() if re.fullmatch(rf"{arm}_\d+", name)]
+        for arm in ("source", "generated")
+    }
+    first = arms["source"][0]["targets"]
+    rows = []
+    for target in first:
+        conditions = first[target].get("conditions") or {}
+        lines = [(target, lambda e, t=target: e["targets"][t]["miou"])]
+        if len(conditions) > 1:
+            lines += [
+                (f"  {target}: {c}", lambda e, t=target, c=c: e["targets"][t]["conditions"][c]["miou"])
+                for c in conditions
+            ]
+        for name, value in lines:
+            before, after = (list(map(value, arms[a])) for a in ("source", "generated"))
+            rows.append([name, spread(before), spread(after), f"{mean(after) - mean(before):+.1f}"])
+    before, after = ([e["mean_miou"] for e in arms[a]] for a in ("source", "generated"))
+    gain = f"**{mean(after) - mean(before):+.1f}**"
+    rows.append(["**mean of the five**", spread(before), spread(after), gain])
+    return table(["target", "source only", "source + generated", "gain"], rows)
+
+
+def class_table(scores: Scores) -> str:
+    """Return IoU per class, averaged over targets and seeds, for both arms."""
+    rows = []
+    for name in CLASS_NAMES:
+        cells = [name]
+        for arm in ("source", "generated"):
+            values = [
+                t["iou"][name]
+                for n, e in scores.items() if re.fullmatch(rf"{arm}_\d+", n)
+                for t in e["targets"].values() if t["iou"].get(name) is not None
+            ]  # fmt: skip
+            cells.append(f"{mean(values):.1f}" if values else "absent")
+        rows.append(cells)
+    return table(["class", "source only", "source + generated"], rows)
+
+
+def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str, Any]) -> str:
+    """Return look adherence, fidelity and downstream score of the Style Swap arms."""
+    seen = oracle["oracle"]["targets"]
+    looks = {Path(k).name: v for k, v in adherence["generated"].items()}
+    rows = []
+    for name, folder, trained in (
+        ("U_P + C trained on U_S (the method)", "generated", main.get("generated_0")),
+        ("U_S + C, no swap", "no_swap", scores.get("no_swap")),
+        ("U_P + C trained on U_P", "direct", scores.get("direct")),
+    ):
+        source = main["source_0"]["mean_miou"]
+        gain = f"{trained['mean_miou']:.1f} ({trained['mean_miou'] - source:+.1f})" if trained else "-"
+        fidelity = f"{seen[folder]['miou']:.1f}" if folder in seen else "-"
+        top1 = f"{looks[folder]['top1']:.1f}" if folder in looks else "-"
+        rows.append([name, top1, fidelity, gain])
+    return table(["arm", "look top-1 %", "oracle mIoU", "five-target mIoU, seed 0 (gain)"], rows)
+
+
+def oracle_table(oracle: Scores) -> str:
+    """Return what the oracle sees: all classes and the small ones, per picture set."""
+    seen = oracle["oracle"]["targets"]
+    small = [CLASS_NAMES[i] for i in SMALL_CLASSES]
+    rows = []
+    for folder, values in seen.items():
+        ious = [values["iou"].get(name) for name in small]
+        known = [v for v in ious if v is not None]
+        cells = ["absent" if v is None else f"{v:.1f}" for v in ious]
+        rows.append([folder, f"{values['miou']:.1f}", f"{mean(known):.1f}", *cells])
+    return table(["pictures", "mIoU", "small, mean", *small], rows)
+
+
+def heading(workspace: Path) -> str:
+    """Return machine, versions, commit and command."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    packages = ", ".join(
+        f"{p} {version(p)}" for p in ("torch", "diffusers", "accelerate", "mmsegmentation")
+    )
+    seconds = sum(s["seconds"] for s in read_json(workspace / "timings.json")["stages"].values())
+    return (
+        f"Machine: {platform.machine()}, CPU only. Python {platform.python_version()}, {packages}. "
+        f"Commit {commit}. All stages: {seconds / 60:.0f} minutes.\n\n"
+        f"Command: `python pipeline/run.py --recipe pocket_experiment`\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--workspace", required=True, type=Path)
+    workspace = parser.parse_args().workspace
+    folder = workspace / "scores"
+    scores, arms, oracle = (load(folder / f"{n}.json") for n in ("main", "arms", "oracle"))
+    print(heading(workspace))
+    if scores:
+        print("## Five targets, mIoU in percent\n")
+        print(main_table(scores))
+        print("## IoU per class, mean over targets and seeds\n")
+        print(class_table(scores))
+    if oracle:
+        print("## What an oracle segmenter sees, IoU in percent\n")
+        print(oracle_table(oracle))
+    if oracle and (folder / "adherence.json").exists():
+        adherence = read_json(folder / "adherence.json")
+        print(f"## Style Swap\n\nRendered pictures: top-1 {adherence['rendered']['top1']} %.\n")
+        print(arm_table(arms, scores, oracle, adherence))
+    if "diffusion" in arms:
+        print(f"Diffusion backbone, five-target mIoU: {arms['diffusion']['mean_miou']:.1f}\n")
+
+
+if __name__ == "__main__":
+    main()

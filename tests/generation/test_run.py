@@ -1,0 +1,275 @@
+"""The program itself: resume, process counts, failures, labels, bad input."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from generation import engine, run, work
+from pipeline import files, labels
+from pipeline.dataset import open_dataset, read_pair, read_rows
+from pipeline.errors import EXIT_INCOMPLETE, UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def call(monkeypatch, flags):
+    """A function that runs the program in this process and returns its exit code."""
+
+    def run_main(*arguments: object, with_flags: bool = True) -> int:
+        argv = ["run.py", *(flags if with_flags else []), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        return run.main() or 0
+
+    return run_main
+
+
+def hashes(folder: Path) -> dict[str, tuple[str, str]]:
+    rows = read_rows(folder).values()
+    return {r["id"]: (r["image_sha256"], r["label_sha256"]) for r in rows if r["status"] == "ok"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, flags) -> Path:
+    """A finished set of four samples, made without interruption by one process."""
+    folder = tmp_path_factory.mktemp("generated") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["run.py", *flags, "--n", "4", "--output", str(folder)])
+        assert not run.main()
+    return folder
+
+
+def test_set_is_a_dataset_folder(finished):
+    samples = open_dataset(finished, labelled=True)
+    assert len(samples) == 4
+    for sample in samples:
+        image, label = read_pair(sample)
+        assert image.shape == (32, 64, 3) and label.shape == (32, 64)
+        row = sample.row
+        assert files.sha256(sample.image.read_bytes()) == row["image_sha256"]
+        assert row["prompt"].startswith("a city street scene with ")
+        assert row["tiles"] <= row["tiles_total"] == 9
+        assert row["evaluations"] == 3 * (1 + row["tiles"])
+        assert set(row["revisions"]) == {"base", "unet", "controlnet"}
+    record = files.read_json(finished / "run.json")
+    assert "torch" in record["versions"] and "n" not in record["config"]
+    assert (finished / "README.md").read_text().startswith("# Generated street scenes")
+
+
+def test_labels_are_the_crops_of_the_layouts(finished, label_folder):
+    for sample in open_dataset(finished, labelled=True):
+        whole = labels.read_label(label_folder / sample.row["source_label"])
+        top, left, height, width = sample.row["crop"]
+        assert np.array_equal(
+            labels.read_label(sample.label), whole[top : top + height, left : left + width]
+        )
+
+
+def test_larger_n_continues_and_smaller_n_keeps_all(call, finished, tmp_path, capsys):
+    assert call("--n", 2, "--output", tmp_path / "set") == 0
+    assert call("--n", 4, "--output", tmp_path / "set") == 0
+    assert hashes(tmp_path / "set") == hashes(finished)
+    assert call("--n", 2, "--output", tmp_path / "set") == 0
+    assert "4 samples; 2 more than --n" in capsys.readouterr().out
+
+
+def test_two_processes_make_the_same_bytes(finished, flags, tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "generation/run.py", *flags, "--n", "4", "--output", str(tmp_path / "set"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hashes(tmp_path / "set") == hashes(finished)
+    sizes = [len(p.read_text().splitlines()) for p in (tmp_path / "set").glob("metadata-*.jsonl")]
+    assert sizes == [2, 2]
+
+
+def test_killed_run_continues_to_the_same_set(call, finished, flags, tmp_path):
+    folder = tmp_path / "set"
+    command = [sys.executable, "generation/run.py", *flags, "--n", "4", "--output", str(folder)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not hashes(folder) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(folder / "metadata-000.jsonl", "ab") as handle:
+        handle.write(b'{"id": "0000')  # a torn line
+    (folder / "images" / "0000" / "x.png.part-99999999-0").write_bytes(b"")
+    assert call("--n", 4, "--output", folder) == 0
+    assert hashes(folder) == hashes(finished)
+    assert not list(folder.rglob("*.part-*"))
+
+
+def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monkeypatch):
+    make = work.Maker.make
+
+    def make_and_stop(self, item):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make(self, item)
+
+    monkeypatch.setattr(work.Maker, "make", make_and_stop)
+    assert call("--n", 4, "--output", tmp_path / "set") == 128 + signal.SIGTERM
+    assert len(hashes(tmp_path / "set")) == 1
+    monkeypatch.setattr(work.Maker, "make", make)
+    assert call("--n", 4, "--output", tmp_path / "set") == 0
+    assert hashes(tmp_path / "set") == hashes(finished)
+
+
+def test_unusable_pictures_are_tried_again_and_then_rows(call, tmp_path, monkeypatch, capsys):
+    draw, tried = engine.Sampler.draw, []
+
+    def never(self, label, prompt, seed):
+        tried.append(seed)
+        return dataclasses.replace(
+            draw(self, label, prompt, seed), image=None, problem="the picture is constant"
+        )
+
+    monkeypatch.setattr(engine.Sampler, "draw", never)
+    assert call("--n", 1, "--output", tmp_path / "set") == EXIT_INCOMPLETE
+    assert "could not be drawn (00000000)" in capsys.readouterr().err
+    assert len(set(tried)) == work.ATTEMPTS
+    row = read_rows(tmp_path / "set")["00000000"]
+    assert row["status"] == "failed" and "constant" in row["error"]
+
+    def second(self, label, prompt, seed):
+        return draw(self, label, prompt, seed) if seed != tried[0] else never(
+            self, label, prompt, seed)
+
+    monkeypatch.setattr(engine.Sampler, "draw", second)
+    assert call("--n", 1, "--output", tmp_path / "set") == 0
+    row = read_rows(tmp_path / "set")["00000000"]
+    assert row["status"] == "ok" and row["attempt"] == 1 and row["seed"] == tried[1]
+
+
+def test_not_finite_and_constant_pictures_are_noticed(networks, tiny_config, make_label):
+    import torch
+
+    config = dataclasses.replace(tiny_config, fusion="none", steps=1)
+    for value, problem in ((float("nan"), "not finite"), (0.0, "constant")):
+        decoded = torch.full((1, 3, 8, 8), value)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine.models, "decode_latents", lambda vae, z, d=decoded: d)
+            picture = engine.Sampler(networks, config).draw(make_label(32, 64), "road", 0)
+        assert picture.image is None and problem in picture.problem
+
+
+def test_real_size_gta_labels_keep_void(call, tmp_path):
+    ids = np.zeros((1052, 1914), dtype=np.uint8)  # unlabelled
+    ids[500:] = 7
+    ids[400:500, ::7] = 24
+    ids[300:400, 50:90] = 28
+    image = Image.fromarray(ids, mode="P")
+    image.putpalette(list(range(256)) * 3)
+    (tmp_path / "gta").mkdir()
+    image.save(tmp_path / "gta" / "00001.png")
+    code = call(
+        "--layouts", tmp_path / "gta", "--label-space", "gta", "--layout-height-px", 64,
+        "--n", 2, "--steps", 1, "--output", tmp_path / "set",
+    )  # fmt: skip
+    assert code == 0
+    seen = set()
+    for sample in open_dataset(tmp_path / "set", labelled=True):
+        with Image.open(sample.label) as saved:
+            assert saved.mode == "L" and saved.size == (64, 32)
+            seen |= set(np.unique(np.array(saved)).tolist())
+    assert 255 in seen and seen <= {0, 11, 15, 255}
+
+
+def test_dry_run_counts_without_torch_and_writes_nothing(flags, tmp_path, run_program):
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = 'generation'\n" + (
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    folder = tmp_path / "set"
+    done = run_program(
+        "-c", code, "generation/run.py", *flags, "--n", 500, "--dry-run", "--output", folder
+    )
+    assert "conditions:" in done.stdout and "drawn for class:" in done.stdout
+    assert "500 are missing" in done.stdout and "MB free" in done.stdout
+    assert done.stdout.rstrip().endswith("False") and not folder.exists()
+
+
+def test_other_settings_or_models_are_refused(call, finished, tiny_controlnet, tmp_path):
+    with pytest.raises(UserError, match="another run.*seed: 0 -> 1"):
+        call("--seed", 1, "--output", finished)
+    other = tmp_path / "controlnet"
+    other.mkdir()
+    for path in tiny_controlnet.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    with pytest.raises(UserError, match="revisions.controlnet"):
+        call("--controlnet", other, "--output", finished)
+
+
+def test_foreign_output_folder_is_refused(call, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(UserError, match="not empty"):
+        call("--output", tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        call("--output", tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", 0], "--n 0: must be 1 or more"),
+        (["--n", -3], "--n -3: must be 1 or more"),
+        (["--layouts", "no/such"], "no/such: no such folder"),
+        (["--base", "no/such"], "base model 'no/such'"),
+        (["--controlnet", "no/such"], "has no config.json"),
+        (["--unet", "no/such"], "has no config.json"),
+        (["--label-space", "mars"], "use one of cityscapes_ids, gta, train_ids"),
+        (["--crop-px", 64, 128], "smaller than the crop"),
+        (["--crop-px", 30, 64], "must be multiples of"),
+        (["--tile-px", 64, 64], "tile height exceeds"),
+        (["--stride-px", 20, 16], "leaves gaps"),
+        (["--stride-px", 3, 16], "must be multiples of 4"),
+        (["--fusion", "reference", "--solver", "unipc"], "--fusion aligned"),
+    ],
+)
+def test_bad_settings_are_one_line_with_a_remedy(call, tmp_path, arguments, message):
+    with pytest.raises(UserError) as caught:
+        call("--output", tmp_path / "set", *arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+
+
+def test_unwritable_output_is_found_before_weights(call, tmp_path, monkeypatch):
+    def refuse(folder):
+        raise UserError(f"{folder}: cannot be written; choose another folder or free it")
+
+    monkeypatch.setattr(files, "require_writable", refuse)
+    monkeypatch.setattr(engine, "load_networks", None)
+    with pytest.raises(UserError, match="cannot be written"):
+        call("--output", tmp_path / "set")
+
+
+def test_full_disk_is_found_before_weights(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.card, "disk_free", lambda folder: 10)
+    with pytest.raises(UserError, match="free some space"):
+        call("--output", tmp_path / "set")
+
+
+def test_three_channel_controlnet_is_refused(call, tiny_controlnet, tmp_path):
+    settings = json.loads((tiny_controlnet / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "conditioning_channels": 3}))
+    with pytest.raises(UserError, match="3 condition channels"):
+        call("--controlnet", tmp_path, "--output", tmp_path / "set")
+
+
+def test_colour_labels_are_refused(call, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (64, 32)).save(tmp_path / "in" / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: label has mode RGB"):
+        call("--layouts", tmp_path / "in", "--output", tmp_path / "set")
