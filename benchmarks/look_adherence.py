@@ -9,6 +9,7 @@ The true look of a row is its `look`, of a generated row its `condition`. Used f
 """  # noqa: E501
 
 import argparse
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,8 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import files
-from pipeline.dataset import open_dataset, read_image
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files  # noqa: E402
+from pipeline.dataset import open_dataset, read_image  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
 
 SIZE_PX = (64, 128)
 
@@ -103,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

@@ -7,14 +7,19 @@ import argparse
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pipeline.files import read_json
-from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.errors import guard  # noqa: E402
+from pipeline.files import read_json  # noqa: E402
+from pipeline.labels import CLASS_NAMES, SMALL_CLASSES  # noqa: E402
 
 Scores = dict[str, dict[str, Any]]  # arm -> entry of the score file
 
@@ -150,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

@@ -7,6 +7,7 @@ Scoring an oracle segmenter on both folders then tells whether small things surv
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,8 +15,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline import files, models
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files, models  # noqa: E402
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -54,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

@@ -3,7 +3,7 @@
     python generation/run.py --n 8                              # small, right after set-up
     python generation/run.py --n 50000                          # one process
     accelerate launch generation/run.py --n 50000               # all GPUs
-    torchrun --nproc-per-node 2 generation/run.py --n 100       # two CPU processes
+    torchrun --nproc-per-node 2 -- generation/run.py --n 100    # two CPU processes; mind the --
 
 The same command continues a stopped run; a larger --n adds to it. Exit codes: 0 complete, 2 bad
 input or setting, 3 some samples could not be drawn, 130/143 stopped by SIGINT/SIGTERM.

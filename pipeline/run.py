@@ -68,9 +68,10 @@ def launch_prefix(launcher: str, num_processes: int, accelerator: bool) -> list[
         return [sys.executable]
     if num_processes > 1 and not accelerator:
         # `accelerate launch --cpu --num_processes N` starts one process only; torch's launcher
-        # starts N, and accelerate inside the program then picks up their number and ranks.
+        # starts N, and accelerate inside the program then picks up their number and ranks. The
+        # final -- keeps it from reading a stage's --n as an abbreviation of its own options.
         return [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                f"--nproc-per-node={num_processes}"]  # fmt: skip
+                f"--nproc-per-node={num_processes}", "--"]  # fmt: skip
     return [sys.executable, "-m", "accelerate.commands.launch",
             f"--num_processes={num_processes}", "--num_machines=1", "--mixed_precision=no",
             "--dynamo_backend=no", *(["--multi_gpu"] if num_processes > 1 else []),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # run by path: see CONTRIBUTING.md
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import tyro  # noqa: E402
