@@ -29,6 +29,14 @@ def load(path: Path) -> Scores:
     return {e["name"]: e for e in read_json(path)["checkpoints"]} if path.exists() else {}
 
 
+def merged(*paths: Path) -> dict[str, Any]:
+    """Return the first adherence file with the generated sets of the others added."""
+    results = [read_json(path) for path in paths if path.exists()]
+    for other in results[1:]:
+        results[0]["generated"] |= other["generated"]
+    return results[0] if results else {}
+
+
 def spread(values: Iterable[float]) -> str:
     """Return `mean ± standard deviation (min to max)`."""
     values = list(values)
@@ -137,6 +145,11 @@ def main() -> None:
     workspace = parser.parse_args().workspace
     folder = workspace / "scores"
     scores, arms, oracle = (load(folder / f"{n}.json") for n in ("main", "arms", "oracle"))
+    adherence = merged(folder / "adherence.json", folder / "adherence_direct.json")
+    if (folder / "direct.json").exists():
+        arms |= load(folder / "direct.json")
+        extra = load(folder / "oracle_direct.json")
+        oracle["oracle"]["targets"] |= extra["oracle"]["targets"]
     print(heading(workspace))
     if scores:
         print("## Five targets, mIoU in percent\n")
@@ -146,8 +159,7 @@ def main() -> None:
     if oracle:
         print("## What an oracle segmenter sees, IoU in percent\n")
         print(oracle_table(oracle))
-    if oracle and (folder / "adherence.json").exists():
-        adherence = read_json(folder / "adherence.json")
+    if oracle and adherence:
         print(f"## Style Swap\n\nRendered pictures: top-1 {adherence['rendered']['top1']} %.\n")
         print(arm_table(arms, scores, oracle, adherence))
     if "diffusion" in arms:

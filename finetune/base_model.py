@@ -114,6 +114,7 @@ def build_prior(
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # without effect on trailing spacing; what diffusers expects
     )
     return unet, text_encoder, scheduler
 

@@ -82,10 +82,10 @@ def main() -> int | None:
 
     import numpy as np
     import torch
-    from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers import ControlNetModel
 
-    from finetune.losses import diffusion_loss, noisy_latents
     from finetune.loop import train
+    from finetune.losses import diffusion_loss, noisy_latents
     from pipeline import labels, models, runs
 
     # Models: only the ControlNet learns
@@ -96,12 +96,12 @@ def main() -> int | None:
     tokenizer = models.load_component(base, "tokenizer")
     scheduler = models.load_scheduler(base)
     if unet_folder:
-        unet = UNet2DConditionModel.from_pretrained(unet_folder, use_safetensors=True)
+        unet = models.load_component(str(unet_folder), "unet", subfolder=None)
     else:
         unet = models.load_component(base, "unet")
     unet = unet.requires_grad_(False).to(device)
     if init_folder:
-        controlnet = ControlNetModel.from_pretrained(init_folder, use_safetensors=True)
+        controlnet = models.load_component(str(init_folder), "controlnet", subfolder=None)
     else:
         levels = len(vae.config.block_out_channels)  # the encoder shrinks the label as the VAE does
         controlnet = ControlNetModel.from_unet(

@@ -79,7 +79,6 @@ def main() -> int | None:
         return finish_notice(folder)
 
     import torch
-    from diffusers import AutoencoderKL
 
     from finetune.base_model import (
         TextToImage,
@@ -89,13 +88,14 @@ def main() -> int | None:
         save_base,
         train_tokenizer,
     )
-    from finetune.losses import diffusion_loss, noisy_latents
     from finetune.loop import train
-    from pipeline import runs
+    from finetune.losses import diffusion_loss, noisy_latents
+    from pipeline import models, runs
 
     # Models
     torch.manual_seed(config.seed)
-    vae = AutoencoderKL.from_pretrained(vae_folder).requires_grad_(False).to(accelerator.device)
+    vae = models.load_component(str(vae_folder), "vae", subfolder=None)
+    vae = vae.requires_grad_(False).to(accelerator.device)
     tokenizer = train_tokenizer([s.caption for s in samples], config)
     unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)
 

@@ -60,8 +60,8 @@ def main() -> int | None:
 
     import torch
 
-    from finetune.losses import diffusion_loss, noisy_latents
     from finetune.loop import train
+    from finetune.losses import diffusion_loss, noisy_latents
     from pipeline import models, runs
 
     torch.manual_seed(config.seed)

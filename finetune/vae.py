@@ -72,9 +72,9 @@ def main() -> int | None:
     from diffusers import AutoencoderKL
 
     from finetune.base_model import start_from
-    from finetune.losses import reconstruction_loss
     from finetune.loop import train
-    from pipeline import runs
+    from finetune.losses import reconstruction_loss
+    from pipeline import models, runs
     from pipeline.models import images_to_tensor
     from pipeline.seeding import numpy_generator
 
@@ -91,7 +91,7 @@ def main() -> int | None:
         sample_size=config.crop.size_px[0],
     )
     if init_folder:
-        start_from(vae, AutoencoderKL.from_pretrained(init_folder, use_safetensors=True))
+        start_from(vae, models.load_component(str(init_folder), "vae", subfolder=None))
 
     class Reconstruct(torch.nn.Module):
         """Encode, sample with the given noise, decode."""

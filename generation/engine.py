@@ -69,7 +69,8 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     base = models.find_base(config.base)
     dtype = DTYPES[config.precision]
     if config.unet:
-        unet = models.load_component(str(models.find_folder(config.unet)), "unet", subfolder=None)
+        folder = models.find_folder(config.unet)
+        unet = models.load_component(str(folder), "unet", subfolder=None)
     else:
         unet = models.load_component(base, "unet")
     if unet.config.addition_embed_type:
@@ -91,7 +92,8 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     embed_control = controlnet.controlnet_cond_embedding
     controlnet.controlnet_cond_embedding = torch.nn.Identity()  # receives finished embeddings
     return Networks(
-        scheduler=build_scheduler(config, base), unet=unet, controlnet=controlnet, embed_control=embed_control, vae=vae,
+        scheduler=build_scheduler(config, base),
+        unet=unet, controlnet=controlnet, embed_control=embed_control, vae=vae,
         tokenizer=models.load_component(base, "tokenizer"), text_encoder=text_encoder,
         device=device, dtype=dtype, latent_px=latent_px,
     )  # fmt: skip

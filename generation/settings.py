@@ -65,7 +65,7 @@ class Config:
     """'aligned': paste on the tiles' own noise level; 'reference': DGInStyle; 'none': base only."""
     tile_px: tuple[int, int] = (64, 128)
     """Height and width of a tile of the high-resolution pass, in pixels of that pass."""
-    stride_px: tuple[int, int] = (32, 64)
+    stride_px: tuple[int, int] = (64, 64)
     """Distance of neighbouring tiles; the last tile of an axis is aligned to the border."""
     tile_weight: Literal["uniform", "gaussian"] = "uniform"
     """How overlapping tiles are averaged."""
@@ -74,11 +74,11 @@ class Config:
     skip_covered_tiles: bool = True
     """Skip tiles that lie wholly in kept regions; the result is the same."""
 
-    steps: int = 20
+    steps: int = 10
     """Denoising steps of each pass."""
-    solver: Literal["ddim", "dpm++2m", "unipc"] = "ddim"
+    solver: Literal["ddim", "dpm++2m", "unipc"] = "dpm++2m"
     """Solver, built from the base's own scheduler config."""
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.5
     """Classifier-free guidance; 1 evaluates the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
@@ -125,7 +125,8 @@ def check(config: Config) -> None:
             raise UserError(f"--{name.replace('_', '-')} {values}: both must be 1 or more")
     for name in ("seed", "layout_height_px", "rcs_temperature", "rcs_min_pixels"):
         if getattr(config, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} {getattr(config, name)}: must be 0 or more")
     for name in ("rcs_min_share", "large_area", "guidance_rescale"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be in 0..1")

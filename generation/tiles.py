@@ -17,7 +17,9 @@ def starts(length: int, tile: int, stride: int) -> list[int]:
     return sorted({*range(0, length - tile + 1, stride), length - tile})
 
 
-def tile_boxes(canvas: tuple[int, int], tile: tuple[int, int], stride: tuple[int, int]) -> list[Box]:
+def tile_boxes(
+    canvas: tuple[int, int], tile: tuple[int, int], stride: tuple[int, int]
+) -> list[Box]:
     """Return the (top, left) corners of all tiles on an HxW canvas, row by row."""
     rows = starts(canvas[0], tile[0], stride[0])
     columns = starts(canvas[1], tile[1], stride[1])

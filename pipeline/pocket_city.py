@@ -47,7 +47,8 @@ class Config:
 
 def look_of(split: str, index: int):  # noqa: ANN201
     """Return (name, Look) of picture `index`; the looks of a split take turns."""
-    from pipeline.pocket.looks import GAME, LOOKS, TARGETS as TARGET_LOOKS
+    from pipeline.pocket.looks import GAME, LOOKS
+    from pipeline.pocket.looks import TARGETS as TARGET_LOOKS
 
     if split == "source":
         return "game", GAME

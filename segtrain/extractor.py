@@ -125,10 +125,7 @@ def load_extractor(base: str, *, unet: str = "", prompt: str = "", **options: An
         context = models.encode_prompts(tokenizer, text_encoder, [prompt])
     vae = models.load_component(base, "vae")
     if unet:
-        import diffusers
-
-        folder = models.find_folder(unet)
-        network = diffusers.UNet2DConditionModel.from_pretrained(folder, use_safetensors=True)
+        network = models.load_component(str(models.find_folder(unet)), "unet", subfolder=None)
     else:
         network = models.load_component(base, "unet")
     return DiffusionExtractor(network, vae, context, **options)

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from pipeline.pocket.geometry import Camera
 from pipeline.pocket.collection import LOOKS
+from pipeline.pocket.geometry import Camera
 from pipeline.pocket.look import Look
 
 _LOW = Camera(focal=(0.9, 1.05), height_m=(1.2, 1.35), horizon=(0.40, 0.45), shift=(-0.04, 0.04),

@@ -154,7 +154,7 @@ def test_rescaled_guidance_has_the_contrast_of_the_prompt():
 
 
 @pytest.mark.parametrize("preset", ["aligned", "reference", "none"])
-def test_a_picture_is_a_function_of_label_prompt_and_seed(networks, tiny_config, make_label, preset):
+def test_picture_depends_on_label_prompt_and_seed(networks, tiny_config, make_label, preset):
     config = replace(tiny_config, fusion=preset, steps=2)
     networks = replace(networks, scheduler=build_scheduler(config, config.base))
     sampler = Sampler(networks, config)

@@ -84,7 +84,7 @@ def test_larger_n_continues_and_smaller_n_keeps_all(call, finished, tmp_path, ca
 
 def test_two_processes_make_the_same_bytes(finished, flags, tmp_path):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--",
         "generation/run.py", *flags, "--n", "4", "--output", str(tmp_path / "set"),
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

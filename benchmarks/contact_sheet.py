@@ -1,0 +1,101 @@
+"""Put samples of a generated set on one sheet: label, source picture and generated picture.
+
+    python benchmarks/contact_sheet.py --generated DIR --source DIR --output docs/pictures/sheet.jpg
+
+One sample per condition, the first of each, three pictures in a column; `--source` is the dataset
+folder whose labels were the layouts. With `--render LOOK ...` and no folders it shows one rendered
+scene of Pocket City in these looks instead.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.dataset import open_dataset, read_image, read_pair
+from pipeline.errors import guard
+from pipeline.labels import colorize
+
+GAP = 6
+
+
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """Return the picture under a white strip with its title."""
+    strip = np.full((22, picture.shape[1], 3), 255, dtype=np.uint8)
+    cv2.putText(strip, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
+    return np.concatenate([strip, picture])
+
+
+def grid(cells: list[np.ndarray], columns: int) -> np.ndarray:
+    """Return equally large cells side by side with white gaps, `columns` in a row."""
+    height, width = cells[0].shape[:2]
+    rows = -(-len(cells) // columns)
+    sheet = np.full(
+        (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, dtype=np.uint8
+    )
+    for i, cell in enumerate(cells):
+        top = GAP + (i // columns) * (height + GAP)
+        left = GAP + (i % columns) * (width + GAP)
+        sheet[top : top + height, left : left + width] = cell
+    return sheet
+
+
+def generated_cells(generated: str, source: str, conditions: list[str]) -> list[np.ndarray]:
+    """Return label, source and generated picture of the first sample of each condition."""
+    sources = {s.id: s for s in open_dataset(source, labelled=True)}
+    first = {}
+    for sample in open_dataset(generated, labelled=True):
+        first.setdefault(sample.row["condition"], sample)
+    cells = []
+    for condition in conditions or sorted(first):
+        sample = first[condition]
+        image, label = read_pair(sample)
+        original = read_image(sources[Path(sample.row["source_label"]).stem].image)
+        top, left, height, width = sample.row["crop"]
+        original = original[top : top + height, left : left + width]
+        column = np.concatenate([colorize(label), original, image])
+        cells.append(titled(column, condition.replace("_", " ")))
+    return cells
+
+
+def rendered_cells(looks: list[str], seed: int) -> list[np.ndarray]:
+    """Return one scene of the source in each of the looks."""
+    from pipeline.pocket.looks import GAME, LOOKS, TARGETS
+    from pipeline.pocket.render import render_pair
+    from pipeline.pocket.scene import make_scene, scene_seed
+
+    table = {"game": GAME, **LOOKS, **TARGETS}
+    scene = make_scene(scene_seed("source", seed))
+    pictures = [(name, render_pair(scene, table[name], 128, 256, seed)) for name in looks]
+    cells = [titled(image, name.replace("_", " ")) for name, (image, _) in pictures]
+    return [titled(colorize(pictures[0][1][1]), "label"), *cells]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--generated")
+    parser.add_argument("--source")
+    parser.add_argument("--conditions", nargs="*", default=[])
+    parser.add_argument("--render", nargs="*", default=[], metavar="LOOK")
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--output", required=True, type=Path)
+    arguments = parser.parse_args()
+    if arguments.generated:
+        cells = generated_cells(arguments.generated, arguments.source, arguments.conditions)
+    else:
+        cells = rendered_cells(arguments.render, arguments.seed)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid(cells, arguments.columns)).save(arguments.output, quality=90)
+
+
+if __name__ == "__main__":
+    guard(main)
