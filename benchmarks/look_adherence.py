@@ -34,7 +34,10 @@ def load(folder: str, names: list[str] | None) -> tuple[torch.Tensor, torch.Tens
     names = names or sorted(set(looks))
     kept = [(s, look) for s, look in zip(samples, looks, strict=True) if look in names]
     pictures = np.stack(
-        [cv2.resize(read_image(s.image), SIZE_PX[::-1], interpolation=cv2.INTER_AREA) for s, _ in kept]
+        [
+            cv2.resize(read_image(s.image), SIZE_PX[::-1], interpolation=cv2.INTER_AREA)
+            for s, _ in kept
+        ]
     )
     tensor = torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
     return tensor, torch.tensor([names.index(look) for _, look in kept]), names
@@ -73,7 +76,9 @@ def accuracy(model: nn.Module, pictures: torch.Tensor, looks: torch.Tensor, name
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--train", required=True)
     parser.add_argument("--heldout", required=True)
     parser.add_argument("--generated", required=True, nargs="+")

@@ -1,6 +1,6 @@
 """Draw the loss curves of training runs as one SVG.
 
-    python benchmarks/loss_curves.py --output curves.svg NAME=RUN/metrics.jsonl [NAME=...]
+python benchmarks/loss_curves.py --output curves.svg NAME=RUN/metrics.jsonl [NAME=...]
 """
 
 import argparse
@@ -43,13 +43,16 @@ def panel(name: str, steps: np.ndarray, losses: np.ndarray, left: int) -> str:
         + line(smooth, 'stroke="#136" stroke-width="1.6"')
         + f'<text x="{left + MARGIN}" y="{MARGIN - 8}" font-weight="bold">{name}</text>'
         + f'<text x="{right}" y="{bottom + 14}" text-anchor="end">{int(steps.max())} steps</text>'
-        + f'<text x="{left + MARGIN - 4}" y="{MARGIN + 8}" text-anchor="end">{np.exp(high):.2g}</text>'
+        + f'<text x="{left + MARGIN - 4}" y="{MARGIN + 8}" text-anchor="end">'
+        + f"{np.exp(high):.2g}</text>"
         + f'<text x="{left + MARGIN - 4}" y="{bottom}" text-anchor="end">{np.exp(low):.2g}</text>'
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="NAME=METRICS")
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()

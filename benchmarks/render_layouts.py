@@ -25,7 +25,9 @@ from pipeline.pocket_city import look_of  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--generated", required=True)
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()

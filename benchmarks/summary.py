@@ -1,6 +1,6 @@
 """Print the tables of a finished `pocket_experiment` run as Markdown.
 
-    python benchmarks/summary.py --workspace runs/experiment > benchmarks/results/NAME.md
+python benchmarks/summary.py --workspace runs/experiment > benchmarks/results/NAME.md
 """
 
 import argparse
@@ -64,7 +64,10 @@ def main_table(scores: Scores) -> str:
         lines = [(target, lambda e, t=target: e["targets"][t]["miou"])]
         if len(conditions) > 1:
             lines += [
-                (f"  {target}: {c}", lambda e, t=target, c=c: e["targets"][t]["conditions"][c]["miou"])
+                (
+                    f"  {target}: {c}",
+                    lambda e, t=target, c=c: e["targets"][t]["conditions"][c]["miou"],
+                )
                 for c in conditions
             ]
         for name, value in lines:
@@ -103,7 +106,9 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
         ("U_P + C trained on U_P", "direct", scores.get("direct")),
     ):
         source = main["source_0"]["mean_miou"]
-        gain = f"{trained['mean_miou']:.1f} ({trained['mean_miou'] - source:+.1f})" if trained else "-"
+        gain = (
+            f"{trained['mean_miou']:.1f} ({trained['mean_miou'] - source:+.1f})" if trained else "-"
+        )
         fidelity = f"{seen[folder]['miou']:.1f}" if folder in seen else "-"
         top1 = f"{looks[folder]['top1']:.1f}" if folder in looks else "-"
         rows.append([name, top1, fidelity, gain])
@@ -140,7 +145,9 @@ def heading(workspace: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--workspace", required=True, type=Path)
     workspace = parser.parse_args().workspace
     folder = workspace / "scores"

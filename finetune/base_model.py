@@ -64,9 +64,7 @@ def train_tokenizer(captions: list[str], config: Any) -> CLIPTokenizer:
     backend.train_from_iterator(sorted(set(captions)), trainer)
     model = json.loads(backend.to_str())["model"]
     merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(
-        vocab=model["vocab"], merges=merges, model_max_length=config.text_length
-    )
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=config.text_length)
 
 
 def build_prior(

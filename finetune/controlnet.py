@@ -4,12 +4,13 @@ The control is the one-hot label map, 19 classes and void; captions name the cla
 rare classes are sampled more often (DGInStyle, sections 3.2 and 3.4). Unlike the reference, some
 captions are dropped, so that classifier-free guidance is trained.
 
-    accelerate launch finetune/controlnet.py --config configs/finetune/controlnet_gta_sd15.yaml --data DIR --unet DIR/unet --output DIR
+    accelerate launch finetune/controlnet.py --config configs/finetune/controlnet_pocket.yaml \\
+        --data DIR --unet DIR/unet --output DIR
     accelerate launch --num_processes 8 finetune/controlnet.py ...                 # 8 GPUs
-    python finetune/controlnet.py --config configs/finetune/controlnet_pocket.yaml --data DIR --unet DIR/unet --output DIR  # CPU
+    python finetune/controlnet.py --training.steps 20 ...                          # a trial
 
 Writes OUTPUT/controlnet in diffusers' layout. The same command continues an interrupted run.
-"""  # noqa: E501
+"""
 
 import sys
 from dataclasses import dataclass, field

@@ -15,11 +15,15 @@ from finetune.settings import Training, learning_rate
 from pipeline import runs
 from pipeline.seeding import DrawnSamples, batches, seed_of
 
-LossFunction = Callable[[torch.nn.Module, Any, torch.Generator], tuple[torch.Tensor, dict[str, Any]]]
+LossFunction = Callable[
+    [torch.nn.Module, Any, torch.Generator], tuple[torch.Tensor, dict[str, Any]]
+]
 
 
 @torch.no_grad()
-def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float, step: int) -> None:
+def update_average(
+    average: torch.nn.Module, model: torch.nn.Module, decay: float, step: int
+) -> None:
     """Move the averaged weights towards the model's; early steps use a shorter memory."""
     decay = min(decay, (1 + step) / (10 + step))
     for a, p in zip(average.parameters(), model.parameters(), strict=True):

@@ -62,8 +62,13 @@ class Config:
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.5, 0.5, 0.75, 1.0)))
     training: Training = field(
         default_factory=lambda: Training(
-            steps=3000, batch_size=16, learning_rate=6e-4, warmup_steps=100, schedule="cosine",
-            ema_decay=0.999, checkpoint_interval=250,
+            steps=3000,
+            batch_size=16,
+            learning_rate=6e-4,
+            warmup_steps=100,
+            schedule="cosine",
+            ema_decay=0.999,
+            checkpoint_interval=250,
         )  # fmt: skip
     )
 

@@ -44,9 +44,7 @@ def begin(config: Any, samples: list[Sample]) -> "tuple[Accelerator | None, Path
         runs.open_run(folder, mapping, is_main=False)
         return None, folder
     runs.open_run(folder, mapping, is_main=True)
-    accelerator = runs.make_accelerator(
-        folder, accumulation=1, precision=config.training.precision
-    )
+    accelerator = runs.make_accelerator(folder, accumulation=1, precision=config.training.precision)
     return accelerator, folder
 
 

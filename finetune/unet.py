@@ -3,9 +3,10 @@
 Pictures only, the empty prompt for each, no labels (DGInStyle, section 3.1). VAE and text encoder
 stay as they are. U_S serves the training of the ControlNet; Style Swap leaves it behind.
 
-    accelerate launch finetune/unet.py --config configs/finetune/unet_gta_sd15.yaml --data DIR --output DIR
+    accelerate launch finetune/unet.py --config configs/finetune/unet_pocket.yaml \\
+        --data DIR --output DIR
     accelerate launch --num_processes 8 finetune/unet.py ...                       # 8 GPUs
-    python finetune/unet.py --config configs/finetune/unet_pocket.yaml --data DIR --output DIR  # CPU
+    python finetune/unet.py --training.steps 20 ...                                # a trial
 
 Writes OUTPUT/unet in diffusers' layout. The same command continues an interrupted run.
 """

@@ -52,8 +52,14 @@ class Config:
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.625, 0.75, 1.0)))
     training: Training = field(
         default_factory=lambda: Training(
-            steps=1500, batch_size=8, learning_rate=1e-3, warmup_steps=50, schedule="cosine",
-            weight_decay=0.0, ema_decay=0.995, checkpoint_interval=250,
+            steps=1500,
+            batch_size=8,
+            learning_rate=1e-3,
+            warmup_steps=50,
+            schedule="cosine",
+            weight_decay=0.0,
+            ema_decay=0.995,
+            checkpoint_interval=250,
         )  # fmt: skip
     )
 

@@ -178,7 +178,11 @@ class DatasetWriter:
             files.write_json(run_file, {**(facts or {}), "config": config, "digest": self.digest})
             files.write_json(
                 folder / "classes.json",
-                {"names": list(labels.CLASS_NAMES), "palette": labels.PALETTE.tolist(), "void": 255},
+                {
+                    "names": list(labels.CLASS_NAMES),
+                    "palette": labels.PALETTE.tolist(),
+                    "void": 255,
+                },
             )
         self._metadata = folder / f"metadata-{process_index:03d}.jsonl"
         self._repair_tail()

@@ -77,7 +77,9 @@ def load_scheduler(base: str, class_name: str = "DDIMScheduler", **changes: Any)
     import diffusers
 
     name, _, revision = base.partition("@")
-    where: dict[str, Any] = {"subfolder": "scheduler"} | ({"revision": revision} if revision else {})
+    where: dict[str, Any] = {"subfolder": "scheduler"} | (
+        {"revision": revision} if revision else {}
+    )
     return getattr(diffusers, class_name).from_pretrained(name, **where, **changes)
 
 

@@ -110,7 +110,9 @@ def main() -> int | None:
     job = partial(render_sample, split=config.split, size_px=config.size_px)
     bar = tqdm(total=config.n, initial=config.n - len(missing), unit="picture", desc=config.split)
     with ProcessPoolExecutor(config.workers) as pool:
-        for index, (image, label, row) in zip(missing, pool.map(job, missing, chunksize=8), strict=True):
+        for index, (image, label, row) in zip(
+            missing, pool.map(job, missing, chunksize=8), strict=True
+        ):
             writer.write(index, image, label, row)
             bar.update()
     bar.close()

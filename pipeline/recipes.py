@@ -103,9 +103,7 @@ def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
         output = Path(_fill(entry.output, values, path))
         inputs = tuple(s.name for s in stages if _reads(words, s.output))
         marker = output / entry.done
-        stages.append(
-            Stage(entry.name, entry.about, entry.launcher, words, output, marker, inputs)
-        )
+        stages.append(Stage(entry.name, entry.about, entry.launcher, words, output, marker, inputs))
     return Recipe(folder, tuple(stages))
 
 

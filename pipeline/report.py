@@ -161,9 +161,7 @@ def main() -> int | None:
         return 0
     page = render(gather(config.workspace.resolve(), config.per_condition)).encode()
     if len(page) > LARGEST_MB * 1_000_000:
-        raise UserError(
-            f"{output}: would be larger than {LARGEST_MB} MB; lower --per-condition"
-        )
+        raise UserError(f"{output}: would be larger than {LARGEST_MB} MB; lower --per-condition")
     files.write_bytes(output, page)
     print(f"{output}: {len(page) / 1e6:.1f} MB")
     return 0

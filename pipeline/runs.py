@@ -52,7 +52,9 @@ class JsonlTracker(GeneralTracker):
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         """Append `values` with the step and the wall-clock time in seconds."""
         with open(self._path, "a") as handle:
-            handle.write(json.dumps({"step": step, "time_s": round(time.time(), 1), **values}) + "\n")
+            handle.write(
+                json.dumps({"step": step, "time_s": round(time.time(), 1), **values}) + "\n"
+            )
 
 
 def make_accelerator(folder: Path, *, accumulation: int = 1, precision: str = "no") -> Accelerator:
@@ -124,9 +126,7 @@ def check_finite(loss: float, step: int, folder: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of the run, None if there is none."""
-    complete = sorted(
-        p for p in (folder / "checkpoints").glob("step-*") if (p / MARKER).is_file()
-    )
+    complete = sorted(p for p in (folder / "checkpoints").glob("step-*") if (p / MARKER).is_file())
     return complete[-1] if complete else None
 
 

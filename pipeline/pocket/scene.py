@@ -39,7 +39,7 @@ def scene_seed(split: str, index: int) -> int:
     return SPLITS.index(split) * SEEDS_PER_SPLIT + index
 
 
-def make_scene(seed: int, camera: Camera = Camera()) -> Scene:
+def make_scene(seed: int, camera: Camera = Camera()) -> Scene:  # noqa: B008
     """Build the street of `seed` as seen by a camera drawn from the ranges of `camera`."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 1))))
     view = View(

@@ -51,7 +51,7 @@ def tiny_config(tiny_base: Path, tiny_controlnet: Path, label_folder: Path) -> C
     return Config(
         n=4, base=str(tiny_base), controlnet=str(tiny_controlnet), layouts=str(label_folder),
         crop_px=CROP, tile_px=(16, 32), stride_px=(8, 16), steps=3, solver="ddim", tile_batch=2,
-        large_area=0.05, rcs_min_pixels=4, solver="ddim",
+        large_area=0.05, rcs_min_pixels=4,
     )  # fmt: skip
 
 
