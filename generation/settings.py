@@ -54,7 +54,7 @@ class Config:
     """Folder of another U-Net; empty is the base's own, which is the Style Swap."""
     controlnet: str = "pocket"
     """'pocket' or the folder of a 20-channel ControlNet."""
-    control_scale: float = 1.0
+    control_scale: float = 0.8
     """Factor on the ControlNet's residuals."""
 
     base_scale: float = 0.5
@@ -78,7 +78,7 @@ class Config:
     """Denoising steps of each pass."""
     solver: Literal["ddim", "dpm++2m", "unipc"] = "dpm++2m"
     """Solver, built from the base's own scheduler config."""
-    guidance_scale: float = 2.5
+    guidance_scale: float = 5.0
     """Classifier-free guidance; 1 evaluates the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""

@@ -4,7 +4,7 @@
         --targets runs/pocket/data/targets/cityscapes runs/pocket/data/targets/acdc \\
         --output runs/pocket/segtrain/source/scores.json
 
-On several CPU processes: torchrun --nproc-per-node 2 segtrain/score.py ... A small version for
+On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py ... A small version for
 the CPU: --limit 10. The table goes to the screen and, as markdown, beside the JSON file.
 """
 

@@ -4,7 +4,7 @@
         --source runs/pocket/data/source --generated runs/pocket/generated \\
         --generated-share 0.5 --output runs/pocket/segtrain/generated
 
-On several CPU processes: torchrun --nproc-per-node 2 segtrain/train.py ... The same command
+On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/train.py ... The same command
 continues a stopped run. A small version for the CPU: --iterations 20 --batch-size 2.
 """
 
