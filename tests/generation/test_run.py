@@ -187,7 +187,9 @@ def test_real_size_gta_labels_keep_void(call, tmp_path):
 
 
 def test_dry_run_counts_without_torch_and_writes_nothing(flags, tmp_path, run_program):
-    code = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = 'generation'\n" + (
+    code = (
+        "import os, runpy, sys\n"
+        "sys.argv = sys.argv[1:]; sys.path[0] = os.path.abspath('generation')\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "finally: print('torch' in sys.modules)"
     )
