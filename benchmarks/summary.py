@@ -128,7 +128,7 @@ def oracle_table(oracle: Scores) -> str:
     return table(["pictures", "mIoU", "small, mean", *small], rows)
 
 
-def heading(workspace: Path) -> str:
+def heading() -> str:
     """Return machine, versions, commit and command."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
@@ -136,10 +136,9 @@ def heading(workspace: Path) -> str:
     packages = ", ".join(
         f"{p} {version(p)}" for p in ("torch", "diffusers", "accelerate", "mmsegmentation")
     )
-    seconds = sum(s["seconds"] for s in read_json(workspace / "timings.json")["stages"].values())
     return (
         f"Machine: {platform.machine()}, CPU only. Python {platform.python_version()}, {packages}. "
-        f"Commit {commit}. All stages: {seconds / 60:.0f} minutes.\n\n"
+        f"Commit {commit}.\n\n"
         f"Command: `python pipeline/run.py --recipe pocket_experiment`\n"
     )
 
@@ -157,7 +156,7 @@ def main() -> None:
         arms |= load(folder / "direct.json")
         extra = load(folder / "oracle_direct.json")
         oracle["oracle"]["targets"] |= extra["oracle"]["targets"]
-    print(heading(workspace))
+    print(heading())
     if scores:
         print("## Five targets, mIoU in percent\n")
         print(main_table(scores))

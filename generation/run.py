@@ -23,7 +23,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np  # noqa: E402
 
 from generation import card, layouts, work  # noqa: E402
-from generation.plan import Planner, PlanItem  # noqa: E402
+from generation.plan import PlanItem, Planner  # noqa: E402
 from generation.settings import Config, check, check_grid, run_mapping  # noqa: E402
 from pipeline import files, models  # noqa: E402
 from pipeline.config import parse  # noqa: E402

@@ -127,12 +127,13 @@ class Maker:
         from generation.engine import memory_errors
 
         label, row = self.prepare(item)
-        row["prompt_cut"] = self.sampler.networks.truncates(row["prompt"])
+        prompt = row["prompt"]
+        row["prompt_cut"] = self.sampler.networks.truncates(prompt)
         started = time.perf_counter()
         for attempt in range(ATTEMPTS):
             seed = noise_seed(self.config.seed, item.index, attempt)
             picture = memory_errors(
-                lambda seed=seed: self.sampler.draw(label, row["prompt"], seed), self.config
+                lambda seed=seed: self.sampler.draw(label, prompt, seed), self.config
             )
             row |= {"seed": seed, "attempt": attempt, "tiles": picture.tiles}
             row |= {"tiles_total": picture.tiles_total, "evaluations": picture.evaluations}
