@@ -182,6 +182,7 @@ def save_base(
 ) -> None:
     """Write the pipeline folder; the small text encoder always stays float32."""
     pipe = assemble(model, vae, tokenizer, scheduler)
+    vae.register_to_config(_name_or_path="")  # where it came from on this machine
     if half:
         pipe.unet.half()
         pipe.vae.half()

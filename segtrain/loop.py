@@ -68,7 +68,7 @@ def train(
     rate_factor: Callable[[int], float],
     plan: Plan,
 ) -> dict[str, Any]:
-    """Train `network` in place from its newest checkpoint. Returns facts of this session."""
+    """Train `network` in place from its newest checkpoint. Returns facts of this call."""
     initial_rates = [group["lr"] for group in optimizer.param_groups]
     model, prepared = accelerator.prepare(network, optimizer)
     network = accelerator.unwrap_model(model)
