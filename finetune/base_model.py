@@ -35,20 +35,6 @@ class TextToImage(torch.nn.Module):
         return self.unet(latents, timesteps, states).sample
 
 
-@torch.no_grad()
-def start_from(model: torch.nn.Module, other: torch.nn.Module) -> None:
-    """Copy the weights of `other` into `model`; where a shape differs, the overlap is copied.
-
-    So an autoencoder can continue with more latent channels than it was trained with.
-    """
-    for (name, mine), theirs in zip(
-        model.state_dict().items(), other.state_dict().values(), strict=True
-    ):
-        assert mine.ndim == theirs.ndim, name
-        common = tuple(slice(min(a, b)) for a, b in zip(mine.shape, theirs.shape, strict=True))
-        mine[common] = theirs[common]
-
-
 def train_tokenizer(captions: list[str], config: Any) -> CLIPTokenizer:
     """Learn CLIP's byte-level BPE (lower case, word end mark) from the captions."""
     tokenizer = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[])

@@ -11,6 +11,7 @@ from finetune.crops import (
     draw_image_crop,
     draw_labelled_crop,
     index_classes,
+    jitter_colors,
 )
 from finetune.losses import diffusion_target, noisy_latents
 from finetune.settings import Training, learning_rate
@@ -95,3 +96,14 @@ def test_learning_rate_warms_up_and_decays():
     assert rates[-1] < 0.1 and all(a >= b for a, b in zip(rates[2:], rates[3:], strict=False))
     constant = Training(steps=10, learning_rate=1.0)
     assert learning_rate(constant, 9) == 1.0
+
+
+def test_jitter_shifts_colours_but_not_shapes():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    image[:, 12:] = 128  # grey has no hue to shift
+    one, other = (jitter_colors(np.random.default_rng(k), image) for k in (1, 2))
+    assert one.dtype == np.uint8 and one.shape == image.shape
+    assert (one != other).any() and (one != image).any()
+    assert (one[:, 12:].max(-1) == one[:, 12:].min(-1)).all()
+    assert (one == jitter_colors(np.random.default_rng(1), image)).all()
