@@ -8,16 +8,10 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
 from tokenizers import pre_tokenizers, trainers
-from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from finetune.crops import Crop, draw_image_crop
-from pipeline import files
-from pipeline.dataset import Sample
-from pipeline.models import images_to_tensor, latent_factor
-from pipeline.seeding import numpy_generator
+from pipeline.models import latent_factor
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -101,31 +95,6 @@ def build_prior(
         steps_offset=1,  # without effect on trailing spacing; what diffusers expects
     )
     return unet, text_encoder, scheduler
-
-
-def cache_latents(
-    vae: Any, samples: list[Sample], crop: Crop, per_image: int, seed: int, folder: Path
-) -> None:
-    """Encode `per_image` drawn crops of every picture into `folder`/latents.safetensors.
-
-    Entry i * per_image + k is crop k of sample i: posterior `mean` and `std`, scaled, float16.
-    """
-    path = folder / "latents.safetensors"
-    if path.exists():
-        return
-    device = next(vae.parameters()).device
-    moments: dict[str, list[torch.Tensor]] = {"mean": [], "std": []}
-    for i in tqdm(range(len(samples)), desc="latents", unit="picture", mininterval=2.0):
-        crops = [
-            draw_image_crop(numpy_generator(seed, "latent crop", i, k), samples[i], crop)
-            for k in range(per_image)
-        ]
-        with torch.no_grad():
-            posterior = vae.encode(images_to_tensor(crops).to(device)).latent_dist
-        moments["mean"].append((posterior.mean * vae.config.scaling_factor).half().cpu())
-        moments["std"].append((posterior.std * vae.config.scaling_factor).half().cpu())
-    with files.replacing(path) as temporary:
-        save_file({k: torch.cat(v).contiguous() for k, v in moments.items()}, temporary)
 
 
 def assemble(model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any) -> Any:

@@ -9,7 +9,8 @@ captions are dropped, so that classifier-free guidance is trained.
     accelerate launch --num_processes 8 finetune/controlnet.py ...                 # 8 GPUs
     python finetune/controlnet.py --training.steps 20 ...                          # a trial
 
-Writes OUTPUT/controlnet in diffusers' layout. The same command continues an interrupted run.
+Writes OUTPUT/controlnet in diffusers' layout, and at each checkpoint a sheet in OUTPUT/previews:
+label, drawn with U_S, drawn with the base's U-Net. The same command continues an interrupted run.
 """
 
 import sys
@@ -26,10 +27,9 @@ from finetune.crops import (  # noqa: E402
     draw_labelled_crop,
     index_classes,
 )
-from finetune.programs import begin, finish_notice, plan  # noqa: E402
+from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 from pipeline.models import find_base, find_folder  # noqa: E402
 
@@ -38,8 +38,8 @@ from pipeline.models import find_base, find_folder  # noqa: E402
 class Config:
     """Settings of the ControlNet training; the defaults follow DGInStyle's recipe."""
 
-    data: str = ""
-    """labelled dataset folder of the source"""
+    data: tuple[str, ...] = ()
+    """labelled dataset folders of the source; crops are drawn from their union"""
     unet: str = ""
     """folder of U_S from finetune/unet.py; empty takes the base's own U-Net (no Style Swap)"""
     output: str = ""
@@ -56,8 +56,14 @@ class Config:
     """what stands between two class names"""
     caption_dropout: float = 0.1
     """share of samples trained with the empty prompt"""
+    min_snr_gamma: float = 0.0
+    """weight of the timesteps by min-SNR-gamma, 5 is usual; 0 weighs all alike"""
     gradient_checkpointing: bool = False
     """trade time for memory"""
+    cached_crops: int = 0
+    """crops drawn and encoded once before the training; 0 draws and encodes as it goes"""
+    previews: int = 4
+    """crops drawn at each checkpoint, with a score of controllability; 0 draws none"""
     half_weights: bool = False
     """save the weights as float16"""
     crop: Crop = field(default_factory=lambda: Crop(scales=(1.0,)))
@@ -71,45 +77,46 @@ class Config:
 
 def main() -> int | None:
     config, call = parse(Config, __doc__)
-    samples = open_dataset(config.data or "data", labelled=True)
+    samples = open_sources(config.data, labelled=True)
     base = find_base(config.base)
     unet_folder = find_folder(config.unet) if config.unet else None
     init_folder = find_folder(config.init) if config.init else None
-    if call.dry_run:
-        return plan(config, samples)
-    accelerator, folder = begin(config, samples)
+    accelerator, folder = begin(config, call, samples)
     if accelerator is None:
-        return finish_notice(folder)
+        return None
 
-    import numpy as np
     import torch
     from diffusers import ControlNetModel
 
+    from finetune.batches import WEIGHT_TYPES, FrozenBase, collate, predict
+    from finetune.cache import open_crops
     from finetune.loop import train
-    from finetune.losses import diffusion_loss, noisy_latents
+    from finetune.previews import Previews
     from pipeline import labels, models, runs
 
-    # Models: only the ControlNet learns
-    torch.manual_seed(config.seed)
-    device = accelerator.device
-    vae = models.load_component(base, "vae").requires_grad_(False).to(device)
-    text_encoder = models.load_component(base, "text_encoder").requires_grad_(False).to(device)
-    tokenizer = models.load_component(base, "tokenizer")
-    scheduler = models.load_scheduler(base)
-    if unet_folder:
-        unet = models.load_component(str(unet_folder), "unet", subfolder=None)
-    else:
-        unet = models.load_component(base, "unet")
-    unet = unet.requires_grad_(False).to(device)
+    # Models: only the ControlNet learns; the U-Net's weights need no more than autocast's precision
+    device, weight_type = accelerator.device, WEIGHT_TYPES[config.training.precision]
+    frozen = FrozenBase(base, device, min_snr_gamma=config.min_snr_gamma)
+
+    def load_unet(folder):  # noqa: ANN001, ANN202
+        if folder:
+            unet = models.load_component(str(folder), "unet", subfolder=None)
+        else:
+            unet = models.load_component(base, "unet")
+        return unet.requires_grad_(False)
+
+    unet = load_unet(unet_folder)
     if init_folder:
         controlnet = models.load_component(str(init_folder), "controlnet", subfolder=None)
     else:
-        levels = len(vae.config.block_out_channels)  # the encoder shrinks the label as the VAE does
+        torch.manual_seed(config.seed)
+        levels = len(frozen.vae.config.block_out_channels)  # shrinks the label as the VAE does
         controlnet = ControlNetModel.from_unet(
             unet,
             conditioning_channels=labels.CONTROL_CHANNELS,
             conditioning_embedding_out_channels=(16, 32, 96, 256)[:levels],
         )
+    unet.to(device, weight_type)
     controlnet.train().requires_grad_(True)
     if config.gradient_checkpointing:
         controlnet.enable_gradient_checkpointing()
@@ -120,30 +127,36 @@ def main() -> int | None:
 
     def draw(rng):  # noqa: ANN001, ANN202
         image, label = draw_labelled_crop(rng, samples, config.crop, index)
-        caption = class_caption(label, config.caption_template, config.class_separator)
+        return image, label, class_caption(label, config.caption_template, config.class_separator)
+
+    crops = open_crops(accelerator, frozen.vae, draw, config, folder)
+
+    def draw_with_dropout(rng):  # noqa: ANN001, ANN202
+        image, label, caption = crops(rng)
         return image, label, "" if rng.random() < config.caption_dropout else caption
 
-    def collate(items):  # noqa: ANN001, ANN202
-        images, maps, captions = zip(*items, strict=True)
-        return models.images_to_tensor(list(images)), torch.from_numpy(np.stack(maps)), captions
-
     def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
-        images, maps, captions = batch
-        control = labels.one_hot_control(maps.to(device))
-        with torch.no_grad():
-            latents = models.sample_latents(vae, images.to(device), generator)
-            text = models.encode_prompts(tokenizer, text_encoder, list(captions))
-        noisy, target, timesteps = noisy_latents(scheduler, latents, generator)
-        down, middle = model(noisy, timesteps, text, control, return_dict=False)
-        prediction = unet(
-            noisy, timesteps, text,
-            down_block_additional_residuals=down, mid_block_additional_residual=middle,
-        ).sample  # fmt: skip
-        return diffusion_loss(prediction, target), {}
+        step = frozen.step(batch, generator)
+        control = labels.one_hot_control(batch[1].to(device, non_blocking=True))
+        prediction = predict(unet, step.noisy, step.timesteps, step.text, model, control)
+        return frozen.loss(prediction, step), {}
+
+    preview = None
+    if config.previews and accelerator.is_main_process:
+        sheet = Previews(
+            accelerator, frozen, draw, seed=config.seed, shown=config.previews, folder=folder
+        )
+
+        def preview(weights, done):  # noqa: ANN001, ANN202
+            columns = [sheet.colours(), sheet.draw(unet, weights)]
+            if unet_folder:  # Style Swap; U_P is loaded for the moment only
+                columns.append(sheet.draw(load_unet(None).to(device, weight_type), weights))
+            sheet.write(done, columns)
+            return {"controllability": sheet.controllability(unet, weights)}
 
     weights = train(
-        accelerator, controlnet, draw, collate, loss_function, config.training,
-        seed=config.seed, folder=folder,
+        accelerator, controlnet, draw_with_dropout, collate, loss_function, config.training,
+        seed=config.seed, folder=folder, preview=preview,
     )  # fmt: skip
     if accelerator.is_main_process:
         (weights.half() if config.half_weights else weights).save_pretrained(folder / "controlnet")

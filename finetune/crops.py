@@ -103,11 +103,16 @@ class ClassIndex:
 
 
 def index_classes(samples: list[Sample], sampling: RareClassSampling) -> ClassIndex:
-    """Count the class pixels of all labels and derive the class probabilities."""
+    """Count the class pixels of all labels and derive the class probabilities.
+
+    Rows of prepared datasets carry the counts; their labels are not read again.
+    """
     counts = np.zeros((len(samples), labels.NUM_CLASSES), dtype=np.int64)
     for i, sample in enumerate(samples):
-        label = labels.read_label(_label_path(sample))
-        counts[i] = np.bincount(label.ravel(), minlength=256)[: labels.NUM_CLASSES]
+        counted = sample.row.get("class_pixels")
+        if counted is None:
+            counted = labels.count_classes(labels.read_label(_label_path(sample)))
+        counts[i] = counted
     holders = [np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(counts.shape[1])]
     frequency = counts.sum(0) / max(1, counts.sum())
     logits = (1 - frequency) / sampling.temperature

@@ -2,18 +2,21 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from finetune.settings import Training, learning_rate
 from pipeline import runs
+from pipeline.errors import UserError
 from pipeline.seeding import DrawnSamples, batches, seed_of
+from pipeline.stopping import StopRequest, ignore_stop_signals
 
 LossFunction = Callable[
     [torch.nn.Module, Any, torch.Generator], tuple[torch.Tensor, dict[str, Any]]
@@ -32,6 +35,83 @@ def update_average(
         a.copy_(p)
 
 
+def make_optimizer(
+    settings: Training, parameters: list[torch.nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    """Build AdamW, fused on CUDA, or its 8-bit kind."""
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=device.type == "cuda" or None, **options)
+    if device.type != "cuda":
+        raise UserError(
+            f"--training.optimizer {settings.optimizer}: needs a CUDA GPU, but this process runs "
+            f"on {device.type}; use adamw"
+        )
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, **options)
+
+
+def check_kind(accelerator: Accelerator, settings: Training) -> bool:
+    """Tell whether FSDP spreads the weights; refuse what cannot be trained that way."""
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        return False
+    if kind != DistributedType.FSDP or not accelerator.is_fsdp2:
+        raise UserError(
+            f"accelerate's {kind.value}: not supported by this program; use plain data "
+            "parallelism, or FSDP version 2 as in configs/accelerate/"
+        )
+    if settings.ema_decay:
+        raise UserError(
+            "--training.ema-decay: averaged weights need all of the weights on each process; set "
+            "it to 0 with FSDP"
+        )
+    return True
+
+
+def load(
+    accelerator: Accelerator, draw: Callable[[Any], Any], collate: Callable[[list[Any]], Any],
+    settings: Training, *, seed: int, first: int,
+) -> Iterator[Any]:  # fmt: skip
+    """Return the micro-batches of this process from update `first` on."""
+    positions = batches(
+        first * settings.accumulation, settings.steps * settings.accumulation,
+        settings.batch_size, accelerator.process_index, accelerator.num_processes,
+    )  # fmt: skip
+    return iter(
+        DataLoader(
+            DrawnSamples(draw, seed),  # type: ignore[arg-type]
+            batch_sampler=list(positions),
+            collate_fn=collate,
+            num_workers=settings.workers,
+            persistent_workers=settings.workers > 0,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=ignore_stop_signals,
+        )
+    )
+
+
+def add_up_gradients(
+    accelerator: Accelerator, model: torch.nn.Module, data: Iterator[Any],
+    loss_function: LossFunction, settings: Training, *, generator: torch.Generator, seed: int,
+    step: int,
+) -> tuple[torch.Tensor, dict[str, Any]]:  # fmt: skip
+    """Run the micro-batches of one update backwards; return their mean loss and values to log."""
+    total, logged = torch.zeros((), device=accelerator.device), {}
+    for micro in range(settings.accumulation):
+        batch = next(data)
+        generator.manual_seed(seed_of(seed, "noise", step, micro, accelerator.process_index))
+        last = micro == settings.accumulation - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                loss, logged = loss_function(model, batch, generator)
+            loss = loss / settings.accumulation
+            total += loss.detach()
+            accelerator.backward(loss)
+    return total, logged
+
+
 def train(
     accelerator: Accelerator,
     model: torch.nn.Module,
@@ -42,7 +122,7 @@ def train(
     *,
     seed: int,
     folder: Path,
-    preview: Callable[[torch.nn.Module, int], None] | None = None,
+    preview: Callable[[torch.nn.Module, int], dict[str, float] | None] | None = None,
 ) -> torch.nn.Module:
     """Train the parameters of `model` that require gradients; return the weights to ship.
 
@@ -50,36 +130,31 @@ def train(
     generator)` the scalar loss and values to log; all of its randomness comes from `generator`,
     which is seeded by (seed, step, micro-batch, rank). The run continues from its newest complete
     checkpoint, bit for bit on the CPU. `preview(weights, step)` is called on the main process at
-    every checkpoint.
+    every checkpoint; what it returns is logged. A stop signal to any process ends all of them
+    after the update at hand, with a checkpoint.
     """
     # Set up
+    sharded = check_kind(accelerator, settings)
+    whole = copy.deepcopy(model) if sharded and accelerator.is_main_process else model
+    model.to(accelerator.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = make_optimizer(settings, parameters, accelerator.device)
     average = copy.deepcopy(model).requires_grad_(False) if settings.ema_decay else None
     modules = {"model": model} | ({"average": average} if average else {})
-    first = runs.load_checkpoint(folder, modules, optimizer)
-    model.to(accelerator.device)
-    if average:
-        average.to(accelerator.device)
+    scaler = accelerator.scaler
+    first = 0 if sharded else runs.load_checkpoint(folder, modules, optimizer, scaler)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    loader = DataLoader(
-        DrawnSamples(draw, seed),  # type: ignore[arg-type]
-        batch_sampler=list(
-            batches(
-                first * settings.accumulation,
-                settings.steps * settings.accumulation,
-                settings.batch_size,
-                accelerator.process_index,
-                accelerator.num_processes,
-            )
-        ),
-        collate_fn=collate,
-        num_workers=settings.workers,
-        persistent_workers=settings.workers > 0,
-    )
-    data = iter(loader)
+    if sharded:
+        first = runs.load_sharded(accelerator, folder)
+        parameters = [p for p in wrapped.parameters() if p.requires_grad]
+
+    def save(done: int) -> None:
+        if sharded:
+            runs.save_sharded(accelerator, folder, done)
+        elif accelerator.is_main_process:
+            runs.save_checkpoint(folder, done, modules, optimizer, scaler)
+
+    data = load(accelerator, draw, collate, settings, seed=seed, first=first)
     generator = torch.Generator(device=accelerator.device)
     bar = tqdm(
         total=settings.steps, initial=first, unit="step", desc=folder.name,
@@ -88,43 +163,63 @@ def train(
     window: list[float] = []
 
     # Main loop
-    for step in range(first, settings.steps):
-        rate = learning_rate(settings, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss_sum, logged = 0.0, {}
-        for micro in range(settings.accumulation):
-            batch = next(data)
-            generator.manual_seed(seed_of(seed, "noise", step, micro, accelerator.process_index))
-            last = micro == settings.accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
-                with accelerator.autocast():
-                    loss, logged = loss_function(wrapped, batch, generator)
-                loss = loss / settings.accumulation
-                loss_sum += float(loss.detach())
-                runs.check_finite(loss_sum, step, folder)
-                accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if average:
-            update_average(average, model, settings.ema_decay, step)
-        window.append(loss_sum)
-        done = step + 1
+    with StopRequest().listening() as stop:
+        for step in range(first, settings.steps):
+            rate = learning_rate(settings, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, logged = add_up_gradients(
+                accelerator, wrapped, data, loss_function, settings, generator=generator,
+                seed=seed, step=step,
+            )  # fmt: skip
+            # One exchange per update: all processes see the same loss and stop at the same step
+            facts = torch.stack([loss, loss.new_tensor(float(stop.signal_number))])
+            mean_loss, stopping = accelerator.reduce(facts, "mean").tolist()
+            runs.check_finite(mean_loss, step, folder)
+            norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
+            if not scaler and not sharded:  # fp16 skips updates that overflow by itself
+                runs.check_finite(float(norm), step, folder, "gradient norm")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if average:
+                update_average(average, model, settings.ema_decay, step)
+            window.append(mean_loss)
+            done = step + 1
 
-        # Report and save
-        bar.update()
-        if done % settings.log_interval == 0 or done == settings.steps:
-            values = {"loss": sum(window) / len(window), "learning_rate": rate}
-            values |= {k: float(v.detach()) for k, v in logged.items()}
-            accelerator.log(values, step=done)
-            bar.set_postfix(loss=f"{values['loss']:.4f}")
-            window.clear()
-        if done % settings.checkpoint_interval == 0 or done == settings.steps:
-            if accelerator.is_main_process:
-                runs.save_checkpoint(folder, done, modules, optimizer)
-                if preview:
-                    preview(average or model, done)
-            accelerator.wait_for_everyone()
+            # Report and save
+            bar.update()
+            previewed: dict[str, float] = {}
+            saving = done % settings.checkpoint_interval == 0 or done == settings.steps
+            if saving or stopping:
+                save(done)
+            if saving and preview and accelerator.is_main_process and not sharded:
+                with accelerator.autocast():
+                    previewed = preview(average or model, done) or {}
+            if previewed or done % settings.log_interval == 0 or done == settings.steps:
+                values = {"loss": sum(window) / len(window), "learning_rate": rate, **previewed}
+                values |= {k: float(v.detach()) for k, v in logged.items()}
+                accelerator.log(values, step=done)
+                bar.set_postfix(loss=f"{values['loss']:.4f}")
+                window.clear()
+            if saving or stopping:
+                accelerator.wait_for_everyone()
+            if stopping and done < settings.steps:
+                leave(accelerator, stop, folder, done)
     bar.close()
+    if sharded:
+        state = accelerator.get_state_dict(wrapped)  # all processes take part
+        if accelerator.is_main_process:
+            whole.load_state_dict(state)
+        return whole
     return average or model
+
+
+def leave(accelerator: Accelerator, stop: StopRequest, folder: Path, done: int) -> None:
+    """End the program after a stop signal, with the signal's exit code."""
+    if accelerator.is_main_process:
+        print(
+            f"streetforge: {folder}: stopped after step {done}; the same command continues",
+            file=sys.stderr,
+        )
+    accelerator.end_training()
+    raise SystemExit(stop.exit_code or 143)

@@ -22,26 +22,26 @@ def diffusion_target(
     return latents
 
 
-def diffusion_loss(
-    prediction: torch.Tensor, target: torch.Tensor, snr: torch.Tensor | None = None,
-    *, gamma: float = 0.0, kind: str = "epsilon",
-) -> torch.Tensor:  # fmt: skip
-    """Return the mean squared error, with min-SNR-gamma weights if `gamma` > 0.
+def min_snr_weights(scheduler: Any, timesteps: torch.Tensor, gamma: float) -> torch.Tensor | None:
+    """Return the weight of each sample's error by min-SNR-gamma, None if `gamma` is 0.
 
-    Hang et al., ICCV 2023: weight min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) /
-    (SNR + 1) for v_prediction.
+    Hang et al., ICCV 2023, section 3.4: min(SNR, gamma), divided by SNR for epsilon and by SNR + 1
+    for v_prediction. With a schedule that ends at zero signal the last step then weighs nothing.
     """
-    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
-    if gamma > 0 and snr is not None:
-        divisor = snr + 1 if kind == "v_prediction" else snr.clamp_min(1e-8)
-        error = error * (snr.clamp_max(gamma) / divisor)
-    return error.mean()
-
-
-def signal_to_noise(scheduler: Any, timesteps: torch.Tensor) -> torch.Tensor:
-    """Return alpha^2 / sigma^2 at each of the timesteps."""
+    if gamma <= 0:
+        return None
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    return alphas / (1 - alphas).clamp_min(1e-8)
+    snr = alphas / (1 - alphas).clamp_min(1e-8)
+    divisors = {"epsilon": snr.clamp_min(1e-8), "v_prediction": snr + 1}
+    return snr.clamp_max(gamma) / divisors.get(scheduler.config.prediction_type, 1)
+
+
+def diffusion_loss(
+    prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean squared error, each sample times its weight."""
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    return (error if weights is None else error * weights).mean()
 
 
 def noisy_latents(

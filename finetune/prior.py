@@ -18,11 +18,10 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import Crop  # noqa: E402
-from finetune.programs import begin, finish_notice, plan  # noqa: E402
+from finetune.crops import Crop, draw_image_crop  # noqa: E402
+from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 from pipeline.models import find_folder  # noqa: E402
 
@@ -31,8 +30,8 @@ from pipeline.models import find_folder  # noqa: E402
 class Config:
     """Settings of the base model training."""
 
-    data: str = ""
-    """dataset folder with pictures and captions (`prompt` of each metadata row)"""
+    data: tuple[str, ...] = ()
+    """dataset folders with pictures and captions (`prompt` of each metadata row)"""
     vae: str = ""
     """folder of the trained autoencoder"""
     output: str = ""
@@ -75,27 +74,29 @@ class Config:
 
 def main() -> int | None:
     config, call = parse(Config, __doc__)
-    samples = open_dataset(config.data or "data", labelled=False)
+    samples = open_sources(config.data, labelled=False)
     vae_folder = find_folder(config.vae or "vae")
-    if call.dry_run:
-        return plan(config, samples)
-    accelerator, folder = begin(config, samples)
+    accelerator, folder = begin(config, call, samples)
     if accelerator is None:
-        return finish_notice(folder)
+        return None
+
+    from functools import partial
 
     import torch
 
+    from finetune import cache
     from finetune.base_model import (
         TextToImage,
         build_prior,
-        cache_latents,
         draw_previews,
         save_base,
         train_tokenizer,
     )
+    from finetune.batches import encode_moments
     from finetune.loop import train
     from finetune.losses import diffusion_loss, noisy_latents
     from pipeline import models, runs
+    from pipeline.seeding import numpy_generator
 
     # Models
     torch.manual_seed(config.seed)
@@ -105,12 +106,16 @@ def main() -> int | None:
     unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)
 
     # Latents and tokens, prepared once
-    if accelerator.is_main_process:
-        cache_latents(vae, samples, config.crop, config.crops_per_image, config.seed, folder)
-    accelerator.wait_for_everyone()
-    from safetensors.torch import load_file
+    def make(item):  # noqa: ANN001, ANN202
+        i, k = divmod(item, config.crops_per_image)
+        rng = numpy_generator(config.seed, "latent crop", i, k)
+        return draw_image_crop(rng, samples[i], config.crop), None, ""
 
-    cache = load_file(folder / "latents.safetensors")
+    num_items = len(samples) * config.crops_per_image
+    crops = cache.prepare(
+        accelerator, folder / "cache", num_items, make, partial(encode_moments, vae),
+        workers=config.training.workers,
+    )  # fmt: skip
 
     def tokens_of(texts: list[str]) -> torch.Tensor:
         return tokenizer(
@@ -121,11 +126,12 @@ def main() -> int | None:
     captions, empty = tokens_of([s.caption for s in samples]), tokens_of([""])[0]
 
     def draw(rng):  # noqa: ANN001, ANN202
-        i = int(rng.integers(len(cache["mean"])))
+        i = int(rng.integers(num_items))
         dropped = rng.random() < config.caption_dropout
         ids = empty if dropped else captions[i // config.crops_per_image]
-        noise = torch.from_numpy(rng.standard_normal(cache["mean"].shape[1:], dtype="float32"))
-        return cache["mean"][i].float() + cache["std"][i].float() * noise, ids
+        mean, std = crops[i][0].float()
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype="float32"))
+        return mean + std * noise, ids
 
     def collate(items):  # noqa: ANN001, ANN202
         return torch.stack([x for x, _ in items]), torch.stack([ids for _, ids in items])

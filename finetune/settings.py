@@ -23,6 +23,8 @@ class Training:
     """what follows the warm-up: constant, or cosine decay to zero at the last step"""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay"""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw (fused on CUDA), or adamw_8bit: a quarter of its memory, needs bitsandbytes and CUDA"""
     clip_norm: float = 1.0
     """largest gradient norm"""
     ema_decay: float = 0.0

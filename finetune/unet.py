@@ -8,7 +8,8 @@ stay as they are. U_S serves the training of the ControlNet; Style Swap leaves i
     accelerate launch --num_processes 8 finetune/unet.py ...                       # 8 GPUs
     python finetune/unet.py --training.steps 20 ...                                # a trial
 
-Writes OUTPUT/unet in diffusers' layout. The same command continues an interrupted run.
+Writes OUTPUT/unet in diffusers' layout (with --lora-rank also OUTPUT/lora) and sample sheets in
+OUTPUT/previews. The same command continues an interrupted run.
 """
 
 import sys
@@ -19,10 +20,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.crops import Crop, draw_image_crop  # noqa: E402
-from finetune.programs import begin, finish_notice, plan  # noqa: E402
+from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 from pipeline.models import find_base  # noqa: E402
 
@@ -31,8 +31,8 @@ from pipeline.models import find_base  # noqa: E402
 class Config:
     """Settings of the U-Net fine-tuning; the defaults are DGInStyle's recipe."""
 
-    data: str = ""
-    """dataset folder with the pictures of the source; labels are ignored"""
+    data: tuple[str, ...] = ()
+    """dataset folders with the pictures of the source; labels are ignored"""
     output: str = ""
     """run folder; OUTPUT/unet is written"""
     base: str = "pocket"
@@ -41,8 +41,16 @@ class Config:
     """seed of everything drawn"""
     prompt: str = ""
     """the one prompt all pictures are trained with"""
+    min_snr_gamma: float = 0.0
+    """weight of the timesteps by min-SNR-gamma, 5 is usual; 0 weighs all alike"""
+    lora_rank: int = 0
+    """train adapters of this rank in the attention layers only, for small GPUs; 0 trains all"""
     gradient_checkpointing: bool = False
     """trade time for memory"""
+    cached_crops: int = 0
+    """crops drawn and encoded once before the training; 0 draws and encodes as it goes"""
+    previews: int = 4
+    """pictures drawn at each checkpoint; 0 draws none"""
     crop: Crop = field(default_factory=Crop)
     training: Training = field(
         default_factory=lambda: Training(steps=30_000, accumulation=2, learning_rate=2e-6)
@@ -51,49 +59,59 @@ class Config:
 
 def main() -> int | None:
     config, call = parse(Config, __doc__)
-    samples = open_dataset(config.data or "data", labelled=False)
+    samples = open_sources(config.data, labelled=False)
     base = find_base(config.base)
-    if call.dry_run:
-        return plan(config, samples)
-    accelerator, folder = begin(config, samples)
+    accelerator, folder = begin(config, call, samples)
     if accelerator is None:
-        return finish_notice(folder)
+        return None
 
     import torch
 
+    from finetune import lora
+    from finetune.batches import FrozenBase, collate, predict
+    from finetune.cache import open_crops
     from finetune.loop import train
-    from finetune.losses import diffusion_loss, noisy_latents
+    from finetune.previews import Previews
     from pipeline import models, runs
 
-    torch.manual_seed(config.seed)
-    vae = models.load_component(base, "vae").requires_grad_(False).to(accelerator.device)
-    scheduler = models.load_scheduler(base)
+    # Models: only the U-Net, or its adapter, learns
+    frozen = FrozenBase(base, accelerator.device, min_snr_gamma=config.min_snr_gamma)
+    frozen.text.encode(["", config.prompt])
+    frozen.text.free()  # there is no other prompt
     unet = models.load_component(base, "unet").train()
+    if config.lora_rank:
+        torch.manual_seed(config.seed)
+        lora.add_adapter(unet, config.lora_rank)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    text_encoder = models.load_component(base, "text_encoder")
-    tokenizer = models.load_component(base, "tokenizer")
-    with torch.no_grad():
-        states = models.encode_prompts(tokenizer, text_encoder, [config.prompt])
-    states = states.to(accelerator.device)
-    del text_encoder
 
+    # Data
     def draw(rng):  # noqa: ANN001, ANN202
-        return draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)
+        sample = samples[int(rng.integers(len(samples)))]
+        return draw_image_crop(rng, sample, config.crop), None, config.prompt
 
-    def loss_function(model, images, generator):  # noqa: ANN001, ANN202
-        images = images.to(accelerator.device)
-        with torch.no_grad():
-            latents = models.sample_latents(vae, images, generator)
-        noisy, target, timesteps = noisy_latents(scheduler, latents, generator)
-        text = states.expand(len(latents), -1, -1)
-        return diffusion_loss(model(noisy, timesteps, text).sample, target), {}
+    crops = open_crops(accelerator, frozen.vae, draw, config, folder)
+
+    def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
+        step = frozen.step(batch, generator)
+        return frozen.loss(predict(model, step.noisy, step.timesteps, step.text), step), {}
+
+    preview = None
+    if config.previews and accelerator.is_main_process:
+        sheet = Previews(
+            accelerator, frozen, draw, seed=config.seed, shown=config.previews, folder=folder
+        )
+
+        def preview(weights, done):  # noqa: ANN001, ANN202
+            sheet.write(done, [sheet.pictures(), sheet.draw(weights)])
 
     weights = train(
-        accelerator, unet, draw, models.images_to_tensor, loss_function, config.training,
-        seed=config.seed, folder=folder,
+        accelerator, unet, crops, collate, loss_function, config.training, seed=config.seed,
+        folder=folder, preview=preview,
     )  # fmt: skip
     if accelerator.is_main_process:
+        if config.lora_rank:
+            lora.save_and_merge(weights, folder / "lora")
         weights.save_pretrained(folder / "unet")
         runs.mark_finished(folder, config.training.steps)
     accelerator.end_training()

@@ -17,10 +17,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.crops import Crop, draw_image_crop, jitter_colors  # noqa: E402
-from finetune.programs import begin, finish_notice, plan  # noqa: E402
+from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 
 
@@ -28,8 +27,8 @@ from pipeline.errors import guard  # noqa: E402
 class Config:
     """Settings of the autoencoder training."""
 
-    data: str = ""
-    """dataset folder with pictures; labels are ignored"""
+    data: tuple[str, ...] = ()
+    """dataset folders with pictures; labels are ignored"""
     output: str = ""
     """run folder; OUTPUT/vae is written"""
     seed: int = 0
@@ -67,12 +66,10 @@ class Config:
 
 def main() -> int | None:
     config, call = parse(Config, __doc__)
-    samples = open_dataset(config.data or "data", labelled=False)
-    if call.dry_run:
-        return plan(config, samples)
-    accelerator, folder = begin(config, samples)
+    samples = open_sources(config.data, labelled=False)
+    accelerator, folder = begin(config, call, samples)
     if accelerator is None:
-        return finish_notice(folder)
+        return None
 
     import torch
     from diffusers import AutoencoderKL

@@ -19,6 +19,7 @@ from generation.fusion import Paste, guided, noise_levels
 from generation.settings import SCHEDULERS, Config, check_grid
 from pipeline import labels, models
 from pipeline.errors import UserError
+from pipeline.text import Conditioning, PromptEncoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,22 +35,10 @@ class Networks:
     embed_control: Any
     """The ControlNet's condition encoder, taken out so that it runs once per tile."""
     vae: Any
-    tokenizer: Any
-    text_encoder: Any
+    text: PromptEncoder
     device: torch.device
     dtype: torch.dtype
     latent_px: int
-
-    @torch.no_grad()
-    def text_states(self, prompt: str) -> torch.Tensor:
-        """Return the 1xLxD states of a prompt."""
-        states = models.encode_prompts(self.tokenizer, self.text_encoder, [prompt])
-        return states.to(self.dtype)
-
-    def truncates(self, prompt: str) -> bool:
-        """Tell whether the text window cuts the prompt off."""
-        num_special = 2  # start and end
-        return len(self.tokenizer.tokenize(prompt)) + num_special > self.tokenizer.model_max_length
 
 
 @dataclass
@@ -68,23 +57,19 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     """Load all networks of a run onto `device`."""
     base = models.find_base(config.base)
     dtype = DTYPES[config.precision]
+    text = PromptEncoder(base, device, dtype)
+    text.load()
     if config.unet:
         folder = models.find_folder(config.unet)
         unet = models.load_component(str(folder), "unet", subfolder=None)
     else:
         unet = models.load_component(base, "unet")
-    if unet.config.addition_embed_type:
-        raise UserError(
-            f"--base {config.base}: its U-Net needs {unet.config.addition_embed_type} embeddings "
-            "(SDXL), which generation does not support yet; use a SD 1.x or 2.x base"
-        )
     folder = models.find_folder(config.controlnet)
     controlnet = models.load_component(str(folder), "controlnet", subfolder=None)
     vae = models.load_component(base, "vae")
-    text_encoder = models.load_component(base, "text_encoder")
     latent_px = models.latent_factor(vae)
     check_grid(config, latent_px, latent_px * 2 ** (len(unet.config.block_out_channels) - 1))
-    for module in (unet, controlnet, text_encoder):
+    for module in (unet, controlnet):
         module.to(device).requires_grad_(False).eval()
         if dtype != torch.float32:
             module.to(dtype)
@@ -93,8 +78,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     controlnet.controlnet_cond_embedding = torch.nn.Identity()  # receives finished embeddings
     return Networks(
         scheduler=build_scheduler(config, base),
-        unet=unet, controlnet=controlnet, embed_control=embed_control, vae=vae,
-        tokenizer=models.load_component(base, "tokenizer"), text_encoder=text_encoder,
+        unet=unet, controlnet=controlnet, embed_control=embed_control, vae=vae, text=text,
         device=device, dtype=dtype, latent_px=latent_px,
     )  # fmt: skip
 
@@ -110,16 +94,17 @@ def build_scheduler(config: Config, base: str) -> Any:
 class Pass:
     """One denoising pass over a canvas of one or more tiles, in latent pixels.
 
-    `control`: 1x20xHxW float32 in pixels. `text`: 2xLxD (negative, prompt) or 1xLxD without
-    guidance.
+    `control`: 1x20xHxW float32 in pixels. `text`: of (negative, prompt), or the prompt alone
+    without guidance.
     """
 
     def __init__(
-        self, networks: Networks, config: Config, *, control: torch.Tensor, text: torch.Tensor,
+        self, networks: Networks, config: Config, *, control: torch.Tensor, text: Conditioning,
         tile: tuple[int, int], boxes: list[tiles.Box], batch: int,
     ) -> None:  # fmt: skip
         self.networks, self.config, self.text = networks, config, text
         self.tile, self.boxes, self.batch = tile, boxes, batch
+        self.tile_px = (tile[0] * networks.latent_px, tile[1] * networks.latent_px)
         self.weight = torch.from_numpy(tiles.tile_weights(tile, config.tile_weight))
         self.weight = self.weight.to(networks.device)
         self.embeddings = [self._embed(control, box) for box in boxes]
@@ -127,32 +112,31 @@ class Pass:
     def _embed(self, control: torch.Tensor, box: tiles.Box) -> torch.Tensor:
         px = self.networks.latent_px
         top, left = box[0] * px, box[1] * px
-        part = control[..., top : top + self.tile[0] * px, left : left + self.tile[1] * px]
+        part = control[..., top : top + self.tile_px[0], left : left + self.tile_px[1]]
         return self.networks.embed_control(part.to(self.networks.device, self.networks.dtype))
 
     def _evaluate(
         self, latents: torch.Tensor, embeddings: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """Return the guided float32 prediction for BxCxhxw tiles at one timestep."""
-        nets, halves, size = self.networks, self.text.shape[0], latents.shape[0]
+        nets, halves, size = self.networks, self.text.states.shape[0], latents.shape[0]
         sample = latents.to(nets.dtype).repeat(halves, 1, 1, 1)
-        text = self.text.repeat_interleave(size, dim=0)
+        repeated = self.text.map(lambda states: states.repeat_interleave(size, dim=0))
+        text = repeated.arguments(self.tile_px)
         down, mid = nets.controlnet(
-            sample, timestep, encoder_hidden_states=text,
+            sample, timestep, **text,
             controlnet_cond=embeddings.repeat(halves, 1, 1, 1),
             conditioning_scale=self.config.control_scale, return_dict=False,
         )  # fmt: skip
         output = nets.unet(
-            sample, timestep, encoder_hidden_states=text,
+            sample, timestep, **text,
             down_block_additional_residuals=down, mid_block_additional_residual=mid,
             return_dict=False,
         )[0].float()  # fmt: skip
         if halves == 1:
             return output
         negative, positive = output.chunk(2)
-        return guided(
-            negative, positive, self.config.guidance_scale, self.config.guidance_rescale
-        )
+        return guided(negative, positive, self.config.guidance_scale, self.config.guidance_rescale)
 
     def predict(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Return the weighted mean of all tiles' predictions, 1xCxhxw; 0 where no tile lies."""
@@ -196,16 +180,13 @@ class Sampler:
 
     def __init__(self, networks: Networks, config: Config) -> None:
         self.networks, self.config = networks, config
-        guidance = config.guidance_scale != 1
-        self.negative = networks.text_states(config.negative_prompt) if guidance else None
+        self.before_prompt = [config.negative_prompt] if config.guidance_scale != 1 else []
 
     @torch.no_grad()
     def draw(self, label: np.ndarray, prompt: str, seed: int) -> Picture:
         """Return the picture of an HxW crop of train ids; all noise comes from `seed`."""
         generator = torch.Generator().manual_seed(seed)
-        text = self.networks.text_states(prompt)
-        if self.negative is not None:
-            text = torch.cat([self.negative, text])
+        text = self.networks.text.encode([*self.before_prompt, prompt])
         latents = self._base(label, text, generator)
         count, total = 0, 0
         if self.config.fusion != "none":
@@ -229,7 +210,7 @@ class Sampler:
         return torch.randn((1, channels, *size), generator=generator).to(self.networks.device)
 
     def _base(
-        self, label: np.ndarray, text: torch.Tensor, generator: torch.Generator
+        self, label: np.ndarray, text: Conditioning, generator: torch.Generator
     ) -> torch.Tensor:
         size_px = self.config.scaled(self.config.base_scale)
         size = self._latent(size_px)
@@ -254,7 +235,7 @@ class Sampler:
         return models.encode_latents(self.networks.vae, enlarged)
 
     def _fuse(
-        self, label: np.ndarray, text: torch.Tensor, base_latents: torch.Tensor,
+        self, label: np.ndarray, text: Conditioning, base_latents: torch.Tensor,
         generator: torch.Generator,
     ) -> tuple[torch.Tensor, int, int]:  # fmt: skip
         """Return (canvas latents, tiles evaluated, tiles of the grid)."""

@@ -15,13 +15,11 @@ import numpy as np
 
 from generation.tiles import resize_nearest
 from pipeline import files, labels
-from pipeline.config import digest, load_yaml
+from pipeline.config import digest
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 
-LABEL_SPACES = Path(__file__).resolve().parent.parent / "datasets" / "labelspaces"
 CACHE_NAME = "layouts.json"
-_NOT_AN_ID = 254
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class LayoutSource:
     folder: Path
     names: tuple[str, ...]
     table: tuple[int, ...]
-    """256 entries from the folder's ids to train ids, void 255 (see `label_table`)."""
+    """256 entries from the folder's ids to train ids, void 255 (see `labels.label_space`)."""
     height_px: int
 
     def read(self, name: str) -> np.ndarray:
@@ -53,33 +51,6 @@ class LayoutSource:
             return label
         width = round(label.shape[1] * self.height_px / label.shape[0])
         return resize_nearest(label, (self.height_px, width))
-
-
-def label_table(label_space: str) -> tuple[int, ...]:
-    """Return the id table of a label space: a name in datasets/labelspaces or a YAML path.
-
-    The file has `train_ids` (id -> train id) and `void` (ids that mean void). An id in neither
-    maps to itself or to 254, which reading then refuses as out of range.
-    """
-    path = Path(label_space)
-    if path.suffix not in (".yaml", ".yml"):
-        path = LABEL_SPACES / f"{label_space}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in LABEL_SPACES.glob("*.yaml")))
-            raise UserError(
-                f"--label-space {label_space}: not known; use one of {known}, or the path of a YAML"
-            )
-    space = load_yaml(path)
-    if not isinstance(space, dict) or set(space) != {"train_ids", "void"}:
-        raise UserError(f"{path}: a label space has exactly the keys train_ids and void")
-    mapping = {**dict.fromkeys(space["void"], labels.VOID), **space["train_ids"]}
-    table = [i if labels.NUM_CLASSES <= i < _NOT_AN_ID else _NOT_AN_ID for i in range(256)]
-    for source, target in mapping.items():
-        valid = isinstance(source, int) and isinstance(target, int) and 0 <= source < 256
-        if not valid or not (0 <= target < labels.NUM_CLASSES or target == labels.VOID):
-            raise UserError(f"{path}: {source}: {target} does not map an id 0..255 to 0..18 or 255")
-        table[source] = target
-    return tuple(table)
 
 
 def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int) -> LayoutSource:
@@ -95,7 +66,13 @@ def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int
         raise UserError(
             f"{folder}: no label map matches {pattern!r}; check --layouts and --layout-pattern"
         )
-    return LayoutSource(folder, tuple(names), label_table(label_space), height_px)
+    table = labels.label_space(label_space)
+    if table.size > 256:
+        raise UserError(
+            f"--label-space {label_space}: colours cost time at each use; convert them once with "
+            "pipeline/prepare.py"
+        )
+    return LayoutSource(folder, tuple(names), tuple(table.tolist()), height_px)
 
 
 def _measure(source: LayoutSource, name: str) -> Layout:

@@ -4,12 +4,8 @@ The missing samples are dealt to the processes in turn. All processes list them 
 writes, so none has to ask another, and a resumed run may have another number of processes.
 """
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,38 +18,12 @@ from generation.settings import Config
 from pipeline.dataset import DatasetWriter, read_rows, sample_id
 from pipeline.labels import CLASS_NAMES
 from pipeline.seeding import numpy_generator
+from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
     from generation.engine import Sampler
 
 ATTEMPTS = 3  # a picture that is not finite or constant is drawn anew twice
-
-
-class StopRequest:
-    """Remembers SIGTERM or SIGINT; a second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal_number = 0
-
-    @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Catch the signals inside the block and restore the old handlers after it."""
-        caught = (signal.SIGTERM, signal.SIGINT)
-        old = {number: signal.signal(number, self._note) for number in caught}
-        try:
-            yield self
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal_number = number
-        signal.signal(number, signal.SIG_DFL)
-
-    @property
-    def exit_code(self) -> int:
-        """128 plus the signal's number, 0 without one."""
-        return 128 + self.signal_number if self.signal_number else 0
 
 
 class RowCounter:
@@ -128,7 +98,7 @@ class Maker:
 
         label, row = self.prepare(item)
         prompt = row["prompt"]
-        row["prompt_cut"] = self.sampler.networks.truncates(prompt)
+        row["prompt_cut"] = self.sampler.networks.text.truncates(prompt)
         started = time.perf_counter()
         for attempt in range(ATTEMPTS):
             seed = noise_seed(self.config.seed, item.index, attempt)

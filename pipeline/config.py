@@ -33,6 +33,8 @@ class Invocation:
 def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
     """Convert a YAML value to the annotated type, or raise `UserError` naming the key."""
     origin = typing.get_origin(kind)
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, where, default)
     if origin in (typing.Union, types.UnionType):
@@ -45,9 +47,11 @@ def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
             raise UserError(f"{where}: {value!r} is not one of {list(typing.get_args(kind))}")
         return value
     if origin is tuple:
+        args = typing.get_args(kind)
+        if isinstance(value, str) and args == (str, Ellipsis):
+            value = [value]  # `data: folder` says the same as `data: [folder]`
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: expected a list, got {value!r}")
-        args = typing.get_args(kind)
         item_kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(item_kinds) != len(value):
             raise UserError(f"{where}: expected {len(item_kinds)} values, got {len(value)}")

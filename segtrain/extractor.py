@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from pipeline import models
 from pipeline.errors import UserError
+from pipeline.text import Conditioning, PromptEncoder
 
 
 class _AllTapsSeen(Exception):
@@ -23,7 +24,7 @@ class _AllTapsSeen(Exception):
 class DiffusionExtractor(torch.nn.Module):
     """Maps pictures Bx3xHxW in [-1, 1] to one feature map per tap, without gradients.
 
-    `context` are the text states 1xLxD of the fixed prompt. The frozen models are not
+    `context` is the fixed prompt (batch 1). The frozen models are not
     submodules: they move with `.to()`, but stay in eval mode and out of `parameters()` and
     `state_dict()`, so they are neither trained, synchronised nor stored.
     """
@@ -32,7 +33,7 @@ class DiffusionExtractor(torch.nn.Module):
         self,
         unet: Any,
         vae: Any,
-        context: torch.Tensor,
+        context: Conditioning,
         *,
         taps: Sequence[str] = ("up_blocks.0", "up_blocks.1", "up_blocks.2"),
         timestep: int = 1,
@@ -50,7 +51,8 @@ class DiffusionExtractor(torch.nn.Module):
         vae.decoder = None
         vae.post_quant_conv = None
         self._frozen = (unet, vae)  # a tuple: not registered as submodules
-        self.register_buffer("context", context.detach().clone(), persistent=False)
+        self.register_buffer("states", context.states.detach().clone(), persistent=False)
+        self.register_buffer("pooled", context.pooled, persistent=False)  # None but for SDXL
         self.multiple = models.latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DiffusionExtractor":
@@ -75,7 +77,7 @@ class DiffusionExtractor(torch.nn.Module):
         padded = functional.pad(images, (0, pad_x, 0, pad_y), mode="replicate")
         unet, vae = self._frozen
         latents = models.encode_latents(vae, padded)
-        features = self._tapped_pass(unet, latents)
+        features = self._tapped_pass(unet, latents, padded.shape[-2:])
         maps = []
         for name in self.taps:
             feature = features[name]
@@ -84,7 +86,9 @@ class DiffusionExtractor(torch.nn.Module):
             maps.append(feature[..., :rows, :columns])
         return maps
 
-    def _tapped_pass(self, unet: Any, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _tapped_pass(
+        self, unet: Any, latents: torch.Tensor, size_px: tuple[int, int]
+    ) -> dict[str, torch.Tensor]:
         features: dict[str, torch.Tensor] = {}
         missing = set(self.taps)
 
@@ -99,8 +103,9 @@ class DiffusionExtractor(torch.nn.Module):
 
         handles = [unet.get_submodule(n).register_forward_hook(keep(n)) for n in self.taps]
         try:
-            context = self.context.expand(len(latents), -1, -1)
-            unet(latents, self.timestep, encoder_hidden_states=context)
+            context = Conditioning(self.states, self.pooled)
+            repeated = context.map(lambda states: states.expand(len(latents), *states.shape[1:]))
+            unet(latents, self.timestep, **repeated.arguments(size_px))
         except _AllTapsSeen:
             pass
         finally:
@@ -119,10 +124,7 @@ class DiffusionExtractor(torch.nn.Module):
 def load_extractor(base: str, *, unet: str = "", prompt: str = "", **options: Any) -> Any:
     """Load the frozen parts of `base` (and another U-Net's folder, if named) as an extractor."""
     base = models.find_base(base)
-    tokenizer = models.load_component(base, "tokenizer")
-    text_encoder = models.load_component(base, "text_encoder").eval()
-    with torch.no_grad():
-        context = models.encode_prompts(tokenizer, text_encoder, [prompt])
+    context = PromptEncoder(base).encode([prompt])
     vae = models.load_component(base, "vae")
     if unet:
         network = models.load_component(str(models.find_folder(unet)), "unet", subfolder=None)

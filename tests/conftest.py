@@ -68,80 +68,158 @@ def _tokenizer():
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
 
 
+FAMILIES = ("sd15", "sd21", "sdxl")  # what users bring; the tiny base stands for our own
+
+
+def _text_encoder(tokenizer, width: int, *, layers: int = 1, projected: bool = False, act: str):
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        hidden_act=act,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def _unet(**changes):
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        **{
+            "sample_size": 16,
+            "block_out_channels": (8, 16),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "layers_per_block": 1,
+            "attention_head_dim": 2,
+            "norm_num_groups": 4,
+            "cross_attention_dim": 16,
+            **changes,
+        }
+    )
+
+
+def _vae(scaling_factor: float):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=scaling_factor,
+    )
+
+
+def _family_parts(family: str, tokenizer) -> dict:
+    """The parts that tell the families apart, as the released folders configure them."""
+    import diffusers
+
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    if family == "pocket":
+        unet, vae = _unet(), _vae(1.0)
+        return {
+            "unet": unet,
+            "vae": vae,
+            "text_encoder": _text_encoder(tokenizer, 16, act="quick_gelu"),
+            "scheduler": diffusers.DDIMScheduler(
+                beta_schedule="scaled_linear",
+                prediction_type="v_prediction",
+                rescale_betas_zero_snr=True,
+                timestep_spacing="trailing",
+                clip_sample=False,
+            ),
+        }
+    if family == "sd15":
+        return {
+            "unet": _unet(),
+            "vae": _vae(0.18215),
+            "text_encoder": _text_encoder(tokenizer, 16, layers=2, act="quick_gelu"),
+            "scheduler": diffusers.PNDMScheduler(
+                **noise, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+            ),
+        }
+    if family == "sd21":  # OpenCLIP's encoder, saved without the layer that is not used
+        unet = _unet(attention_head_dim=(2, 4), use_linear_projection=True, cross_attention_dim=20)
+        return {
+            "unet": unet,
+            "vae": _vae(0.18215),
+            "text_encoder": _text_encoder(tokenizer, 20, layers=2, act="gelu"),
+            "scheduler": diffusers.DDIMScheduler(
+                **noise, prediction_type="v_prediction", clip_sample=False, steps_offset=1
+            ),
+        }
+    return {
+        "unet": _unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            cross_attention_dim=16 + 24,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=24 + 6 * 8,
+        ),
+        "vae": _vae(0.13025),
+        "text_encoder": _text_encoder(tokenizer, 16, layers=2, act="quick_gelu"),
+        "text_encoder_2": _text_encoder(tokenizer, 24, layers=3, projected=True, act="gelu"),
+        "tokenizer_2": tokenizer,
+        "scheduler": diffusers.EulerDiscreteScheduler(**noise, steps_offset=1),
+    }
+
+
+def build_base(folder: Path, family: str) -> Path:
+    """Write a random pipeline folder of a family: VAE f=4, U-Net (8, 16), tiny text encoders."""
+    import torch
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = {"tokenizer": tokenizer, **_family_parts(family, tokenizer)}
+    if family == "sdxl":
+        pipe = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    else:
+        pipe = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random diffusers pipeline folder: VAE f=4, U-Net (8, 16), CLIP of one layer, v-prediction.
 
     `StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)` loads it offline.
     """
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel
+    return build_base(tmp_path_factory.mktemp("models") / "tiny_base", "pocket")
 
-    folder = tmp_path_factory.mktemp("models") / "tiny_base"
-    tokenizer = _tokenizer()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(8, 16),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1,
-            attention_head_dim=2,
-            norm_num_groups=4,
-            cross_attention_dim=16,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(4, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-            scaling_factor=1.0,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=TOKENS,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-    scheduler = DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-    )
-    pipe = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder, safe_serialization=True)
-    return folder
+
+@pytest.fixture(scope="session")
+def family_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function that gives the random base of one of FAMILIES, each made once."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            made[family] = build_base(tmp_path_factory.mktemp("bases") / family, family)
+        return made[family]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -75,3 +75,12 @@ def test_segtrain_recipe_parses(path: Path) -> None:
     recipe = Config.fromfile(path, import_custom_modules=False)
     for key in ("model", "train_pipeline", "test_pipeline", "train_dataloader"):
         assert key in recipe, key
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=name_of
+)
+def test_accelerate_reads_its_files(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).fsdp_config["fsdp_version"] == 2

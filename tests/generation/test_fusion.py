@@ -25,7 +25,7 @@ def problem(networks, tiny_config, make_label):
     generator = torch.Generator().manual_seed(0)
     label = make_label(32, 64)
     control = labels.one_hot_control(torch.from_numpy(label)[None])
-    text = torch.cat([networks.text_states(""), networks.text_states("a city street scene")])
+    text = networks.text.encode(["", "a city street scene"])
     noise = torch.randn((1, 4, *CANVAS), generator=generator)
     target = torch.randn((1, 4, *CANVAS), generator=generator)
     mask = tiles.resize_nearest(tiles.large_components(label, tiny_config.large_area), CANVAS)
@@ -62,7 +62,7 @@ def slow_reference(networks, config, problem, stride):
             view = latents[:, :, top : top + h, left : left + w]
             rows, columns = slice(top * px, (top + h) * px), slice(left * px, (left + w) * px)
             outputs = []
-            for states in text:
+            for states in text.states:
                 down, mid = controlnet(
                     view, timestep, states[None], control[:, :, rows, columns],
                     conditioning_scale=config.control_scale, return_dict=False,

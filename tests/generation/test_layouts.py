@@ -36,7 +36,7 @@ def test_ids_outside_the_space_are_refused(tmp_path, space):
 
 def test_unknown_space_lists_the_known_ones(tmp_path):
     save(tmp_path / "a.png", np.zeros((4, 4)))
-    with pytest.raises(UserError, match="cityscapes_ids, gta, train_ids"):
+    with pytest.raises(UserError, match="cityscapes_ids, gta, mapillary_v1_2"):
         opened(tmp_path, "kitti")
 
 

@@ -22,6 +22,14 @@ def test_names_of_bases(tiny_base: Path, tmp_path: Path) -> None:
         models.find_folder(str(tmp_path))
 
 
+@pytest.mark.parametrize(("name", "copy"), models.REMOVED.items())
+def test_removed_hub_ids_name_their_copies(name: str, copy: str) -> None:
+    for pinned in (name, f"{name}@{'a' * 40}"):
+        with pytest.raises(UserError, match=f"removed from the hub.*{copy}@<40-digit commit>"):
+            models.find_base(pinned)
+    assert models.find_base(f"{copy}@{'a' * 40}")
+
+
 def test_parts_load_and_the_prediction_type_comes_from_the_scheduler(tiny_base: Path) -> None:
     base = str(tiny_base)
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
@@ -44,13 +52,6 @@ def test_pictures_survive_the_way_through_tensors(tiny_base: Path) -> None:
         latents = models.encode_latents(vae, torch.zeros(1, 3, 64, 128))
         assert latents.shape == (1, 4, 16, 32)
         assert models.decode_latents(vae, latents).shape == (1, 3, 64, 128)
-
-
-def test_prompts_fill_the_text_window(tiny_base: Path) -> None:
-    tokenizer = models.load_component(str(tiny_base), "tokenizer")
-    text_encoder = models.load_component(str(tiny_base), "text_encoder")
-    states = models.encode_prompts(tokenizer, text_encoder, ["a city street", "road " * 99])
-    assert states.shape == (2, tokenizer.model_max_length, 16)
 
 
 def test_revision_is_a_digest_of_the_weights(tiny_base: Path, tiny_controlnet: Path) -> None:

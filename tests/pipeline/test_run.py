@@ -160,7 +160,6 @@ def test_launchers() -> None:
     assert "--multi_gpu" in gpus and "--num_processes=8" in gpus and "--cpu" not in gpus
 
 
-@pytest.mark.slow
 def test_two_cpu_processes_really_are_two(tmp_path: Path) -> None:
     program = tmp_path / "count.py"
     program.write_text(

@@ -84,6 +84,39 @@ def test_full_disk_keeps_the_previous_checkpoint(
     assert runs.load_checkpoint(tmp_path, {"model": model}, optimizer) == 1
 
 
+def test_file_that_cannot_grow_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    import resource
+
+    model, optimizer = make()
+    train(model, optimizer, 0, 1)
+    runs.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # errors as a full disk does, midway
+    try:
+        with pytest.raises(UserError, match="checkpoint not written.*previous one is intact"):
+            runs.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert runs.load_checkpoint(tmp_path, {"model": model}, optimizer) == 1
+
+
+def test_loss_scaler_is_part_of_the_state(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model, optimizer = make()
+    runs.save_checkpoint(tmp_path, 1, {"model": model}, optimizer, scaler)
+    fresh = torch.amp.GradScaler("cpu")
+    runs.load_checkpoint(tmp_path, {"model": model}, optimizer, fresh)
+    assert fresh.get_scale() == 8.0
+
+
+def test_rests_of_killed_saves_are_swept_by_the_next(tmp_path: Path) -> None:
+    model, optimizer = make()
+    (tmp_path / "checkpoints" / "step-00000001.part-1-0").mkdir(parents=True)
+    runs.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
 def test_other_config_is_refused_with_the_difference(tmp_path: Path) -> None:
     runs.open_run(tmp_path / "r", {"steps": 5, "lr": 0.1}, is_main=True)
     runs.open_run(tmp_path / "r", {"steps": 5, "lr": 0.1}, is_main=True)

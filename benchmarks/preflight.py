@@ -1,0 +1,73 @@
+"""Time the preflight on pairs of headers.
+
+    python benchmarks/preflight.py                 # 25,000 pairs, two processes
+    python benchmarks/preflight.py --pairs 500     # a small version
+
+The tree is written to a temporary folder: one tiny picture and one label, each under as many hard
+links as there are pairs, in the layout of GTA. Prints one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files
+from pipeline.catalogue import load_spec
+from pipeline.errors import guard
+from pipeline.preflight import preflight
+
+
+def write_tree(root: Path, num_pairs: int) -> None:
+    """Write the first pair and link the others to it."""
+    rng = np.random.default_rng(0)
+    contents = {
+        "images": files.encode_png(rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)),
+        "labels": files.encode_png(np.full((32, 64), 7, np.uint8)),
+    }
+    for folder, data in contents.items():
+        first = root / folder / "00001.png"
+        files.write_bytes(first, data)
+        for number in range(2, num_pairs + 1):
+            os.link(first, root / folder / f"{number:05d}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=25_000)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_tree(Path(folder), arguments.pairs)
+        start = time.perf_counter()
+        faults = preflight(load_spec("gta"), Path(folder), "all", workers=arguments.workers)
+        seconds = time.perf_counter() - start
+    assert not faults
+    result = {
+        "pairs": arguments.pairs,
+        "workers": arguments.workers,
+        "seconds": round(seconds, 2),
+        "pairs_per_s": round(arguments.pairs / seconds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("pillow", "numpy")},
+        },
+        "date": date.today().isoformat(),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,147 @@
+"""Unpack zip and tar files member by member: plain files with plain names, within limits.
+
+Nothing is "extracted": names are checked, contents are copied, and everything else that an archive
+can hold is refused. The folder appears under its name when it is whole, or not at all.
+"""
+
+import gzip
+import os
+import shutil
+import stat
+import tarfile
+import unicodedata
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline import files
+from pipeline.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+MAX_MEMBERS = 500_000
+MAX_GROWTH = 50  # times the archive's size, on top of the spare: pictures hardly shrink
+SPARE_BYTES = 1 << 30
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError,
+          NotImplementedError, OverflowError, ValueError)  # fmt: skip
+
+
+class _Bounded:
+    """A tar stream that refuses huge reads: the headers of a tar name their own length."""
+
+    def __init__(self, stream: Any) -> None:
+        self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= 16 * CHUNK_BYTES:
+            raise ValueError("a header is too long")
+        return self._stream.read(size)
+
+
+def unpack(
+    sources: dict[str, Path], output: Path, facts: dict[str, Any], *, plain: bool = False
+) -> int:
+    """Unpack archives (name -> path) into a new folder and return the number of its files.
+
+    `plain` places files that are not called like an archive as they are. Folders that enclose all
+    the rest are left out. `facts` is stored as download.json beside the files.
+    """
+    mark = f"{output.name}{files.TEMPORARY_MARK}"
+    staging = output.with_name(f"{mark}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    for left in filter(files.is_abandoned, output.parent.glob(f"{mark}*")):
+        shutil.rmtree(left)
+    seen: dict[str, Path] = {}
+    try:
+        staging.mkdir(parents=True)
+        for name, path in sources.items():
+            try:
+                for member, stream in _members(name, path, plain):
+                    _place(staging, member, stream, path, seen)
+            except DAMAGE as error:
+                raise UserError(
+                    f"{path}: {error}; nothing was unpacked, get the archive from its source again"
+                ) from None
+        root = staging
+        while len(inside := list(root.iterdir())) == 1 and inside[0].is_dir():
+            root = inside[0]
+        files.write_json(root / "download.json", {**facts, "num_files": len(seen)})
+        os.sync()  # once for all files: fsync of each takes minutes for a set of 50,000
+        os.rename(root, output)
+        files.fsync_folder(output.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return len(seen)
+
+
+def _place(
+    staging: Path, name: str, stream: IO[bytes], source: Path, seen: dict[str, Path]
+) -> None:
+    """Copy one member to its place; names must be plain and differ on every file system."""
+    parts = name.removeprefix("./").split("/")
+    # printable excludes control characters, NUL and bytes that are no text
+    if not name.isprintable() or "\\" in name or max(map(len, parts)) > 200:
+        raise ValueError(f"member {name[:200]!r} has characters that no file name should have")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"member {name!r} points outside the folder")
+    key = unicodedata.normalize("NFKC", "/".join(parts)).casefold()
+    if key in seen and seen[key] != source and len(parts) == 1:
+        return  # the README and licence that come with each archive of a set
+    if key in seen:
+        raise ValueError(f"member {name!r} occurs twice, or differs from another only in case")
+    seen[key] = source
+    target = staging.joinpath(*parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "xb") as handle:
+        shutil.copyfileobj(stream, handle, CHUNK_BYTES)
+
+
+def _members(name: str, path: Path, plain: bool) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield (name, content) of the files of a zip, tar or tar.gz while it stays within limits."""
+    budget = SPARE_BYTES + MAX_GROWTH * path.stat().st_size
+    with open(path, "rb") as handle:
+        start = handle.read(512)
+        handle.seek(0)
+        if plain and not name.lower().endswith(SUFFIXES):
+            yield name, handle
+            return
+        if start.startswith(b"PK"):
+            found = _zip_members(handle)
+        elif start.startswith(b"\x1f\x8b"):
+            found = _tar_members(gzip.GzipFile(fileobj=handle))
+        elif start[257:262] == b"ustar":
+            found = _tar_members(handle)
+        else:
+            raise ValueError("neither a zip, a tar nor a tar.gz file (a saved web page?)")
+        for number, (member, size, stream) in enumerate(found):
+            budget -= size  # what a member claims; the readers hold it to that
+            if number >= MAX_MEMBERS or size < 0 or budget < 0:
+                raise ValueError(f"member {member[:200]!r} makes it unpack to far too much")
+            yield member, stream
+
+
+def _zip_members(handle: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
+    with zipfile.ZipFile(handle) as archive:
+        for info in archive.infolist():
+            name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
+                raise ValueError(f"member {name!r} is a link, a device or encrypted")
+            if not info.is_dir():
+                yield name, info.file_size, archive.open(info)
+
+
+def _tar_members(stream: Any) -> Iterator[tuple[str, int, IO[bytes]]]:
+    bounded = _Bounded(stream)
+    with tarfile.open(fileobj=bounded, mode="r:") as archive:  # type: ignore[call-overload]
+        for info in archive:
+            if not (info.isreg() or info.isdir()) or info.issparse():
+                raise ValueError(f"member {info.name!r} is a link, a device or sparse")
+            content = archive.extractfile(info)
+            if content:
+                yield info.name, info.size, content
+            archive.members.clear()  # tarfile remembers every header
+        bounded.seek(archive.offset)
+        if bounded.read(512) != bytes(512):  # tarfile takes garbage after a member for the end
+            raise tarfile.ReadError("the archive ends early")

@@ -1,0 +1,232 @@
+"""What a dataset is and where its pairs of picture and label lie: datasets/*.yaml, strict.
+
+A layout is a pair of path templates relative to the root, `leftImg8bit/{split}/{city}/{name}.png`
+say. A field matches within one path part, and the label's path is filled in with the fields of
+its picture, so the names of parent folders never matter.
+"""
+
+import functools
+import glob
+import re
+import string
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import labels
+from pipeline.config import from_mapping, load_yaml
+from pipeline.dataset import open_dataset
+from pipeline.errors import UserError
+
+CATALOGUE = Path(__file__).resolve().parent.parent / "datasets"
+DERIVED = "_labelTrainIds.png"  # the field's converters leave these beside the labels
+OWN_KEYS = (
+    "id", "status", "error", "image_file_name", "label_file_name", "image_sha256", "label_sha256",
+    "height", "width", "class_pixels",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Path templates relative to the root. `{split}` stands for the folder of the split."""
+
+    image: str = ""
+    label: str = ""
+    label_space: str = "train_ids"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a dataset. `count` None means that no count is verified."""
+
+    folder: str = ""
+    """what `{split}` stands for; empty: the name of the split"""
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One entry of the catalogue. Without layouts it is a dataset folder of our own."""
+
+    title: str = ""
+    role: Literal["source", "target", "generated"] = "source"
+    licence: str = ""
+    homepage: str = ""
+    citation: str = ""
+    condition: str = ""
+    """of all pictures; a field `{condition}` in a template takes its place"""
+    eval_low_px: tuple[int, int] | None = None
+    """height and width that pictures are scaled into for low-resolution networks (DAFormer)"""
+    eval_high_px: tuple[int, int] | None = None
+    """the same for high-resolution networks (HRDA); None: not part of the paper's protocol"""
+    layouts: tuple[Layout, ...] = ()
+    """the first one with pictures and labels is taken"""
+    splits: dict[str, Split] = field(default_factory=dict)
+    get: dict[str, Any] | None = None
+    """where to get it, see pipeline/download.py"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and where its label must be. `facts` go into the row: names, condition."""
+
+    image: Path
+    label: Path
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pairs of a split in name order, and labels without a picture."""
+
+    pairs: list[Pair]
+    orphans: list[Path]
+    label_space: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pictures of which dataset, on the command line."""
+
+    dataset: str = ""
+    """name in datasets/ or path of a YAML"""
+    root: str = ""
+    """folder the dataset was unpacked to"""
+    split: str = "all"
+    """part of the dataset"""
+    condition: str = ""
+    """only pictures of this condition, night say"""
+    label_space: str = ""
+    """name in datasets/labelspaces or path of a YAML; empty: the catalogue's"""
+
+
+def known_datasets() -> list[str]:
+    """Return the names in the catalogue."""
+    return sorted(p.stem for p in CATALOGUE.glob("*.yaml"))
+
+
+def load_spec(name: str) -> DatasetSpec:
+    """Read an entry: a name in the catalogue or the path of a YAML."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CATALOGUE / f"{name}.yaml"
+        if not path.is_file():
+            raise UserError(
+                f"--dataset {name!r}: not in the catalogue; use one of "
+                f"{', '.join(known_datasets())}, or the path of a YAML"
+            )
+    spec = from_mapping(DatasetSpec, load_yaml(path), str(path))
+    for key in ("title", "licence", "splits"):
+        if not getattr(spec, key):
+            raise UserError(f"{path}: {key} is missing; every entry states it")
+    for layout in spec.layouts:
+        unknown = _fields(layout.label) - _fields(layout.image) - {"split"}
+        if unknown:
+            raise UserError(
+                f"{path}: label {layout.label}: {{{unknown.pop()}}} is no field of its image; "
+                "use the same fields in both"
+            )
+        labels.label_space(layout.label_space)
+    return spec
+
+
+def _fields(template: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(template) if name}
+
+
+@functools.lru_cache
+def _matcher(template: str, split: str) -> tuple[str, re.Pattern[str]]:
+    """Return the glob mask and the regular expression of a template."""
+    mask, pattern, seen = "", "", set()
+    for text, name, _, _ in string.Formatter().parse(template):
+        mask, pattern = mask + glob.escape(text), pattern + re.escape(text)
+        if name == "split":
+            mask, pattern = mask + glob.escape(split), pattern + re.escape(split)
+        elif name:
+            mask += "*"
+            pattern += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+)"
+            seen.add(name)
+    return mask, re.compile(pattern)
+
+
+def _matches(root: Path, template: str, split: str) -> dict[str, dict[str, str]]:
+    """Return the files that fit a template, in name order, with their fields."""
+    mask, pattern = _matcher(template, split)
+    found = ((name, pattern.fullmatch(name)) for name in sorted(glob.glob(mask, root_dir=root)))
+    return {name: match.groupdict() for name, match in found if match}
+
+
+def list_pairs(spec: DatasetSpec, root: Path, split: str, condition: str = "") -> Listing:
+    """List a split below `root`, only the pictures of `condition` if it is given.
+
+    Raises `UserError` if the root, the split or every layout is absent.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; --root is where {spec.title} was unpacked")
+    if split not in spec.splits:
+        known = ", ".join(spec.splits)
+        raise UserError(f"--split {split!r}: {spec.title} has {known}; choose one of them")
+    listing = _list_layouts(spec, root, split) if spec.layouts else _list_own(root)
+    if not condition:
+        return listing
+    pairs = [p for p in listing.pairs if p.facts.get("condition") == condition]
+    if not pairs:
+        known = ", ".join(sorted({str(p.facts.get("condition")) for p in listing.pairs}))
+        raise UserError(f"--condition {condition}: no such pictures; {root} has {known}")
+    return Listing(pairs, [], listing.label_space)
+
+
+def _list_layouts(spec: DatasetSpec, root: Path, split: str) -> Listing:
+    folder = spec.splits[split].folder or split
+    for layout in spec.layouts:
+        images = _matches(root, layout.image, folder)
+        found = _matches(root, layout.label, folder)
+        if images and found:
+            break
+    else:
+        tried = "; ".join(f"{x.image} with {x.label}" for x in spec.layouts)
+        raise UserError(
+            f"{root}: no {split} split of {spec.title} ({tried}); check --root, it holds these"
+        )
+    pairs = []
+    for name, fields in images.items():
+        label = layout.label.format(**{**fields, "split": folder})
+        found.pop(label, None)
+        condition = fields.get("condition", spec.condition)
+        facts = {"original_image": name, "original_label": label}
+        facts |= {"condition": condition} if condition else {}
+        pairs.append(Pair(root / name, root / label, facts))
+    if not layout.label.endswith(DERIVED):
+        found = {name: fields for name, fields in found.items() if not name.endswith(DERIVED)}
+    return Listing(pairs, [root / name for name in found], layout.label_space)
+
+
+def _list_own(root: Path) -> Listing:
+    pairs = []
+    for sample in open_dataset(root, labelled=True):
+        assert sample.label is not None
+        facts = {k: v for k, v in sample.row.items() if k not in OWN_KEYS}
+        facts["original_image"] = sample.row["image_file_name"]
+        facts["original_label"] = f"labels/{sample.label.name}"
+        pairs.append(Pair(sample.image, sample.label, facts))
+    return Listing(pairs, [], "train_ids")
+
+
+def open_selection(selection: Selection) -> tuple[DatasetSpec, Listing]:
+    """Return what a command line selects; say on stderr if it is not as large as expected."""
+    for name in ("dataset", "root"):
+        if not getattr(selection, name):
+            raise UserError(f"--{name}: not given; name the dataset and where it was unpacked")
+    spec = load_spec(selection.dataset)
+    listing = list_pairs(spec, Path(selection.root), selection.split, selection.condition)
+    if selection.label_space:
+        labels.label_space(selection.label_space)
+        listing = replace(listing, label_space=selection.label_space)
+    found, expected = len(listing.pairs), spec.splits[selection.split].count
+    if expected is not None and expected != found and not selection.condition:
+        print(
+            f"notice: {spec.title}, {selection.split}: {found} pictures of {expected} expected",
+            file=sys.stderr,
+        )
+    return spec, listing

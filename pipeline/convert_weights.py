@@ -1,0 +1,81 @@
+"""Turn the torch pickle of a third party into safetensors, without ever executing it.
+
+    python pipeline/convert_weights.py --weights diffusion_pytorch_model.bin \\
+        --config-file config.json --output models/dginstyle_controlnet
+
+The folder loads with the stock classes. The config of a ControlNet is completed: the one that
+DGInStyle released lacks `conditioning_channels`.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files  # noqa: E402
+from pipeline.config import parse  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.torch_pickle import StateDict  # noqa: E402
+
+CONDITION_ENTRY = "controlnet_cond_embedding.conv_in.weight"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a conversion."""
+
+    weights: Path = Path("diffusion_pytorch_model.bin")
+    """Zip file written by torch.save: a flat dict of tensors."""
+    config_file: Path = Path("config.json")
+    """The model's config.json."""
+    output: Path = Path("converted")
+    """Folder for config.json and the safetensors file."""
+
+
+def write_safetensors(path: Path, state: StateDict) -> None:
+    """Write all tensors, one in memory at a time: length of the header, JSON header, raw data."""
+    names = sorted(state.tensors, key=lambda n: (-state.tensors[n].item_bytes, n))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        tensor = state.tensors[name]
+        start, end = end, end + tensor.num_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the data stay aligned
+    with files.replacing(path) as temporary, open(temporary, "wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            handle.write(state.read(name).tobytes())
+
+
+def main() -> int | None:
+    """Convert one model."""
+    config, call = parse(Config, __doc__)
+    settings = files.read_json(config.config_file)
+    state = StateDict(config.weights)
+    num_bytes = sum(tensor.num_bytes for tensor in state.tensors.values())
+    if num_bytes > 4 * config.weights.stat().st_size:  # shared storages are written several times
+        raise UserError(f"{config.weights}: its tensors overlap; ask its author for safetensors")
+    if not isinstance(settings, dict):
+        raise UserError(f"{config.config_file}: is no mapping; give the model's config.json")
+    entry = state.tensors.get(CONDITION_ENTRY)
+    if entry and settings.setdefault("conditioning_channels", entry.shape[1]) != entry.shape[1]:
+        raise UserError(
+            f"{config.config_file}: conditioning_channels is not the {entry.shape[1]} of the "
+            "weights; give the config that belongs to them"
+        )
+    target = config.output / f"{config.weights.stem.removeprefix('pytorch_')}.safetensors"
+    print(f"{target}: {len(state.tensors)} tensors, {num_bytes / 1e6:.1f} MB")
+    if not call.dry_run:
+        write_safetensors(target, state)
+        files.write_json(config.output / "config.json", settings)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

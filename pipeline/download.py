@@ -1,0 +1,196 @@
+"""Fetch a data set of the catalogue and unpack it, or unpack archives that are here already.
+
+    python pipeline/download.py --dataset dginstyle --output data/raw/dginstyle
+    python pipeline/download.py --dataset cityscapes --output data/raw/cityscapes \\
+        --archive leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip
+
+Downloads wait in OUTPUT.downloads, are continued after a stop and checked; OUTPUT appears when all
+of them are unpacked. A set behind a licence wall prints where to register and what to fetch.
+"""
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import archives, files  # noqa: E402
+from pipeline.catalogue import load_spec  # noqa: E402
+from pipeline.config import from_mapping, parse  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.fetching import RemoteFile, fetch, verify  # noqa: E402
+
+DRIVE = "https://drive.usercontent.google.com/download"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a download."""
+
+    dataset: str = ""
+    """Name of a file in datasets/, or the path of such a YAML."""
+    output: Path = Path("")
+    """New folder for the unpacked files."""
+    archive: tuple[Path, ...] = ()
+    """Files that you have already, named as at their source."""
+    revision: str = ""
+    """40-digit commit of a hub repository, where the catalogue pins none."""
+    offline: bool = False
+    """Use only files that are here, in OUTPUT.downloads or in the cache of the hub."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Files of a data set on the Hugging Face hub, as names or patterns."""
+
+    repo: str = ""
+    revision: str = ""
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Files that only registered users get."""
+
+    address: str = ""
+    files: tuple[RemoteFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The `get` block of a data set: one of four ways."""
+
+    huggingface: Hub | None = None
+    url: tuple[RemoteFile, ...] = ()
+    google_drive: RemoteFile | None = None
+    registration: Registration | None = None
+
+    def archives(self) -> list[RemoteFile]:
+        """Return the archives of the set, each under the name it is kept by."""
+        if self.google_drive:
+            file = self.google_drive
+            address = f"{DRIVE}?id={file.file_id}&export=download&confirm=t"
+            return [replace(file, name=file.name or f"{file.file_id}.archive", address=address)]
+        found = self.registration.files if self.registration else self.url
+        return [replace(f, name=f.name or PurePosixPath(f.address).name) for f in found]
+
+
+def read_sources(config: Config) -> Sources:
+    """Read and check the `get` block of the data set."""
+    spec = load_spec(config.dataset)
+    where = f"--dataset {config.dataset}: get"
+    if not spec.get or len(spec.get) != 1:
+        raise UserError(
+            f"{where}: names {len(spec.get or ())} ways to fetch it, not one; get it by hand from "
+            f"{spec.homepage or 'its authors'}"
+        )
+    sources = from_mapping(Sources, spec.get, where)
+    hub = sources.huggingface
+    if config.archive if hub else config.revision:
+        unused = "--archive" if hub else "--revision"
+        raise UserError(f"{unused}: has no meaning for {config.dataset}; leave it out")
+    if hub:
+        hub = replace(hub, revision=config.revision or hub.revision)
+        if not re.fullmatch("[0-9a-f]{40}", hub.revision):
+            raise UserError(
+                f"{where}: pins no 40-digit revision; give --revision with one of "
+                f"https://huggingface.co/datasets/{hub.repo}/commits/main"
+            )
+        sources = replace(sources, huggingface=hub)
+    for file in sources.archives():
+        if not re.fullmatch(r"\w[\w.-]*", file.name):
+            raise UserError(f"{where}: {file.name!r} is no plain file name; give a `name`")
+        if file.address.startswith("http:") and not file.has_hash:
+            raise UserError(f"{where}: {file.address}: needs https, or a hash to check")
+    return sources
+
+
+def fetch_from_hub(hub: Hub, offline: bool) -> dict[str, Path]:
+    """Return the files of a pinned revision in the hub's cache, downloaded unless `offline`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError
+
+    where = f"{hub.repo}@{hub.revision}"
+    try:
+        name = snapshot_download(
+            hub.repo, repo_type="dataset", revision=hub.revision, local_files_only=offline,
+            allow_patterns=list(hub.files),
+        )  # fmt: skip
+    except (HTTPError, EntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{where}: not fetched ({reason}); check the name, the connection and --offline"
+        ) from None
+    here = {str(p.relative_to(name)): p for p in sorted(Path(name).rglob("*")) if p.is_file()}
+    for pattern in hub.files:
+        if not any(fnmatch(file, pattern) for file in here):
+            raise UserError(f"{where}: has no {pattern}; mend `files` of the get block")
+    return {f: p for f, p in here.items() if any(fnmatch(f, pattern) for pattern in hub.files)}
+
+
+def obtain(config: Config, sources: Sources) -> dict[str, Path]:
+    """Return where each archive of the data set is, downloaded first if need be."""
+    wanted = sources.archives()
+    found: dict[str, Path] = {}
+    for path in config.archive:
+        single = len(config.archive) == len(wanted) == 1  # browsers rename what they save
+        name = wanted[0].name if single else path.name
+        if not path.is_file() or name not in [file.name for file in wanted]:
+            names = ", ".join(file.name for file in wanted)
+            raise UserError(f"--archive {path}: is not here or not of this set, which is {names}")
+        found[name] = path
+    absent = [file for file in wanted if file.name not in found]
+    if sources.registration and absent:
+        print(f"Register at {sources.registration.address}, download these files and name them")
+        print("all by --archive, or unpack them yourself as listed:")
+        for file in wanted:
+            size = f" ({file.bytes / 1e9:.1f} GB)" if file.bytes else ""
+            print(f"  {file.name}{size}: unpacks to {config.output / file.holds}")
+        raise UserError(f"{absent[0].name}: only registered users get it; give it by --archive")
+    for file in absent:
+        path = config.output.with_name(f"{config.output.name}.downloads") / file.name
+        if not path.is_file() and config.offline:
+            raise UserError(f"{path}: not here, and --offline is set; give it by --archive")
+        if not path.is_file():
+            fetch(file, path)
+        found[file.name] = path
+    return {file.name: found[file.name] for file in wanted}
+
+
+def main() -> int | None:
+    """Fetch and unpack a data set."""
+    config, call = parse(Config, __doc__)
+    sources = read_sources(config)
+    hub = sources.huggingface
+    facts: dict[str, Any] = {"dataset": config.dataset, "revision": hub.revision if hub else ""}
+    marker = config.output / "download.json"
+    if marker.is_file() and facts.items() <= files.read_json(marker).items():
+        print(f"{config.output}: is complete already")
+        return 0
+    if config.output.is_file() or (config.output.is_dir() and any(config.output.iterdir())):
+        raise UserError(f"--output {config.output}: must be a new or empty folder")
+    if call.dry_run:
+        names = [hub.repo] if hub else [file.address or file.name for file in sources.archives()]
+        print("\n".join(f"would fetch {name} for {config.output}" for name in names))
+        return 0
+    try:
+        found = fetch_from_hub(hub, config.offline) if hub else obtain(config, sources)
+        known = {file.name: file for file in sources.archives()}
+        facts["sha256"] = {n: verify(found[n], known[n], str(found[n])) for n in known}
+        for name in (n for n in known if not known[n].has_hash):
+            print(f"{name}: sha256 {facts['sha256'][name]}, nothing to compare it with")
+        num_files = archives.unpack(found, config.output, facts, plain=hub is not None)
+    except OSError as error:
+        raise UserError(
+            f"{config.output}: {error.strerror or error}; free the disk or choose another --output"
+        ) from None
+    print(f"{config.output}: {num_files} files")
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,209 @@
+"""Find every bad file of a dataset before anything is made of it, one line each.
+
+    python pipeline/preflight.py --dataset cityscapes --root /data/cityscapes --split val
+    python pipeline/preflight.py --dataset gta --root /data/gta --split all --depth full
+
+`headers` reads the first and last bytes of each file: absent, empty and truncated files, sizes
+that disagree, wrong modes, decompression bombs, labels without picture, equal stems, odd names.
+`full` decodes every picture and label too, and finds ids outside the label space. Exit code 0
+means no fault, 2 that at least one is listed.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from PIL import Image  # noqa: E402
+
+from pipeline import labels  # noqa: E402
+from pipeline.catalogue import (  # noqa: E402
+    DatasetSpec,
+    Listing,
+    Pair,
+    Selection,
+    list_pairs,
+    open_selection,
+)
+from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.dataset import read_image  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+
+Depth = Literal["headers", "full"]
+IMAGE_MODES = ("L", "RGB", "RGBA", "P")
+TAIL_BYTES = 4096  # room for what some programs append after the end of the picture
+JPEG_END = b"\xff\xd9"  # never within compressed data, where ff is followed by 00
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A bad file, the rule it breaks and the remedy."""
+
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        name = str(self.path)
+        return f"{name if name.isprintable() else ascii(name)}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Config(Selection):
+    """What to check."""
+
+    depth: Depth = "headers"
+    """headers, or full: decode everything"""
+    workers: int = 2
+    """processes"""
+
+
+def read_header(path: Path) -> tuple[int, int, str]:
+    """Return (width, height, mode) of a whole PNG or JPEG, or raise a nameless `UserError`."""
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(32)
+            size = handle.seek(0, 2)
+            handle.seek(max(0, size - TAIL_BYTES))
+            tail = handle.read()
+        if head[:2] == JPEG_END[:1] + b"\xd8":
+            end = JPEG_END
+            with Image.open(path, formats=("JPEG",)) as image:
+                width, height, mode = *image.size, image.mode
+        else:
+            end = labels.PNG_END
+            width, height, mode = labels.png_header(head)
+    except FileNotFoundError:
+        raise UserError("is missing; restore it, or remove its partner") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"not a readable PNG or JPEG ({error}); copy or download it again"
+        ) from None
+    if width * height > labels.MAX_PIXELS:
+        raise UserError(f"has {width}x{height} pixels, more than {labels.MAX_PIXELS}; remove it")
+    if end not in tail:
+        raise UserError("is truncated, its end is missing; copy or download it again")
+    return width, height, mode
+
+
+def check_pair(pair: Pair, label_space: str, depth: Depth) -> list[Fault]:
+    """Return the faults of one pair: of each file, and if there is none, of both together."""
+    faults, sizes = [], []
+    table = labels.label_space(label_space)
+    for path in (pair.image, pair.label):
+        try:
+            width, height, mode = read_header(path)
+            sizes.append((width, height))
+            if path == pair.label:
+                labels.check_label_mode(mode, colors=table.size > 256)
+            elif mode not in IMAGE_MODES:
+                raise UserError(f"picture has mode {mode}; save it as 8-bit RGB")
+            if depth == "full":
+                labels.read_label(path, table) if path == pair.label else read_image(path)
+        except UserError as error:
+            faults.append(Fault(path, str(error).removeprefix(f"{path}: ")))
+    if not faults and sizes[0] != sizes[1]:
+        (a, b), (c, d) = sizes
+        message = f"label is {c}x{d} but its picture is {a}x{b}; both must have the same size"
+        faults.append(Fault(pair.label, message))
+    return faults
+
+
+def check_names(listing: Listing) -> Iterator[Fault]:
+    """Yield labels without a picture, pictures of equal stem, and names that do not travel."""
+    for path in listing.orphans:
+        yield Fault(path, "label without a picture; restore the picture or remove the label")
+    first: dict[str, Path] = {}
+    for pair in listing.pairs:
+        stem = unicodedata.normalize("NFC", pair.image.stem).casefold()
+        if stem in first:
+            message = f"has the stem of {first[stem]}; rename one of them, and its label"
+            yield Fault(pair.image, message)
+        first.setdefault(stem, pair.image)
+        for path in (pair.image, pair.label):
+            if not path.name.isprintable() or not unicodedata.is_normalized("NFC", path.name):
+                yield Fault(path, "name is not printable UTF-8 in normal form NFC; rename the file")
+
+
+def in_processes(
+    function: Callable[[Any], Any], items: Iterable[Any], workers: int, chunk: int = 64
+) -> Iterator[Any]:
+    """Yield `function(item)` in order, computed by `workers` processes; 1 means by this one."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(workers, initializer=_serve) as pool:
+        try:
+            yield from pool.map(function, items, chunksize=chunk)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed, perhaps for its memory; use fewer --workers; the "
+                "same command continues"
+            ) from None
+
+
+def _serve() -> None:
+    """Leave Ctrl-C to the parent, and leave with it: a killed parent must not leave writers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def check_listing(listing: Listing, *, depth: Depth = "headers", workers: int = 1) -> list[Fault]:
+    """Return all faults of a listing, those of names first, then in the order of the pairs."""
+    check = functools.partial(check_pair, label_space=listing.label_space, depth=depth)
+    faults = list(check_names(listing))
+    for found in in_processes(check, listing.pairs, workers):
+        faults += found
+    return faults
+
+
+def preflight(
+    spec: DatasetSpec, root: Path, split: str, depth: Depth = "headers", *, workers: int = 1
+) -> list[Fault]:
+    """Return all faults of a split."""
+    return check_listing(list_pairs(spec, root, split), depth=depth, workers=workers)
+
+
+def report(faults: list[Fault], num_pairs: int, remedy: str) -> None:
+    """Print the faults, one line each; raise `UserError` with their number if there is any."""
+    for fault in faults:
+        print(fault)
+    if faults:
+        sys.stdout.flush()  # the summary goes to stderr and comes last
+        raise UserError(f"{len(faults)} faults in {num_pairs} pairs, listed above; {remedy}")
+
+
+def main() -> int | None:
+    config, call = parse(Config, __doc__)
+    require_positive(config, "workers")
+    if call.dry_run:
+        print(json.dumps(to_mapping(config), indent=2))
+        return None
+    _, listing = open_selection(config)
+    faults = check_listing(listing, depth=config.depth, workers=config.workers)
+    report(faults, len(listing.pairs), "mend or remove these files")
+    print(f"{len(listing.pairs)} pairs, no fault")
+    return None
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,263 @@
+"""Turn a dataset of the catalogue into a dataset folder that every stage reads.
+
+    python pipeline/prepare.py --dataset gta --root /data/gta --split all --output runs/data/gta
+    python pipeline/prepare.py --dataset acdc --root /data/acdc --split val --condition night \\
+        --output runs/data/acdc_night --policy skip
+
+All files are checked first (pipeline/preflight.py); bad ones are listed and stop the run, or are
+left out by `--policy skip`. Labels are converted to train ids; pictures stay where they are
+unless `--copy-images True`. The rows of `metadata*.jsonl` hold the pixels of each class, which
+rare class sampling reads, and `class_stats.json` sums them up. `--field-files True` also writes
+the files that DAFormer, HRDA and DGInStyle read. The same command continues an interrupted run,
+and does nothing when all is done. The source tree is only written to by
+`--write-into-source True`.
+"""
+
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import __version__, files, labels  # noqa: E402
+from pipeline.catalogue import (  # noqa: E402
+    DERIVED,
+    DatasetSpec,
+    Listing,
+    Pair,
+    Selection,
+    open_selection,
+)
+from pipeline.config import digest, parse, require_positive, to_mapping  # noqa: E402
+from pipeline.dataset import (  # noqa: E402
+    SHARD_SIZE,
+    DatasetWriter,
+    read_rows,
+    sample_id,
+    write_card,
+)
+from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
+from pipeline.preflight import (  # noqa: E402
+    Fault,
+    check_listing,
+    in_processes,
+    report,
+)
+
+REMEDY = "mend or remove them, or leave them out with --policy skip"
+
+
+@dataclass(frozen=True)
+class Config(Selection):
+    """What to prepare, and how."""
+
+    output: str = ""
+    """dataset folder to write"""
+    workers: int = 2
+    """processes"""
+    policy: Literal["stop", "skip"] = "stop"
+    """what bad files do: stop the run, or leave out their pairs (exit code 3)"""
+    copy_images: bool = False
+    """copy the pictures, so that the folder stands alone"""
+    field_files: bool = False
+    """also write *_labelTrainIds.png, sample_class_stats.json and samples_with_class.json"""
+    write_into_source: bool = False
+    """write the field's files into the source tree, where its code looks for them"""
+
+
+def convert(
+    job: tuple[int, Pair], *, folder: Path, label_space: str, copy_images: bool
+) -> dict[str, Any] | Fault:
+    """Write the label (and picture) of one pair and return its row, or its fault."""
+    index, pair = job
+    try:
+        label = labels.read_label(pair.label, labels.label_space(label_space))
+    except UserError as error:
+        return Fault(pair.label, str(error).removeprefix(f"{pair.label}: "))
+    place = f"{index // SHARD_SIZE:04d}/{sample_id(index)}"
+    image, encoded = pair.image.read_bytes(), files.encode_png(label)
+    image_name, label_name = str(pair.image.resolve()), f"labels/{place}.png"
+    files.write_bytes(folder / label_name, encoded)
+    if copy_images:
+        image_name = f"images/{place}{pair.image.suffix.lower()}"
+        files.write_bytes(folder / image_name, image)
+    return {
+        "id": sample_id(index),
+        "status": "ok",
+        "image_file_name": image_name,
+        "label_file_name": label_name,
+        "image_sha256": files.sha256(image),
+        "label_sha256": files.sha256(encoded),
+        "height": label.shape[0],
+        "width": label.shape[1],
+        "class_pixels": labels.count_classes(label).tolist(),
+        **pair.facts,
+    }
+
+
+def convert_all(
+    config: Config, writer: DatasetWriter, listing: Listing, faults: list[Fault]
+) -> list[Fault]:
+    """Convert what has no row yet and no fault; return all faults, newly found ones last."""
+    from tqdm import tqdm
+
+    bad = {fault.path: fault for fault in reversed(faults)}
+    old, jobs, rejected = read_rows(writer.folder), [], {}
+    for index, pair in enumerate(listing.pairs):
+        if fault := bad.get(pair.image) or bad.get(pair.label):
+            rejected[index] = fault
+        elif old.get(sample_id(index), {}).get("status") != "ok":
+            jobs.append((index, pair))
+    work = functools.partial(
+        convert,
+        folder=writer.folder,
+        label_space=listing.label_space,
+        copy_images=config.copy_images,
+    )
+    results = in_processes(work, jobs, config.workers, chunk=8)
+    for (index, _), result in zip(jobs, tqdm(results, "labels", len(jobs)), strict=True):
+        if isinstance(result, Fault):
+            rejected[index] = result
+            faults = [*faults, result]
+        else:
+            writer.append_row(result)
+    for index, fault in rejected.items() if config.policy == "skip" else ():
+        row = old.get(sample_id(index), {})
+        if row.get("status") != "ok" and row.get("error") != str(fault):  # not known before
+            writer.write_failure(index, str(fault), listing.pairs[index].facts)
+    return faults
+
+
+def write_class_stats(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the class pixels of all samples together and of each one."""
+    counts = {row["id"]: row["class_pixels"] for row in rows}
+    stats = {
+        "classes": list(labels.CLASS_NAMES),
+        "pixels": [sum(column) for column in zip(*counts.values(), strict=True)],
+        "samples": counts,
+    }
+    _write_changed(folder / "class_stats.json", json.dumps(stats))
+
+
+def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) -> None:
+    """Write train id labels and class statistics as DAFormer's converters do, below `target`.
+
+    Names are relative to `target`; their readers match samples by the last part of a name.
+    """
+    files.require_writable(target)
+    stats, holders = [], {}
+    for row in rows:
+        source = Path(row["original_label"])
+        stem = re.sub("_(labelIds|labelTrainIds|color)$", "", source.stem)
+        name = str(source.with_name(stem + DERIVED))
+        if name != row["original_label"] or not (target / name).exists():
+            _link(folder / row["label_file_name"], target / name)
+        pixels = {str(c): n for c, n in enumerate(row["class_pixels"]) if n}
+        stats.append({**pixels, "file": name})
+        for c, n in pixels.items():
+            holders.setdefault(c, []).append([name, n])
+    by_file = {s["file"]: {c: n for c, n in s.items() if c != "file"} for s in stats}
+    for name, value in (
+        ("sample_class_stats", stats),
+        ("sample_class_stats_dict", by_file),
+        ("samples_with_class", holders),
+    ):
+        _write_changed(target / f"{name}.json", json.dumps(value))
+
+
+def _write_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text() != text:
+        files.write_bytes(path, text.encode())
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a label a second name; copy it where the file system has no hard links."""
+    if target.is_file() and target.read_bytes() == source.read_bytes():
+        return
+    with files.replacing(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def open_writer(config: Config, listing: Listing) -> DatasetWriter:
+    """Open the output for this selection; another selection or file list is refused."""
+    root, folder = Path(config.root).resolve(), Path(config.output).resolve()
+    if folder.is_relative_to(root) and not config.write_into_source:
+        raise UserError(
+            f"{folder}: lies in the source tree {root}; choose another --output, or allow it with "
+            "--write-into-source True"
+        )
+    pictures = [pair.facts["original_image"] for pair in listing.pairs]
+    settings = {
+        "dataset": config.dataset,
+        "root": str(root),
+        "split": config.split,
+        "condition": config.condition,
+        "label_space": listing.label_space,
+        "copy_images": config.copy_images,
+        "pictures": f"{len(pictures)}, {digest(pictures)}",  # ids number them
+    }
+    writer = DatasetWriter(folder, config=settings, facts={"streetforge": __version__})
+    files.sweep_temporaries(folder)
+    return writer
+
+
+def finish(config: Config, spec: DatasetSpec, folder: Path) -> int:
+    """Write what follows from all rows and return their number."""
+    rows = [r for _, r in sorted(read_rows(folder).items()) if r.get("status") == "ok"]
+    if not rows:
+        raise UserError(f"{folder}: no pair was good; see the faults above")
+    write_class_stats(folder, rows)
+    if config.field_files or config.write_into_source:
+        target = Path(config.root) if config.write_into_source else folder / "field_files"
+        write_field_files(folder, rows, target)
+    if not (folder / "README.md").exists():
+        write_card(
+            folder,
+            f"{spec.title}: {config.split}",
+            f"Labels as Cityscapes train ids. Licence of the source: {spec.licence}. "
+            f"Cite: {spec.citation}. Made by `python pipeline/prepare.py --dataset "
+            f"{config.dataset} --split {config.split}`.",
+        )
+    return len(rows)
+
+
+def main() -> int | None:
+    config, call = parse(Config, __doc__)
+    require_positive(config, "workers")
+    if call.dry_run:
+        print(json.dumps(to_mapping(config), indent=2))
+        return None
+    if not config.output:
+        raise UserError("--output: no folder given; name the dataset folder to write")
+    spec, listing = open_selection(config)
+    num_pairs, faults = len(listing.pairs), []
+    done = [r for r in read_rows(Path(config.output)).values() if r.get("status") == "ok"]
+    if len(done) < num_pairs:
+        faults = check_listing(listing, workers=config.workers)
+        if config.policy == "stop":  # before anything is written
+            report(faults, num_pairs, REMEDY)
+    writer = open_writer(config, listing)
+    if len(done) < num_pairs:
+        faults = convert_all(config, writer, listing, faults)
+        if config.policy == "stop":
+            report(faults, num_pairs, REMEDY)
+    num_samples = finish(config, spec, writer.folder)
+    for fault in faults:
+        print(fault)
+    news = "nothing to do, " if len(done) == num_samples else ""
+    print(f"{writer.folder}: {news}{num_samples} of {num_pairs} pairs are prepared")
+    return EXIT_INCOMPLETE if num_samples < num_pairs else None
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,45 @@
+"""Stop signals: remembered, so that a program ends between two samples or two updates."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO_S = 5.0  # launchers pass on a signal that the whole group already got
+
+
+class StopRequest:
+    """Remembers SIGTERM or SIGINT; another one, ECHO_S or more later, ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+        self._noted = 0.0
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Catch the signals inside the block and restore the old handlers after it."""
+        old = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.signal_number:
+            self.signal_number, self._noted = number, time.monotonic()
+        elif time.monotonic() - self._noted >= ECHO_S:
+            raise SystemExit(self.exit_code)
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number, 0 without one."""
+        return 128 + self.signal_number if self.signal_number else 0
+
+
+def ignore_stop_signals(_worker: int = 0) -> None:
+    """Leave the decision to the parent: for loader processes, whose death would be an error."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

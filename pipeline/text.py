@@ -1,0 +1,122 @@
+"""Prompts become text states, by the same rules for every family of base model.
+
+A base's own `model_index.json` says which text encoders it has. Stable Diffusion 1.x and 2.x take
+the last hidden state of one encoder; SDXL takes the last but one of two, side by side, and the
+pooled state of the second (Podell et al., ICLR 2024, sections 2.1 and 2.2).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import models
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+CACHED_PROMPTS = 1024  # about 0.6 GB of SDXL's states in float32
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What text tells a network. `states`: BxLxD; `pooled`: BxP for SDXL, None for the others."""
+
+    states: "torch.Tensor"
+    pooled: "torch.Tensor | None" = None
+
+    def map(self, change: "Callable[[torch.Tensor], torch.Tensor]") -> "Conditioning":
+        """Return the result of `change` on each of the tensors."""
+        pooled = None if self.pooled is None else change(self.pooled)
+        return Conditioning(change(self.states), pooled)
+
+    def arguments(self, size_px: tuple[int, int]) -> dict[str, Any]:
+        """Return the keyword arguments of a U-Net or ControlNet for pictures of (height, width).
+
+        SDXL is also told the original size, the corner of the crop and the target size. A training
+        crop or a tile counts as a whole picture of its own size: told of a larger original, SDXL
+        composes pictures that look cut off.
+        """
+        if self.pooled is None:
+            return {"encoder_hidden_states": self.states}
+        import torch
+
+        numbers = torch.tensor([*size_px, 0, 0, *size_px], dtype=torch.float32)
+        time_ids = numbers.to(self.pooled.device).expand(len(self.pooled), -1)
+        added = {"text_embeds": self.pooled, "time_ids": time_ids}
+        return {"encoder_hidden_states": self.states, "added_cond_kwargs": added}
+
+
+class PromptEncoder:
+    """The text encoders of a base model; loaded when first needed, each prompt encoded once.
+
+    A prompt goes through alone, so that its states do not depend on what else is in the batch.
+    The empty prompt gives zeros where the base says so (SDXL's unconditional branch).
+    """
+
+    def __init__(self, base: str, device: Any = "cpu", dtype: Any = None) -> None:
+        index = models.load_index(base)
+        suffixes = [s for s in ("", "_2") if (index.get(f"text_encoder{s}") or [None])[0]]
+        for suffix in suffixes or [""]:
+            part = f"text_encoder{suffix}"
+            found = (index.get(part) or [None, None])[1]
+            if found != models.COMPONENTS[part]:
+                raise UserError(
+                    f"{base}: its {part} is {found}, expected {models.COMPONENTS[part]}; use a "
+                    "Stable Diffusion 1.x, 2.x or XL base"
+                )
+        self.tokenizers = [models.load_component(base, f"tokenizer{s}") for s in suffixes]
+        self._base, self._suffixes, self._device, self._dtype = base, suffixes, device, dtype
+        self._zero_empty = bool(index.get("force_zeros_for_empty_prompt"))
+        self._encoders: list[Any] = []
+        self._encode = functools.lru_cache(CACHED_PROMPTS)(self._encode_one)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the states of `prompts`, each padded or cut to the full text window."""
+        import torch
+
+        parts = [self._encode(prompt) for prompt in prompts]
+        pooled = None if parts[0].pooled is None else torch.cat([p.pooled for p in parts])
+        return Conditioning(torch.cat([p.states for p in parts]), pooled)
+
+    def free(self) -> None:
+        """Give the encoders' memory back; known states stay, a new prompt loads them again."""
+        self._encoders = []
+
+    def truncates(self, prompt: str) -> bool:
+        """Tell whether the text window cuts the prompt off."""
+        num_special = 2  # start and end
+        return any(len(t.tokenize(prompt)) + num_special > t.model_max_length
+                   for t in self.tokenizers)  # fmt: skip
+
+    def load(self) -> None:
+        """Load the encoders now; otherwise the first new prompt does."""
+        parts = [models.load_component(self._base, f"text_encoder{s}") for s in self._suffixes]
+        for part in parts:
+            part.requires_grad_(False).eval().to(self._device)
+            if self._dtype is not None:
+                part.to(self._dtype)
+        self._encoders = parts
+
+    def _encode_one(self, prompt: str) -> Conditioning:
+        import torch
+
+        if not self._encoders:
+            self.load()
+        states, pooled = [], None
+        with torch.no_grad(), torch.autocast(torch.device(self._device).type, enabled=False):
+            for tokenizer, encoder in zip(self.tokenizers, self._encoders, strict=True):
+                tokens = tokenizer(
+                    [prompt], padding="max_length", max_length=tokenizer.model_max_length,
+                    truncation=True, return_tensors="pt",
+                )  # fmt: skip
+                ids = tokens.input_ids.to(self._device)
+                if len(self._suffixes) == 1:
+                    states.append(encoder(ids)[0])
+                else:
+                    output = encoder(ids, output_hidden_states=True)
+                    states.append(output.hidden_states[-2])
+                    pooled = output[0]  # the second encoder's projected state is what remains
+        text = Conditioning(torch.cat(states, dim=-1), pooled)
+        return text.map(torch.zeros_like) if self._zero_empty and not prompt else text

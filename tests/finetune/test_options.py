@@ -1,0 +1,174 @@
+"""Sources, caches, adapters, optimizers, weights of timesteps."""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from finetune import cache, controlnet, loop, programs, unet
+from finetune.losses import diffusion_loss, min_snr_weights
+from finetune.settings import Training
+from pipeline import runs
+from pipeline.config import from_mapping
+from pipeline.errors import UserError
+
+
+class Process:
+    """Stands for an Accelerator without peers."""
+
+    def __init__(self, process_index: int, num_processes: int) -> None:
+        self.process_index, self.num_processes = process_index, num_processes
+        self.is_main_process = process_index == 0
+
+    def wait_for_everyone(self) -> None:
+        """Nobody else is there."""
+
+
+def make_item(index):
+    rng = torch.Generator().manual_seed(index)
+    image = torch.randint(0, 256, (4, 6, 3), generator=rng, dtype=torch.uint8)
+    return image.numpy(), image[..., 0].numpy(), f"caption {index}"
+
+
+def encode(images):
+    moments = torch.stack([torch.from_numpy(i).float().movedim(-1, 0) for i in images])
+    return torch.stack([moments, moments + 1], dim=1).half()
+
+
+def test_cache_is_dealt_out_and_completed_item_by_item(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD", 3)
+    monkeypatch.setattr(cache, "BATCH", 2)
+    monkeypatch.setattr(cache, "CropCache", lambda *_: None)
+    for rank in (1, 0):  # each on the same listing, as they start together
+        cache.prepare(Process(rank, 2), tmp_path / str(rank), 8, make_item, encode)
+    written = [sorted(p.name for p in (tmp_path / r).iterdir()) for r in "01"]
+    assert written == [["00000000.safetensors", "00000006.safetensors"], ["00000003.safetensors"]]
+    monkeypatch.undo()
+    monkeypatch.setattr(cache, "SHARD", 3)
+    for path in (tmp_path / "1").iterdir():
+        path.rename(tmp_path / "0" / path.name)
+    (tmp_path / "0" / "00000006.safetensors").unlink()
+    crops = cache.prepare(Process(0, 1), tmp_path / "0", 8, make_item, encode)
+    for i in range(8):
+        image, label, caption = make_item(i)
+        moments, cached_label, cached_caption = crops[i]
+        assert torch.equal(moments, encode([image])[0]) and moments.dtype == torch.float16
+        assert (cached_label.numpy() == label).all() and cached_caption == caption
+
+
+def test_cached_crops_train_and_resume(call, same_weights, tiny_dataset, tmp_path, monkeypatch):
+    data = (
+        "--data", tiny_dataset(n=2), tiny_dataset(n=2, seed=1), "--cached-crops", 5,
+        "--training.steps", 4, "--training.checkpoint-interval", 2, "--rare-classes.min-pixels", 10,
+    )  # fmt: skip
+    call(controlnet, *data, "--output", tmp_path / "straight")
+    save, finished = runs.save_checkpoint, []
+
+    def save_once(folder, step, *rest):
+        save(folder, step, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "save_checkpoint", save_once)
+    with pytest.raises(KeyboardInterrupt):
+        call(controlnet, *data, "--output", tmp_path / "stopped")
+    monkeypatch.setattr(runs, "save_checkpoint", save)
+    monkeypatch.setattr(cache, "_write", lambda *_: finished.append(1))  # nothing is missing
+    call(controlnet, *data, "--output", tmp_path / "stopped")
+    assert not finished
+    folders = [tmp_path / name / "controlnet" for name in ("straight", "stopped")]
+    assert same_weights(*folders)
+
+
+def test_several_sources_or_one_and_never_none(tiny_dataset):
+    one, two = str(tiny_dataset(n=2)), str(tiny_dataset(n=3))
+    assert len(programs.open_sources((one, two), labelled=True)) == 5
+    with pytest.raises(UserError, match="--data: no dataset folder given"):
+        programs.open_sources((), labelled=True)
+    assert from_mapping(unet.Config, {"data": one}, "c.yaml").data == (one,)
+    assert from_mapping(unet.Config, {"data": [one, two]}, "c.yaml").data == (one, two)
+
+
+def test_adapter_trains_the_projections_and_is_merged(call, tiny_base, tiny_dataset, tmp_path):
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    call(
+        unet, "--data", tiny_dataset(n=2), "--output", tmp_path, "--lora-rank", 2,
+        "--training.steps", 2, "--training.ema-decay", "0.5",
+    )  # fmt: skip
+    before = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet").state_dict()
+    merged = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    after = merged.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert before.keys() == after.keys() and changed
+    assert all(any(f".{p}." in k for p in ("to_q", "to_k", "to_v", "to_out.0")) for k in changed)
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    pipe.load_lora_weights(tmp_path / "lora")
+    latents, text = torch.ones(1, 4, 8, 8), torch.ones(1, 24, 16)
+    with torch.no_grad():
+        a, b = (net(latents, 5, text).sample for net in (pipe.unet, merged))
+    assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("peft", ("--lora-rank", 2), r"--lora-rank 2: needs peft.*streetforge\[lora\]"),
+        ("bitsandbytes", ("--training.optimizer", "adamw_8bit"), r"streetforge\[bitsandbytes\]"),
+        ("", ("--cached-crops", -1), "--cached-crops -1: must be 0"),
+    ],
+)
+def test_what_cannot_work_is_said_first(
+    module, arguments, message, call, tiny_dataset, monkeypatch
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == module else find(n))
+    with pytest.raises(UserError, match=message):
+        call(unet, "--data", tiny_dataset(n=1), "--output", "nowhere", *arguments)
+
+
+def test_eight_bit_optimizer_is_asked_for_by_name(monkeypatch, tmp_path):
+    settings = Training(optimizer="adamw_8bit", learning_rate=1e-3)
+    weight = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(UserError, match="needs a CUDA GPU.*use adamw"):
+        loop.make_optimizer(settings, [weight], torch.device("cpu"))
+
+    class AdamW8bit(torch.optim.AdamW):
+        """Keeps one shared code book, as the real one does."""
+
+        book = torch.arange(4.0)
+
+        def step(self, closure=None):
+            super().step(closure)
+            for state in self.state.values():
+                state["qmap1"] = state["qmap2"] = self.book
+
+    fake = types.SimpleNamespace(optim=types.SimpleNamespace(AdamW8bit=AdamW8bit))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
+    optimizer = loop.make_optimizer(settings, [weight], torch.device("cuda"))
+    weight.sum().backward()
+    optimizer.step()
+    runs.save_checkpoint(tmp_path, 1, {"m": torch.nn.Linear(1, 1)}, optimizer)
+    fresh = AdamW8bit([torch.nn.Parameter(torch.ones(3))])
+    assert runs.load_checkpoint(tmp_path, {"m": torch.nn.Linear(1, 1)}, fresh) == 1
+    (state,) = fresh.state.values()
+    assert torch.equal(state["qmap1"], AdamW8bit.book) and float(state["step"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_caps_the_weight_of_the_signal(kind):
+    """All three kinds of target must weigh the error of the clean latent by min(SNR, gamma)."""
+    scheduler = DDIMScheduler(prediction_type=kind, beta_schedule="scaled_linear")
+    times = torch.tensor([5, 500, 990])
+    alphas = scheduler.alphas_cumprod[times]
+    snr = alphas / (1 - alphas)
+    factors = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(3)}[kind]
+    weights = min_snr_weights(scheduler, times, 5.0)
+    assert torch.allclose(weights * factors, snr.clamp_max(5), rtol=1e-4)
+    assert min_snr_weights(scheduler, times, 0.0) is None
+    a, b = torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2)
+    assert torch.allclose(diffusion_loss(a, b, weights), weights.mean())
+    assert float(diffusion_loss(a, b)) == 1

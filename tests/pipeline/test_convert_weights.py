@@ -1,0 +1,211 @@
+"""Pickled weights become safetensors that the stock classes load; nothing in a pickle ever runs."""
+
+import json
+import os
+import pickle
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import convert_weights
+from pipeline.errors import UserError
+
+Convert = Callable[..., Path]
+
+
+@pytest.fixture
+def convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Convert:
+    """Run the program on a file and a config."""
+
+    def call(weights: Path, config: dict[str, Any] | None = None, *flags: str) -> Path:
+        (tmp_path / "in.json").write_text(json.dumps(config or {}))
+        paths = ["--weights", weights, "--config-file", tmp_path / "in.json"]
+        output = tmp_path / "converted"
+        monkeypatch.setattr(
+            sys, "argv", ["convert_weights.py", *map(str, paths), "--output", str(output), *flags]
+        )
+        assert convert_weights.main() == 0
+        return output
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_controlnet_without_condition_channels_loads_in_stock_diffusers(
+    dtype: torch.dtype, tiny_controlnet: Path, tmp_path: Path, convert: Convert
+) -> None:
+    from diffusers import ControlNetModel
+
+    net = ControlNetModel.from_pretrained(tiny_controlnet, torch_dtype=dtype)
+    weights = tmp_path / "diffusion_pytorch_model.bin"
+    torch.save(net.state_dict(), weights)
+    config = json.loads((tiny_controlnet / "config.json").read_text())
+    assert config.pop("conditioning_channels") == 20
+    output = convert(weights, config)
+    assert sorted(p.name for p in output.iterdir()) == [
+        "config.json", "diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    loaded = ControlNetModel.from_pretrained(output, torch_dtype=dtype, use_safetensors=True)
+    assert loaded.config.conditioning_channels == 20
+    assert set(loaded.state_dict()) == set(net.state_dict())
+    for name, tensor in net.state_dict().items():
+        assert loaded.state_dict()[name].dtype == dtype
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_all_kinds_of_tensors(tmp_path: Path, convert: Convert) -> None:
+    from safetensors.torch import load_file
+
+    base = torch.arange(24, dtype=torch.float32)
+    state = OrderedDict(
+        plain=base,
+        view=base[4:16].view(3, 4).t(),
+        channels_last=torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        expanded_once=torch.rand(1, 3),
+        scalar=torch.tensor(3.5, dtype=torch.float64),
+        empty=torch.zeros(0, 4),
+        ids=torch.arange(70_000),
+        half=torch.rand(3).half(),
+        flags=torch.tensor([True, False, True]),
+        small=torch.tensor([-1, 2], dtype=torch.int8),
+        **{"grad": torch.nn.Parameter(torch.rand(2)).detach(), "name.with \u00fc": base[:1]},
+    )
+    state.update({f"many.{i}": torch.tensor([i]) for i in range(300)})
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    found = load_file(convert(tmp_path / "pytorch_model.bin") / "model.safetensors")
+    assert set(found) == set(state)
+    for name, tensor in state.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_dry_run_writes_nothing_and_a_wrong_config_is_refused(
+    tmp_path: Path, convert: Convert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {convert_weights.CONDITION_ENTRY: torch.zeros(4, 20, 3, 3)}
+    torch.save(state, tmp_path / "x.bin")
+    assert not convert(tmp_path / "x.bin", {}, "--dry-run").exists()
+    assert "1 tensors" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not the 20 of the weights"):
+        convert(tmp_path / "x.bin", {"conditioning_channels": 3})
+    assert not (tmp_path / "converted").exists()
+
+
+class Evil:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path: Path, function: Any = os.system) -> None:
+        self.path, self.function = path, function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.function is os.system:
+            return os.system, (f"touch {self.path}",)
+        return self.function, (f"open({str(self.path)!r}, 'w')",)
+
+
+def pickled(data: bytes) -> Callable[[Path, Path], None]:
+    """Write a torch zip file around a hand-made pickle."""
+
+    def write(path: Path, _: Path) -> None:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("x/data.pkl", data)
+            file.writestr("x/data/0", b"\0" * 16)
+
+    return write
+
+
+def tensor_pickle(arguments: str, numel: int = 4, key: str = "0") -> bytes:
+    """The pickle of {'w': tensor}; `arguments` are opcodes for start, shape and strides."""
+    storage = f"(X\7\0\0\0storagectorch\nFloatStorage\nX{chr(len(key))}\0\0\0{key}X\3\0\0\0cpuK"
+    head = "\x80\2}X\1\0\0\0wctorch._utils\n_rebuild_tensor_v2\n("
+    text = f"{head}{storage}{chr(numel)}tQ{arguments}\x89ccollections\nOrderedDict\n)RtRs."
+    return text.encode("latin-1")
+
+
+def save(state: Callable[[Path], Any], **options: Any) -> Callable[[Path, Path], None]:
+    return lambda path, canary: torch.save(state(canary), path, **options)
+
+
+BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "system call": (save(lambda c: Evil(c)), "names 'posix system'"),
+    "in the dict": (save(lambda c: {"w": torch.zeros(2), "e": Evil(c)}), "posix system"),
+    "nested": (save(lambda c: {"w": {"a": [Evil(c, eval)]}}), "opcode EMPTY_LIST"),
+    "exec": (save(lambda c: {"w": Evil(c, exec)}), "names '__builtin__ exec'"),
+    "as a key": (save(lambda c: {Evil(c, eval): 1}), "names '__builtin__ eval'"),
+    "protocol 4": (save(lambda c: {"w": Evil(c)}, pickle_protocol=4), "opcode FRAME"),
+    "legacy file": (
+        save(lambda c: {"w": Evil(c)}, _use_new_zipfile_serialization=False), "not a zip file"
+    ),
+    "bare pickle": (lambda p, c: p.write_bytes(pickle.dumps(Evil(c))) and None, "not a zip file"),
+    "allowed global, called wrongly": (
+        pickled(b"\x80\2ctorch._utils\n_rebuild_tensor_v2\n(X\1\0\0\0atR."), "not the zip file"
+    ),
+    "getattr": (pickled(b"\x80\2c__builtin__\ngetattr\n."), "names '__builtin__ getattr'"),
+    "instance": (pickled(b"(ios\nsystem\n."), "opcode INST"),
+    "object": (pickled(b"\x80\2(cos\nsystem\nX\1\0\0\0ao."), "names 'os system'"),
+    "newobj": (pickled(b"\x80\2ccollections\nOrderedDict\n)\x81."), "opcode NEWOBJ"),
+    "extension": (pickled(b"\x80\2\x82\1."), "opcode EXT1"),
+    "text persistent id": (pickled(b"Pstorage\n."), "opcode PERSID"),
+    "no dict": (pickled(b"\x80\2K\1."), "not the zip file of a plain state dict"),
+    "not only tensors": (save(lambda c: {"epoch": 3}), "more than tensors"),
+    "without end": (pickled(b"\x80\2}"), "not the zip file"),
+    "empty stack": (pickled(b"\x80\2R."), "not the zip file"),
+    "missing memo": (pickled(b"\x80\2h\7."), "not the zip file"),
+    "storage key with a path": (
+        pickled(tensor_pickle("K\0K\4\x85K\1\x85", key="../0")), "valid key"
+    ),
+    "beyond the storage": (pickled(tensor_pickle("K\1K\4\x85K\1\x85")), "larger than"),
+    "huge by stride 0": (pickled(tensor_pickle("K\0J\0\0\0\x40\x85K\0\x85")), "larger than"),
+    "negative start": (pickled(tensor_pickle("J\xff\xff\xff\xffK\1\x85K\1\x85")), "no tensor"),
+    "ranks differ": (pickled(tensor_pickle("K\0K\4\x85K\1K\1\x86")), "not the zip file"),
+    "no data": (pickled(tensor_pickle("K\0K\4\x85K\1\x85", key="7")), "w is damaged"),
+    "cut data": (pickled(tensor_pickle("K\0K\4\x85K\1\x85", numel=5)), "w is damaged"),
+    "other zip": (lambda p, _: zipfile.ZipFile(p, "w").writestr("a/b", "x"), "not the zip"),
+    "missing": (lambda p, _: None, "No such file.*check --weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_other_pickles_are_refused_and_not_executed(
+    name: str, tmp_path: Path, convert: Convert
+) -> None:
+    write, reason = BAD[name]
+    canary, weights = tmp_path / "executed", tmp_path / "x.bin"
+    write(weights, canary)
+    with pytest.raises(UserError, match=reason) as caught:
+        convert(weights)
+    assert str(weights) in str(caught.value) and "\n" not in str(caught.value)
+    assert not canary.exists() and not list(tmp_path.rglob("*.safetensors*"))
+
+
+def test_the_canary_would_notice(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Evil(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()
+
+
+def test_hand_made_pickle_is_read_when_it_is_sound(tmp_path: Path, convert: Convert) -> None:
+    from safetensors.torch import load_file
+
+    pickled(tensor_pickle("K\0K\4\x85K\1\x85"))(tmp_path / "x.bin", tmp_path)
+    assert torch.equal(
+        load_file(convert(tmp_path / "x.bin") / "x.safetensors")["w"], torch.zeros(4)
+    )
+
+
+def test_no_unpickler_in_the_reader(root: Path) -> None:
+    for name in ("torch_pickle", "convert_weights"):
+        text = (root / "pipeline" / f"{name}.py").read_text()
+        for word in (
+            "import pickle\n",
+            "torch.load",
+            "import torch",
+            "Unpickler",
+            "getattr(",
+            "exec(",
+        ):
+            assert word not in text

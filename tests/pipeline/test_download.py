@@ -1,0 +1,452 @@
+"""Downloads over a loopback server: whole and checked, or one clear line and nothing left."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline import catalogue, download, fetching, files, labels
+from pipeline.errors import UserError
+from pipeline.fetching import RemoteFile, fetch
+
+DATA = bytes(range(256)) * 4096
+COMMIT = "a" * 40
+UNPACKED = {"images/1.png": b"a", "labels/1.png": b"b"}
+
+
+@dataclass
+class Page:
+    """How the server answers for one path."""
+
+    data: bytes = DATA
+    status: int = 200
+    ranges: bool = True
+    cuts: list[int] = field(default_factory=list)
+    """bytes that the first, second ... answer sends before the connection ends"""
+    headers: dict[str, str] = field(default_factory=dict)
+    changes_to: bytes = b""
+    """what the file becomes after the first answer"""
+    length: bool = True
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers by `pages` and keeps the requests in `log`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.pages: dict[str, Page] = {}
+        self.log: list[tuple[str, str]] = []
+
+    def address(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:  # noqa: N802
+        self.do_GET(with_body=False)
+
+    def do_GET(self, with_body: bool = True) -> None:  # noqa: N802
+        wanted = self.headers.get("Range", "")
+        self.server.log.append((self.path, wanted))
+        page = self.server.pages.get(self.path) or Page(b"", 404)
+        data, status, start = page.data, page.status, 0
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        changed = self.headers.get("If-Range", etag) != etag
+        if wanted and page.ranges and status == 200 and not changed:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            status = 206 if start < len(data) else 416
+        self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        body = data[start:] if status != 416 else b""
+        if page.length:
+            self.send_header("Content-Length", str(len(body)))
+        for key, value in {"ETag": etag, **page.headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body[: page.cuts.pop(0)] if page.cuts else body)
+            page.data = page.changes_to or page.data
+        self.close_connection = True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def remote(server: Server, data: bytes = DATA, path: str = "/set.zip", **known: Any) -> RemoteFile:
+    known = {"sha256": hashlib.sha256(data).hexdigest(), **known}
+    return RemoteFile("set.zip", server.address(path), **known)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files below a folder except the notes of the download."""
+    paths = (p for p in folder.rglob("*") if p.is_file() and p.name != "download.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_file_arrives_whole(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page()
+    fetch(remote(server, bytes=len(DATA)), tmp_path / "set.zip")
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+    assert names(tmp_path) == ["set.zip"] and server.log == [("/set.zip", "")]
+
+
+def test_cut_connections_are_continued(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page(cuts=[300_000, 0, 1, 400_000])
+    fetch(remote(server), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+    starts = [wanted for _, wanted in server.log]
+    assert starts[:2] == ["", "bytes=300000-"] and len(starts) == 5
+
+
+def test_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page(cuts=[300_000], ranges=False)
+    fetch(remote(server), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+
+
+def test_next_run_continues_what_was_left(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page(cuts=[300_000, 0, 0, 0, 0, 0, 0])
+    with pytest.raises(UserError, match="run the same command again later"):
+        fetch(remote(server), tmp_path / "set.zip", wait_s=0)
+    assert names(tmp_path) == ["set.zip.part"]
+    server.log.clear()
+    fetch(remote(server), tmp_path / "set.zip", wait_s=0)
+    assert server.log[-1] == ("/set.zip", "bytes=300000-")
+    assert names(tmp_path) == ["set.zip"]
+
+
+def test_what_a_killed_process_left_is_taken_over(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page()
+    (tmp_path / f"set.zip{files.TEMPORARY_MARK}999999999-abc").write_bytes(DATA[:1000])
+    alive = tmp_path / f"set.zip{files.TEMPORARY_MARK}{os.getppid()}-abc"
+    alive.write_bytes(b"of another download")
+    fetch(remote(server), tmp_path / "set.zip")
+    assert server.log == [("/set.zip", "bytes=1000-")]
+    assert names(tmp_path) == ["set.zip", alive.name]
+
+
+def test_without_a_hash_nothing_old_is_continued(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page()
+    (tmp_path / "set.zip.part").write_bytes(b"of another version")
+    fetch(remote(server, sha256=""), tmp_path / "set.zip")
+    assert (tmp_path / "set.zip").read_bytes() == DATA and server.log == [("/set.zip", "")]
+
+
+def test_file_that_changes_between_attempts_comes_anew(server: Server, tmp_path: Path) -> None:
+    other = DATA[::-1]
+    server.pages["/set.zip"] = Page(cuts=[300_000], changes_to=other)
+    fetch(remote(server, sha256=""), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == other
+
+
+def test_two_downloads_at_once_give_one_good_file(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page()
+    work = [
+        threading.Thread(target=fetch, args=(remote(server), tmp_path / "set.zip"))
+        for _ in range(4)
+    ]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
+    assert (tmp_path / "set.zip").read_bytes() == DATA and names(tmp_path) == ["set.zip"]
+
+
+REFUSED = {
+    "wrong hash": (Page(DATA[:-1] + b"?"), "has sha256 .* is expected"),
+    "wrong md5": (Page(), "has md5 .* but 0+ is expected"),
+    "wrong length": (Page(DATA[:-1]), "offers 1048575 bytes, 1048576 are expected"),
+    "no length": (Page(length=False), r"offers \? bytes"),
+    "quota page": (Page(b"<html>quota", headers={"Content-Type": "text/html; x"}), "web page"),
+    "not found": (Page(status=404), "answered 404"),
+    "forbidden": (Page(status=403), "answered 403"),
+    "too many requests": (Page(status=429), "answered 429"),
+    "server error": (Page(status=500), "answered 500"),
+    "redirect loop": (Page(status=302, headers={"Location": "/set.zip"}), "TooManyRedirects"),
+    "other scheme": (Page(status=302, headers={"Location": "file:///etc/hosts"}), "InvalidSchema"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_answers_leave_nothing_under_the_name(
+    name: str, server: Server, tmp_path: Path
+) -> None:
+    server.pages["/set.zip"], reason = REFUSED[name]
+    known = {"md5": "0" * 32} if name == "wrong md5" else {}
+    known |= {"bytes": len(DATA)} if name == "wrong length" else {}
+    with pytest.raises(UserError, match=reason) as caught:
+        fetch(remote(server, **known), tmp_path / "set.zip", wait_s=0)
+    assert server.address("/set.zip") in str(caught.value) and "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_silent_server_and_no_server(server: Server, tmp_path: Path) -> None:
+    with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as silent:  # type: ignore
+        address = f"http://127.0.0.1:{silent.server_address[1]}/set.zip"
+        with pytest.raises(UserError, match="ReadTimeout"):
+            fetch(RemoteFile("set.zip", address), tmp_path / "set.zip", timeout_s=0.05, wait_s=0)
+    with pytest.raises(UserError, match="ConnectionError.*give it by --archive"):
+        fetch(RemoteFile("set.zip", address), tmp_path / "set.zip", wait_s=0)
+    assert names(tmp_path) == []
+
+
+def test_https_never_leads_to_http() -> None:
+    class Answer:
+        history = ()
+        url, status_code, reason = "http://mirror/x", 200, "OK"
+        headers: dict[str, str] = {}
+
+    first = Answer()
+    first.url = "https://home/x"
+    second = Answer()
+    second.history = (first,)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="not encrypted"):
+        fetching._check_answer(RemoteFile("x", "https://home/x"), second)
+
+
+# --- the program ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int | None, Path]]:
+    """Run the program in this process on a catalogue entry with the given `get` block."""
+
+    def call(get: dict[str, Any] | None, *arguments: object) -> tuple[int | None, Path]:
+        entry = {"title": "Set", "licence": "free", "splits": {"all": {}}, "get": get}
+        path = tmp_path / "set.yaml"
+        path.write_text(yaml.safe_dump({**entry, "homepage": "https://set.org"}))
+        output = tmp_path / "data" / "set"
+        flags = ["--dataset", path, "--output", output, *arguments]
+        monkeypatch.setattr(sys, "argv", ["download.py", *map(str, flags)])
+        return download.main(), output
+
+    return call
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in UNPACKED.items():
+            file.writestr(name, data)
+    return path
+
+
+def sum_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_url_set_is_fetched_unpacked_and_then_complete(
+    run: Callable, server: Server, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.pages["/x/set.zip"] = Page(archive.read_bytes())
+    get = {"url": [{"address": server.address("/x/set.zip"), "sha256": sum_of(archive)}]}
+    code, output = run(get, "--dry-run")
+    assert code == 0 and "would fetch http" in capsys.readouterr().out and not server.log
+    code, output = run(get)
+    assert code == 0 and tree(output) == UNPACKED
+    assert names(output.parent) == ["set", "set.downloads"]
+    assert files.read_json(output / "download.json")["sha256"] == {"set.zip": sum_of(archive)}
+    server.pages.clear()
+    assert run(get)[0] == 0
+    assert "complete already" in capsys.readouterr().out
+
+
+def test_offline_uses_what_is_here(run: Callable, server: Server, archive: Path) -> None:
+    get = {"url": [{"address": server.address("/set.zip"), "sha256": sum_of(archive)}]}
+    with pytest.raises(UserError, match="--offline is set; give it by --archive"):
+        run(get, "--offline", "True")
+    kept = archive.parent / "data" / "set.downloads" / "set.zip"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(archive.read_bytes())
+    assert tree(run(get, "--offline", "True")[1]) == UNPACKED
+    assert not server.log
+
+
+def test_google_drive(
+    run: Callable, server: Server, archive: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(download, "DRIVE", server.address("/download"))
+    path = "/download?id=F1_-x&export=download&confirm=t"
+    get = {"google_drive": {"file_id": "F1_-x", "sha256": sum_of(archive)}}
+    server.pages[path] = Page(b"<html>", headers={"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(UserError, match="web page.*quota.*with a browser.*--archive"):
+        run(get)
+    server.pages[path] = Page(archive.read_bytes())
+    assert tree(run(get)[1]) == UNPACKED
+
+
+def test_archive_by_hand_under_any_name(
+    run: Callable, server: Server, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    renamed = archive.rename(archive.with_name("Set (1).zip"))
+    with pytest.raises(UserError, match="has sha256 .* delete it and get it again"):
+        run({"google_drive": {"file_id": "F", "sha256": "0" * 64}}, "--archive", renamed)
+    code, output = run({"google_drive": {"file_id": "F"}}, "--archive", renamed)
+    assert code == 0 and tree(output) == UNPACKED
+    assert f"sha256 {sum_of(renamed)}, nothing to compare it with" in capsys.readouterr().out
+    assert not server.log and names(output.parent) == ["set"]
+
+
+def test_released_dginstyle_set_is_read_from_its_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = np.array([[0, 18], [19, 255]], np.uint8)
+    with zipfile.ZipFile(tmp_path / "drive.zip", "w") as file:
+        for stem in ("a_00001_genid0", "n_00002_genid0", "00003_genid0"):
+            folder = "DGInStyle_Datasets/half_adverse_half_normal"
+            file.writestr(f"{folder}/images/{stem}.png", files.encode_png(label))
+            file.writestr(f"{folder}/labels/{stem}_labelTrainIds.png", files.encode_png(label))
+    output = tmp_path / "set"
+    flags = ["--dataset", "dginstyle", "--output", output, "--archive", tmp_path / "drive.zip"]
+    monkeypatch.setattr(sys, "argv", ["download.py", *map(str, flags)])
+    assert download.main() == 0
+    listing = catalogue.list_pairs(catalogue.load_spec("dginstyle"), output, "all")
+    assert len(listing.pairs) == 3 and not listing.orphans
+    for pair in listing.pairs:
+        read = labels.read_label(pair.label, labels.label_space(listing.label_space))
+        assert read.tolist() == [[0, 18], [255, 255]]
+
+
+def test_registration_tells_where_and_what(
+    run: Callable, archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = [
+        {"name": "set.zip", "bytes": archive.stat().st_size, "holds": "images"},
+        {"name": "more.zip", "bytes": 2_500_000_000, "holds": "labels"},
+    ]
+    get = {"registration": {"address": "https://set.org/login", "files": wanted}}
+    with pytest.raises(UserError, match="more.zip: only registered users"):
+        run(get, "--archive", archive)
+    told = capsys.readouterr().out
+    assert "https://set.org/login" in told
+    assert "more.zip (2.5 GB): unpacks to" in told and "data/set/labels" in told
+    del wanted[1]
+    assert tree(run(get, "--archive", archive)[1]) == UNPACKED
+
+
+@pytest.mark.parametrize(
+    ("get", "flags", "message"),
+    [
+        (None, (), "names 0 ways .* by hand from https://set.org"),
+        ({"url": [], "google_drive": {}}, (), "names 2 ways"),
+        ({"ftp": {}}, (), "unknown key 'ftp'"),
+        ({"url": [{"adress": "x"}]}, (), "unknown key 'adress'; known keys: name, address"),
+        ({"url": [{"address": "http://set.org/a.zip"}]}, (), "needs https, or a hash"),
+        ({"url": [{"address": "https://set.org/"}]}, ("--archive", "b"), "b: is not here"),
+        ({"url": [{"name": "../x", "address": "https://a"}]}, (), "no plain file name"),
+        ({"huggingface": {"repo": "a/b", "revision": "main"}}, (), "40-digit revision"),
+        ({"huggingface": {"repo": "a/b"}}, ("--archive", "x"), "--archive: has no meaning"),
+        ({"google_drive": {"file_id": "F"}}, ("--revision", COMMIT), "--revision: has no"),
+    ],
+)
+def test_faults_in_settings(run: Callable, get: Any, flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(get, *flags)
+
+
+FETCHABLE = [n for n in catalogue.known_datasets() if catalogue.load_spec(n).get]
+
+
+@pytest.mark.parametrize("name", FETCHABLE)
+def test_every_get_block_of_the_catalogue_is_sound(name: str) -> None:
+    revision = COMMIT if "huggingface" in (catalogue.load_spec(name).get or {}) else ""
+    sources = download.read_sources(download.Config(dataset=name, revision=revision))
+    names = [file.name for file in sources.archives()]
+    assert len(names) == len(set(names)) and (names or sources.huggingface)
+    for file in sources.archives():
+        assert {len(file.sha256), len(file.md5)} <= {0, 32, 64}
+        assert file.address.startswith("https://") or sources.registration
+
+
+def test_output_must_be_new_and_disk_faults_are_named(
+    run: Callable, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = {"google_drive": {"file_id": "F"}}
+    monkeypatch.setattr(os, "sync", lambda: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UserError, match="No space left; free the disk"):
+        run(get, "--archive", archive)
+    output = archive.parent / "data" / "set"
+    assert names(output.parent) == []
+    output.mkdir()
+    (output / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match="must be a new or empty folder"):
+        run(get, "--archive", archive)
+    assert tree(output) == {"mine.txt": b"x"}
+
+
+def test_hub_files_of_a_pinned_commit_and_then_offline(
+    server: Server, tmp_path: Path, root: Path
+) -> None:
+    """Run the program itself: the hub's client reads its address when it is imported."""
+    contents = {"rgb/1.png": b"a", "ss/1.png": b"b", "extra.bin": b"c"}
+    listing = [
+        {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+        for n, d in contents.items()
+    ]
+    base = "/datasets/owner/name/resolve/" + COMMIT
+    for name, data in contents.items():
+        server.pages[f"{base}/{name}"] = Page(data, headers={"X-Repo-Commit": COMMIT})
+    tree_page = Page(json.dumps(listing).encode(), headers={"Content-Type": "application/json"})
+    for query in ("?recursive=True&expand=False", "?recursive=true&expand=false"):
+        server.pages[f"/api/datasets/owner/name/tree/{COMMIT}{query}"] = tree_page
+    entry = {
+        "title": "Set", "licence": "free", "splits": {"all": {}},
+        "get": {"huggingface": {"repo": "owner/name", "files": ["rgb/*.png", "ss/*.png"]}},
+    }  # fmt: skip
+    (tmp_path / "set.yaml").write_text(yaml.safe_dump(entry))
+
+    def call(output: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable, str(root / "pipeline" / "download.py"), "--dataset",
+            str(tmp_path / "set.yaml"), "--output", str(tmp_path / output), *flags,
+        ]  # fmt: skip
+        environment = {
+            **os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": server.address(""),
+            "HF_HOME": str(tmp_path / "hub"), "HF_TOKEN": "secret-token",
+        }  # fmt: skip
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+
+    done = call("out", "--revision", COMMIT)
+    assert done.returncode == 0, done.stderr + str(server.log)
+    assert tree(tmp_path / "out") == {"rgb/1.png": b"a", "ss/1.png": b"b"}
+    assert files.read_json(tmp_path / "out" / "download.json")["revision"] == COMMIT
+    num_requests = len(server.log)
+    done = call("again", "--revision", COMMIT, "--offline", "True")
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "again") == {"rgb/1.png": b"a", "ss/1.png": b"b"}
+    done = call("other", "--revision", "b" * 40, "--offline", "True")
+    assert done.returncode == 2 and len(server.log) == num_requests
+    assert done.stderr.startswith("streetforge: owner/name@bbbb") and "--offline" in done.stderr
+    assert "secret-token" not in done.stderr + done.stdout and done.stderr.count("\n") == 1
