@@ -97,7 +97,7 @@ def class_table(scores: Scores) -> str:
 
 def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str, Any]) -> str:
     """Return look adherence, fidelity and downstream score of the Style Swap arms."""
-    seen = oracle["oracle"]["targets"]
+    seen = oracle["oracle"]["targets"] if oracle else {}
     looks = {Path(k).name: v for k, v in adherence["generated"].items()}
     rows = []
     for name, folder, trained in (
@@ -150,12 +150,11 @@ def main() -> None:
     parser.add_argument("--workspace", required=True, type=Path)
     workspace = parser.parse_args().workspace
     folder = workspace / "scores"
-    scores, arms, oracle = (load(folder / f"{n}.json") for n in ("main", "arms", "oracle"))
+    scores, arms, oracle, swap = (
+        load(folder / f"{n}.json") for n in ("main", "arms", "oracle", "oracle_swap")
+    )
     adherence = merged(folder / "adherence.json", folder / "adherence_direct.json")
-    if (folder / "direct.json").exists():
-        arms |= load(folder / "direct.json")
-        extra = load(folder / "oracle_direct.json")
-        oracle["oracle"]["targets"] |= extra["oracle"]["targets"]
+    arms |= load(folder / "direct.json")
     print(heading())
     if scores:
         print("## Five targets, mIoU in percent\n")
@@ -165,9 +164,9 @@ def main() -> None:
     if oracle:
         print("## What an oracle segmenter sees, IoU in percent\n")
         print(oracle_table(oracle))
-    if oracle and adherence:
+    if scores and adherence:
         print(f"## Style Swap\n\nRendered pictures: top-1 {adherence['rendered']['top1']} %.\n")
-        print(arm_table(arms, scores, oracle, adherence))
+        print(arm_table(arms, scores, swap, adherence))
     if "diffusion" in arms:
         print(f"Diffusion backbone, five-target mIoU: {arms['diffusion']['mean_miou']:.1f}\n")
 

@@ -20,7 +20,8 @@ from finetune.crops import Crop, draw_image_crop, jitter_colors  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.models import find_folder  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Config:
     """weight of the same errors after halving the latent: it must decode to the halved picture"""
     color_jitter: float = 0.3
     """share of crops with shifted colours, for sources whose colours the collection lacks"""
+    init: str = ""
+    """autoencoder folder to continue from; empty starts from scratch"""
+    decoder_only: bool = False
+    """with `init`: keep the encoder, so that diffusion models of its latents stay valid"""
     kl_weight: float = 2e-4
     """weight of the Kullback-Leibler term per latent value"""
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.625, 0.75, 1.0)))
@@ -67,6 +72,9 @@ class Config:
 def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
+    init_folder = find_folder(config.init) if config.init else None
+    if config.decoder_only and not config.init:
+        raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
     accelerator, folder = begin(config, call, samples)
     if accelerator is None:
         return None
@@ -76,22 +84,27 @@ def main() -> int | None:
 
     from finetune.loop import train
     from finetune.losses import reconstruction_loss
-    from pipeline import runs
+    from pipeline import models, runs
     from pipeline.models import images_to_tensor
     from pipeline.seeding import numpy_generator
 
     torch.manual_seed(config.seed)
     levels = len(config.channels)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=config.channels,
-        layers_per_block=1,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.norm_groups,
-        mid_block_add_attention=False,
-        sample_size=config.crop.size_px[0],
-    )
+    if init_folder:
+        vae = models.load_component(str(init_folder), "vae", subfolder=None).train()
+    else:
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.channels,
+            layers_per_block=1,
+            latent_channels=config.latent_channels,
+            norm_num_groups=config.norm_groups,
+            mid_block_add_attention=False,
+            sample_size=config.crop.size_px[0],
+        )
+    vae.encoder.requires_grad_(not config.decoder_only)
+    vae.quant_conv.requires_grad_(not config.decoder_only)
 
     class Reconstruct(torch.nn.Module):
         """Encode, sample with the given noise, decode at full and at half size."""
@@ -101,11 +114,13 @@ def main() -> int | None:
             self.vae = vae
 
         def forward(self, image, generator):  # noqa: ANN001, ANN202
-            posterior = self.vae.encode(image).latent_dist
+            with torch.set_grad_enabled(not config.decoder_only):
+                posterior = self.vae.encode(image).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator, device=image.device)
             latent = posterior.mean + posterior.std * noise
-            half = torch.nn.functional.avg_pool2d(latent, 2)
-            return self.vae.decode(latent).sample, self.vae.decode(half).sample, posterior
+            small = torch.nn.functional.avg_pool2d(latent, 2)
+            half = self.vae.decode(small).sample if config.scale_weight else None
+            return self.vae.decode(latent).sample, half, posterior
 
     def loss_function(model, image, generator):  # noqa: ANN001, ANN202
         image = image.to(accelerator.device)
@@ -113,10 +128,11 @@ def main() -> int | None:
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         weights = {"edge_weight": config.edge_weight, "color_weight": config.color_weight}
         loss = reconstruction_loss(output, image, **weights)
-        # Latents that scale with the picture have less noise-like detail, and a diffusion model
-        # learns them sooner (Skorokhodov et al., ICML 2025, section 4)
-        halved = torch.nn.functional.avg_pool2d(image, 2)
-        loss = loss + config.scale_weight * reconstruction_loss(half, halved, **weights)
+        if half is not None:
+            # Latents that scale with the picture have less noise-like detail, and a diffusion
+            # model learns them sooner (Skorokhodov et al., ICML 2025, section 4)
+            halved = torch.nn.functional.avg_pool2d(image, 2)
+            loss = loss + config.scale_weight * reconstruction_loss(half, halved, **weights)
         psnr = -10 * torch.log10(((output - image) / 2).square().mean())
         return loss + config.kl_weight * divergence, {"psnr": psnr, "kl": divergence}
 
@@ -132,11 +148,12 @@ def main() -> int | None:
     # Scale latents to unit variance (Rombach et al. 2022, appendix G)
     if accelerator.is_main_process:
         vae = model.vae
-        crops = [draw(numpy_generator(config.seed, "latent scale", i)) for i in range(64)]
-        with torch.no_grad():
-            images = images_to_tensor(crops).to(accelerator.device)
-            means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(8)])
-        vae.register_to_config(scaling_factor=round(1 / float(means.std()), 5))
+        if not config.decoder_only:
+            crops = [draw(numpy_generator(config.seed, "latent scale", i)) for i in range(64)]
+            with torch.no_grad():
+                images = images_to_tensor(crops).to(accelerator.device)
+                means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(8)])
+            vae.register_to_config(scaling_factor=round(1 / float(means.std()), 5))
         vae.save_pretrained(folder / "vae")
         runs.mark_finished(folder, config.training.steps)
     accelerator.end_training()

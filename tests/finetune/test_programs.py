@@ -111,7 +111,18 @@ def test_base_model_from_scratch_draws_from_a_prompt(run_program, tiny_dataset, 
         "--training.steps", "2", "--channels", "8", "8", "8", "--norm-groups", "4",
     )  # fmt: skip
     run_program(
-        "finetune/prior.py", "--data", data, "--vae", tmp_path / "vae" / "vae", *size,
+        "finetune/vae.py", "--data", data, "--init", tmp_path / "vae" / "vae", "--decoder-only", "True",
+        "--output", tmp_path / "decoder", *size, "--training.steps", "2", "--scale-weight", "0",
+    )  # fmt: skip
+    before, after = (
+        load_file(tmp_path / name / "vae" / "diffusion_pytorch_model.safetensors")
+        for name in ("vae", "decoder")
+    )
+    same = {name: torch.equal(before[name], after[name]) for name in before}
+    assert all(same[name] for name in same if name.startswith(("encoder", "quant_conv")))
+    assert not any(same[name] for name in same if name.startswith("decoder.conv_in"))
+    run_program(
+        "finetune/prior.py", "--data", data, "--vae", tmp_path / "decoder" / "vae", *size,
         "--output", tmp_path / "prior", "--training.steps", "2", "--channels", "16", "16",
         "--text-width", "16", "--text-layers", "1", "--training.checkpoint-interval", "2",
     )  # fmt: skip
