@@ -60,7 +60,8 @@ def main() -> None:
     for i, run in enumerate(arguments.runs):
         name, _, path = run.partition("=")
         rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-        steps, losses = (np.array([r[k] for r in rows], dtype=float) for k in ("step", "loss"))
+        loss_at = {row["step"]: row["loss"] for row in rows}  # a resumed run repeats some steps
+        steps, losses = (np.array([*x], dtype=float) for x in (loss_at, loss_at.values()))
         panels.append(panel(name, steps, losses, i * WIDTH))
     size = f'viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}" width="{WIDTH * len(panels)}"'
     text = (
