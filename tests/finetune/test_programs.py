@@ -111,8 +111,9 @@ def test_base_model_from_scratch_draws_from_a_prompt(run_program, tiny_dataset, 
         "--training.steps", "2", "--channels", "8", "8", "8", "--norm-groups", "4",
     )  # fmt: skip
     run_program(
-        "finetune/vae.py", "--data", data, "--init", tmp_path / "vae" / "vae", "--decoder-only", "True",
-        "--output", tmp_path / "decoder", *size, "--training.steps", "2", "--scale-weight", "0",
+        "finetune/vae.py", "--data", data, "--init", tmp_path / "vae" / "vae", *size,
+        "--decoder-only", "True", "--output", tmp_path / "decoder", "--training.steps", "2",
+        "--scale-weight", "0",
     )  # fmt: skip
     before, after = (
         load_file(tmp_path / name / "vae" / "diffusion_pytorch_model.safetensors")
