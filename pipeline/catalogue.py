@@ -56,6 +56,8 @@ class DatasetSpec:
     citation: str = ""
     condition: str = ""
     """of all pictures; a field `{condition}` in a template takes its place"""
+    prefixes: dict[str, str] = field(default_factory=dict)
+    """conditions of pictures whose names begin so"""
     eval_low_px: tuple[int, int] | None = None
     """height and width that pictures are scaled into for low-resolution networks (DAFormer)"""
     eval_high_px: tuple[int, int] | None = None
@@ -193,7 +195,8 @@ def _list_layouts(spec: DatasetSpec, root: Path, split: str) -> Listing:
     for name, fields in images.items():
         label = layout.label.format(**{**fields, "split": folder})
         found.pop(label, None)
-        condition = fields.get("condition", spec.condition)
+        by_name = (c for p, c in spec.prefixes.items() if Path(name).name.startswith(p))
+        condition = fields.get("condition") or next(by_name, spec.condition)
         facts = {"original_image": name, "original_label": label}
         facts |= {"condition": condition} if condition else {}
         pairs.append(Pair(root / name, root / label, facts))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -30,42 +31,13 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base(workspace: Path, tiny_base: Path) -> Path:
-    """A pipeline folder of the released architecture; only the vocabulary is small."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(tiny_base, subfolder="tokenizer", model_max_length=77)
-    unet = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+def base(workspace: Path, run_program) -> Path:
+    """A pipeline folder of the released architecture."""
+    run_program("benchmarks/random_base.py", "--output", workspace / "base", timeout_s=PATIENCE_S)
+    config = UNet2DConditionModel.load_config(workspace / "base" / "unet")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
     assert sum(p.numel() for p in unet.parameters()) == 859_520_964
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=512,
-    )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    scheduler = diffusers.PNDMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True,
-        set_alpha_to_one=False, steps_offset=1,
-    )  # fmt: skip
-    pipe = diffusers.StableDiffusionPipeline(
-        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    pipe.to(torch.float16).save_pretrained(workspace / "base")
     return workspace / "base"
 
 
@@ -102,8 +74,6 @@ def test_one_update_of_each_program(base, data, workspace, run_program):
         "--unet", workspace / "unet" / "unet", "--output", workspace / "controlnet",
         "--training.precision", "no", timeout_s=PATIENCE_S,
     )  # fmt: skip
-    from diffusers import ControlNetModel
-
     net = ControlNetModel.from_pretrained(workspace / "controlnet" / "controlnet")
     assert sum(p.numel() for p in net.parameters()) == 361_279_120 + 17 * 16 * 9  # 20 channels
     assert float(net.controlnet_mid_block.weight.detach().abs().sum()) > 0
