@@ -49,7 +49,7 @@ def main() -> None:
         with torch.no_grad():
             latents = models.encode_latents(vae, models.images_to_tensor([image]))
             output = models.tensor_to_images(models.decode_latents(vae, latents))[0]
-        row = {k: sample.row[k] for k in ("look", "condition", "seed")}
+        row = {k: sample.row.get(k) for k in ("look", "condition", "seed")}
         writer.write(index, output, label, {**row, "psnr": psnr(image, output)})
     by_look = defaultdict(list)
     for sample in open_dataset(arguments.output, labelled=True):

@@ -65,7 +65,7 @@ class Config:
     """'aligned': paste on the tiles' own noise level; 'reference': DGInStyle; 'none': base only."""
     tile_px: tuple[int, int] = (64, 128)
     """Height and width of a tile of the high-resolution pass, in pixels of that pass."""
-    stride_px: tuple[int, int] = (64, 64)
+    stride_px: tuple[int, int] = (32, 64)
     """Distance of neighbouring tiles; the last tile of an axis is aligned to the border."""
     tile_weight: Literal["uniform", "gaussian"] = "uniform"
     """How overlapping tiles are averaged."""
@@ -82,7 +82,7 @@ class Config:
     """Classifier-free guidance; 1 evaluates the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
-    tile_batch: int = 4
+    tile_batch: int = 3
     """Tiles per network call; the shape is fixed by padding. Lower it if memory runs out."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of U-Net, ControlNet and text encoder; solver and VAE stay in float32."""
