@@ -119,8 +119,18 @@ def test_sizes_stay_small(path: Path) -> None:
             assert length <= 120, f"{node.name} has {length} lines"
 
 
+def code_lines(path: Path) -> int:
+    """Count the lines of a module that are neither blank, comment nor docstring."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    for node in ast.walk(tree_of(path)):
+        text = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(text, ast.Constant) and isinstance(text.value, str):
+            lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
+    return sum(bool(line) and not line.startswith("#") for line in lines)
+
+
 def test_the_four_packages_stay_small_together() -> None:
-    assert sum(p.read_text().count("\n") for p in SOURCES) <= 10_000
+    assert sum(map(code_lines, SOURCES)) <= 10_000
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
