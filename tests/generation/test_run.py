@@ -231,7 +231,7 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
         (["--base", "no/such"], "base model 'no/such'"),
         (["--controlnet", "no/such"], "has no config.json"),
         (["--unet", "no/such"], "has no config.json"),
-        (["--label-space", "mars"], "use one of cityscapes_ids, gta, train_ids"),
+        (["--label-space", "mars"], "use one of cityscapes_colors, cityscapes_ids, gta"),
         (["--crop-px", 64, 128], "smaller than the crop"),
         (["--crop-px", 30, 64], "must be multiples of"),
         (["--tile-px", 64, 64], "tile height exceeds"),
