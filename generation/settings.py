@@ -78,7 +78,7 @@ class Config:
     """Denoising steps of each pass."""
     solver: Literal["ddim", "dpm++2m", "unipc"] = "dpm++2m"
     """Solver, built from the base's own scheduler config."""
-    guidance_scale: float = 5.0
+    guidance_scale: float = 3.0
     """Classifier-free guidance; 1 evaluates the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
@@ -90,8 +90,8 @@ class Config:
     """Threads of a process without a GPU. It changes the last bit of a sum, so it belongs to the
     settings; to use all cores start one process per core, which is faster as well."""
 
-    negative_prompt: str = ""
-    """Prompt of the unconditional half of the guidance."""
+    negative_prompt: str = "a city street scene with road, in clear weather by day"
+    """Prompt of the other half of the guidance; naming the source's own look keeps it out."""
     prompt: tyro.conf.Suppress[Grammar] = field(default_factory=Grammar)
     """Prompt grammar; set it in a YAML file."""
 
