@@ -1,4 +1,4 @@
-"""Commands in README.md are real: files exist and options are known."""
+"""Commands in README.md and docs/ are real: files exist and options are known."""
 
 import re
 import shlex
@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text() if (ROOT / "README.md").is_file() else ""
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def commands() -> list[str]:
+def commands(*pages: Path) -> list[str]:
     """Return the command lines of all shell blocks, continuation lines joined."""
     lines = []
-    for block in re.findall(r"```(?:bash|sh|shell)\n(.*?)```", README, re.S):
+    text = "\n".join(page.read_text() for page in pages)
+    for block in re.findall(r"```(?:bash|sh|shell)\n(.*?)```", text, re.S):
         for line in block.replace("\\\n", " ").splitlines():
             if line.strip() and not line.lstrip().startswith("#"):
                 lines.append(line.strip())
@@ -27,7 +29,7 @@ def program_and_options(command: str) -> tuple[str, list[str]] | None:
     """Return our program named in a command and its options, None for other commands."""
     words = shlex.split(command, comments=True)
     for index, word in enumerate(words):
-        if re.fullmatch(r"(pipeline|finetune|generation|segtrain)/\w+\.py", word):
+        if re.fullmatch(r"(pipeline|finetune|generation|segtrain|benchmarks)/\w+\.py", word):
             return word, words[index + 1 :]
     return None
 
@@ -42,10 +44,10 @@ def help_of(program: str) -> str:
 
 
 def test_readme_shows_the_two_commands() -> None:
-    assert {"make demo", "make test"} <= {c.split("#")[0].strip() for c in commands()}
+    assert {"make demo", "make test"} <= {c.split("#")[0].strip() for c in commands(README)}
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if program_and_options(c)])
+@pytest.mark.parametrize("command", [c for c in commands(*PAGES) if program_and_options(c)])
 def test_command_names_real_files_and_options(command: str) -> None:
     found = program_and_options(command)
     assert found is not None
@@ -61,13 +63,14 @@ def test_command_names_real_files_and_options(command: str) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for command in commands():
+    for command in commands(*PAGES):
         if command.startswith("make "):
             target = command.split()[1]
             assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_pictures_and_links_exist() -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", README):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_and_links_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if not target.startswith(("http://", "https://", "mailto:")):
-            assert (ROOT / target).exists(), target
+            assert (page.parent / target).exists(), target
