@@ -1,6 +1,7 @@
 """The parts of a base model trained from scratch, in Stable Diffusion's folder layout."""
 
-import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from tokenizers import pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipeline.models import latent_factor
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 class TextToImage(torch.nn.Module):
@@ -30,21 +31,44 @@ class TextToImage(torch.nn.Module):
 
 
 def train_tokenizer(captions: list[str], config: Any) -> CLIPTokenizer:
-    """Learn CLIP's byte-level BPE (lower case, word end mark) from the captions."""
-    tokenizer = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[])
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary,
-        min_frequency=2,
-        special_tokens=[START, END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    backend = tokenizer.backend_tokenizer
-    backend.train_from_iterator(sorted(set(captions)), trainer)
-    model = json.loads(backend.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
-    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=config.text_length)
+    """Learn CLIP's byte-level BPE (lower case, word end mark) from the captions.
+
+    Sennrich et al., ACL 2016, algorithm 1, with ties broken by spelling: the trainer of the
+    tokenizers library breaks them at random, and all processes must number the tokens alike.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [START, END, *alphabet, *(letter + WORD_END for letter in alphabet)]
+    backend = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[]).backend_tokenizer
+    words: Counter[tuple[str, ...]] = Counter()
+    for caption in captions:
+        text = backend.normalizer.normalize_str(caption)
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(text):
+            words[(*word[:-1], word[-1] + WORD_END)] += 1
+    merges: list[tuple[str, str]] = []
+    while len(tokens) < config.vocabulary:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += count
+        best = max(pairs, key=lambda pair: (pairs[pair], pair), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        merges.append(best)
+        tokens.append("".join(best))
+        words = Counter({merge(word, best): count for word, count in words.items()})
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=config.text_length)
+
+
+def merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """Return the word with each occurrence of `pair` joined, from the left."""
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == pair:
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return tuple(parts)
 
 
 def build_prior(
