@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from pipeline.errors import UserError
@@ -80,10 +81,10 @@ def is_abandoned(path: Path) -> bool:
     """Tell whether the process that made this temporary file is gone."""
     pid = path.name.rpartition(TEMPORARY_MARK)[2].partition("-")[0]
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        state = psutil.Process(int(pid)).status()
+    except (ValueError, psutil.NoSuchProcess):
         return True
-    return state in "ZX"  # dead, though init has not collected it; in containers it may never
+    return state in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)  # in containers none may collect it
 
 
 def sweep_temporaries(folder: Path) -> None:
