@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipeline.models import latent_factor
+from pipeline.models import latent_factor, load_component, load_scheduler
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
@@ -69,6 +69,14 @@ def merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
         else:
             parts.append(part)
     return tuple(parts)
+
+
+def load_prior(
+    base: str,
+) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler, CLIPTokenizer]:
+    """Load U-Net, text encoder, scheduler and tokenizer of a base model, to train them further."""
+    unet, text_encoder = (load_component(base, part).train() for part in ("unet", "text_encoder"))
+    return unet, text_encoder, load_scheduler(base), load_component(base, "tokenizer")
 
 
 def build_prior(

@@ -7,6 +7,7 @@ costs the U-Net alone.
     accelerate launch finetune/prior.py --data DIR --vae DIR/vae --output DIR
     accelerate launch --num_processes 8 finetune/prior.py --data DIR --vae DIR/vae --output DIR
     python finetune/prior.py --data DIR --vae DIR/vae --output DIR --training.steps 20   # a trial
+    python finetune/prior.py --data DIR --vae DIR/vae --init DIR/base --output DIR       # go on
 
 Writes OUTPUT/base, a folder that `StableDiffusionPipeline.from_pretrained` loads.
 """
@@ -23,7 +24,7 @@ from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
-from pipeline.models import find_folder  # noqa: E402
+from pipeline.models import find_base, find_folder  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Config:
     """dataset folders with pictures and captions (`prompt` of each metadata row)"""
     vae: str = ""
     """folder of the trained autoencoder"""
+    init: str = ""
+    """base model to train further: its tokenizer, text encoder and U-Net; "" starts from scratch"""
     output: str = ""
     """run folder; OUTPUT/base is written"""
     seed: int = 0
@@ -54,6 +57,8 @@ class Config:
     """largest size of the vocabulary learned from the captions"""
     caption_dropout: float = 0.1
     """share of samples trained with the empty prompt, for classifier-free guidance"""
+    logit_normal: tuple[float, float] | None = None
+    """location and scale of logit-normal timesteps, None for uniform ones"""
     crops_per_image: int = 3
     """latents prepared of each picture"""
     half_weights: bool = True
@@ -76,6 +81,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
     vae_folder = find_folder(config.vae or "vae")
+    init = find_base(config.init) if config.init else None
     accelerator, folder = begin(config, call, samples)
     if accelerator is None:
         return None
@@ -89,6 +95,7 @@ def main() -> int | None:
         TextToImage,
         build_prior,
         draw_previews,
+        load_prior,
         save_base,
         train_tokenizer,
     )
@@ -102,8 +109,11 @@ def main() -> int | None:
     torch.manual_seed(config.seed)
     vae = models.load_component(str(vae_folder), "vae", subfolder=None)
     vae = vae.requires_grad_(False).to(accelerator.device)
-    tokenizer = train_tokenizer([s.caption for s in samples], config)
-    unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)
+    if init:
+        unet, text_encoder, scheduler, tokenizer = load_prior(init)
+    else:
+        tokenizer = train_tokenizer([s.caption for s in samples], config)
+        unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)
 
     # Latents and tokens, prepared once
     def make(item):  # noqa: ANN001, ANN202
@@ -138,7 +148,9 @@ def main() -> int | None:
 
     def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
         latents, ids = (part.to(accelerator.device) for part in batch)
-        noisy, target, timesteps = noisy_latents(scheduler, latents, generator)
+        noisy, target, timesteps = noisy_latents(
+            scheduler, latents, generator, config.logit_normal
+        )
         return diffusion_loss(model(noisy, timesteps, ids), target), {}
 
     def preview(model, step):  # noqa: ANN001, ANN202
