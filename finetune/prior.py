@@ -148,9 +148,7 @@ def main() -> int | None:
 
     def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
         latents, ids = (part.to(accelerator.device) for part in batch)
-        noisy, target, timesteps = noisy_latents(
-            scheduler, latents, generator, config.logit_normal
-        )
+        noisy, target, timesteps = noisy_latents(scheduler, latents, generator, config.logit_normal)
         return diffusion_loss(model(noisy, timesteps, ids), target), {}
 
     def preview(model, step):  # noqa: ANN001, ANN202
