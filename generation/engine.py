@@ -1,12 +1,11 @@
 """The sampler: base pass, reference latent, tiled high-resolution pass, picture.
 
-One sample at a time. Tiles go through the networks in calls of a fixed shape (padded with
-zeros), so a sample's bytes do not depend on what else is made. Noise comes from CPU generators in
-float32 and solver arithmetic stays in float32.
+Networks are called in fixed shapes (padded with zeros), so a sample's bytes do not depend on what
+else is made. Noise comes from CPU generators in float32, one per sample; solver arithmetic stays
+in float32.
 """
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,11 @@ import torch
 from PIL import Image
 
 from generation import tiles
-from generation.fusion import Paste, guided, noise_levels
-from generation.settings import SCHEDULERS, Config, check_grid
+from generation.canvas import Canvas, Evaluator
+from generation.denoiser import Control, Denoiser, native_attention
+from generation.fusion import Paste
+from generation.settings import SCHEDULERS, Config, check_grid, padded_crop
+from generation.structure import Detector
 from pipeline import labels, models
 from pipeline.errors import UserError
 from pipeline.text import Conditioning, PromptEncoder
@@ -29,16 +31,31 @@ class Networks:
     """The frozen networks on their device, and the solver of the run."""
 
     scheduler: Any
-    """Prototype with its timesteps set; every pass works on a copy."""
-    unet: Any
-    controlnet: Any
-    embed_control: Any
-    """The ControlNet's condition encoder, taken out so that it runs once per tile."""
+    """Prototype with its timesteps set; every canvas works on a copy."""
+    denoiser: Denoiser
     vae: Any
     text: PromptEncoder
+    detector: Detector | None
+    """Finds the structure that a second ControlNet sees."""
     device: torch.device
-    dtype: torch.dtype
     latent_px: int
+    unit: int
+    """Picture pixels per pixel of the U-Net's deepest level."""
+
+    def use_solver(self, config: Config) -> None:
+        """Change to the solver and the steps of `config`."""
+        self.scheduler = build_scheduler(config, models.find_base(config.base))
+        self.denoiser.set_timesteps(self.scheduler.timesteps)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw. `label`: HxW train ids of the crop; `source`: HxWx3 picture, where needed."""
+
+    label: np.ndarray
+    prompt: str
+    seed: int
+    source: np.ndarray | None = None
 
 
 @dataclass
@@ -53,10 +70,27 @@ class Picture:
     """Network evaluations of one picture or tile, each with its guidance pair."""
 
 
+def find_attention(name: str) -> Callable[..., torch.Tensor]:
+    """Return the attention function of a setting."""
+    if name == "native":
+        return native_attention
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError:
+        raise UserError(
+            "--attention xformers: xformers is not installed; pip install 'streetforge[xformers]' "
+            "or use --attention native"
+        ) from None
+    return memory_efficient_attention
+
+
 def load_networks(config: Config, device: torch.device) -> Networks:
     """Load all networks of a run onto `device`."""
     base = models.find_base(config.base)
-    dtype = DTYPES[config.precision]
+    dtype, layout = DTYPES[config.precision], torch.contiguous_format
+    if config.channels_last:
+        layout = torch.channels_last
+    attend = find_attention(config.attention)
     text = PromptEncoder(base, device, dtype)
     text.load()
     if config.unet:
@@ -64,23 +98,34 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         unet = models.load_component(str(folder), "unet", subfolder=None)
     else:
         unet = models.load_component(base, "unet")
-    folder = models.find_folder(config.controlnet)
-    controlnet = models.load_component(str(folder), "controlnet", subfolder=None)
+    controls = [Control(_load_controlnet(config.controlnet), config.control_scale)]
+    if config.structure.kind != "none":
+        structure = config.structure
+        controls.append(Control(_load_controlnet(structure.controlnet), structure.scale))
     vae = models.load_component(base, "vae")
     latent_px = models.latent_factor(vae)
-    check_grid(config, latent_px, latent_px * 2 ** (len(unet.config.block_out_channels) - 1))
-    for module in (unet, controlnet):
-        module.to(device).requires_grad_(False).eval()
-        if dtype != torch.float32:
-            module.to(dtype)
+    unit = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
+    check_grid(config, latent_px, unit)
+    for module in (unet, *(control.network for control in controls)):
+        module.to(device, dtype, memory_format=layout).requires_grad_(False).eval()
     vae.to(device).requires_grad_(False).eval()
-    embed_control = controlnet.controlnet_cond_embedding
-    controlnet.controlnet_cond_embedding = torch.nn.Identity()  # receives finished embeddings
+    if config.vae_tile_px:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = config.vae_tile_px
+        vae.tile_latent_min_size = config.vae_tile_px // latent_px
+    scheduler = build_scheduler(config, base)
+    denoiser = Denoiser(unet, controls, scheduler.timesteps, attend)
+    if config.compile:
+        denoiser.compile()
     return Networks(
-        scheduler=build_scheduler(config, base),
-        unet=unet, controlnet=controlnet, embed_control=embed_control, vae=vae, text=text,
-        device=device, dtype=dtype, latent_px=latent_px,
+        scheduler=scheduler, denoiser=denoiser, vae=vae, text=text,
+        detector=Detector(config.structure) if config.structure.kind != "none" else None,
+        device=device, latent_px=latent_px, unit=unit,
     )  # fmt: skip
+
+
+def _load_controlnet(name: str) -> Any:
+    return models.load_component(str(models.find_folder(name)), "controlnet", subfolder=None)
 
 
 def build_scheduler(config: Config, base: str) -> Any:
@@ -91,170 +136,150 @@ def build_scheduler(config: Config, base: str) -> Any:
     return scheduler
 
 
-class Pass:
-    """One denoising pass over a canvas of one or more tiles, in latent pixels.
-
-    `control`: 1x20xHxW float32 in pixels. `text`: of (negative, prompt), or the prompt alone
-    without guidance.
-    """
-
-    def __init__(
-        self, networks: Networks, config: Config, *, control: torch.Tensor, text: Conditioning,
-        tile: tuple[int, int], boxes: list[tiles.Box], batch: int,
-    ) -> None:  # fmt: skip
-        self.networks, self.config, self.text = networks, config, text
-        self.tile, self.boxes, self.batch = tile, boxes, batch
-        self.tile_px = (tile[0] * networks.latent_px, tile[1] * networks.latent_px)
-        self.weight = torch.from_numpy(tiles.tile_weights(tile, config.tile_weight))
-        self.weight = self.weight.to(networks.device)
-        self.embeddings = [self._embed(control, box) for box in boxes]
-
-    def _embed(self, control: torch.Tensor, box: tiles.Box) -> torch.Tensor:
-        px = self.networks.latent_px
-        top, left = box[0] * px, box[1] * px
-        part = control[..., top : top + self.tile_px[0], left : left + self.tile_px[1]]
-        return self.networks.embed_control(part.to(self.networks.device, self.networks.dtype))
-
-    def _evaluate(
-        self, latents: torch.Tensor, embeddings: torch.Tensor, timestep: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the guided float32 prediction for BxCxhxw tiles at one timestep."""
-        nets, halves, size = self.networks, self.text.states.shape[0], latents.shape[0]
-        sample = latents.to(nets.dtype).repeat(halves, 1, 1, 1)
-        repeated = self.text.map(lambda states: states.repeat_interleave(size, dim=0))
-        text = repeated.arguments(self.tile_px)
-        down, mid = nets.controlnet(
-            sample, timestep, **text,
-            controlnet_cond=embeddings.repeat(halves, 1, 1, 1),
-            conditioning_scale=self.config.control_scale, return_dict=False,
-        )  # fmt: skip
-        output = nets.unet(
-            sample, timestep, **text,
-            down_block_additional_residuals=down, mid_block_additional_residual=mid,
-            return_dict=False,
-        )[0].float()  # fmt: skip
-        if halves == 1:
-            return output
-        negative, positive = output.chunk(2)
-        return guided(negative, positive, self.config.guidance_scale, self.config.guidance_rescale)
-
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Return the weighted mean of all tiles' predictions, 1xCxhxw; 0 where no tile lies."""
-        total = torch.zeros_like(latents)
-        weights = torch.zeros_like(latents[:, :1])
-        height, width = self.tile
-        for first in range(0, len(self.boxes), self.batch):
-            boxes = self.boxes[first : first + self.batch]
-            views = [latents[0, :, t : t + height, x : x + width] for t, x in boxes]
-            embeddings = [e[0] for e in self.embeddings[first : first + self.batch]]
-            missing = self.batch - len(boxes)
-            views += [torch.zeros_like(views[0])] * missing
-            embeddings += [torch.zeros_like(embeddings[0])] * missing
-            outputs = self._evaluate(torch.stack(views), torch.stack(embeddings), timestep)
-            for (top, left), output in zip(boxes, outputs, strict=False):
-                window = (..., slice(top, top + height), slice(left, left + width))
-                total[window] += self.weight * output
-                weights[window] += self.weight
-        return torch.where(weights > 0, total / weights.clamp(min=1e-12), 0)
-
-    def run(self, noise: torch.Tensor, paste: Paste | None = None) -> torch.Tensor:
-        """Denoise 1xCxhxw standard normal `noise` to clean scaled latents."""
-        scheduler = copy.deepcopy(self.networks.scheduler)
-        levels = noise_levels(scheduler)
-        latents = noise * float(scheduler.init_noise_sigma)
-        for step, timestep in enumerate(scheduler.timesteps):
-            at = timestep.to(latents.device)
-            prediction = self.predict(scheduler.scale_model_input(latents, timestep), at)
-            if paste:
-                prediction = paste.before_step(
-                    prediction, latents, levels[step], scheduler.config.prediction_type
-                )
-            latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-            if paste:
-                latents = paste.after_step(latents, scheduler, step)
-        return latents
-
-
 class Sampler:
-    """Draws one picture for one label crop."""
+    """Draws pictures for label crops, `config.image_batch` at a time."""
 
     def __init__(self, networks: Networks, config: Config) -> None:
         self.networks, self.config = networks, config
-        self.before_prompt = [config.negative_prompt] if config.guidance_scale != 1 else []
+        self.crop_px = padded_crop(config, networks.latent_px, networks.unit)
+        self.base_px = self._scaled(config.base_scale)
+        self.canvas_px = self._scaled(config.fusion_scale)
+        self.base_pass = Evaluator(networks.denoiser, config, config.image_batch)
+        self.tile_pass = Evaluator(networks.denoiser, config, config.tile_batch)
 
-    @torch.no_grad()
     def draw(self, label: np.ndarray, prompt: str, seed: int) -> Picture:
         """Return the picture of an HxW crop of train ids; all noise comes from `seed`."""
-        generator = torch.Generator().manual_seed(seed)
-        text = self.networks.text.encode([*self.before_prompt, prompt])
-        latents = self._base(label, text, generator)
-        count, total = 0, 0
-        if self.config.fusion != "none":
-            latents, count, total = self._fuse(label, text, latents, generator)
-        decoded = models.decode_latents(self.networks.vae, latents)
-        finite = bool(torch.isfinite(decoded).all())
-        image = models.tensor_to_images(decoded)[0] if finite else None
-        problem = "" if finite else "the picture is not finite"
-        if image is not None and int(image.max()) - int(image.min()) < 2:
-            image, problem = None, "the picture is constant"
-        if image is not None:
-            image = resize_lanczos(image, self.config.crop_px)
-        return Picture(image, problem, count, total, self.config.steps * (1 + count))
+        return self.draw_all([Request(label, prompt, seed)])[0]
 
-    def _control(self, label: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-        resized = tiles.resize_nearest(label, size)
-        return labels.one_hot_control(torch.from_numpy(resized)[None])
+    @torch.no_grad()
+    def draw_all(self, requests: Sequence[Request]) -> list[Picture]:
+        """Return the pictures of up to `config.image_batch` requests, drawn together."""
+        config, networks = self.config, self.networks
+        assert 0 < len(requests) <= config.image_batch
+        requests = [self._pad(request) for request in requests]
+        text = self._encode([request.prompt for request in requests])
+        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+
+        # Base pass
+        size = self._latent(self.base_px)
+        networks.denoiser.prime(text, self.base_px)
+        bases = [
+            self._canvas(place, request, generator, size_px=self.base_px, tile=size, grid=[(0, 0)])
+            for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
+        ]
+        self.base_pass.denoise(bases)
+        finished, grid = bases, []
+
+        # High-resolution pass
+        if config.fusion != "none":
+            tile = self._latent(config.tile_px)
+            grid = tiles.tile_boxes(
+                self._latent(self.canvas_px), tile, self._latent(config.stride_px)
+            )  # fmt: skip
+            networks.denoiser.prime(text, config.tile_px)
+            finished = [
+                self._canvas(
+                    place,
+                    request,
+                    generator,
+                    size_px=self.canvas_px,
+                    tile=tile,
+                    grid=grid,
+                    base=bases[place].latents,
+                )  # fmt: skip
+                for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
+            ]
+            self.tile_pass.denoise(finished)
+        return [self._finish(canvas, len(grid)) for canvas in finished]
+
+    def _scaled(self, scale: float) -> tuple[int, int]:
+        return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
+
+    def _latent(self, size_px: tuple[int, int]) -> tuple[int, int]:
+        return size_px[0] // self.networks.latent_px, size_px[1] // self.networks.latent_px
+
+    def _pad(self, request: Request) -> Request:
+        """Continue the border of the crop to the size that fits the networks' grid."""
+        missing = [(0, big - own) for big, own in zip(self.crop_px, request.label.shape, strict=True)]
+        if not any(after for _, after in missing):
+            return request
+        source = request.source
+        if source is not None:
+            source = np.pad(source, [*missing, (0, 0)], mode="edge")
+        label = np.pad(request.label, missing, mode="edge")
+        return Request(label, request.prompt, request.seed, source)
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        """Return the negative prompt's states and `config.image_batch` prompts', one row each."""
+        prompts += prompts[:1] * (self.config.image_batch - len(prompts))
+        return self.networks.text.encode([self.config.negative_prompt, *prompts])
+
+    def _canvas(
+        self, place: int, request: Request, generator: torch.Generator, *,
+        size_px: tuple[int, int], tile: tuple[int, int], grid: list[tiles.Box],
+        base: torch.Tensor | None = None,
+    ) -> Canvas:  # fmt: skip
+        """Set up a pass; `base` is the clean latent of the base pass, if there was one."""
+        networks, config = self.networks, self.config
+        size, paste, boxes = self._latent(size_px), None, grid
+        control = tiles.resize_nearest(request.label, size_px)
+        conditions = [labels.one_hot_control(torch.from_numpy(control)[None])]
+        if networks.detector:
+            assert request.source is not None
+            conditions.append(networks.detector(resize_lanczos(request.source, size_px)))
+        if base is not None:
+            target = self._reference_latent(base, generator)
+            mask = tiles.large_components(request.label, config.large_area)
+            mask = tiles.resize_nearest(mask, size)
+            boxes = tiles.chosen_boxes(grid, tile, mask, config.tile_cover)
+            held = torch.from_numpy(mask)[None, None].to(networks.device)
+        noise = self._noise(size, generator)
+        if base is not None:
+            paste = Paste(held, target, config.fusion, generator)
+        return Canvas(
+            config, networks.scheduler, noise=noise, conditions=conditions, rows=(0, 1 + place),
+            tile=tile, boxes=boxes, paste=paste, start=self._start(request, size_px),
+        )  # fmt: skip
 
     def _noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
         channels = self.networks.vae.config.latent_channels
         return torch.randn((1, channels, *size), generator=generator).to(self.networks.device)
 
-    def _base(
-        self, label: np.ndarray, text: Conditioning, generator: torch.Generator
-    ) -> torch.Tensor:
-        size_px = self.config.scaled(self.config.base_scale)
-        size = self._latent(size_px)
-        base = Pass(
-            self.networks, self.config, control=self._control(label, size_px), text=text,
-            tile=size, boxes=[(0, 0)], batch=1,
-        )  # fmt: skip
-        return base.run(self._noise(size, generator))
+    def _start(self, request: Request, size_px: tuple[int, int]) -> torch.Tensor | None:
+        if self.config.strength == 1:
+            return None
+        assert request.source is not None
+        return self._encode_picture(resize_lanczos(request.source, size_px))
 
-    def _latent(self, size_px: tuple[int, int]) -> tuple[int, int]:
-        return size_px[0] // self.networks.latent_px, size_px[1] // self.networks.latent_px
-
-    def _reference_latent(
-        self, base_latents: torch.Tensor, size_px: tuple[int, int], generator: torch.Generator
+    def _encode_picture(
+        self, picture: np.ndarray, generator: torch.Generator | None = None
     ) -> torch.Tensor:
+        """Return the latent of a picture, a random one of its posterior with a generator."""
+        pixels = models.images_to_tensor([picture]).to(self.networks.device)
+        if generator is None:
+            return models.encode_latents(self.networks.vae, pixels)
+        return models.sample_latents(self.networks.vae, pixels, generator)
+
+    def _reference_latent(self, base: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Decode the base pass, enlarge it by Lanczos and encode it at the canvas size."""
-        picture = models.tensor_to_images(models.decode_latents(self.networks.vae, base_latents))[0]
-        enlarged = models.images_to_tensor([resize_lanczos(picture, size_px)])
-        enlarged = enlarged.to(self.networks.device)
-        if self.config.fusion == "reference":
-            return models.sample_latents(self.networks.vae, enlarged, generator)
-        return models.encode_latents(self.networks.vae, enlarged)
+        picture = models.tensor_to_images(models.decode_latents(self.networks.vae, base))[0]
+        enlarged = resize_lanczos(picture, self.canvas_px)
+        sampled = self.config.fusion == "reference"
+        return self._encode_picture(enlarged, generator if sampled else None)
 
-    def _fuse(
-        self, label: np.ndarray, text: Conditioning, base_latents: torch.Tensor,
-        generator: torch.Generator,
-    ) -> tuple[torch.Tensor, int, int]:  # fmt: skip
-        """Return (canvas latents, tiles evaluated, tiles of the grid)."""
-        config = self.config
-        size_px = config.scaled(config.fusion_scale)
-        size, tile = self._latent(size_px), self._latent(config.tile_px)
-        target = self._reference_latent(base_latents, size_px, generator)
-        mask = tiles.large_components(label, config.large_area)
-        mask = tiles.resize_nearest(mask, size)
-        grid = tiles.tile_boxes(size, tile, self._latent(config.stride_px))
-        boxes = tiles.needed_boxes(grid, tile, mask) if config.skip_covered_tiles else grid
-        canvas = Pass(
-            self.networks, config, control=self._control(label, size_px), text=text,
-            tile=tile, boxes=boxes, batch=config.tile_batch,
-        )  # fmt: skip
-        held = torch.from_numpy(mask)[None, None].to(self.networks.device)
-        noise = self._noise(size, generator)
-        paste = Paste(held, target, config.fusion, generator)
-        return canvas.run(noise, paste), len(boxes), len(grid)
+    def _finish(self, canvas: Canvas, tiles_total: int) -> Picture:
+        decoded = models.decode_latents(self.networks.vae, canvas.latents)
+        count = len(canvas.boxes) if tiles_total else 0
+        evaluations = (self.config.steps - canvas.first) * (1 + count)
+        image = models.tensor_to_images(decoded)[0]
+        problem = ""
+        if not bool(torch.isfinite(decoded).all()):
+            problem = "the picture is not finite"
+        elif int(image.max()) - int(image.min()) < 2:
+            problem = "the picture is constant"
+        image = resize_lanczos(image, self.crop_px)
+        image = image[: self.config.crop_px[0], : self.config.crop_px[1]]
+        return Picture(None if problem else image, problem, count, tiles_total, evaluations)
 
 
 def resize_lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -263,14 +288,3 @@ def resize_lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS)
     return np.array(resized)
-
-
-def memory_errors(call: Callable[[], Any], config: Config) -> Any:
-    """Run `call`; running out of device memory becomes a `UserError` with the remedy."""
-    try:
-        return call()
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"--tile-batch {config.tile_batch}: the device ran out of memory; lower it, or use "
-            "--precision bf16"
-        ) from None

@@ -21,6 +21,22 @@ NOT_IN_DIGEST = ("n", "output")
 
 
 @dataclass(frozen=True)
+class Structure:
+    """A second ControlNet that sees the structure of the source picture."""
+
+    kind: Literal["none", "canny", "depth", "soft_edge", "line"] = "none"
+    """canny needs nothing more; the others need the extra `control` (controlnet_aux)."""
+    controlnet: str = ""
+    """Folder of a 3-channel ControlNet for this kind."""
+    scale: float = 0.5
+    """Factor on its residuals."""
+    detector: str = "lllyasviel/Annotators"
+    """Where controlnet_aux finds the weights of the detector: a folder or a hub id."""
+    canny_thresholds: tuple[float, float] = (100.0, 200.0)
+    """Lower and upper gradient threshold of canny, for 8-bit grey values."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of `generation/run.py`."""
 
@@ -56,6 +72,10 @@ class Config:
     """'pocket' or the folder of a 20-channel ControlNet."""
     control_scale: float = 0.8
     """Factor on the ControlNet's residuals."""
+    structure: Structure = field(default_factory=Structure)
+    """A second control, taken from the source pictures of the label maps."""
+    strength: float = 1.0
+    """Below 1 both passes start from the source picture, noised for this share of the steps."""
 
     base_scale: float = 0.5
     """Size of the base pass relative to the crop."""
@@ -71,8 +91,9 @@ class Config:
     """How overlapping tiles are averaged."""
     large_area: float = 30000 / 512**2
     """A connected component above this share of the crop is kept from the base pass."""
-    skip_covered_tiles: bool = True
-    """Skip tiles that lie wholly in kept regions; the result is the same."""
+    tile_cover: Literal["grid", "needed", "adaptive"] = "needed"
+    """'grid': all tiles; 'needed': those not wholly in kept regions, with the same result;
+    'adaptive': as few of them as cover everything else."""
 
     steps: int = 10
     """Denoising steps of each pass."""
@@ -80,12 +101,26 @@ class Config:
     """Solver, built from the base's own scheduler config."""
     guidance_scale: float = 3.0
     """Classifier-free guidance; 1 evaluates the prompt alone."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Share of the steps (from, to) that are guided; the others evaluate the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
     tile_batch: int = 3
-    """Tiles per network call; the shape is fixed by padding. Lower it if memory runs out."""
+    """Tiles per network call; the shape is fixed by padding. It is halved if memory runs out."""
+    image_batch: int = 1
+    """Pictures drawn together: they share the calls of the tiles, and of the base pass."""
+    cached_tiles: int = 256
+    """Condition embeddings kept per picture; those of further tiles are made at each step."""
+    vae_tile_px: int = 0
+    """Decode and encode larger pictures in tiles of this size; 0 takes them whole."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of U-Net, ControlNet and text encoder; solver and VAE stay in float32."""
+    attention: Literal["native", "xformers"] = "native"
+    """Attention kernels: PyTorch's own, or those of xformers (an extra)."""
+    compile: bool = False
+    """Compile U-Net and ControlNet together with torch.compile; takes minutes, then is faster."""
+    channels_last: bool = False
+    """Keep convolutions in channels-last layout, which tensor cores read faster."""
     cpu_threads: int = 1
     """Threads of a process without a GPU. It changes the last bit of a sum, so it belongs to the
     settings; to use all cores start one process per core, which is faster as well."""
@@ -104,6 +139,11 @@ class Config:
         """Return the crop's height and width in pixels of a pass at `scale`."""
         return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
 
+    @property
+    def needs_pictures(self) -> bool:
+        """Whether the source pictures of the label maps are used."""
+        return self.structure.kind != "none" or self.strength < 1
+
 
 def run_mapping(config: Config) -> dict[str, Any]:
     """Return the settings that define the samples: everything but `n` and `output`."""
@@ -116,24 +156,36 @@ def run_mapping(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise `UserError` for settings that cannot work, without reading any file."""
     require_positive(
-        config, "n", "base_scale", "fusion_scale", "steps", "tile_batch", "guidance_scale",
-        "cpu_threads",
+        config, "n", "base_scale", "fusion_scale", "steps", "tile_batch", "image_batch",
+        "guidance_scale", "cpu_threads", "strength",
     )  # fmt: skip
     for name in ("crop_px", "tile_px", "stride_px"):
         values = getattr(config, name)
         if min(values) <= 0:
             raise UserError(f"--{name.replace('_', '-')} {values}: both must be 1 or more")
-    for name in ("seed", "layout_height_px", "rcs_temperature", "rcs_min_pixels"):
+    whole = ("seed", "layout_height_px", "rcs_temperature", "rcs_min_pixels", "cached_tiles",
+             "vae_tile_px")  # fmt: skip
+    for name in whole:
         if getattr(config, name) < 0:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(config, name)}: must be 0 or more")
-    for name in ("rcs_min_share", "large_area", "guidance_rescale"):
+    for name in ("rcs_min_share", "large_area", "guidance_rescale", "strength"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be in 0..1")
+    first, last = config.guidance_interval
+    if not 0 <= first <= last <= 1:
+        raise UserError(
+            f"--guidance-interval {first:g} {last:g}: must be two shares in 0..1, in order"
+        )
     if config.fusion == "reference" and config.solver != "ddim":
         raise UserError(
             f"--solver {config.solver}: the 'reference' fusion pastes fresh noise after each step, "
             "which only ddim allows; use --solver ddim or --fusion aligned"
+        )
+    if config.structure.kind != "none" and not config.structure.controlnet:
+        raise UserError(
+            f"--structure.kind {config.structure.kind}: needs --structure.controlnet, the folder "
+            "of a 3-channel ControlNet trained for it"
         )
     config.prompt.check()
     if config.fusion == "none":
@@ -153,23 +205,38 @@ def check(config: Config) -> None:
 
 
 def check_grid(config: Config, latent_px: int, unit: int) -> None:
-    """Raise `UserError` unless all sizes fit the model's grid.
+    """Raise `UserError` unless tiles and strides fit the model's grid; canvases are padded to it.
 
     `latent_px`: picture pixels per latent pixel. `unit`: picture pixels per pixel of the U-Net's
     deepest level; what the U-Net sees must be a multiple of it.
     """
-    sizes = {"--base-scale: the base pass": (config.scaled(config.base_scale), unit)}
-    if config.fusion != "none":
-        sizes |= {
-            "--tile-px: a tile": (config.tile_px, unit),
-            "--stride-px: the stride": (config.stride_px, latent_px),
-            "--fusion-scale: the high-resolution pass": (
-                config.scaled(config.fusion_scale), latent_px
-            ),
-        }  # fmt: skip
+    if config.fusion == "none":
+        return
+    sizes = {
+        "--tile-px: a tile": (config.tile_px, unit),
+        "--stride-px: the stride": (config.stride_px, latent_px),
+    }
     for name, (size, multiple) in sizes.items():
         if size[0] % multiple or size[1] % multiple:
             raise UserError(
                 f"{name} is {size[0]}x{size[1]} px, but height and width must be multiples of "
-                f"{multiple} for this base model; change it or --crop-px"
+                f"{multiple} for this base model"
             )
+
+
+def padded_crop(config: Config, latent_px: int, unit: int) -> tuple[int, int]:
+    """Return the height and width to which label crops are padded, the crop's own if it fits.
+
+    The smallest ones for which the base pass is a multiple of `unit` and the high-resolution pass
+    of `latent_px` pixels (see `check_grid`).
+    """
+
+    def padded(length: int) -> int:
+        while (
+            round(length * config.base_scale) % unit
+            or round(length * config.fusion_scale) % latent_px
+        ):
+            length += 1
+        return length
+
+    return padded(config.crop_px[0]), padded(config.crop_px[1])

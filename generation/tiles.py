@@ -63,10 +63,25 @@ def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.astype(array.dtype)
 
 
-def needed_boxes(boxes: list[Box], tile: tuple[int, int], mask: np.ndarray) -> list[Box]:
-    """Return the tiles that hold at least one pixel outside `mask`."""
-    return [
-        (top, left)
-        for top, left in boxes
-        if not mask[top : top + tile[0], left : left + tile[1]].all()
-    ]
+def chosen_boxes(
+    boxes: list[Box], tile: tuple[int, int], mask: np.ndarray, cover: str
+) -> list[Box]:
+    """Return the tiles of the grid `boxes` to evaluate if `mask` is kept from the base pass.
+
+    `cover` 'grid': all; 'needed': those with a pixel outside `mask`; 'adaptive': of these, greedily
+    the one that adds most uncovered pixels, ties by place, until every such pixel is covered.
+    """
+    if cover == "grid":
+        return boxes
+    if cover == "needed":
+        return [box for box in boxes if not _window(mask, box, tile).all()]
+    left, chosen = ~mask, []
+    while left.any():
+        best = max(boxes, key=lambda box: int(_window(left, box, tile).sum()))
+        chosen.append(best)
+        left[best[0] : best[0] + tile[0], best[1] : best[1] + tile[1]] = False
+    return sorted(chosen)
+
+
+def _window(array: np.ndarray, box: Box, tile: tuple[int, int]) -> np.ndarray:
+    return array[box[0] : box[0] + tile[0], box[1] : box[1] + tile[1]]

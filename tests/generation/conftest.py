@@ -68,10 +68,16 @@ def flags(tiny_config: Config) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def networks(tiny_config: Config):
-    """The tiny networks of `tiny_config`, loaded once."""
+def loaded(tiny_config: Config):
     import torch
 
     from generation.engine import load_networks
 
     return load_networks(tiny_config, torch.device("cpu"))
+
+
+@pytest.fixture
+def networks(loaded, tiny_config: Config):
+    """The tiny networks, loaded once, with the solver of `tiny_config`."""
+    loaded.use_solver(tiny_config)
+    return loaded

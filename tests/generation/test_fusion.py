@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from generation import fusion, tiles
-from generation.engine import Pass, Sampler, build_scheduler
+from generation.canvas import Canvas, Evaluator
+from generation.engine import Request, Sampler, build_scheduler
 from pipeline import labels, models
 
 CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
@@ -16,10 +17,11 @@ CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
 
 def with_solver(networks, config, **changes):
     config = replace(config, **changes)
-    return replace(networks, scheduler=build_scheduler(config, config.base)), config
+    networks.use_solver(config)
+    return networks, config
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def problem(networks, tiny_config, make_label):
     """(control, text, noise, target, mask) of one canvas."""
     generator = torch.Generator().manual_seed(0)
@@ -34,17 +36,18 @@ def problem(networks, tiny_config, make_label):
 
 
 @torch.no_grad()
-def fused(networks, config, problem, stride, batch=2, skip=False):
+def fused(networks, config, problem, stride, batch=2, cover="grid"):
     control, text, noise, target, mask = problem
-    boxes = tiles.tile_boxes(CANVAS, TILE, stride)
-    if skip:
-        boxes = tiles.needed_boxes(boxes, TILE, mask)
-    canvas = Pass(
-        networks, config, control=control, text=text, tile=TILE, boxes=boxes, batch=batch
-    )
+    boxes = tiles.chosen_boxes(tiles.tile_boxes(CANVAS, TILE, stride), TILE, mask, cover)
     held = torch.from_numpy(mask)[None, None]
     paste = fusion.Paste(held, target, config.fusion, torch.Generator().manual_seed(9))
-    return canvas.run(noise, paste)
+    networks.denoiser.prime(text, config.tile_px)
+    canvas = Canvas(
+        config, networks.scheduler, noise=noise, conditions=[control], rows=(0, 1), tile=TILE,
+        boxes=boxes, paste=paste,
+    )  # fmt: skip
+    Evaluator(networks.denoiser, config, batch).denoise([canvas])
+    return canvas.latents
 
 
 @torch.no_grad()
@@ -52,6 +55,7 @@ def slow_reference(networks, config, problem, stride):
     """DGInStyle's loop as it reads: each tile is stepped alone, steps are averaged, then pasted."""
     control, text, latents, target, mask = problem
     controlnet = models.load_component(config.controlnet, "controlnet", subfolder=None)
+    unet = models.load_component(config.base, "unet")
     held = torch.from_numpy(mask)[None, None].float()
     scheduler = copy.deepcopy(networks.scheduler)
     generator = torch.Generator().manual_seed(9)
@@ -67,7 +71,7 @@ def slow_reference(networks, config, problem, stride):
                     view, timestep, states[None], control[:, :, rows, columns],
                     conditioning_scale=config.control_scale, return_dict=False,
                 )  # fmt: skip
-                outputs.append(networks.unet(
+                outputs.append(unet(
                     view, timestep, states[None], down_block_additional_residuals=down,
                     mid_block_additional_residual=mid,
                 ).sample)  # fmt: skip
@@ -86,7 +90,7 @@ def slow_reference(networks, config, problem, stride):
 def test_reference_preset_equals_the_slow_loop(networks, tiny_config, problem, stride):
     networks, config = with_solver(networks, tiny_config, fusion="reference")
     slow = slow_reference(networks, config, problem, stride)
-    fast = fused(networks, config, problem, stride, skip=True)
+    fast = fused(networks, config, problem, stride, cover="needed")
     assert (fast - slow).norm() / slow.norm() <= 1e-5
 
 
@@ -95,9 +99,9 @@ def test_skipping_covered_tiles_changes_nothing(networks, tiny_config, problem, 
     networks, config = with_solver(networks, tiny_config, fusion=preset)
     config = replace(config, tile_batch=1)
     boxes = tiles.tile_boxes(CANVAS, TILE, (2, 4))
-    assert len(tiles.needed_boxes(boxes, TILE, problem[-1])) <= len(boxes) - 3
+    assert len(tiles.chosen_boxes(boxes, TILE, problem[-1], "needed")) <= len(boxes) - 3
     whole = fused(networks, config, problem, (2, 4), batch=1)
-    skipped = fused(networks, config, problem, (2, 4), batch=1, skip=True)
+    skipped = fused(networks, config, problem, (2, 4), batch=1, cover="needed")
     assert torch.equal(whole, skipped)
 
 
@@ -156,7 +160,7 @@ def test_rescaled_guidance_has_the_contrast_of_the_prompt():
 @pytest.mark.parametrize("preset", ["aligned", "reference", "none"])
 def test_picture_depends_on_label_prompt_and_seed(networks, tiny_config, make_label, preset):
     config = replace(tiny_config, fusion=preset, steps=2)
-    networks = replace(networks, scheduler=build_scheduler(config, config.base))
+    networks.use_solver(config)
     sampler = Sampler(networks, config)
     label, prompt = make_label(32, 64), "a city street scene with road"
     first = sampler.draw(label, prompt, 5)
@@ -169,7 +173,7 @@ def test_picture_depends_on_label_prompt_and_seed(networks, tiny_config, make_la
 
 def test_high_resolution_pass_is_reduced_to_the_crop(networks, tiny_config, make_label):
     config = replace(tiny_config, fusion_scale=2.0, base_scale=1.0, steps=2)
-    networks = replace(networks, scheduler=build_scheduler(config, config.base))
+    networks.use_solver(config)
     picture = Sampler(networks, config).draw(make_label(32, 64), "road", 0)
     assert picture.image.shape == (32, 64, 3)
     assert picture.tiles_total == 7 * 7

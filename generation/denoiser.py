@@ -1,0 +1,237 @@
+"""One evaluation of U-Net and ControlNets: what does not change is computed once.
+
+The stock forward passes of diffusers repeat, for each tile, step and guidance half, work whose
+result is known. Here, with the stock modules and weights:
+
+- the embedding of a timestep is made once per run, the keys and values of the text once per group
+  of pictures;
+- condition embeddings arrive finished (see `Denoiser.embed`), since they depend on the tile alone;
+- the two halves of the guidance share everything up to the first cross-attention, where the text
+  first comes in: convolutions, first residual blocks and first self-attention. SDXL feeds text
+  into the time embedding, so its halves part at the start.
+
+Equal to the stock forward passes up to rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.text import Conditioning
+
+
+def native_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return softmax(q k^T / sqrt(d)) v for BxLxHxD tensors by PyTorch's own kernels."""
+    parts = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2)
+
+
+class TextAttention:
+    """Cross-attention processor that looks keys and values up by row number.
+
+    In place of text states the network receives the B row numbers of its texts.
+    """
+
+    def __init__(self, attend: Callable[..., torch.Tensor]) -> None:
+        self.attend = attend
+        self.key = self.value = torch.empty(0)
+
+    def prime(self, attention: Any, states: torch.Tensor) -> None:
+        """Compute keys and values, RxLxHxD each, of the text states RxLxC."""
+        shape = (*states.shape[:2], attention.heads, -1)
+        self.key, self.value = (f(states).view(shape) for f in (attention.to_k, attention.to_v))
+
+    def __call__(
+        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor,
+        attention_mask: Any = None, temb: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Return BxNxC for hidden states BxNxC and row numbers B."""
+        batch, length, _ = hidden_states.shape
+        query = attn.to_q(hidden_states).view(batch, length, attn.heads, -1)
+        rows = encoder_hidden_states
+        output = self.attend(query, self.key[rows], self.value[rows])
+        return attn.to_out[0](output.reshape(batch, length, -1))
+
+
+class SelfAttention:
+    """Self-attention processor on a chosen kernel."""
+
+    def __init__(self, attend: Callable[..., torch.Tensor]) -> None:
+        self.attend = attend
+
+    def __call__(
+        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: Any = None,
+        attention_mask: Any = None, temb: Any = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Return BxNxC for hidden states BxNxC."""
+        batch, length, _ = hidden_states.shape
+        parts = (f(hidden_states) for f in (attn.to_q, attn.to_k, attn.to_v))
+        output = self.attend(*(part.view(batch, length, attn.heads, -1) for part in parts))
+        return attn.to_out[0](output.reshape(batch, length, -1))
+
+
+@dataclass
+class Control:
+    """A ControlNet and the factor on its residuals."""
+
+    network: Any
+    scale: float
+
+
+class Denoiser:
+    """U-Net and ControlNets as one function of (tiles, step, condition embeddings, texts)."""
+
+    def __init__(
+        self, unet: Any, controls: list[Control], timesteps: torch.Tensor,
+        attend: Callable[..., torch.Tensor] = native_attention,
+    ) -> None:  # fmt: skip
+        self.unet, self.controls = unet, controls
+        self.device, self.dtype = unet.device, unet.dtype
+        self.forward = self._forward
+        self._networks = [unet, *(control.network for control in controls)]
+        self._times: list[torch.Tensor] = []
+        self._added: list[torch.Tensor | None] = [None] * len(self._networks)
+        self.set_timesteps(timesteps)
+        for network in self._networks:
+            network.set_attn_processor(
+                {
+                    name: (TextAttention if ".attn2." in name else SelfAttention)(attend)
+                    for name in network.attn_processors
+                }
+            )
+
+    def compile(self) -> None:
+        """Compile the whole evaluation; call shapes are fixed, so it happens once per shape."""
+        self.forward = torch.compile(self._forward)
+
+    @torch.no_grad()
+    def set_timesteps(self, timesteps: torch.Tensor) -> None:
+        """Embed the timesteps of a solver; a call names them by their place."""
+        at = timesteps.to(self.device)
+        self._times = [
+            network.time_embedding(network.time_proj(at).to(self.dtype))
+            for network in self._networks
+        ]
+
+    def embed(self, index: int, condition: torch.Tensor) -> torch.Tensor:
+        """Return ControlNet `index`'s embedding, 1xCxhxw, of a tile's condition 1xKxHxW."""
+        network = self.controls[index].network
+        if network.config.controlnet_conditioning_channel_order == "bgr":
+            condition = condition.flip(1)
+        return network.controlnet_cond_embedding(condition.to(self.device, self.dtype))
+
+    def prime(self, text: Conditioning, size_px: tuple[int, int]) -> None:
+        """Take in the texts of the next calls, one row each; tiles have `size_px`."""
+        for place, network in enumerate(self._networks):
+            for module in network.modules():
+                if isinstance(processor := getattr(module, "processor", None), TextAttention):
+                    processor.prime(module, text.states)
+            if text.pooled is not None:
+                added = text.arguments(size_px)["added_cond_kwargs"]
+                times = network.add_time_proj(added["time_ids"].flatten())
+                times = times.reshape(len(text.pooled), -1).to(self.dtype)
+                joined = torch.cat([added["text_embeds"], times], dim=-1)
+                self._added[place] = network.add_embedding(joined.to(self.dtype))
+
+    def __call__(
+        self, tiles: torch.Tensor, step: int, embeddings: list[torch.Tensor], rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the float32 predictions, one per row number.
+
+        `tiles`: BxCxhxw. `embeddings`: one BxCxhxw per ControlNet. `rows`: B text rows, or 2B to
+        evaluate each tile under two texts, all tiles with the first texts before all with the
+        second.
+        """
+        times = [table[step : step + 1] for table in self._times]
+        added = [None if rows_of is None else rows_of[rows] for rows_of in self._added]
+        times = [t if a is None else t + a for t, a in zip(times, added, strict=True)]
+        return self.forward(tiles.to(self.dtype), times, embeddings, rows).float()
+
+    def _forward(
+        self, tiles: torch.Tensor, times: list[torch.Tensor], embeddings: list[torch.Tensor],
+        rows: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        residuals, middle = encode(self.unet, self.unet.conv_in(tiles), times[0], rows)
+        for control, time, embedding in zip(self.controls, times[1:], embeddings, strict=True):
+            network = control.network
+            more, end = encode(network, network.conv_in(tiles) + embedding, time, rows)
+            outputs = [f(x) for f, x in zip(network.controlnet_down_blocks, more, strict=True)]
+            residuals = [a + control.scale * b for a, b in zip(residuals, outputs, strict=True)]
+            middle = middle + control.scale * network.controlnet_mid_block(end)
+        return decode(self.unet, residuals, middle, times[0], rows)
+
+
+def encode(
+    network: Any, sample: torch.Tensor, time: torch.Tensor, rows: torch.Tensor
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Run the down and middle blocks; return (residuals, state), the first ones not yet doubled."""
+    if len(time) == len(rows) > 1:  # SDXL: the halves differ from the first block on
+        sample = to_rows(sample, rows)
+    residuals = [sample]
+    for block in network.down_blocks:
+        attentions = getattr(block, "attentions", [None] * len(block.resnets))
+        for resnet, attention in zip(block.resnets, attentions, strict=True):
+            sample = resnet(sample, time)
+            if attention is not None and len(sample) < len(rows):
+                sample = attend_and_part(attention, sample, rows)
+            elif attention is not None:
+                sample = attention(sample, encoder_hidden_states=rows, return_dict=False)[0]
+            residuals.append(sample)
+        for downsampler in block.downsamplers or []:
+            sample = downsampler(sample)
+            residuals.append(sample)
+    sample = to_rows(sample, rows)
+    return residuals, network.mid_block(sample, time, encoder_hidden_states=rows)
+
+
+def decode(
+    unet: Any, residuals: list[torch.Tensor], sample: torch.Tensor, time: torch.Tensor,
+    rows: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """Run the up blocks on the residuals, last one first."""
+    residuals = [to_rows(residual, rows) for residual in residuals]
+    for block in unet.up_blocks:
+        count = len(block.resnets)
+        taken, residuals = tuple(residuals[-count:]), residuals[:-count]
+        text = {"encoder_hidden_states": rows} if hasattr(block, "attentions") else {}
+        size = residuals[-1].shape[2:] if residuals else None
+        sample = block(
+            hidden_states=sample, temb=time, res_hidden_states_tuple=taken, upsample_size=size,
+            **text,
+        )  # fmt: skip
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+
+def to_rows(sample: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Repeat B shared states for the texts of `rows`, if they are not apart yet."""
+    return sample.repeat(len(rows) // len(sample), 1, 1, 1)
+
+
+def attend_and_part(attention: Any, sample: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Run a spatial transformer whose input is still shared; the halves part before the text.
+
+    Follows `Transformer2DModel` and `BasicTransformerBlock` of diffusers.
+    """
+    batch, channels, height, width = sample.shape
+    hidden = attention.norm(sample)
+    if not attention.use_linear_projection:
+        hidden = attention.proj_in(hidden)
+    hidden = hidden.permute(0, 2, 3, 1).reshape(batch, height * width, -1)
+    if attention.use_linear_projection:
+        hidden = attention.proj_in(hidden)
+    first, *others = attention.transformer_blocks
+    hidden = hidden + first.attn1(first.norm1(hidden))
+    hidden = hidden.repeat(len(rows) // batch, 1, 1)
+    hidden = hidden + first.attn2(first.norm2(hidden), encoder_hidden_states=rows)
+    hidden = hidden + first.ff(first.norm3(hidden))
+    for block in others:
+        hidden = block(hidden, encoder_hidden_states=rows)
+    if attention.use_linear_projection:
+        hidden = attention.proj_out(hidden)
+    hidden = hidden.reshape(len(rows), height, width, -1).permute(0, 3, 1, 2)
+    if not attention.use_linear_projection:
+        hidden = attention.proj_out(hidden)
+    return hidden + to_rows(sample, rows)
