@@ -200,7 +200,9 @@ class Sampler:
 
     def _pad(self, request: Request) -> Request:
         """Continue the border of the crop to the size that fits the networks' grid."""
-        missing = [(0, big - own) for big, own in zip(self.crop_px, request.label.shape, strict=True)]
+        missing = [
+            (0, big - own) for big, own in zip(self.crop_px, request.label.shape, strict=True)
+        ]
         if not any(after for _, after in missing):
             return request
         source = request.source

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from generation.tiles import resize_nearest
 from pipeline import files, labels
 from pipeline.config import digest
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, read_image
 from pipeline.errors import UserError
 
 CACHE_NAME = "layouts.json"
@@ -43,6 +44,8 @@ class LayoutSource:
     table: tuple[int, ...]
     """256 entries from the folder's ids to train ids, void 255 (see `labels.label_space`)."""
     height_px: int
+    pictures: tuple[Path, ...] = ()
+    """The picture of each map, in a dataset folder."""
 
     def read(self, name: str) -> np.ndarray:
         """Read one map as HxW uint8 train ids with void 255, resized to `height_px` if set."""
@@ -52,16 +55,26 @@ class LayoutSource:
         width = round(label.shape[1] * self.height_px / label.shape[0])
         return resize_nearest(label, (self.height_px, width))
 
+    def read_picture(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """Read the picture of map `index` as HxWx3 uint8 of `size`, by Lanczos."""
+        picture = read_image(self.pictures[index])
+        if picture.shape[:2] == size:
+            return picture
+        scaled = Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS)
+        return np.array(scaled)
+
 
 def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int) -> LayoutSource:
     """List the label maps of a dataset folder or of a folder of PNGs, in name order."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of label maps; check --layouts")
     if any(folder.glob("metadata*.jsonl")):
-        found = [s.label for s in open_dataset(folder, labelled=True)]
+        samples = open_dataset(folder, labelled=True)
+        found = {str(s.label.relative_to(folder)): s.image for s in samples if s.label}
     else:
-        found = [p for p in folder.rglob(pattern) if files.TEMPORARY_MARK not in p.name]
-    names = sorted(str(p.relative_to(folder)) for p in found if p is not None)
+        plain = (p for p in folder.rglob(pattern) if files.TEMPORARY_MARK not in p.name)
+        found = {str(p.relative_to(folder)): None for p in plain}
+    names = sorted(found)
     if not names:
         raise UserError(
             f"{folder}: no label map matches {pattern!r}; check --layouts and --layout-pattern"
@@ -72,7 +85,8 @@ def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int
             f"--label-space {label_space}: colours cost time at each use; convert them once with "
             "pipeline/prepare.py"
         )
-    return LayoutSource(folder, tuple(names), tuple(table.tolist()), height_px)
+    known = tuple(picture for name in names if (picture := found[name]) is not None)
+    return LayoutSource(folder, tuple(names), tuple(table.tolist()), height_px, known)
 
 
 def _measure(source: LayoutSource, name: str) -> Layout:

@@ -9,7 +9,7 @@ import torch
 
 from generation import fusion, tiles
 from generation.canvas import Canvas, Evaluator
-from generation.engine import Request, Sampler, build_scheduler
+from generation.engine import Sampler, build_scheduler
 from pipeline import labels, models
 
 CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x

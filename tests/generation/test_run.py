@@ -143,8 +143,11 @@ def test_unusable_pictures_are_tried_again_and_then_rows(call, tmp_path, monkeyp
     assert row["status"] == "failed" and "constant" in row["error"]
 
     def second(self, label, prompt, seed):
-        return draw(self, label, prompt, seed) if seed != tried[0] else never(
-            self, label, prompt, seed)
+        return (
+            draw(self, label, prompt, seed)
+            if seed != tried[0]
+            else never(self, label, prompt, seed)
+        )
 
     monkeypatch.setattr(engine.Sampler, "draw", second)
     assert call("--n", 1, "--output", tmp_path / "set") == 0

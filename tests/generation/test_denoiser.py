@@ -1,0 +1,109 @@
+"""The shared evaluation equals the stock forward passes of diffusers, for every family."""
+
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from generation.denoiser import Control, Denoiser
+from pipeline.text import Conditioning
+
+TEXT, POOLED = 24, 16
+SHARED = dict(
+    sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=2,
+    norm_num_groups=8, cross_attention_dim=TEXT,
+)  # fmt: skip
+ATTENTION_FIRST = dict(
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
+ATTENTION_LAST = dict(
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+)
+FAMILIES = {
+    "sd15": dict(**ATTENTION_FIRST, attention_head_dim=4),
+    "sd21": dict(**ATTENTION_FIRST, attention_head_dim=(2, 4), use_linear_projection=True),
+    "pocket": dict(**ATTENTION_LAST, attention_head_dim=4),
+    "sdxl": dict(
+        **ATTENTION_LAST, attention_head_dim=(2, 4), use_linear_projection=True,
+        transformer_layers_per_block=(1, 2), addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + POOLED,
+    ),
+}  # fmt: skip
+
+
+def make_pair(family):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**SHARED, **FAMILIES[family]).eval()
+    controlnet = ControlNetModel.from_unet(
+        unet, conditioning_channels=20, conditioning_embedding_out_channels=(8, 16, 16)
+    ).eval()
+    embedding = controlnet.controlnet_cond_embedding
+    for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block,
+                  embedding.conv_out):  # fmt: skip
+        torch.nn.init.normal_(layer.weight, std=0.1)  # they start at zero
+    return unet, controlnet
+
+
+@pytest.mark.parametrize("size", [(8, 12), (6, 10)])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_equals_the_stock_forward_passes(family, size):
+    unet, controlnet = make_pair(family)
+    tiles, condition = torch.randn(3, 4, *size), torch.rand(3, 20, size[0] * 4, size[1] * 4)
+    pooled = torch.randn(4, POOLED) if family == "sdxl" else None
+    text = Conditioning(torch.randn(4, 7, TEXT), pooled)
+    rows = torch.tensor([0, 0, 0, 1, 2, 3])
+
+    known = text.map(lambda states: states[rows]).arguments((64, 64))
+    twice, timestep = tiles.repeat(2, 1, 1, 1), torch.tensor(501)
+    down, mid = controlnet(
+        twice, timestep, **known, controlnet_cond=condition.repeat(2, 1, 1, 1),
+        conditioning_scale=0.8, return_dict=False,
+    )  # fmt: skip
+    stock = unet(
+        twice, timestep, **known, down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+    ).sample  # fmt: skip
+
+    denoiser = Denoiser(unet, [Control(controlnet, 0.8)], torch.tensor([901, 501]))
+    denoiser.prime(text, (64, 64))
+    embeddings = [denoiser.embed(0, condition)]
+    ours = denoiser(tiles, 1, embeddings, rows)
+    assert (ours - stock).norm() / stock.norm() <= 5e-6
+    alone = denoiser(tiles, 1, embeddings, rows[3:])
+    assert (alone - stock[3:]).norm() / stock.norm() <= 5e-6
+
+
+@torch.no_grad()
+def test_several_controls_add_up():
+    unet, controlnet = make_pair("sd15")
+    tiles, condition = torch.randn(2, 4, 8, 8), torch.rand(2, 20, 32, 32)
+    text, rows = Conditioning(torch.randn(2, 7, TEXT)), torch.tensor([0, 0, 1, 1])
+    whole = Denoiser(unet, [Control(controlnet, 1.0)], torch.tensor([501]))
+    whole.prime(text, (32, 32))
+    embedding = whole.embed(0, condition)
+    expected = whole(tiles, 0, [embedding], rows)
+    halves = Denoiser(unet, [Control(controlnet, 0.25), Control(controlnet, 0.75)],
+                      torch.tensor([501]))  # fmt: skip
+    halves.prime(text, (32, 32))
+    assert torch.allclose(halves(tiles, 0, [embedding] * 2, rows), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_evaluation_is_equal():
+    unet, controlnet = make_pair("sd15")
+    tiles, embedding = torch.randn(2, 4, 8, 8), torch.randn(2, 32, 8, 8)
+    denoiser = Denoiser(unet, [Control(controlnet, 1.0)], torch.tensor([501, 1]))
+    results = []
+    for _ in range(2):
+        for seed in range(2):  # other texts of the same shape must not be the old ones
+            text = torch.randn((2, 7, TEXT), generator=torch.Generator().manual_seed(seed))
+            denoiser.prime(Conditioning(text), (32, 32))
+            for step in range(2):
+                results.append(denoiser(tiles, step, [embedding], torch.tensor([0, 0, 1, 1])))
+        denoiser.compile()
+    for plain, compiled in zip(results[:4], results[4:], strict=True):
+        assert torch.allclose(plain, compiled, atol=1e-4)
+    assert not torch.allclose(results[0], results[2], atol=1e-4)
