@@ -106,8 +106,11 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     latent_px = models.latent_factor(vae)
     unit = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
     check_grid(config, latent_px, unit)
+    for module in (unet, vae, *(control.network for control in controls)):
+        align(module)
     for module in (unet, *(control.network for control in controls)):
-        module.to(device, dtype, memory_format=layout).requires_grad_(False).eval()
+        torch.nn.Module.to(module, device, dtype, memory_format=layout)  # diffusers' own warns
+        module.requires_grad_(False).eval()
     vae.to(device).requires_grad_(False).eval()
     if config.vae_tile_px:
         vae.enable_tiling()
@@ -126,6 +129,16 @@ def load_networks(config: Config, device: torch.device) -> Networks:
 
 def _load_controlnet(name: str) -> Any:
     return models.load_component(str(models.find_folder(name)), "controlnet", subfolder=None)
+
+
+def align(module: torch.nn.Module) -> None:
+    """Copy weights that are mapped from a file into memory of their own.
+
+    In the file they start at any address, in each process at another one, and on a CPU the last
+    bit of a matrix-vector product depends on that.
+    """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def build_scheduler(config: Config, base: str) -> Any:

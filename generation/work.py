@@ -94,17 +94,13 @@ class Maker:
 
     def make(self, item: PlanItem) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any]]:
         """Return (image or None, label, row); a failed sample's row says why in `error`."""
-        from generation.engine import memory_errors
-
         label, row = self.prepare(item)
         prompt = row["prompt"]
         row["prompt_cut"] = self.sampler.networks.text.truncates(prompt)
         started = time.perf_counter()
         for attempt in range(ATTEMPTS):
             seed = noise_seed(self.config.seed, item.index, attempt)
-            picture = memory_errors(
-                lambda seed=seed: self.sampler.draw(label, prompt, seed), self.config
-            )
+            picture = self.sampler.draw(label, prompt, seed)
             row |= {"seed": seed, "attempt": attempt, "tiles": picture.tiles}
             row |= {"tiles_total": picture.tiles_total, "evaluations": picture.evaluations}
             if picture.image is not None:

@@ -108,22 +108,19 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "unipc"])
-def test_start_from_a_picture(networks, tiny_config, make_label, source, solver):
+def test_start_from_a_picture(networks, tiny_config, make_label, source, solver, monkeypatch):
     config = replace(tiny_config, solver=solver, steps=8, fusion="none", base_scale=1.0)
     networks.use_solver(config)
     label = make_label(32, 64)
     start = Sampler(networks, replace(config, strength=0.5))._encode_picture(source)
-    distances = []
+    distances, latents, decode = [], [], engine.models.decode_latents
+    monkeypatch.setattr(
+        engine.models, "decode_latents", lambda vae, z: latents.append(z) or decode(vae, z)
+    )
     for strength in (0.25, 0.5, 0.99):
         sampler = Sampler(networks, replace(config, strength=strength))
-        latents = []
-        with pytest.MonkeyPatch.context() as patch:
-            decode = engine.models.decode_latents
-            patch.setattr(
-                engine.models, "decode_latents",
-                lambda vae, z, latents=latents: latents.append(z) or decode(vae, z),
-            )  # fmt: skip
-            picture = sampler.draw_all([Request(label, "road", 0, source)])[0]
+        latents.clear()
+        picture = sampler.draw_all([Request(label, "road", 0, source)])[0]
         assert picture.evaluations == max(1, round(8 * strength))
         distances.append(float((latents[0] - start).norm()))
     assert distances[0] < distances[1] < distances[2]

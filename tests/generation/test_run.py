@@ -236,7 +236,7 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
         (["--unet", "no/such"], "has no config.json"),
         (["--label-space", "mars"], "use one of cityscapes_colors, cityscapes_ids, gta"),
         (["--crop-px", 64, 128], "smaller than the crop"),
-        (["--crop-px", 30, 64], "must be multiples of"),
+        (["--tile-px", 12, 32], "must be multiples of"),
         (["--tile-px", 64, 64], "tile height exceeds"),
         (["--stride-px", 20, 16], "leaves gaps"),
         (["--stride-px", 3, 16], "must be multiples of 4"),
