@@ -1,11 +1,12 @@
 """Denoising of one or several canvases together, tile by tile in calls of a fixed shape.
 
-The tiles of all canvases share network calls of `batch` tiles; missing ones are zeros. So a
-canvas's bytes do not depend on which others are drawn with it. Per step the tiles' predictions are
-averaged and ONE solver step moves each whole canvas.
+A canvas's bytes do not depend on which others are drawn with it: if several are, all network calls
+take `batch` tiles, the missing ones zeros; a canvas drawn by itself has its tiles dealt evenly to
+as few calls. Per step the tiles' predictions are averaged and ONE solver step moves each canvas.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,15 +123,22 @@ class Evaluator:
     def _predict(self, jobs: list[Job], number: int) -> None:
         done = 0
         while done < len(jobs):
-            group = jobs[done : done + self.batch]
+            size = self._call_size(len(jobs))
+            group = jobs[done : done + size]
             try:
-                predictions = self._evaluate(group, number)
+                predictions = self._evaluate(group, number, size)
             except torch.OutOfMemoryError:
                 self._use_less_memory()
                 continue
             for (canvas, index), prediction in zip(group, predictions, strict=False):
                 canvas.add(index, prediction)
             done += len(group)
+
+    def _call_size(self, num_tiles: int) -> int:
+        """Return the tiles per call; compiled calls and those of several pictures are fixed."""
+        if self.config.image_batch > 1 or self.config.compile:
+            return self.batch
+        return math.ceil(num_tiles / math.ceil(num_tiles / self.batch))
 
     def _use_less_memory(self) -> None:
         if self.batch == 1:
@@ -142,8 +150,8 @@ class Evaluator:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _evaluate(self, group: list[Job], number: int) -> torch.Tensor:
-        """Return the guided float32 predictions of `batch` tiles, BxCxhxw."""
+    def _evaluate(self, group: list[Job], number: int, size: int) -> torch.Tensor:
+        """Return the guided float32 predictions of `size` tiles, BxCxhxw."""
         views, embeddings, rows = [], [], []
         for canvas, index in group:
             timestep = canvas.scheduler.timesteps[number]
@@ -151,7 +159,7 @@ class Evaluator:
             views.append(latents[0][canvas.window(index)])
             embeddings.append([e[0] for e in canvas.embeddings(self.denoiser, index)])
             rows.append(canvas.rows)
-        padding = self.batch - len(group)
+        padding = size - len(group)
         views += [torch.zeros_like(views[0])] * padding
         embeddings += [[torch.zeros_like(e) for e in embeddings[0]]] * padding
         rows += [rows[0]] * padding

@@ -105,8 +105,8 @@ class Config:
     """Share of the steps (from, to) that are guided; the others evaluate the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
-    tile_batch: int = 3
-    """Tiles per network call; the shape is fixed by padding. It is halved if memory runs out."""
+    tile_batch: int = 9
+    """Most tiles per network call; halved if memory runs out."""
     image_batch: int = 1
     """Pictures drawn together: they share the calls of the tiles, and of the base pass."""
     cached_tiles: int = 256

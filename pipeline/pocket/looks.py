@@ -6,12 +6,5 @@ from pipeline.pocket.look import PLACES, Look, Place, place_for
 from pipeline.pocket.targets import TARGETS
 
 __all__ = [
-    "GAME",
-    "LOOKS",
-    "PLACES",
-    "TARGETS",
-    "Look",
-    "Place",
-    "caption",
-    "place_for",
+    "GAME", "LOOKS", "PLACES", "TARGETS", "Look", "Place", "caption", "place_for",
 ]

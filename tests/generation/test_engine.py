@@ -88,10 +88,10 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
     expected = Sampler(networks, config).draw(*request).image
     evaluate = canvas.Evaluator._evaluate
 
-    def small_device(self, group, number):
-        if self.batch > 2:
+    def small_device(self, group, number, size):
+        if size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return evaluate(self, group, number)
+        return evaluate(self, group, number, size)
 
     monkeypatch.setattr(canvas.Evaluator, "_evaluate", small_device)
     sampler = Sampler(networks, config)
@@ -99,7 +99,7 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
     assert sampler.tile_pass.batch == 2
     assert np.abs(image.astype(int) - expected).max() <= 1
 
-    def no_device(self, group, number):
+    def no_device(self, group, number, size):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(canvas.Evaluator, "_evaluate", no_device)

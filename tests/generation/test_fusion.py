@@ -1,15 +1,15 @@
 """Fusion equals a plain slow loop; held regions end exactly on the reference latent."""
 
-import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.plain_fusion import Plain
 from generation import fusion, tiles
 from generation.canvas import Canvas, Evaluator
-from generation.engine import Sampler, build_scheduler
+from generation.engine import Request, Sampler, build_scheduler
 from pipeline import labels, models
 
 CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
@@ -50,48 +50,29 @@ def fused(networks, config, problem, stride, batch=2, cover="grid"):
     return canvas.latents
 
 
-@torch.no_grad()
-def slow_reference(networks, config, problem, stride):
-    """DGInStyle's loop as it reads: each tile is stepped alone, steps are averaged, then pasted."""
-    control, text, latents, target, mask = problem
-    controlnet = models.load_component(config.controlnet, "controlnet", subfolder=None)
-    unet = models.load_component(config.base, "unet")
-    held = torch.from_numpy(mask)[None, None].float()
-    scheduler = copy.deepcopy(networks.scheduler)
-    generator = torch.Generator().manual_seed(9)
-    (h, w), px = TILE, networks.latent_px
-    for timestep in scheduler.timesteps:
-        total, count = torch.zeros_like(latents), torch.zeros_like(latents)
-        for top, left in tiles.tile_boxes(CANVAS, TILE, stride):
-            view = latents[:, :, top : top + h, left : left + w]
-            rows, columns = slice(top * px, (top + h) * px), slice(left * px, (left + w) * px)
-            outputs = []
-            for states in text.states:
-                down, mid = controlnet(
-                    view, timestep, states[None], control[:, :, rows, columns],
-                    conditioning_scale=config.control_scale, return_dict=False,
-                )  # fmt: skip
-                outputs.append(unet(
-                    view, timestep, states[None], down_block_additional_residuals=down,
-                    mid_block_additional_residual=mid,
-                ).sample)  # fmt: skip
-            guided = outputs[0] + config.guidance_scale * (outputs[1] - outputs[0])
-            stepped = scheduler.step(guided, timestep, view).prev_sample
-            total[:, :, top : top + h, left : left + w] += stepped
-            count[:, :, top : top + h, left : left + w] += 1
-        level = 0 if timestep == scheduler.timesteps[-1] else int(timestep) - 1
-        fresh = torch.randn(target.shape, generator=generator)
-        noisy = scheduler.add_noise(target, fresh, torch.tensor([level]))
-        latents = held * noisy + (1 - held) * total / count
-    return latents
-
-
 @pytest.mark.parametrize("stride", [(2, 4), (3, 5)])
-def test_reference_preset_equals_the_slow_loop(networks, tiny_config, problem, stride):
-    networks, config = with_solver(networks, tiny_config, fusion="reference")
-    slow = slow_reference(networks, config, problem, stride)
-    fast = fused(networks, config, problem, stride, cover="needed")
-    assert (fast - slow).norm() / slow.norm() <= 1e-5
+def test_reference_preset_equals_the_published_loop(networks, tiny_config, make_label, stride):
+    config = replace(
+        tiny_config, fusion="reference", stride_px=(stride[0] * 4, stride[1] * 4), tile_batch=4,
+        image_batch=2, guidance_scale=7.5,
+    )  # fmt: skip
+    sampler = Sampler(networks, config)
+    plain = Plain(
+        unet=models.load_component(config.base, "unet"),
+        controlnet=models.load_component(config.controlnet, "controlnet", subfolder=None),
+        vae=networks.vae, scheduler=networks.scheduler, base=TILE, canvas=CANVAS, tile=TILE,
+        stride=stride, large_area=config.large_area, guidance_scale=7.5,
+        control_scale=config.control_scale,
+    )  # fmt: skip
+    requests = [Request(make_label(32, 64, i), f"road {i}", i) for i in range(2)]
+    latents, finish = [], sampler._finish
+    sampler._finish = lambda done, total: latents.append(done.latents) or finish(done, total)
+    pictures = sampler.draw_all(requests)
+    assert all(picture.tiles < picture.tiles_total for picture in pictures)
+    for request, ours in zip(requests, latents, strict=True):
+        states = networks.text.encode([config.negative_prompt, request.prompt]).states
+        published = plain.draw(request.label, states, request.seed)
+        assert (ours - published).norm() / published.norm() <= 1e-5
 
 
 @pytest.mark.parametrize("preset", ["aligned", "reference"])

@@ -9,19 +9,8 @@ from pipeline.pocket.scene import SPLITS, make_scene, scene_seed
 
 ALL_LOOKS = [GAME, *LOOKS.values(), *TARGETS.values()]
 CLASS_IDS = {*range(19), 255}
-WORDS = (
-    "snowy",
-    "rainy",
-    "foggy",
-    "night",
-    "sunny",
-    "overcast",
-    "dusk",
-    "dawn",
-    "autumn",
-    "dusty",
-    "old photograph",
-)
+WORDS = ("snowy", "rainy", "foggy", "night", "sunny", "overcast", "dusk", "dawn", "autumn",
+         "dusty", "old photograph")
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +49,14 @@ def test_label_agrees_across_sizes() -> None:
         scene = make_scene(seed)
         small = label_map(scene, 64, 128)
         large = label_map(rasterize(scene, 128, 256))
-        shares.append(
-            np.mean([np.mean(small == large[a::2, b::2]) for a in (0, 1) for b in (0, 1)])
-        )
+        shares.append(np.mean([np.mean(small == large[a::2, b::2])
+                               for a in (0, 1) for b in (0, 1)]))
     assert min(shares) > 0.9
 
 
 def test_classes_and_their_long_tail(labels: list[np.ndarray]) -> None:
-    ids, counts = np.unique(
-        np.concatenate([np.unique(label) for label in labels]), return_counts=True
-    )
+    ids, counts = np.unique(np.concatenate([np.unique(label) for label in labels]),
+                            return_counts=True)
     assert set(ids.tolist()) == CLASS_IDS
     share = dict(zip(ids.tolist(), (counts / len(labels)).tolist(), strict=True))
     assert min(share.values()) > 0.03

@@ -1,0 +1,236 @@
+"""Compare our fusion with the published loop at equal samples: difference, time and work.
+
+    python benchmarks/fusion.py --output runs/fusion.json              # some minutes
+    python benchmarks/fusion.py --steps 1 --repeats 1 --layouts 1 --output runs/fusion.json
+
+Three parts, all with the `reference` preset on 25 tiles:
+
+- difference: largest relative difference of the final latents, fp32, over some label maps;
+- time: published loop and ours in turn in one process, median ratio, for a label map without
+  covered tiles, and for the same map with its left part painted road, which covers 40 %;
+- work: sample-forward FLOPs of a picture by torch's counter, ours / published, for the pocket model
+  and for Stable Diffusion 1.5 (no weights needed), over rare-class crops and uniform crops.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.machine import describe  # noqa: E402
+from benchmarks.plain_fusion import Plain  # noqa: E402
+from generation import layouts, plan, tiles  # noqa: E402
+from generation.denoiser import Control, Denoiser  # noqa: E402
+from generation.engine import Networks, Sampler, load_networks  # noqa: E402
+from generation.prompts import Grammar  # noqa: E402
+from generation.settings import DEFAULT_LAYOUTS, Config  # noqa: E402
+from pipeline import files, models  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+from pipeline.text import Conditioning  # noqa: E402
+
+PROMPT = "a city street scene with road, building and car, in foggy weather by day"
+QUARTER = 4  # tiles lie a quarter of their size apart: 25 on a canvas of twice the size
+
+
+def settings(steps: int) -> Config:
+    """Return the published algorithm at the pocket model's size."""
+    config = Config()
+    return dataclasses.replace(
+        config, fusion="reference", solver="ddim", steps=steps, guidance_scale=7.5,
+        control_scale=1.0, tile_cover="needed", tile_batch=25, negative_prompt="",
+        stride_px=tuple(side // QUARTER for side in config.tile_px),
+    )  # fmt: skip
+
+
+def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
+    """Return the published loop on stock copies of the same weights."""
+    config = sampler.config
+    base = models.find_base(config.base)
+    controlnet = models.load_component(
+        str(models.find_folder(config.controlnet)), "controlnet", subfolder=None
+    )
+    return Plain(
+        unet=models.load_component(base, "unet"), controlnet=controlnet, vae=networks.vae,
+        scheduler=networks.scheduler, base=sampler._latent(sampler.base_px),
+        canvas=sampler._latent(sampler.canvas_px), tile=sampler._latent(config.tile_px),
+        stride=sampler._latent(config.stride_px), large_area=config.large_area,
+        guidance_scale=config.guidance_scale, control_scale=config.control_scale,
+    )  # fmt: skip
+
+
+def our_latents(sampler: Sampler, label: np.ndarray, seed: int) -> torch.Tensor:
+    """Return the final latent of our engine."""
+    caught: list[torch.Tensor] = []
+    finish = sampler._finish
+    sampler._finish = lambda canvas, total: caught.append(canvas.latents) or finish(canvas, total)
+    try:
+        sampler.draw(label, PROMPT, seed)
+    finally:
+        sampler._finish = finish
+    return caught[0]
+
+
+def covered_share(label: np.ndarray, config: Config, size: tuple[int, int], tile: Any) -> float:
+    """Return the share of the tiles that large regions cover."""
+    mask = tiles.resize_nearest(tiles.large_components(label, config.large_area), size)
+    stride = (tile[0] // QUARTER, tile[1] // QUARTER)
+    grid = tiles.tile_boxes(size, tile, stride)
+    return 1 - len(tiles.chosen_boxes(grid, tile, mask, "needed")) / len(grid)
+
+
+def paint_road(label: np.ndarray, share: float) -> np.ndarray:
+    """Return the map with its left `share` painted as one region."""
+    painted = label.copy()
+    painted[:, : round(share * label.shape[1])] = 0
+    return painted
+
+
+def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, Any]:
+    """Measure difference and time on the pocket model."""
+    config = settings(arguments.steps)
+    networks = load_networks(config, torch.device("cpu"))
+    sampler = Sampler(networks, config)
+    plain = plain_loop(networks, sampler)
+    states = networks.text.encode([config.negative_prompt, PROMPT]).states
+    differences = []
+    for label in maps[: arguments.layouts]:
+        theirs, ours = plain.draw(label, states, 0), our_latents(sampler, label, 0)
+        differences.append(float((ours - theirs).norm() / theirs.norm()))
+    timed = {}
+    for name, label in (("as drawn", maps[0]), ("40 % covered", paint_road(maps[0], 0.7))):
+        seconds: dict[str, list[float]] = {"published": [], "ours": []}
+        for _ in range(arguments.repeats):
+            for kind in seconds:
+                start = time.perf_counter()
+                if kind == "ours":
+                    sampler.draw(label, PROMPT, 0)
+                else:
+                    models.decode_latents(networks.vae, plain.draw(label, states, 0))
+                seconds[kind].append(time.perf_counter() - start)
+        ratios = [a / b for a, b in zip(seconds["published"], seconds["ours"], strict=True)]
+        timed[name] = {
+            "covered_share": covered_share(label, config, plain.canvas, plain.tile),
+            "ratio": round(statistics.median(ratios), 2),
+            "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+            **{f"{k}_s": round(statistics.median(v), 2) for k, v in seconds.items()},
+        }
+    return {"max_relative_difference": max(differences), "pictures": len(differences), **timed}
+
+
+def flops(unet: Any, controlnet: Any, tile: tuple[int, int], px: int) -> tuple[int, int, int]:
+    """Return FLOPs of (stock guidance pair, our guidance pair, our condition embedding)."""
+    channels, width = unet.config.in_channels, unet.config.cross_attention_dim
+    view = torch.zeros(1, channels, *tile, device="meta")
+    condition = torch.zeros(1, 20, tile[0] * px, tile[1] * px, device="meta")
+    states = torch.zeros(2, 77, width, device="meta")
+    rows = torch.zeros(2, dtype=torch.long, device="meta")
+
+    def stock() -> None:
+        double = view.repeat(2, 1, 1, 1)
+        down, mid = controlnet(
+            double, 0, states, condition.repeat(2, 1, 1, 1), return_dict=False
+        )  # fmt: skip
+        unet(double, 0, states, down_block_additional_residuals=down,
+             mid_block_additional_residual=mid)  # fmt: skip
+
+    def count(call: Any) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call()
+        return counter.get_total_flops()
+
+    published = count(stock)
+    denoiser = Denoiser(unet, [Control(controlnet, 1.0)], torch.zeros(1, device="meta"))
+    with torch.no_grad():
+        denoiser.prime(Conditioning(states), (1, 1))
+        embedding = denoiser.embed(0, condition)
+    ours = count(lambda: denoiser(view, 0, [embedding], rows))
+    return published, ours, count(lambda: denoiser.embed(0, condition))
+
+
+def work(crops: list[np.ndarray], model: str, steps: int) -> dict[str, float]:
+    """Return ours / published FLOPs of a picture, mean over crops, and the share of tiles skipped.
+
+    The canvas has twice the tile's height and width; the base pass is one tile.
+    """
+    with torch.device("meta"):
+        if model == "pocket":
+            folder = models.POCKET_BASE / "unet"
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+            known = ControlNetModel.load_config(models.POCKET_CONTROLNET)
+            controlnet, tile, px = ControlNetModel.from_config(known), (16, 32), 4
+        else:
+            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+            controlnet = ControlNetModel(cross_attention_dim=768, conditioning_channels=20)
+            tile, px = (64, 64), 8
+    stock, ours, embed = flops(unet.eval(), controlnet.eval(), tile, px)
+    size, config = (2 * tile[0], 2 * tile[1]), settings(steps)
+    skipped = np.array([covered_share(crop, config, size, tile) for crop in crops])
+    needed = 25 * (1 - skipped)
+    published = steps * (1 + 25) * stock
+    return {
+        "flops_ratio": round(float(((1 + needed) * (steps * ours + embed)).mean() / published), 3),
+        "per_evaluation": round(ours / stock, 3),
+        "tiles_skipped": round(float(skipped.mean()), 3),
+    }
+
+
+def draw_crops(source: layouts.LayoutSource, size: tuple[int, int], rare: bool, n: int) -> list:
+    """Return `n` crops, centred on a rare class as the generator draws them, or uniform."""
+    found = layouts.scan_layouts(source)
+    counts = np.array([layout.counts for layout in found])
+    planner = plan.Planner(
+        counts, Grammar(), seed=0, temperature=0.01 if rare else 0.0, min_pixels=48
+    )
+    crops = []
+    for item in planner.draw_plan(n):
+        label = source.read(found[item.layout].name)
+        crops.append(plan.place_crop(label, item, seed=0, size=size, min_share=0.01).of(label))
+    return crops
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--layouts", type=int, default=4, help="label maps to compare on")
+    parser.add_argument("--crops", type=int, default=200, help="crops to count work on")
+    parser.add_argument("--gta", type=Path, help="folder of GTA label maps, for Stable Diffusion")
+    parser.add_argument("--label-space", default="gta", help="ids of those maps")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    pocket = layouts.open_layouts(
+        DEFAULT_LAYOUTS, pattern="*.png", label_space="train_ids", height_px=0
+    )
+    maps = draw_crops(pocket, Config().crop_px, True, 40)
+    result: dict[str, Any] = {"compare": compare(arguments, maps), "work": {}}
+    sources = {"pocket": (pocket, Config().crop_px)}
+    if arguments.gta:
+        gta = layouts.open_layouts(
+            arguments.gta, pattern="*.png", label_space=arguments.label_space, height_px=0
+        )  # fmt: skip
+        sources["sd15"] = (gta, (512, 512))
+    for model, (source, size) in sources.items():
+        for kind in ("rare-class", "uniform"):
+            crops = draw_crops(source, size, kind == "rare-class", arguments.crops)
+            result["work"][f"{model}, {kind} crops"] = work(crops, model, 20)
+    result |= {"load_average": os.getloadavg()[0], **describe("torch", "diffusers", "numpy")}
+    files.write_json(arguments.output, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,22 @@
+"""What a measurement was made on."""
+
+import os
+import platform
+import subprocess
+from datetime import date
+from importlib import metadata
+from typing import Any
+
+
+def describe(*packages: str) -> dict[str, Any]:
+    """Return machine, versions, commit and date."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    ).stdout.strip()
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+        "commit": commit,
+        "date": date.today().isoformat(),
+    }
