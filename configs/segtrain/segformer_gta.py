@@ -29,7 +29,9 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+train_dataloader = dict(
+    batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline)
+)
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 
 model = dict(
