@@ -6,19 +6,20 @@ settles the crop once the label map is read. Item i does not depend on n, on the
 processes or on any other item.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
-from generation.prompts import Grammar, quota_sequence
+from generation.prompts import Grammar, Name, quota_sequence
 from pipeline.labels import NUM_CLASSES
 from pipeline.seeding import numpy_generator, seed_of
 
 CROP_TRIES = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlanItem:
     """Sample `index` before its label map is read."""
 
@@ -79,25 +80,44 @@ class Planner:
             self.probabilities = class_probabilities(counts.sum(axis=0), usable, temperature)
 
     def draw_plan(self, n: int) -> list[PlanItem]:
-        """Return the first `n` items."""
-        names = list(self.grammar.conditions)
-        order = numpy_generator(self.seed, "conditions").permutation(len(names))
-        shares = {name: c.share for name, c in self.grammar.conditions.items()}
-        dealt = quota_sequence(shares, n, order)
-        return [self._item(index, condition) for index, condition in enumerate(dealt)]
+        """Return the first `n` items.
 
-    def _item(self, index: int, condition: str) -> PlanItem:
-        rng = numpy_generator(self.seed, "plan", index)
-        rare_class = None
+        Conditions come by quota, times and places by quota within their condition.
+        """
+        grammar = self.grammar
+        shares = {name: condition.share for name, condition in grammar.conditions.items()}
+        conditions = self._deal(shares, n, "conditions")
+        scenes = {}
+        for name in set(conditions):
+            pairs = product(grammar.conditions[name].times.items(), grammar.places.items())
+            shares = {(time, place): a * b for (time, a), (place, b) in pairs}
+            scenes[name] = iter(self._deal(shares, conditions.count(name), f"scenes of {name}"))
+        return [
+            PlanItem(index, layout, rare_class, condition, *next(scenes[condition]))
+            for index, (layout, rare_class, condition) in enumerate(
+                zip(*self._draw_layouts(n), conditions, strict=True)
+            )
+        ]
+
+    def _deal(self, shares: Mapping[Name, float], n: int, purpose: str) -> list[Name]:
+        order = numpy_generator(self.seed, purpose).permutation(len(shares))
+        return quota_sequence(shares, n, order)
+
+    def _draw_layouts(self, n: int) -> tuple[list[int], list[int | None]]:
+        """Return the layout and the rare class of the first `n` items.
+
+        Item i takes numbers 2i and 2i+1 of one stream, so it does not depend on the others.
+        """
+        first, second = numpy_generator(self.seed, "plan").random((n, 2)).T
         if self.probabilities is None:
-            layout = int(rng.integers(self.num_layouts))
-        else:
-            rare_class = int(rng.choice(NUM_CLASSES, p=self.probabilities))
-            layout = int(rng.choice(self.serving[rare_class]))
-        times = self.grammar.conditions[condition].times
-        time = str(times[rng.integers(len(times))])
-        place = str(self.grammar.places[rng.integers(len(self.grammar.places))])
-        return PlanItem(index, layout, rare_class, condition, time, place)
+            return (second * self.num_layouts).astype(int).tolist(), [None] * n
+        edges = np.cumsum(self.probabilities)
+        classes = np.searchsorted(edges / edges[-1], first, side="right")
+        layouts = np.empty(n, dtype=int)
+        for class_id in np.unique(classes):
+            drawn, serving = classes == class_id, self.serving[class_id]
+            layouts[drawn] = serving[(second[drawn] * serving.size).astype(int)]
+        return layouts.tolist(), classes.tolist()
 
 
 def noise_seed(seed: int, index: int, attempt: int) -> int:

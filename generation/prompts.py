@@ -1,12 +1,13 @@
-"""The prompt grammar: classes, weather, time and place, with a target share per condition.
+"""The prompt grammar: classes, weather, time and place, each with target shares.
 
 Words follow the captions the pocket model was trained on; a YAML file replaces them for other
 base models.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
 
 PLACEHOLDERS = {"classes", "condition", "time", "place"}
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Condition:
     """Words put where the template says {condition}."""
     share: float = 1.0
     """Relative share of the samples."""
-    times: tuple[str, ...] = ("",)
-    """Times of day to choose from, evenly; empty text says nothing."""
+    times: dict[str, float] = field(default_factory=lambda: {"": 1.0})
+    """Times of day and their relative shares; a list means even ones, empty text says nothing."""
     template: str = ""
     """Template of this condition alone; empty is the grammar's."""
 
 
 def _pocket_conditions() -> dict[str, Condition]:
-    day = ("by day",)
+    day = {"by day": 1.0}
     return {
         "clear": Condition("in sunny weather", times=day),
         "overcast": Condition("in overcast weather", times=day),
@@ -41,11 +43,11 @@ def _pocket_conditions() -> dict[str, Condition]:
         "autumn": Condition("in autumn weather", times=day, share=0.5),
         "dusty": Condition("in dusty weather", times=day, share=0.5),
         "film": Condition("as an old photograph", times=day, share=0.5),
-        "dawn": Condition("in hazy weather", times=("at dawn",)),
-        "dusk": Condition("in clear weather", times=("at dusk",)),
-        "night": Condition("in clear weather", times=("at night",)),
-        "rainy_night": Condition("in rainy weather", times=("at night",), share=0.5),
-        "snowy_night": Condition("in snowy weather", times=("at night",), share=0.5),
+        "dawn": Condition("in hazy weather", times={"at dawn": 1.0}),
+        "dusk": Condition("in clear weather", times={"at dusk": 1.0}),
+        "night": Condition("in clear weather", times={"at night": 1.0}),
+        "rainy_night": Condition("in rainy weather", times={"at night": 1.0}, share=0.5),
+        "snowy_night": Condition("in snowy weather", times={"at night": 1.0}, share=0.5),
     }
 
 
@@ -70,26 +72,32 @@ class Grammar:
     """Name at most this many classes, drawn at random per sample; 0 names all."""
     conditions: dict[str, Condition] = field(default_factory=_pocket_conditions)
     """Conditions by name."""
-    places: tuple[str, ...] = POCKET_PLACES
-    """Places to choose from, evenly; empty text says nothing."""
+    places: dict[str, float] = field(default_factory=lambda: dict.fromkeys(POCKET_PLACES, 1.0))
+    """Places and their relative shares; a list means even ones, empty text says nothing."""
 
     def check(self) -> None:
         """Raise `UserError` for a grammar that cannot be used."""
         if self.max_classes < 0:
             raise UserError(f"prompt.max_classes {self.max_classes}: must be 0 or more")
-        if not self.conditions or not self.places:
-            raise UserError("prompt: conditions and places must each hold at least one entry")
+        shares = {name: condition.share for name, condition in self.conditions.items()}
+        _check_shares("prompt.conditions", shares)
+        _check_shares("prompt.places", self.places)
         for name, condition in self.conditions.items():
-            if condition.share < 0 or not condition.times:
-                raise UserError(f"prompt.conditions.{name}: share must be 0 or more, times not []")
+            _check_shares(f"prompt.conditions.{name}.times", condition.times)
             template = condition.template or self.template
             used = set(re.findall(r"{(.*?)}", template))
             if used - PLACEHOLDERS:
                 raise UserError(
                     f"prompt template {template!r}: knows only {sorted(PLACEHOLDERS)} in braces"
                 )
-        if sum(c.share for c in self.conditions.values()) <= 0:
-            raise UserError("prompt.conditions: at least one share must be above 0")
+
+
+def _check_shares(where: str, shares: Mapping[str, float]) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < float("inf"):
+            raise UserError(f"{where}: the share of {name!r} is {share}; it must be 0 or more")
+    if sum(shares.values()) <= 0:
+        raise UserError(f"{where}: at least one share must be above 0")
 
 
 def join_classes(label: np.ndarray, grammar: Grammar, rng: np.random.Generator) -> str:
@@ -114,24 +122,18 @@ def render_prompt(grammar: Grammar, classes: str, *, condition: str, time: str, 
     return text.strip(" ,")
 
 
-def quota_sequence(shares: Mapping[str, float], n: int, order: np.ndarray) -> list[str]:
+def quota_sequence(shares: Mapping[Name, float], n: int, order: np.ndarray) -> list[Name]:
     """Deal `n` names so that every prefix is as close to `shares` as whole numbers allow.
 
-    Each step takes the name with the largest deficit, ties by `order` (a permutation of the
-    names' positions). Item i does not depend on `n`.
+    The k-th turn of a name with share w is due at (k + 1/2) / w, ties go by `order` (a permutation
+    of the names' positions). Item i does not depend on `n`. Webster's method of apportionment.
     """
     names = list(shares)
     weights = np.array([shares[name] for name in names], dtype=np.float64)
     weights /= weights.sum()
-    rank = np.empty(len(names))
-    rank[order] = np.arange(len(names))
-    given = np.zeros(len(names))
-    dealt = []
-    for index in range(n):
-        deficit = np.round(weights * (index + 1) - given, 9)
-        deficit[weights == 0] = -np.inf
-        best = np.flatnonzero(deficit == deficit.max())
-        chosen = int(best[np.argmin(rank[best])])
-        given[chosen] += 1
-        dealt.append(names[chosen])
-    return dealt
+    rank = np.argsort(order)
+    turns = [np.arange(int(w * (n + len(names))) + 2 if w else 0) for w in weights]
+    due = np.concatenate([(k + 0.5) / w for k, w in zip(turns, weights, strict=True)])
+    whose = np.repeat(np.arange(len(names)), [k.size for k in turns])
+    first = np.lexsort((rank[whose], np.round(due, 6)))[:n]
+    return [names[i] for i in whose[first].tolist()]

@@ -4,6 +4,7 @@
     python generation/run.py --n 50000                          # one process
     accelerate launch generation/run.py --n 50000               # all GPUs
     torchrun --nproc-per-node 2 -- generation/run.py --n 100    # two CPU processes; mind the --
+    python generation/run.py --n 50000 --dry-run --plan-file plan.jsonl   # what would be done
 
 The same command continues a stopped run; a larger --n adds to it. Exit codes: 0 complete, 2 bad
 input or setting, 3 some samples could not be drawn, 130/143 stopped by SIGINT/SIGTERM.
@@ -22,7 +23,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import numpy as np  # noqa: E402
 
-from generation import card, layouts, work  # noqa: E402
+from generation import card, layouts, listing, work  # noqa: E402
 from generation.plan import PlanItem, Planner  # noqa: E402
 from generation.settings import Config, check, check_grid, run_mapping  # noqa: E402
 from pipeline import files, models  # noqa: E402
@@ -168,7 +169,14 @@ def main() -> int | None:
     inputs = read_inputs(config)
     if call.dry_run:
         print(card.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
+        missing = [inputs.plan[index] for index in inputs.missing]
+        print(listing.forecast(missing, inputs.source, inputs.layouts, config))
+        if config.plan_file:
+            path = Path(config.plan_file)
+            listing.write_plan(path, inputs.plan, inputs.source, inputs.layouts, config)
         return 0
+    if config.plan_file:
+        raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
     revisions = model_revisions(config)
     writer = open_output(config, inputs, revisions, process_index)
     if not inputs.missing:

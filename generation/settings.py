@@ -17,7 +17,7 @@ SCHEDULERS = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-NOT_IN_DIGEST = ("n", "output")
+NOT_IN_DIGEST = ("n", "output", "plan_file")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Config:
     """Seed of the run; sample i depends on it and on i alone."""
     output: Path = Path("runs/pocket/generated")
     """Dataset folder to write. The same command continues it."""
+    plan_file: str = ""
+    """With --dry-run: write label, crop, prompt and seed of every sample to this JSONL file."""
 
     layouts: str = ""
     """Dataset folder or folder of label PNGs; empty is the small set shipped with Streetforge."""
@@ -146,7 +148,7 @@ class Config:
 
 
 def run_mapping(config: Config) -> dict[str, Any]:
-    """Return the settings that define the samples: everything but `n` and `output`."""
+    """Return the settings that define the samples: all but NOT_IN_DIGEST."""
     mapping = to_mapping(config)
     for name in NOT_IN_DIGEST:
         del mapping[name]

@@ -5,6 +5,7 @@ writes, so none has to ask another, and a resumed run may have another number of
 """
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from generation.layouts import Layout, LayoutSource
-from generation.plan import PlanItem, noise_seed, place_crop
-from generation.prompts import join_classes, render_prompt
+from generation.listing import describe
+from generation.plan import PlanItem, noise_seed
 from generation.settings import Config
 from pipeline.dataset import DatasetWriter, read_rows, sample_id
-from pipeline.labels import CLASS_NAMES
-from pipeline.seeding import numpy_generator
 from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -66,31 +65,8 @@ class Maker:
     def prepare(self, item: PlanItem) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the label crop and the row of a sample, before it is drawn."""
         layout = self.layouts[item.layout]
-        label = self.source.read(layout.name)
-        crop = place_crop(
-            label, item, seed=self.config.seed, size=self.config.crop_px,
-            min_share=self.config.rcs_min_share,
-        )  # fmt: skip
-        label = crop.of(label)
-        grammar = self.config.prompt
-        rng = numpy_generator(self.config.seed, "class words", item.index)
-        prompt = render_prompt(
-            grammar, join_classes(label, grammar, rng),
-            condition=item.condition, time=item.time, place=item.place,
-        )  # fmt: skip
-        row = {
-            "prompt": prompt,
-            "condition": item.condition,
-            "time": item.time,
-            "place": item.place,
-            "rare_class": None if item.rare_class is None else CLASS_NAMES[item.rare_class],
-            "source_label": layout.name,
-            "source_size": [layout.height, layout.width],
-            "crop": [crop.top, crop.left, crop.height, crop.width],
-            "fusion": self.config.fusion,
-            **self.facts,
-        }
-        return label, row
+        label, row = describe(item, self.source.read(layout.name), layout, self.config)
+        return label, row | self.facts
 
     def make(self, item: PlanItem) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any]]:
         """Return (image or None, label, row); a failed sample's row says why in `error`."""
@@ -106,6 +82,7 @@ class Maker:
             if picture.image is not None:
                 break
         row["seconds"] = round(time.perf_counter() - started, 3)
+        row["drawn_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         if picture.image is None:
             row["error"] = f"{picture.problem} in {ATTEMPTS} attempts"
         return picture.image, label, row

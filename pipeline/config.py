@@ -57,6 +57,8 @@ def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
             raise UserError(f"{where}: expected {len(item_kinds)} values, got {len(value)}")
         return tuple(_coerce(v, k, where) for v, k in zip(value, item_kinds, strict=True))
     if origin is dict:
+        if isinstance(value, list | tuple) and typing.get_args(kind) == (str, float):
+            value = dict.fromkeys(value, 1.0)  # a list of names means even shares
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a mapping, got {value!r}")
         return {k: _coerce(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}

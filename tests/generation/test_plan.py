@@ -1,26 +1,43 @@
 """Plans are pure: item i depends on the seed and on i alone."""
 
+import time
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from generation.plan import Planner, class_probabilities, noise_seed, place_crop
 from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
+from generation.settings import Config
+from pipeline.config import from_mapping, load_yaml
 from pipeline.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def planner(seed: int = 0, **options) -> Planner:
+
+def planner(seed: int = 0, grammar: Grammar | None = None, **options) -> Planner:
     counts = np.zeros((6, 19), dtype=np.int64)
     counts[:, 0] = 1000
     counts[2, 15] = counts[4, 15] = 30
     counts[3, 12] = 20
     counts[1, 16] = 3
     settings = {"temperature": 0.01, "min_pixels": 10, **options}
-    return Planner(counts, Grammar(), seed=seed, **settings)
+    return Planner(counts, grammar or Grammar(), seed=seed, **settings)
 
 
 def test_item_does_not_depend_on_n():
     assert planner().draw_plan(50)[:7] == planner().draw_plan(7)
     assert planner().draw_plan(20) != planner(seed=1).draw_plan(20)
+    assert [item.index for item in planner().draw_plan(20)] == list(range(20))
+
+
+def test_fifty_thousand_items_take_a_second_of_one_core():
+    counts = np.random.default_rng(0).integers(0, 1000, (25_000, 19))
+    draw = Planner(counts, Grammar(), seed=0, temperature=0.01, min_pixels=48).draw_plan
+    started = time.process_time()
+    assert len(draw(50_000)) == 50_000
+    assert time.process_time() - started < 1
 
 
 def test_layout_serves_the_drawn_class():
@@ -49,6 +66,31 @@ def test_quotas_hold_in_every_prefix():
     for n in (4, 37, 400):
         assert abs(dealt[:n].count("a") - n / 2) <= 1
     assert dealt[:4].count("c") == 1 and "never" not in dealt
+
+
+def test_quotas_are_the_same_at_any_n():
+    shares = {"a": 3.7, "b": 1.1, "c": 0.4, "d": 0.4}
+    whole = quota_sequence(shares, 500, np.arange(4))
+    assert all(quota_sequence(shares, n, np.arange(4)) == whole[:n] for n in range(1, 500, 17))
+
+
+def test_rare_classes_are_drawn_with_their_probabilities():
+    drawn = planner(temperature=0.5)
+    counts = Counter(item.rare_class for item in drawn.draw_plan(20_000))
+    found = np.array([counts[c] / 20_000 for c in range(19)])
+    assert np.allclose(found, drawn.probabilities, atol=0.01)
+
+
+def test_times_and_places_keep_their_shares_within_each_condition():
+    grammar = Grammar(
+        conditions={"day": Condition(times={"at noon": 2, "": 1}), "night": Condition(share=2)},
+        places={"in a city": 3, "in a village": 1},
+    )
+    plan = planner(grammar=grammar).draw_plan(3 * 120)
+    found = Counter((i.condition, i.time, i.place) for i in plan)
+    assert abs(found["day", "at noon", "in a city"] - 60) <= 1
+    assert abs(found["day", "", "in a village"] - 10) <= 1
+    assert abs(found["night", "", "in a city"] - 180) <= 1
 
 
 def test_crop_holds_the_rare_class_and_stays_inside():
@@ -112,3 +154,26 @@ def test_bad_grammars_are_refused():
         Grammar(template="with {weather}").check()
     with pytest.raises(UserError, match="at least one share"):
         Grammar(conditions={"a": Condition(share=0)}).check()
+    with pytest.raises(UserError, match="at least one share"):
+        Grammar(places={}).check()
+    with pytest.raises(UserError, match="'at noon' is -1.0; it must be 0 or more"):
+        Grammar(conditions={"a": Condition(times={"at noon": -1.0})}).check()
+
+
+def test_list_of_places_means_even_shares():
+    grammar = from_mapping(Grammar, {"places": ["here", "there"]}, "x.yaml")
+    assert grammar.places == {"here": 1.0, "there": 1.0}
+
+
+def test_shares_of_the_shipped_grammars():
+    def shares(name: str) -> dict[str, float]:
+        path = ROOT / "configs" / "generation" / name
+        config = from_mapping(Config, load_yaml(path), name)
+        config.prompt.check()
+        total = sum(c.share for c in config.prompt.conditions.values())
+        return {name: c.share / total for name, c in config.prompt.conditions.items()}
+
+    paper = shares("dginstyle.yaml")
+    assert paper == {"plain": 0.5, **dict.fromkeys(("snow", "rain", "sunny", "fog", "night"), 0.1)}
+    wanted = {"snow", "rain", "fog", "night", "sunny", "dusk", "overcast", "dawn"}
+    assert wanted < set(shares("gta_sd15.yaml"))

@@ -228,6 +228,7 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--plan-file", "plan.jsonl"], "is written by --dry-run"),
         (["--n", 0], "--n 0: must be 1 or more"),
         (["--n", -3], "--n -3: must be 1 or more"),
         (["--layouts", "no/such"], "no/such: no such folder"),

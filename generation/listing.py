@@ -1,0 +1,146 @@
+"""What a run will do, told before it starts and without torch: rows of the plan, and its price."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from generation import tiles
+from generation.layouts import Layout, LayoutSource
+from generation.plan import PlanItem, noise_seed, place_crop
+from generation.prompts import join_classes, render_prompt
+from generation.settings import Config
+from pipeline import files, models
+from pipeline.dataset import read_rows, sample_id
+from pipeline.errors import UserError
+from pipeline.labels import CLASS_NAMES
+from pipeline.seeding import numpy_generator
+
+NUM_SAMPLED = 16  # label maps read for a forecast
+NUM_EXAMPLES = 3
+LATENT_PX = 8  # of Stable Diffusion, for a base model that is not on this disk yet
+THREADS = 8
+
+
+def describe(
+    item: PlanItem, whole: np.ndarray, layout: Layout, config: Config
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the label crop of a sample and its row before it is drawn.
+
+    `whole`: the HxW label map of `layout`, train ids with void 255.
+    """
+    crop = place_crop(
+        whole, item, seed=config.seed, size=config.crop_px, min_share=config.rcs_min_share
+    )
+    label, rare = crop.of(whole), item.rare_class
+    rng = numpy_generator(config.seed, "class words", item.index)
+    prompt = render_prompt(
+        config.prompt, join_classes(label, config.prompt, rng),
+        condition=item.condition, time=item.time, place=item.place,
+    )  # fmt: skip
+    return label, {
+        "prompt": prompt,
+        "negative_prompt": config.negative_prompt if config.guidance_scale != 1 else "",
+        "seed": noise_seed(config.seed, item.index, 0),
+        "condition": item.condition,
+        "time": item.time,
+        "place": item.place,
+        "rare_class": None if rare is None else CLASS_NAMES[rare],
+        "rare_share": None if rare is None else round(float((label == rare).mean()), 4),
+        "source_label": layout.name,
+        "source_size": [layout.height, layout.width],
+        "crop": [crop.top, crop.left, crop.height, crop.width],
+        "fusion": config.fusion,
+    }
+
+
+def write_plan(
+    path: Path, plan: Sequence[PlanItem], source: LayoutSource, layouts: list[Layout],
+    config: Config,
+) -> None:  # fmt: skip
+    """Write what is known of every sample before it is drawn, one JSON row each, in id order."""
+    if path.is_dir():
+        raise UserError(f"--plan-file {path}: is a folder; name a file, for example plan.jsonl")
+    files.require_writable(path.parent)
+    read = lru_cache(4 * THREADS)(source.read)
+
+    def line(item: PlanItem) -> str:
+        layout = layouts[item.layout]
+        _, row = describe(item, read(layout.name), layout, config)
+        return json.dumps({"id": sample_id(item.index), **row}) + "\n"
+
+    lines = [""] * len(plan)
+    by_layout = sorted(plan, key=lambda item: item.layout)  # so that each map is read once
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = tqdm(pool.map(line, by_layout), total=len(plan), unit="row", desc="plan")
+        for item, text in zip(by_layout, found, strict=True):
+            lines[item.index] = text
+    files.write_bytes(path, "".join(lines).encode())
+
+
+def count_tiles(label: np.ndarray, config: Config, latent_px: int) -> tuple[int, int]:
+    """Return how many tiles the label crop leaves to draw, and how many its canvas has."""
+    if config.fusion == "none":
+        return 0, 0
+    canvas, tile, stride = (
+        (size[0] // latent_px, size[1] // latent_px)
+        for size in (config.scaled(config.fusion_scale), config.tile_px, config.stride_px)
+    )
+    boxes = tiles.tile_boxes(canvas, tile, stride)
+    if not config.skip_covered_tiles:
+        return len(boxes), len(boxes)
+    mask = tiles.resize_nearest(tiles.large_components(label, config.large_area), canvas)
+    return len(tiles.needed_boxes(boxes, tile, mask)), len(boxes)
+
+
+def forecast(
+    missing: Sequence[PlanItem], source: LayoutSource, layouts: list[Layout], config: Config
+) -> str:
+    """Return lines on network evaluations, time and prompts of the missing samples.
+
+    Tiles are counted on a few label maps. The time is that of the rows already in the output
+    folder; without any there is none to tell.
+    """
+    if not missing:
+        return "nothing is missing"
+    vae = Path(models.find_base(config.base)) / "vae" / "config.json"
+    blocks = len(files.read_json(vae)["block_out_channels"]) if vae.is_file() else None
+    latent_px = 2 ** (blocks - 1) if blocks else LATENT_PX
+    chosen = [missing[i] for i in np.linspace(0, len(missing) - 1, NUM_SAMPLED).astype(int)]
+    drawn = []
+    for item in dict.fromkeys(chosen):
+        layout = layouts[item.layout]
+        drawn.append(describe(item, source.read(layout.name), layout, config))
+    counts = np.array([count_tiles(label, config, latent_px) for label, _ in drawn])
+    evaluations = config.steps * (1 + counts[:, 0].mean())
+    lines = [
+        f"network evaluations: {evaluations:.0f} a picture = {config.steps} steps x (1 base pass + "
+        f"{counts[:, 0].mean():.1f} of {counts[0, 1]} tiles), mean of {len(drawn)} label maps; "
+        f"{evaluations * len(missing):.3g} in all",
+        _time(config, evaluations, len(missing)),
+        "prompts, for example:",
+        *(f"  {row['prompt']}" for _, row in drawn[:NUM_EXAMPLES]),
+    ]
+    return "\n".join(lines)
+
+
+def _time(config: Config, evaluations: float, num_missing: int) -> str:
+    rows = read_rows(config.output).values() if config.output.is_dir() else ()
+    done = [row for row in rows if row.get("status") == "ok" and row.get("evaluations")]
+    if not done:
+        return (
+            "time: not known before a first picture; make some in the same folder with a small "
+            "--n, then repeat --dry-run"
+        )
+    rate = sum(row["seconds"] for row in done) / sum(row["evaluations"] for row in done)
+    seconds = rate * evaluations
+    hours = seconds * num_missing / 3600
+    return (
+        f"time: about {hours:.2f} h of one process, {seconds:.2f} s a picture, by the {len(done)} "
+        f"pictures in {config.output}; processes share it"
+    )

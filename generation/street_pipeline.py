@@ -1,0 +1,210 @@
+"""The generator as a class for notebooks, in the manner of a diffusers pipeline.
+
+    pipe = StreetPipeline.from_pretrained()                # the pocket model; .to("cuda") elsewhere
+    picture = pipe(label, "a city street scene with road and car, in snowy weather").images[0]
+
+It draws exactly what `generation/run.py` draws: the label, prompt and seed of a row give the row's
+picture, by the same settings on the same kind of device.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from generation.engine import Networks, Sampler, build_scheduler, load_networks
+from generation.settings import NOT_IN_DIGEST, Config, check
+from pipeline import files, labels, models
+from pipeline.config import from_mapping, load_yaml, to_mapping
+from pipeline.errors import UserError
+
+SETTINGS_FILE = "street_pipeline.json"
+OF_THE_FOLDER = ("base", "unet", "controlnet", *NOT_IN_DIGEST)  # not settings of a saved pipeline
+Label = np.ndarray | Image.Image | str | Path
+Seed = torch.Generator | int | None
+
+
+@dataclass
+class StreetPipelineOutput(BaseOutput):
+    """The pictures of one call and the seed of each, which repeats it as `generator`.
+
+    `images`: PIL images, or BxHxWx3 float32 in 0..1.
+    """
+
+    images: list[Image.Image] | np.ndarray
+    seeds: list[int]
+
+
+class StreetPipeline:
+    """Draws street scenes from label maps. `settings` are those of `generation/run.py`.
+
+    Weights are read for the first picture, straight to the device.
+    """
+
+    def __init__(self, settings: Config, device: str | torch.device = "cpu") -> None:
+        models.find_base(settings.base)
+        models.find_folder(settings.controlnet)
+        if settings.unet:
+            models.find_folder(settings.unet)
+        self.settings, self.device = settings, torch.device(device)
+        self._networks: Networks | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, base: str | Path | None = None, controlnet: str | Path | None = None,
+        unet: str | Path | None = None, config: str | Path | None = None, **settings: Any,
+    ) -> "StreetPipeline":  # fmt: skip
+        """Open a base model with a ControlNet, or a folder of `save_pretrained` as `base`.
+
+        `config` is a YAML of configs/generation. None leaves a part to it, or to the default: the
+        pocket model with the base's own U-Net. Keywords are settings of generation/run.py.
+        """
+        chosen = from_mapping(Config, load_yaml(Path(config)), str(config)) if config else Config()
+        saved = Path(base) / SETTINGS_FILE if base else None
+        if saved and saved.is_file():
+            chosen = from_mapping(Config, files.read_json(saved), str(saved), chosen)
+            chosen = replace(chosen, controlnet=str(Path(base or "") / "controlnet"), unet="")
+        parts = {"base": base, "controlnet": controlnet, "unet": unet}
+        named = {name: str(value) for name, value in parts.items() if value is not None}
+        return cls(from_mapping(Config, {**named, **settings}, "from_pretrained", chosen))
+
+    def to(self, device: str | torch.device) -> "StreetPipeline":
+        """Draw on another device from now on."""
+        if torch.device(device) != self.device:
+            self.device, self._networks = torch.device(device), None
+        return self
+
+    def __call__(
+        self, label: Label | Sequence[Label], prompt: str | Sequence[str],
+        negative_prompt: str | None = None, generator: Seed | Sequence[Seed] = None, *,
+        num_inference_steps: int | None = None, guidance_scale: float | None = None,
+        output_type: Literal["pil", "np"] = "pil", return_dict: bool = True,
+    ) -> StreetPipelineOutput | tuple[Any]:  # fmt: skip
+        """Draw one picture per label and prompt; a single one is used for all.
+
+        `label`: HxW train ids with void 255, or the path of such a PNG. `generator`: a seed, or a
+        torch.Generator, which stands for its seed when fresh and gives new seeds after that.
+        """
+        if output_type not in ("pil", "np"):
+            raise UserError(f"output_type {output_type!r}: use 'pil' or 'np'")
+        lists = [_as_list(value) for value in (label, prompt, generator)]
+        count = max(map(len, lists))
+        if any(len(values) not in (1, count) for values in lists):
+            raise UserError(
+                f"{len(lists[0])} labels, {len(lists[1])} prompts and {len(lists[2])} generators; "
+                "give one of each, or equally many"
+            )
+        changes = {
+            "negative_prompt": negative_prompt,
+            "steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+        }
+        settings = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
+        maps, prompts, generators = (v * (count // len(v)) for v in lists)
+        maps, seeds = [as_label(one) for one in maps], [_seed(one) for one in generators]
+        if output_type == "np" and len({one.shape for one in maps}) > 1:
+            raise UserError("output_type 'np': the labels differ in size; use 'pil'")
+        images = [
+            self._draw(replace(settings, crop_px=one.shape), one, text, seed)
+            for one, text, seed in zip(maps, prompts, seeds, strict=True)
+        ]
+        if output_type == "np":
+            pictures: Any = np.stack(images).astype(np.float32) / 255
+        else:
+            pictures = [Image.fromarray(image) for image in images]
+        return StreetPipelineOutput(pictures, seeds) if return_dict else (pictures,)
+
+    def _draw(self, settings: Config, label: np.ndarray, prompt: str, seed: int) -> np.ndarray:
+        check(settings)
+        if self._networks is None:
+            self._networks = load_networks(settings, self.device)
+        scheduler = build_scheduler(settings, models.find_base(settings.base))
+        sampler = Sampler(replace(self._networks, scheduler=scheduler), settings)
+        with _threads(settings.cpu_threads, self.device):
+            picture = sampler.draw(label, prompt, seed)
+        if picture.image is None:
+            raise UserError(f"seed {seed}: {picture.problem}; try another seed or other settings")
+        return picture.image
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a stock ControlNet pipeline folder of diffusers, with our settings beside it."""
+        import diffusers
+
+        files.require_writable(Path(folder))
+        base = models.find_base(self.settings.base)
+        index = models.load_index(base)
+        control = models.find_folder(self.settings.controlnet)
+        names = [name for name in models.COMPONENTS if (index.get(name) or [None])[0]]
+        parts = {name: models.load_component(base, name) for name in names}
+        parts["controlnet"] = models.load_component(str(control), "controlnet", subfolder=None)
+        if self.settings.unet:
+            swapped = str(models.find_folder(self.settings.unet))
+            parts["unet"] = models.load_component(swapped, "unet", subfolder=None)
+        parts["scheduler"] = models.load_scheduler(base, index["scheduler"][1])
+        if "text_encoder_2" in parts:
+            zeros = bool(index.get("force_zeros_for_empty_prompt"))
+            pipe = diffusers.StableDiffusionXLControlNetPipeline(
+                **parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False
+            )
+        else:
+            pipe = diffusers.StableDiffusionControlNetPipeline(
+                **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
+        pipe.save_pretrained(folder, safe_serialization=True)
+        kept = to_mapping(self.settings)
+        for name in OF_THE_FOLDER:
+            del kept[name]
+        files.write_json(Path(folder) / SETTINGS_FILE, kept)
+
+
+def as_label(label: Label) -> np.ndarray:
+    """Return HxW uint8 train ids of an array, a grey or palette image, or the path of a PNG."""
+    if isinstance(label, str | Path):
+        return labels.read_label(label)
+    if isinstance(label, Image.Image):
+        labels.check_label_mode(label.mode, colors=False)
+    ids = np.asarray(label)
+    if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
+        raise UserError(f"label of shape {ids.shape}, {ids.dtype}: give HxW whole numbers")
+    if ids.min() < 0 or ids.max() > labels.VOID:
+        raise UserError(f"label: ids {ids.min()} to {ids.max()}; give train ids 0..18, void 255")
+    ids = ids.astype(np.uint8)
+    labels.check_ids(ids, "label")
+    return ids
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return several values as a list; nested lists of numbers are one label."""
+    if isinstance(value, list | tuple) and not (value and isinstance(value[0], list)):
+        return list(value)
+    return [value]
+
+
+def _seed(generator: Seed) -> int:
+    """Return the seed a picture starts from; a generator moves on, so it never gives one twice."""
+    if isinstance(generator, int):
+        return generator
+    stream = torch.default_generator if generator is None else generator
+    start = stream.initial_seed()
+    fresh = torch.Generator(stream.device).manual_seed(start).get_state()
+    used = not torch.equal(fresh, stream.get_state())
+    drawn = int(torch.randint(2**62, (1,), generator=stream, device=stream.device))
+    return drawn if used else start
+
+
+@contextlib.contextmanager
+def _threads(count: int, device: torch.device) -> Iterator[None]:
+    """Use the settings' number of threads on a CPU: it changes the last bits of a picture."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

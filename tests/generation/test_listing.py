@@ -1,0 +1,113 @@
+"""What is told before a run is what the run does; rows say where each sample came from."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from generation import layouts, listing
+from generation.engine import Sampler
+from generation.plan import Planner
+from generation.work import Maker
+from pipeline import files, labels
+from pipeline.dataset import DatasetWriter, open_dataset, sample_id
+from pipeline.errors import UserError
+
+PROVENANCE = {
+    "prompt", "negative_prompt", "seed", "attempt", "condition", "time", "place", "rare_class",
+    "rare_share", "source_label", "source_size", "crop", "revisions", "digest", "seconds",
+    "drawn_at", "tiles", "evaluations", "image_sha256", "label_sha256",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_config):
+    """(source, layouts, plan of twelve) of the tiny settings."""
+    source = layouts.open_layouts(
+        tiny_config.layouts_folder, pattern="*.png", label_space="train_ids", height_px=0
+    )
+    found = layouts.scan_layouts(source)
+    counts = np.array([layout.counts for layout in found])
+    planner = Planner(counts, tiny_config.prompt, seed=0, temperature=0.01, min_pixels=4)
+    return source, found, planner.draw_plan(12)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, networks, tiny_config, inputs):
+    """(settings, rows) of a set of the plan's first two samples."""
+    source, found, plan = inputs
+    config = replace(tiny_config, output=tmp_path_factory.mktemp("drawn"))
+    writer = DatasetWriter(config.output, config={"seed": 0})
+    facts = {"digest": writer.digest, "revisions": {"base": "a", "unet": "b", "controlnet": "c"}}
+    maker = Maker(Sampler(networks, config), config, source, found, facts)
+    for item in plan[:2]:
+        image, label, row = maker.make(item)
+        writer.write(item.index, image, label, row)
+    return config, [sample.row for sample in open_dataset(config.output, labelled=True)]
+
+
+def test_rows_tell_where_a_sample_came_from(drawn):
+    config, rows = drawn
+    for row in rows:
+        assert set(row) >= PROVENANCE, PROVENANCE - set(row)
+        assert row["digest"] == files.read_json(config.output / "run.json")["digest"]
+        for kind in ("image", "label"):
+            data = (config.output / row[f"{kind}_file_name"]).read_bytes()
+            assert files.sha256(data) == row[f"{kind}_sha256"]
+        label = labels.read_label(config.output / row["label_file_name"])
+        class_id = labels.CLASS_NAMES.index(row["rare_class"])
+        assert (label == class_id).mean() == pytest.approx(row["rare_share"], abs=1e-4)
+        assert row["seconds"] > 0 and row["drawn_at"].endswith("+00:00")
+
+
+def test_void_is_saved_as_255(drawn):
+    config, rows = drawn
+    found = {int(i) for r in rows for i in
+             np.unique(labels.read_label(config.output / r["label_file_name"]))}  # fmt: skip
+    assert 255 in found and 19 not in found
+
+
+def test_written_plan_is_what_the_run_does(drawn, inputs, tmp_path):
+    config, rows = drawn
+    source, found, plan = inputs
+    path = tmp_path / "new" / "plan.jsonl"
+    listing.write_plan(path, plan, source, found, config)
+    planned = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["id"] for row in planned] == [sample_id(i) for i in range(12)]
+    for before, after in zip(planned, rows, strict=False):
+        assert before == {key: after[key] for key in before}
+    with pytest.raises(UserError, match="is a folder"):
+        listing.write_plan(tmp_path, plan, source, found, config)
+
+
+def test_forecast_counts_the_tiles_that_will_be_drawn(drawn, inputs):
+    config, rows = drawn
+    source, found, plan = inputs
+    text = listing.forecast(plan[:2], source, found, config)
+    mean = np.mean([row["evaluations"] for row in rows])
+    assert f"network evaluations: {mean:.0f} a picture" in text
+    seconds = sum(row["seconds"] for row in rows) / 2
+    hours, each = re.search(r"about ([\d.]+) h .*, ([\d.]+) s a picture, by the 2", text).groups()
+    assert float(each) == pytest.approx(seconds, abs=0.01)
+    assert rows[0]["prompt"] in text
+    assert float(hours) == pytest.approx(seconds * 2 / 3600, abs=0.01)
+
+
+def test_forecast_without_a_picture_says_how_to_get_the_time(tiny_config, inputs, tmp_path):
+    source, found, plan = inputs
+    config = replace(tiny_config, output=tmp_path / "none", base="owner/name@" + "0" * 40)
+    text = listing.forecast(plan, source, found, config)
+    assert "time: not known" in text and "small --n" in text
+    assert listing.forecast([], source, found, config) == "nothing is missing"
+
+
+@pytest.mark.parametrize(("fusion", "skip", "counts"), [
+    ("none", True, (0, 0)), ("aligned", False, (9, 9)), ("aligned", True, (6, 9)),
+])  # fmt: skip
+def test_count_of_tiles(tiny_config, fusion, skip, counts):
+    label = np.full((32, 64), 255, dtype=np.uint8)
+    label[:16] = 10  # the first row of tiles is covered
+    config = replace(tiny_config, fusion=fusion, skip_covered_tiles=skip)
+    assert listing.count_tiles(label, config, 4) == counts
