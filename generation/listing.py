@@ -14,7 +14,7 @@ from generation import tiles
 from generation.layouts import Layout, LayoutSource
 from generation.plan import PlanItem, noise_seed, place_crop
 from generation.prompts import join_classes, render_prompt
-from generation.settings import Config
+from generation.settings import Config, padded_crop
 from pipeline import files, models
 from pipeline.dataset import read_rows, sample_id
 from pipeline.errors import UserError
@@ -23,7 +23,7 @@ from pipeline.seeding import numpy_generator
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3
-LATENT_PX = 8  # of Stable Diffusion, for a base model that is not on this disk yet
+LATENT_PX, UNIT_PX = 8, 64  # of Stable Diffusion, for a base model that is not on this disk yet
 THREADS = 8
 
 
@@ -83,19 +83,20 @@ def write_plan(
     files.write_bytes(path, "".join(lines).encode())
 
 
-def count_tiles(label: np.ndarray, config: Config, latent_px: int) -> tuple[int, int]:
+def count_tiles(label: np.ndarray, config: Config, latent_px: int, unit: int) -> tuple[int, int]:
     """Return how many tiles the label crop leaves to draw, and how many its canvas has."""
     if config.fusion == "none":
         return 0, 0
-    canvas, tile, stride = (
-        (size[0] // latent_px, size[1] // latent_px)
-        for size in (config.scaled(config.fusion_scale), config.tile_px, config.stride_px)
+    whole = padded_crop(config, latent_px, unit)
+    canvas = tuple(round(side * config.fusion_scale) // latent_px for side in whole)
+    tile, stride = (
+        (size[0] // latent_px, size[1] // latent_px) for size in (config.tile_px, config.stride_px)
     )
     boxes = tiles.tile_boxes(canvas, tile, stride)
-    if not config.skip_covered_tiles:
-        return len(boxes), len(boxes)
-    mask = tiles.resize_nearest(tiles.large_components(label, config.large_area), canvas)
-    return len(tiles.needed_boxes(boxes, tile, mask)), len(boxes)
+    missing = [(0, big - own) for big, own in zip(whole, label.shape, strict=True)]
+    mask = tiles.large_components(np.pad(label, missing, mode="edge"), config.large_area)
+    mask = tiles.resize_nearest(mask, canvas)
+    return len(tiles.chosen_boxes(boxes, tile, mask, config.tile_cover)), len(boxes)
 
 
 def forecast(
@@ -108,15 +109,15 @@ def forecast(
     """
     if not missing:
         return "nothing is missing"
-    vae = Path(models.find_base(config.base)) / "vae" / "config.json"
-    blocks = len(files.read_json(vae)["block_out_channels"]) if vae.is_file() else None
-    latent_px = 2 ** (blocks - 1) if blocks else LATENT_PX
+    latent_px, unit = LATENT_PX, UNIT_PX
+    if (base := Path(models.find_base(config.base))).is_dir():
+        latent_px, unit = models.grid_px(base)
     chosen = [missing[i] for i in np.linspace(0, len(missing) - 1, NUM_SAMPLED).astype(int)]
     drawn = []
     for item in dict.fromkeys(chosen):
         layout = layouts[item.layout]
         drawn.append(describe(item, source.read(layout.name), layout, config))
-    counts = np.array([count_tiles(label, config, latent_px) for label, _ in drawn])
+    counts = np.array([count_tiles(label, config, latent_px, unit) for label, _ in drawn])
     evaluations = config.steps * (1 + counts[:, 0].mean())
     lines = [
         f"network evaluations: {evaluations:.0f} a picture = {config.steps} steps x (1 base pass + "

@@ -61,10 +61,9 @@ def check_models(config: Config) -> None:
         models.find_folder(config.unet)
     if not base.is_dir():
         return
-    vae = files.read_json(base / "vae" / "config.json")
     unet = files.read_json(base / "unet" / "config.json")
-    latent_px = 2 ** (len(vae["block_out_channels"]) - 1)
-    check_grid(config, latent_px, latent_px * 2 ** (len(unet["block_out_channels"]) - 1))
+    latent_px, unit = models.grid_px(base)
+    check_grid(config, latent_px, unit)
     control_px = 2 ** (len(control["conditioning_embedding_out_channels"]) - 1)
     if control_px != latent_px or control["cross_attention_dim"] != unet["cross_attention_dim"]:
         raise UserError(

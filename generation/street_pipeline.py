@@ -18,7 +18,7 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from generation.engine import Networks, Sampler, build_scheduler, load_networks
+from generation.engine import Networks, Request, Sampler, load_networks
 from generation.settings import NOT_IN_DIGEST, Config, check
 from pipeline import files, labels, models
 from pipeline.config import from_mapping, load_yaml, to_mapping
@@ -84,12 +84,14 @@ class StreetPipeline:
         self, label: Label | Sequence[Label], prompt: str | Sequence[str],
         negative_prompt: str | None = None, generator: Seed | Sequence[Seed] = None, *,
         num_inference_steps: int | None = None, guidance_scale: float | None = None,
+        image: Image.Image | np.ndarray | None = None,
         output_type: Literal["pil", "np"] = "pil", return_dict: bool = True,
     ) -> StreetPipelineOutput | tuple[Any]:  # fmt: skip
         """Draw one picture per label and prompt; a single one is used for all.
 
         `label`: HxW train ids with void 255, or the path of such a PNG. `generator`: a seed, or a
         torch.Generator, which stands for its seed when fresh and gives new seeds after that.
+        `image`: the source picture, for settings with a second control or a strength below 1.
         """
         if output_type not in ("pil", "np"):
             raise UserError(f"output_type {output_type!r}: use 'pil' or 'np'")
@@ -110,8 +112,14 @@ class StreetPipeline:
         maps, seeds = [as_label(one) for one in maps], [_seed(one) for one in generators]
         if output_type == "np" and len({one.shape for one in maps}) > 1:
             raise UserError("output_type 'np': the labels differ in size; use 'pil'")
+        if self.settings.needs_pictures != (image is not None):
+            word = "needs" if image is None else "does not use"
+            raise UserError(
+                f"image: the pipeline {word} a source picture, by structure and strength"
+            )
+        source = None if image is None else np.array(image)
         images = [
-            self._draw(replace(settings, crop_px=one.shape), one, text, seed)
+            self._draw(replace(settings, crop_px=one.shape), one, text, seed, source)
             for one, text, seed in zip(maps, prompts, seeds, strict=True)
         ]
         if output_type == "np":
@@ -120,14 +128,17 @@ class StreetPipeline:
             pictures = [Image.fromarray(image) for image in images]
         return StreetPipelineOutput(pictures, seeds) if return_dict else (pictures,)
 
-    def _draw(self, settings: Config, label: np.ndarray, prompt: str, seed: int) -> np.ndarray:
+    def _draw(
+        self, settings: Config, label: np.ndarray, prompt: str, seed: int,
+        source: np.ndarray | None,
+    ) -> np.ndarray:  # fmt: skip
         check(settings)
         if self._networks is None:
             self._networks = load_networks(settings, self.device)
-        scheduler = build_scheduler(settings, models.find_base(settings.base))
-        sampler = Sampler(replace(self._networks, scheduler=scheduler), settings)
         with _threads(settings.cpu_threads, self.device):
-            picture = sampler.draw(label, prompt, seed)
+            self._networks.use_solver(settings)
+            request = Request(label, prompt, seed, source)
+            picture = Sampler(self._networks, settings).draw_all([request])[0]
         if picture.image is None:
             raise UserError(f"seed {seed}: {picture.problem}; try another seed or other settings")
         return picture.image

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import files
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -157,3 +158,16 @@ def decode_latents(vae: Any, latents: "torch.Tensor") -> "torch.Tensor":
 def latent_factor(vae: Any) -> int:
     """Return how many picture pixels one latent pixel spans per axis."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def grid_px(base: Path) -> tuple[int, int]:
+    """Return the picture pixels per pixel of the latent, and of the U-Net's deepest level.
+
+    Read from the config files of a base model's folder.
+    """
+    levels = [
+        len(files.read_json(base / part / "config.json")["block_out_channels"])
+        for part in ("vae", "unet")
+    ]
+    latent_px = 2 ** (levels[0] - 1)
+    return latent_px, latent_px * 2 ** (levels[1] - 1)

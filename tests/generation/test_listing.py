@@ -35,13 +35,13 @@ def inputs(tiny_config):
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory, networks, tiny_config, inputs):
+def drawn(tmp_path_factory, loaded, tiny_config, inputs):
     """(settings, rows) of a set of the plan's first two samples."""
     source, found, plan = inputs
     config = replace(tiny_config, output=tmp_path_factory.mktemp("drawn"))
     writer = DatasetWriter(config.output, config={"seed": 0})
     facts = {"digest": writer.digest, "revisions": {"base": "a", "unet": "b", "controlnet": "c"}}
-    maker = Maker(Sampler(networks, config), config, source, found, facts)
+    maker = Maker(Sampler(loaded, config), config, source, found, facts)
     for item in plan[:2]:
         image, label, row = maker.make(item)
         writer.write(item.index, image, label, row)
@@ -103,11 +103,12 @@ def test_forecast_without_a_picture_says_how_to_get_the_time(tiny_config, inputs
     assert listing.forecast([], source, found, config) == "nothing is missing"
 
 
-@pytest.mark.parametrize(("fusion", "skip", "counts"), [
-    ("none", True, (0, 0)), ("aligned", False, (9, 9)), ("aligned", True, (6, 9)),
+@pytest.mark.parametrize(("fusion", "cover", "counts"), [
+    ("none", "needed", (0, 0)), ("aligned", "grid", (9, 9)), ("aligned", "needed", (6, 9)),
+    ("aligned", "adaptive", (2, 9)),
 ])  # fmt: skip
-def test_count_of_tiles(tiny_config, fusion, skip, counts):
+def test_count_of_tiles(tiny_config, fusion, cover, counts):
     label = np.full((32, 64), 255, dtype=np.uint8)
     label[:16] = 10  # the first row of tiles is covered
-    config = replace(tiny_config, fusion=fusion, skip_covered_tiles=skip)
-    assert listing.count_tiles(label, config, 4) == counts
+    config = replace(tiny_config, fusion=fusion, tile_cover=cover)
+    assert listing.count_tiles(label, config, 4, 8) == counts
