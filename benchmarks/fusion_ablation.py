@@ -1,0 +1,119 @@
+"""Draw the same label maps with different fusions; compare quality against cost.
+
+    python benchmarks/fusion_ablation.py --layouts runs/experiment/data/source \
+        --oracle runs/experiment/segtrain/oracle --train runs/experiment/data/oracle/train \
+        --heldout runs/experiment/data/oracle/heldout --n 32 --output runs/ablation
+
+Needs the oracle and its data of `pipeline/run.py --recipe pocket_experiment`. Each row differs from
+the one named in its place by one choice. Quality: mIoU of the oracle on the pictures, over all
+classes and over the small ones, and how often a classifier names the look asked for. Cost: guided
+network evaluations per picture, base pass included. The same command continues.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.machine import describe  # noqa: E402
+from benchmarks.summary import load, table  # noqa: E402
+from pipeline import files  # noqa: E402
+from pipeline.dataset import open_dataset  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+from pipeline.labels import SMALL_CLASSES  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = "--fusion reference --solver ddim --steps 20 --tile-cover needed"
+SLOW = "--solver ddim --steps 20 --tile-cover needed"
+EIGHTH, QUARTER, HALF = "--stride-px 8 16", "--stride-px 16 32", "--stride-px 32 64"
+VARIANTS = {  # name -> settings; strides in parts of a tile
+    "base pass alone": "--fusion none",
+    "reference, stride 1/8": f"{REFERENCE} {EIGHTH}",
+    "reference, stride 1/4": f"{REFERENCE} {QUARTER}",
+    "aligned, stride 1/4, DDIM 20": f"{SLOW} {QUARTER}",
+    "aligned, stride 1/2, DDIM 20": f"{SLOW} {HALF}",
+    "aligned, stride 1/2, DPM++ 2M 10": f"--solver dpm++2m --steps 10 {HALF}",
+    "aligned, stride 1/2, UniPC 10": f"--solver unipc --steps 10 {HALF}",
+    "DPM++ 2M 10, Gaussian weights": f"--solver dpm++2m --steps 10 {HALF} --tile-weight gaussian",
+    "DPM++ 2M 10, adaptive cover": f"--solver dpm++2m --steps 10 {QUARTER} --tile-cover adaptive",
+    "DPM++ 2M 10, guided 0 to 0.6": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval 0 .6",
+    "DPM++ 2M 10, guided 0.2 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval .2 1",
+    "DPM++ 2M 6": f"--solver dpm++2m --steps 6 {HALF}",
+}
+
+
+def run(*words: object) -> None:
+    """Run one of the repository's programs."""
+    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
+
+
+def folder_of(output: Path, name: str) -> Path:
+    """Return the folder of a variant's pictures."""
+    return output / "".join(c if c.isalnum() else "_" for c in name)
+
+
+def guided_share(settings: str, steps: int) -> float:
+    """Return the cost of an evaluation in guidance pairs, by the interval of the settings."""
+    if "--guidance-interval" not in settings:
+        return 1.0
+    first, last = map(float, settings.split("--guidance-interval ")[1].split()[:2])
+    guided = sum(first <= number / steps < last for number in range(steps))
+    return (guided + 0.5 * (steps - guided)) / steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    for name in ("layouts", "oracle", "train", "heldout", "output"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--n", type=int, default=32)
+    parser.add_argument("--only", type=int, help="the first variants alone")
+    arguments = parser.parse_args()
+    arguments = argparse.Namespace(
+        **{k: v.resolve() if isinstance(v, Path) else v for k, v in vars(arguments).items()}
+    )
+    variants = dict(list(VARIANTS.items())[: arguments.only])
+    folders = {name: folder_of(arguments.output, name) for name in variants}
+    for name, settings in variants.items():
+        run(
+            "generation/run.py", "--n", arguments.n, "--layouts", arguments.layouts, "--output",
+            folders[name], *settings.split(),
+        )  # fmt: skip
+    scores_file, looks_file = arguments.output / "oracle.json", arguments.output / "looks.json"
+    sets = list(folders.values())
+    run("segtrain/score.py", "--checkpoint", arguments.oracle, "--targets", *sets, "--output",
+        scores_file)  # fmt: skip
+    run("benchmarks/look_adherence.py", "--train", arguments.train, "--heldout", arguments.heldout,
+        "--generated", *sets, "--output", looks_file)  # fmt: skip
+    write_table(arguments, variants, folders)
+
+
+def write_table(
+    arguments: argparse.Namespace, variants: dict[str, str], folders: dict[str, Path]
+) -> None:
+    """Print the table and write it beside the pictures."""
+    (entry,) = load(arguments.output / "oracle.json").values()
+    looks = files.read_json(arguments.output / "looks.json")["generated"]
+    rows = []
+    for name, settings in variants.items():
+        samples = [s.row for s in open_dataset(folders[name], labelled=True)]
+        steps = int(settings.split("--steps ")[1].split()[0]) if "--steps" in settings else 10
+        cost = mean(row["evaluations"] for row in samples) * guided_share(settings, steps)
+        result = entry["targets"][folders[name].name]
+        small = mean(result["iou"][c] or 0.0 for c in SMALL_CLASSES)
+        top1 = next(v["top1"] for k, v in looks.items() if Path(k).name == folders[name].name)
+        seconds = mean(row["seconds"] for row in samples)
+        numbers = (result["miou"], small, top1, cost, seconds)
+        rows.append([name, *(f"{number:.1f}" for number in numbers)])
+    header = ["fusion", "mIoU", "small", "look top-1 %", "evaluations", "seconds"]
+    text = f"{table(header, rows)}\n{json.dumps(describe('torch', 'diffusers'))}\n"
+    files.write_bytes(arguments.output / "table.md", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    guard(main)
