@@ -8,6 +8,7 @@ imports torch, so `--help`, `--dry-run` and config errors come in about a second
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 import types
@@ -132,7 +133,7 @@ def _spell_out(cls: type, words: list[str]) -> list[str]:
     kinds = typing.get_type_hints(cls)
     flags = {f"--{name.replace('_', '-')}" for name, kind in kinds.items() if kind is bool}
     spelt = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in itertools.pairwise([*words, "--"]):
         spelt += [word, "True"] if word in flags and following.startswith("--") else [word]
     return spelt
 

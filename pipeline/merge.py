@@ -48,7 +48,7 @@ def main() -> int | None:
         )
     rows = [choose(found) for found in scan.rows.values()]
     num_parts = write_merged(folder, rows, scan.sizes)
-    print(f"{folder}/metadata.jsonl: {len(rows)} rows, {num_parts} files merged into it")
+    print(f"{folder}: {len(rows)} rows in metadata.jsonl, {num_parts} other files merged into it")
     return None
 
 
