@@ -23,7 +23,7 @@ CATALOGUE = Path(__file__).resolve().parent.parent / "datasets"
 DERIVED = "_labelTrainIds.png"  # the field's converters leave these beside the labels
 OWN_KEYS = (
     "id", "status", "error", "image_file_name", "label_file_name", "image_sha256", "label_sha256",
-    "height", "width", "class_pixels",
+    "height", "width", "class_pixels", "row_sha256",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ imports torch, so `--help`, `--dry-run` and config errors come in about a second
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 import types
@@ -121,12 +122,22 @@ def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple
     default = from_mapping(cls, load_yaml(own.config), str(own.config)) if own.config else cls()
     config = tyro.cli(
         cls,
-        args=rest,
+        args=_spell_out(cls, rest),
         default=default,
         description=description,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
     )
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
+
+
+def _spell_out(cls: type, words: list[str]) -> list[str]:
+    """Let a bare `--flag` of a true-or-false setting mean `--flag True`."""
+    kinds = typing.get_type_hints(cls)
+    flags = {f"--{name.replace('_', '-')}" for name, kind in kinds.items() if kind is bool}
+    spelt = []
+    for word, following in itertools.pairwise([*words, "--"]):
+        spelt += [word, "True"] if word in flags and following.startswith("--") else [word]
+    return spelt
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

@@ -43,6 +43,17 @@ def sample_id(index: int) -> str:
     return f"{index:08d}"
 
 
+def seal(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `row` as JSON gives it back, with a hash of all its other values."""
+    plain = json.loads(json.dumps({k: v for k, v in row.items() if k != "row_sha256"}))
+    return plain | {"row_sha256": files.sha256(json.dumps(plain, sort_keys=True).encode())}
+
+
+def is_sealed(row: dict[str, Any]) -> bool:
+    """Tell whether the hash of a row is right; rows of others may have none."""
+    return "row_sha256" not in row or seal(row)["row_sha256"] == row["row_sha256"]
+
+
 def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Read the rows of all metadata files, by id; a torn last line is ignored.
 
@@ -224,7 +235,7 @@ class DatasetWriter:
 
     def append_row(self, row: dict[str, Any]) -> None:
         """Append one row durably."""
-        line = json.dumps(row, sort_keys=True) + "\n"
+        line = json.dumps(seal(row), sort_keys=True) + "\n"
         with open(self._metadata, "ab") as handle:
             handle.write(line.encode())
             handle.flush()

@@ -4,10 +4,11 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -34,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         yield temporary
-        with open(temporary, "rb+") as handle:
+        with open(temporary, "rb") as handle:  # it may be a link to what is read-only
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
@@ -48,9 +49,33 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def place(source: Path, target: Path, how: Literal["hard", "copy", "symlink"] = "hard") -> None:
+    """Give a file a second name; copy it where the file system has no hard link for it."""
+    with replacing(target) as temporary:
+        if how == "symlink":
+            temporary.symlink_to(source.resolve())
+            return
+        if how == "hard":
+            with contextlib.suppress(OSError):
+                os.link(source.resolve(), temporary)
+                return
+        shutil.copyfile(source, temporary)
+
+
+def write_changed(path: Path, data: bytes) -> None:
+    """Write `data` unless `path` holds it already."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Encode `value` as indented JSON with sorted keys."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    """Write `value` as JSON."""
+    write_bytes(path, json_bytes(value))
 
 
 def read_json(path: Path) -> Any:

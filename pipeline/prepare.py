@@ -15,9 +15,7 @@ and does nothing when all is done. The source tree is only written to by
 
 import functools
 import json
-import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import __version__, files, labels  # noqa: E402
+from pipeline import __version__, class_stats, files, labels  # noqa: E402
 from pipeline.catalogue import (  # noqa: E402
     DERIVED,
     DatasetSpec,
@@ -135,57 +133,20 @@ def convert_all(
     return faults
 
 
-def write_class_stats(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the class pixels of all samples together and of each one."""
-    counts = {row["id"]: row["class_pixels"] for row in rows}
-    stats = {
-        "classes": list(labels.CLASS_NAMES),
-        "pixels": [sum(column) for column in zip(*counts.values(), strict=True)],
-        "samples": counts,
-    }
-    _write_changed(folder / "class_stats.json", json.dumps(stats))
-
-
 def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) -> None:
-    """Write train id labels and class statistics as DAFormer's converters do, below `target`.
-
-    Names are relative to `target`; their readers match samples by the last part of a name.
-    """
+    """Write train id labels and class statistics as DAFormer's converters do, below `target`."""
     files.require_writable(target)
-    stats, holders = [], {}
+    counts = []
     for row in rows:
         source = Path(row["original_label"])
         stem = re.sub("_(labelIds|labelTrainIds|color)$", "", source.stem)
         name = str(source.with_name(stem + DERIVED))
-        if name != row["original_label"] or not (target / name).exists():
-            _link(folder / row["label_file_name"], target / name)
-        pixels = {str(c): n for c, n in enumerate(row["class_pixels"]) if n}
-        stats.append({**pixels, "file": name})
-        for c, n in pixels.items():
-            holders.setdefault(c, []).append([name, n])
-    by_file = {s["file"]: {c: n for c, n in s.items() if c != "file"} for s in stats}
-    for name, value in (
-        ("sample_class_stats", stats),
-        ("sample_class_stats_dict", by_file),
-        ("samples_with_class", holders),
-    ):
-        _write_changed(target / f"{name}.json", json.dumps(value))
-
-
-def _write_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text() != text:
-        files.write_bytes(path, text.encode())
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a label a second name; copy it where the file system has no hard links."""
-    if target.is_file() and target.read_bytes() == source.read_bytes():
-        return
-    with files.replacing(target) as temporary:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        label, second = folder / row["label_file_name"], target / name
+        same = second.is_file() and second.read_bytes() == label.read_bytes()
+        if not same and (name != row["original_label"] or not second.exists()):
+            files.place(label, second)
+        counts.append((name, row["class_pixels"]))
+    class_stats.write_field_stats(target, counts)
 
 
 def open_writer(config: Config, listing: Listing) -> DatasetWriter:
@@ -216,7 +177,7 @@ def finish(config: Config, spec: DatasetSpec, folder: Path) -> int:
     rows = [r for _, r in sorted(read_rows(folder).items()) if r.get("status") == "ok"]
     if not rows:
         raise UserError(f"{folder}: no pair was good; see the faults above")
-    write_class_stats(folder, rows)
+    class_stats.write_class_stats(folder, rows)
     if config.field_files or config.write_into_source:
         target = Path(config.root) if config.write_into_source else folder / "field_files"
         write_field_files(folder, rows, target)

@@ -55,6 +55,27 @@ def test_nested_flags() -> None:
     assert config.sampler.steps == 7 and config.size == (32, 48)
 
 
+@dataclass(frozen=True)
+class Switches:
+    """Settings that are on or off."""
+
+    repair: bool = False
+    """a switch"""
+    quick_look: bool = True
+    """another"""
+
+
+def test_a_bare_switch_is_on_and_a_value_says_what_it_is() -> None:
+    for flags, repair, quick_look in (
+        ([], False, True),
+        (["--repair"], True, True),
+        (["--repair", "--quick-look", "False"], True, False),
+        (["--quick-look", "False", "--repair", "True"], True, False),
+    ):
+        config, _ = parse(Switches, "doc", flags)
+        assert (config.repair, config.quick_look) == (repair, quick_look)
+
+
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [

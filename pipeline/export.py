@@ -1,0 +1,154 @@
+"""Write a dataset folder in the layout that another program reads.
+
+    python pipeline/export.py --data runs/pocket/generated --format mmseg --output runs/export/mmseg
+    python pipeline/export.py --data runs/pocket/generated --format webdataset \\
+        --output runs/export/shards --shard-samples 1000 --shard-mb 1000
+
+mmseg          img_dir/ ann_dir/ and a dataset entry for configs of mmsegmentation
+dginstyle      images/ labels/*_labelTrainIds.png and class statistics, for DAFormer's readers
+webdataset     tar shards with <key>.image.png <key>.label.png <key>.json, of reproducible bytes
+imagefolder    pictures and metadata.jsonl for Hugging Face datasets
+parquet        the same with the pictures inside; needs the extra `export`
+coco_panoptic  panoptic PNGs and JSON; connected regions of a thing class are its objects
+fiftyone       data/ and labels/ for FiftyOne
+
+Real, converted and generated folders are exported alike; labels keep the 19 train ids and 255 for
+void. The same command continues a stopped export and does nothing when all is done. Several splits
+may share an output: --split val.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import exporters, files, panoptic, shards  # noqa: E402
+from pipeline.config import (  # noqa: E402
+    differences,
+    digest,
+    parse,
+    require_positive,
+    to_mapping,
+)
+from pipeline.dataset import Sample, open_dataset  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+
+WRITERS: dict[str, Callable[[exporters.Job], str]] = {
+    "mmseg": exporters.write_mmseg,
+    "dginstyle": exporters.write_dginstyle,
+    "webdataset": shards.write_webdataset,
+    "imagefolder": exporters.write_imagefolder,
+    "parquet": shards.write_parquet,
+    "coco_panoptic": panoptic.write_coco_panoptic,
+    "fiftyone": exporters.write_fiftyone,
+}
+WITHOUT_LABELS = ("webdataset", "imagefolder", "parquet")  # the others make no sense then
+ONE_SPLIT = ("dginstyle", "fiftyone")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to export, and how."""
+
+    data: str = ""
+    """dataset folder"""
+    output: str = ""
+    """folder to write"""
+    format: Literal[
+        "mmseg", "dginstyle", "webdataset", "imagefolder", "parquet", "coco_panoptic", "fiftyone"
+    ] = "mmseg"
+    """the layout, see above"""
+    split: str = "train"
+    """name of the split in the layout; dginstyle and fiftyone have none"""
+    link: Literal["hard", "copy", "symlink"] = "hard"
+    """how files are placed that keep their bytes; hard links fall back to copies"""
+    shard_samples: int = 1000
+    """most samples in a tar or Parquet file"""
+    shard_mb: int = 1000
+    """most megabytes in a tar or Parquet file"""
+    workers: int = 2
+    """processes that read labels"""
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` for settings that cannot work, without reading any file."""
+    for name, what in (("data", "dataset folder to export"), ("output", "folder to write")):
+        if not getattr(config, name):
+            raise UserError(f"--{name}: no folder given; name the {what}")
+    if not re.fullmatch("[a-z][a-z0-9_]*", config.split):
+        raise UserError(
+            f"--split {config.split}: must be small letters, digits and _, beginning with a letter"
+        )
+    require_positive(config, "shard_samples", "shard_mb", "workers")
+    output, data = Path(config.output).resolve(), Path(config.data).resolve()
+    if output.is_relative_to(data) or data.is_relative_to(output):
+        raise UserError(f"--output {output}: lies in --data or holds it; choose a folder beside it")
+    if config.format == "parquet":
+        shards.require_parquet()
+
+
+def read_samples(config: Config) -> list[Sample]:
+    """List the samples, whose ids must be fit for names and whose files must be there."""
+    samples = open_dataset(config.data, labelled=config.format not in WITHOUT_LABELS)
+    for sample in samples:
+        if not re.fullmatch("[A-Za-z0-9_-]+", sample.id):
+            raise UserError(
+                f"{config.data}: id {sample.id!r} is no file name that all readers split alike; "
+                "use letters, digits, _ and -"
+            )
+        for path in (sample.image, sample.label):
+            if path and not path.is_file():
+                raise UserError(f"{path}: is missing; see pipeline/verify.py --repair")
+    return samples
+
+
+def open_output(config: Config, samples: list[Sample]) -> Path:
+    """Record what this export is; an output that holds something else is refused."""
+    folder = Path(config.output)
+    files.require_writable(folder)
+    split = "" if config.format in ONE_SPLIT else f"-{config.split}"
+    path = folder / f"export{split}.json"
+    settings = {k: v for k, v in to_mapping(config).items() if k not in ("output", "workers")}
+    record = {**settings, "data": str(Path(config.data).resolve()), "samples": len(samples)}
+    record["rows"] = digest([exporters.facts(sample) for sample in samples])
+    others = [files.read_json(other) for other in folder.glob("export*.json")]
+    if path.exists() and (lines := differences(files.read_json(path), record)):
+        raise UserError(
+            f"{folder}: holds another export ({'; '.join(lines[:6])}); choose another --output"
+        )
+    foreign = any(files.TEMPORARY_MARK not in p.name for p in folder.iterdir()) and not others
+    if foreign or any(other.get("format") != config.format for other in others):
+        raise UserError(
+            f"{folder}: holds something else than a {config.format} export; choose another --output"
+        )
+    files.sweep_temporaries(folder)
+    if not path.exists():
+        files.write_json(path, record)
+    return folder
+
+
+def main() -> int | None:
+    """Run the program; see the module docstring."""
+    config, call = parse(Config, __doc__)
+    if call.dry_run:
+        print(json.dumps(to_mapping(config), indent=2))
+        return None
+    check(config)
+    samples = read_samples(config)
+    job = exporters.Job(
+        samples, open_output(config, samples), config.split, config.link,
+        config.shard_samples, config.shard_mb, config.workers,
+    )  # fmt: skip
+    hint = WRITERS[config.format](job)
+    print(f"{config.output}: {len(samples)} samples as {config.format}; {hint}")
+    return None
+
+
+if __name__ == "__main__":
+    guard(main)

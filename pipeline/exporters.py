@@ -1,0 +1,174 @@
+"""Exports that give pictures and labels their places in another layout, and say what they are.
+
+A file is whole or absent under its final name and is not written twice, so that an export can be
+stopped and continued.
+"""
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import class_stats, files, labels
+from pipeline.dataset import SHARD_SIZE, Sample
+from pipeline.errors import UserError
+from pipeline.preflight import in_processes
+
+OWN_KEYS = (
+    "status", "error", "image_file_name", "label_file_name", "row_sha256", "class_pixels",
+    "seconds",
+)  # fmt: skip
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to export, where to and how."""
+
+    samples: list[Sample]
+    output: Path
+    split: str
+    link: Literal["hard", "copy", "symlink"]
+    shard_samples: int
+    shard_mb: int
+    workers: int
+
+    def places(self) -> Iterable[tuple[str, Sample]]:
+        """Yield a name without suffix for each sample, a few thousand to a folder."""
+        for position, sample in enumerate(self.samples):
+            yield f"{position // SHARD_SIZE:04d}/{sample.id}", sample
+
+
+def facts(sample: Sample) -> dict[str, Any]:
+    """Return what the row says about the sample, without file names and book-keeping."""
+    return {k: v for k, v in sample.row.items() if k not in OWN_KEYS}
+
+
+def table(samples: list[Sample]) -> list[dict[str, Any]]:
+    """Return the facts of all samples as a table: each column everywhere and of one simple type.
+
+    Lists and mappings become JSON text, and so does a column of several types.
+    """
+    rows = [facts(sample) for sample in samples]
+    for key in dict.fromkeys(key for row in rows for key in row):
+        kinds = {type(row[key]) for row in rows if row.get(key) is not None}
+        plain = len(kinds) <= 1 or kinds == {int, float}
+        as_text = not plain or bool(kinds & {list, dict})
+        for row in rows:
+            value = row.get(key)
+            row[key] = json.dumps(value) if as_text and value is not None else value
+    return rows
+
+
+def image_suffix(job: Job) -> str:
+    """Return the suffix of all pictures; readers of these layouts know a single one."""
+    suffixes = sorted({sample.image.suffix.lower() for sample in job.samples})
+    if len(suffixes) > 1:
+        raise UserError(
+            f"pictures have the suffixes {', '.join(suffixes)}, this layout allows one; export "
+            "them as webdataset, parquet or imagefolder, or prepare them apart"
+        )
+    return suffixes[0]
+
+
+def place_all(job: Job, pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Give each source file its target name, where that is not there yet."""
+    from tqdm import tqdm
+
+    todo = [(source, target) for source, target in pairs if not target.exists()]
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        done = pool.map(lambda pair: files.place(*pair, job.link), todo)
+        for _ in tqdm(done, "files", len(todo), disable=None):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def place_pairs(job: Job, image_name: str, label_name: str) -> None:
+    """Place all pictures and labels; `{}` in a name stands for the sample's place."""
+    pairs = []
+    for place, sample in job.places():
+        target = job.output / (image_name.format(place) + sample.image.suffix.lower())
+        pairs.append((sample.image, target))
+        if sample.label:
+            pairs.append((sample.label, job.output / (label_name.format(place) + ".png")))
+    place_all(job, pairs)
+
+
+def write_mmseg(job: Job) -> str:
+    """Write img_dir/, ann_dir/ and the dataset's entry for a config of mmsegmentation."""
+    suffix, split = image_suffix(job), job.split
+    place_pairs(job, f"img_dir/{split}/{{}}", f"ann_dir/{split}/{{}}")
+    snippet = f"""# For a config of mmsegmentation: paste it, or name this file in `_base_`.
+{split}_dataset = dict(
+    type="BaseSegDataset",
+    data_root={str(job.output.resolve())!r},
+    data_prefix=dict(img_path="img_dir/{split}", seg_map_path="ann_dir/{split}"),
+    img_suffix={suffix!r},
+    seg_map_suffix=".png",
+    metainfo=dict(
+        classes={labels.CLASS_NAMES!r},
+        palette={labels.PALETTE.tolist()!r},
+    ),
+    ignore_index={labels.VOID},
+    reduce_zero_label=False,
+    pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")],
+)
+"""
+    files.write_changed(job.output / f"{split}_dataset.py", snippet.encode())
+    return f"dataset entry: {job.output}/{split}_dataset.py"
+
+
+def class_pixels(item: tuple[Path, list[int] | None]) -> list[int]:
+    """Return the pixels of each class of a label, from its row if that says them."""
+    path, known = item
+    return labels.count_classes(labels.read_label(path)).tolist() if known is None else known
+
+
+def write_dginstyle(job: Job) -> str:
+    """Write images/, labels/*_labelTrainIds.png and the class statistics of DAFormer's readers."""
+    image_suffix(job)
+    pairs, counted = [], [(s.label, s.row.get("class_pixels")) for s in job.samples]
+    names = [f"labels/{sample.id}_labelTrainIds.png" for sample in job.samples]
+    for sample, name in zip(job.samples, names, strict=True):
+        image = f"images/{sample.id}{sample.image.suffix.lower()}"
+        pairs += [(sample.image, job.output / image), (sample.label, job.output / name)]
+    place_all(job, pairs)
+    counts = in_processes(class_pixels, counted, job.workers)
+    class_stats.write_field_stats(job.output, zip(names, counts, strict=True))
+    return "rare class sampling reads sample_class_stats.json and samples_with_class.json"
+
+
+def write_imagefolder(job: Job) -> str:
+    """Write a split that `datasets.load_dataset("imagefolder")` reads with image and label."""
+    place_pairs(job, f"{job.split}/images/{{}}", f"{job.split}/labels/{{}}")
+    lines = []
+    for (place, sample), row in zip(job.places(), table(job.samples), strict=True):
+        row["image_file_name"] = f"images/{place}{sample.image.suffix.lower()}"
+        if sample.label:
+            row["label_file_name"] = f"labels/{place}.png"
+        lines.append(json.dumps(row) + "\n")
+    files.write_changed(job.output / job.split / "metadata.jsonl", "".join(lines).encode())
+    return f'datasets.load_dataset("imagefolder", data_dir="{job.output}")'
+
+
+def write_fiftyone(job: Job) -> str:
+    """Write data/, labels/ and the names of the ids, as FiftyOne's importer of masks reads them."""
+    image_suffix(job)
+    place_pairs(job, "data/{}", "labels/{}")
+    names = {str(i): name for i, name in enumerate(labels.CLASS_NAMES)} | {"255": "void"}
+    files.write_changed(job.output / "mask_targets.json", files.json_bytes(names))
+    return "fiftyone.types.ImageSegmentationDirectory; names of the ids: mask_targets.json"
+
+
+def read_checked(sample: Sample, kind: Literal["image", "label"]) -> bytes:
+    """Return the bytes of a picture or label, which its row's hash must match."""
+    path = sample.image if kind == "image" else sample.label
+    assert path is not None
+    data = path.read_bytes()
+    if sample.row.get(f"{kind}_sha256", digest := files.sha256(data)) != digest:
+        raise UserError(f"{path}: differs from its {kind}_sha256; run pipeline/verify.py")
+    return data

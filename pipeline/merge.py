@@ -1,0 +1,56 @@
+"""Put the rows of all processes into one metadata.jsonl, in id order.
+
+    python pipeline/merge.py --data runs/pocket/generated
+
+Each process of a run appends to a metadata file of its own. Readers take all of them together, so
+merging is not needed, but one sorted file is easier to read, to publish and to compare. Of several
+rows of one sample the one that counts is kept. A torn last line, which a killed process leaves, is
+dropped; other broken lines stop the program (see pipeline/verify.py). It refuses while a run writes
+to the folder; the run can be continued afterwards. The same command goes on after a kill.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.config import parse, to_mapping  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.rows import choose, scan_rows, write_merged  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to merge."""
+
+    data: str = ""
+    """dataset folder"""
+
+
+def main() -> int | None:
+    """Run the program; see the module docstring."""
+    config, call = parse(Config, __doc__)
+    if call.dry_run:
+        print(json.dumps(to_mapping(config), indent=2))
+        return None
+    if not config.data:
+        raise UserError("--data: no folder given; name the dataset folder to merge")
+    folder = Path(config.data)
+    scan = scan_rows(folder)
+    broken = [fault for fault in scan.faults if fault.kind != "torn"]
+    if broken:
+        raise UserError(
+            f"{broken[0]} ({len(broken)} such rows); run pipeline/verify.py --data {folder} "
+            "--repair first"
+        )
+    rows = [choose(found) for found in scan.rows.values()]
+    num_parts = write_merged(folder, rows, scan.sizes)
+    print(f"{folder}: {len(rows)} rows in metadata.jsonl, {num_parts} other files merged into it")
+    return None
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,107 @@
+"""Exports that put many samples into one file: tar shards and Parquet."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.errors import UserError
+from pipeline.exporters import Job, facts, read_checked, table
+
+ROW_GROUP = 100  # samples that a reader of Parquet must hold at once
+
+
+def ranges(job: Job) -> list[range]:
+    """Return the positions of the samples of each shard, by the limits of number and bytes."""
+    shards: list[range] = []
+    start = size = 0
+    for position, sample in enumerate(job.samples):
+        more = sum(path.stat().st_size for path in (sample.image, sample.label) if path)
+        full = position - start == job.shard_samples or size + more > job.shard_mb * 1_000_000
+        if position > start and full:
+            shards.append(range(start, position))
+            start, size = position, 0
+        size += more
+    return [*shards, range(start, len(job.samples))]
+
+
+def missing(job: Job, names: str) -> Iterator[tuple[Path, range]]:
+    """Yield path and positions of each shard that is not there; `names` takes number and total."""
+    from tqdm import tqdm
+
+    shards = ranges(job)
+    for number, positions in enumerate(tqdm(shards, "shards", disable=None)):
+        path = job.output / names.format(number, len(shards))
+        if not path.exists():
+            yield path, positions
+
+
+def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Append a file whose header depends on name and size alone."""
+    member = tarfile.TarInfo(name)  # time 0, owner 0, no names
+    member.size, member.mode = len(data), 0o644
+    archive.addfile(member, io.BytesIO(data))
+
+
+def write_webdataset(job: Job) -> str:
+    """Write tar shards of <key>.image.png, <key>.label.png and <key>.json."""
+    for path, positions in missing(job, f"{job.split}-{{:06d}}.tar"):
+        with (
+            files.replacing(path) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
+            for sample in (job.samples[i] for i in positions):
+                suffix = sample.image.suffix.lower()
+                add_member(archive, f"{sample.id}.image{suffix}", read_checked(sample, "image"))
+                if sample.label:
+                    add_member(archive, f"{sample.id}.label.png", read_checked(sample, "label"))
+                row = json.dumps(facts(sample), sort_keys=True).encode()
+                add_member(archive, f"{sample.id}.json", row)
+    last = len(ranges(job)) - 1
+    return f'webdataset.WebDataset("{job.output}/{job.split}-{{000000..{last:06d}}}.tar")'
+
+
+def require_parquet() -> None:
+    """Raise `UserError` unless the library that defines picture columns is installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+
+        from datasets import Image  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--format parquet: needs Hugging Face datasets ({error}); pip install "
+            "'streetforge[export]', or use --format imagefolder"
+        ) from None
+
+
+def write_parquet(job: Job) -> str:
+    """Write Parquet files with the pictures' bytes inside, typed as Hugging Face pictures."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from datasets import Features, Image
+
+    rows = table(job.samples)
+    features = Features.from_arrow_schema(pa.Table.from_pylist(rows).schema)
+    features = Features({**features, "image": Image(), "label": Image()})
+
+    def picture(sample: Any, kind: Any) -> dict[str, Any] | None:
+        path = sample.image if kind == "image" else sample.label
+        return path and {"bytes": read_checked(sample, kind), "path": path.name}
+
+    for path, positions in missing(job, f"data/{job.split}-{{:05d}}-of-{{:05d}}.parquet"):
+        with (
+            files.replacing(path) as temporary,
+            parquet.ParquetWriter(temporary, features.arrow_schema) as writer,
+        ):
+            for start in range(positions.start, positions.stop, ROW_GROUP):
+                chosen = range(start, min(start + ROW_GROUP, positions.stop))
+                group = [
+                    {**rows[i], **{k: picture(job.samples[i], k) for k in ("image", "label")}}
+                    for i in chosen
+                ]
+                writer.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
+    return f'datasets.load_dataset("parquet", data_dir="{job.output}")'

@@ -1,0 +1,319 @@
+"""Exports: each layout through its real reader, stopped and repeated runs, bad input."""
+
+import hashlib
+import json
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import export, exporters, files, labels, panoptic
+from pipeline.dataset import Sample, open_dataset, read_image
+from pipeline.errors import UserError
+
+FORMATS = tuple(export.WRITERS)
+NUM_SAMPLES = 5
+
+
+@pytest.fixture(scope="module")
+def data(tiny_dataset: Callable[..., Path]) -> Path:
+    """Five labelled samples."""
+    return tiny_dataset(NUM_SAMPLES, 24, 40, conditions=("fog", "rain"))
+
+
+@pytest.fixture
+def samples(data: Path) -> list[Sample]:
+    """The samples of `data`."""
+    return open_dataset(data, labelled=True)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function that exports `data` in this process and returns the output folder."""
+
+    def call(kind: str, *flags: object, output: Path = tmp_path / "out", data: Path = data) -> Path:
+        if kind == "parquet":
+            pytest.importorskip("datasets")
+        argv = ["--data", data, "--output", output, "--format", kind, "--workers", 1, *flags]
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, argv)])
+        assert export.main() is None
+        return output
+
+    return call
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Return the hash of every file below a folder."""
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*")) if p.is_file()
+    }  # fmt: skip
+
+
+def assert_same(sample: Sample, image: object, label: object) -> None:
+    """Check pixels read elsewhere against the sample."""
+    assert np.array_equal(np.asarray(image), read_image(sample.image))
+    assert np.array_equal(np.asarray(label), labels.read_label(sample.label))
+
+
+def test_mmseg_reads_its_layout(run: Callable[..., Path], samples: list[Sample]) -> None:
+    pytest.importorskip("mmengine")
+    from segtrain.mmseg_setup import setup
+
+    setup()
+    from mmengine.config import Config
+    from mmseg.registry import DATASETS
+
+    folder = run("mmseg", "--split", "val")
+    config = Config.fromfile(folder / "val_dataset.py")
+    dataset = DATASETS.build({**config.val_dataset, "_scope_": "mmseg"})
+    assert len(dataset) == NUM_SAMPLES
+    assert dataset.metainfo["classes"] == labels.CLASS_NAMES
+    for item, sample in zip(dataset, samples, strict=True):
+        assert Path(item["img_path"]).stem == sample.id
+        assert_same(sample, item["img"][..., ::-1], item["gt_seg_map"])
+
+
+def test_daformer_finds_rare_classes(run: Callable[..., Path], samples: list[Sample]) -> None:
+    folder = run("dginstyle")
+    pixels = dict.fromkeys(range(19), 0)
+    for item in json.loads((folder / "sample_class_stats.json").read_text()):
+        name = item.pop("file")
+        label = labels.read_label(folder / name)
+        assert {int(c): n for c, n in item.items()} == {
+            c: n for c, n in enumerate(labels.count_classes(label).tolist()) if n
+        }
+        for c, n in item.items():
+            pixels[int(c)] += n
+    assert all(pixels.values())
+    named = {p.name.replace(".png", "_labelTrainIds.png") for p in (folder / "images").iterdir()}
+    for c, holders in json.loads((folder / "samples_with_class.json").read_text()).items():
+        assert sum(n for _, n in holders) == pixels[int(c)]
+        assert {name.split("/")[-1] for name, _ in holders} <= named
+    by_file = json.loads((folder / "sample_class_stats_dict.json").read_text())
+    assert {name.split("/")[-1] for name in by_file} == named
+    for sample in samples:
+        label = labels.read_label(folder / f"labels/{sample.id}_labelTrainIds.png")
+        assert_same(sample, read_image(folder / f"images/{sample.id}.png"), label)
+
+
+def test_webdataset_reads_its_shards(run: Callable[..., Path], samples: list[Sample]) -> None:
+    wds = pytest.importorskip("webdataset")
+    folder = run("webdataset", "--shard-samples", 2)
+    urls = f"{folder}/train-{{000000..000002}}.tar"
+    found = list(wds.WebDataset(urls, shardshuffle=False).decode("pil"))
+    for item, sample in zip(found, samples, strict=True):
+        assert item["__key__"] == sample.id
+        assert item["json"]["prompt"] == sample.caption
+        with Image.open(sample.label) as label:
+            assert_same(sample, item["image.png"], label)
+
+
+def test_tar_shards_keep_the_naming_rules_and_limits(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    first, again = run("webdataset", "--shard-samples", 2), tmp_path / "again"
+    run("webdataset", "--shard-samples", 2, output=again)
+    names = []
+    for path in sorted(first.glob("*.tar")):
+        assert path.read_bytes() == (again / path.name).read_bytes()
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+        assert {(m.mtime, m.uid, m.gid, m.mode) for m in members} == {(0, 0, 0, 0o644)}
+        names.append([m.name.partition(".") for m in members])
+    assert [len({key for key, _, _ in shard}) for shard in names] == [2, 2, 1]
+    assert {rest for shard in names for _, _, rest in shard} == {"image.png", "label.png", "json"}
+    assert len(list(run("webdataset", "--shard-mb", 1, output=tmp_path / "mb").glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_hugging_face_reads_both_pictures(
+    kind: str, run: Callable[..., Path], samples: list[Sample], tmp_path: Path
+) -> None:
+    hub = pytest.importorskip("datasets")
+    folder = run(kind, "--shard-samples", 2)
+    dataset = hub.load_dataset(kind, data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+    assert list(dataset) == ["train"]
+    for item, sample in zip(dataset["train"], samples, strict=True):
+        assert item["id"] == sample.id and item["condition"] == sample.row["condition"]
+        assert_same(sample, item["image"], item["label"])
+    assert isinstance(dataset["train"].features["label"], hub.Image)
+
+
+def test_parquet_holds_the_bytes(run: Callable[..., Path], samples: list[Sample]) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    paths = sorted(run("parquet", "--shard-samples", 3).glob("data/*.parquet"))
+    assert [p.name for p in paths] == [f"train-0000{i}-of-00002.parquet" for i in range(2)]
+    rows = [row for path in paths for row in parquet.read_table(path).to_pylist()]
+    for row, sample in zip(rows, samples, strict=True):
+        assert row["image"]["bytes"] == sample.image.read_bytes()
+        assert files.sha256(row["label"]["bytes"]) == row["label_sha256"]
+
+
+def test_coco_panoptic_follows_the_format(run: Callable[..., Path], samples: list[Sample]) -> None:
+    folder = run("coco_panoptic", "--split", "val")
+    record = json.loads((folder / "annotations/panoptic_val.json").read_text())
+    things = {c["name"] for c in record["categories"] if c["isthing"]}
+    assert things == {
+        "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
+    }  # fmt: skip
+    images = {image["id"]: image for image in record["images"]}
+    assert len(images) == NUM_SAMPLES
+    for note, sample in zip(record["annotations"], samples, strict=True):
+        assert (folder / "val" / images[note["image_id"]]["file_name"]).is_file()
+        rgb = read_image(folder / "panoptic_val" / note["file_name"]).astype(np.int64)
+        ids = rgb @ np.array([1, 256, 65536])
+        label = labels.read_label(sample.label)
+        segments = {s["id"]: s for s in note["segments_info"]}
+        assert set(np.unique(ids)) - {0} == set(segments)
+        assert np.array_equal(ids == 0, label == labels.VOID)
+        for number, segment in segments.items():
+            mask = ids == number
+            rows, columns = np.nonzero(mask)
+            size = [np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert segment["bbox"] == [columns.min(), rows.min(), *size]
+            assert segment["area"] == mask.sum() and segment["iscrowd"] == 0
+            assert set(np.unique(label[mask])) == {segment["category_id"]}
+        stuff = [s["category_id"] for s in segments.values() if s["category_id"] < 11]
+        assert len(stuff) == len(set(stuff))
+
+
+def test_objects_are_connected_regions() -> None:
+    label = np.zeros((6, 9), dtype=np.uint8)
+    label[1:3, 1:3] = label[3, 3] = 13  # touch at a corner
+    label[5, 8] = 13
+    ids, infos = panoptic.find_segments(label)
+    assert [(s["category_id"], s["area"]) for s in infos] == [(0, 48), (13, 5), (13, 1)]
+    assert ids[1, 1] == ids[3, 3] == 2 and ids[5, 8] == 3 and infos[2]["bbox"] == [8, 5, 1, 1]
+
+
+def test_fiftyone_layout_pairs_by_name(run: Callable[..., Path], samples: list[Sample]) -> None:
+    folder = run("fiftyone")
+    names = [
+        {str(p.relative_to(folder / top).with_suffix("")) for p in (folder / top).rglob("*.png")}
+        for top in ("data", "labels")
+    ]
+    assert names[0] == names[1] == {f"0000/{sample.id}" for sample in samples}
+    targets = json.loads((folder / "mask_targets.json").read_text())
+    assert targets["13"] == "car" and targets["255"] == "void" and len(targets) == 20
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_stopped_export_continues_to_the_same_files(
+    kind: str, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = content(run(kind, "--shard-samples", 2, output=tmp_path / "whole"))
+    replacing, calls = files.replacing, []
+
+    def stopping(path: Path):
+        calls.append(path)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return replacing(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replacing", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(kind, "--shard-samples", 2)
+    part = content(tmp_path / "out")
+    assert len(part) < len(whole) and not any(files.TEMPORARY_MARK in name for name in part)
+    for _ in range(2):
+        found = content(run(kind, "--shard-samples", 2))
+        assert set(found) == set(whole)
+        assert {n for n in found if found[n] != whole[n]} <= {"train_dataset.py"}  # names its place
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    run(kind, "--shard-samples", 2)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+
+
+@pytest.mark.parametrize("link", ["hard", "copy", "symlink"])
+def test_links(link: str, run: Callable[..., Path], samples: list[Sample]) -> None:
+    path = run("mmseg", "--link", link) / "img_dir/train/0000/00000000.png"
+    assert path.read_bytes() == samples[0].image.read_bytes()
+    assert path.is_symlink() == (link == "symlink")
+    assert path.samefile(samples[0].image) == (link != "copy")
+
+
+def test_two_splits_share_an_output(run: Callable[..., Path]) -> None:
+    run("coco_panoptic", "--split", "val")
+    folder = run("coco_panoptic", "--split", "train")
+    assert len(list((folder / "annotations").iterdir())) == 2
+
+
+@pytest.mark.parametrize("kind", export.WITHOUT_LABELS)
+def test_collections_without_labels(
+    kind: str, run: Callable[..., Path], tiny_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = run(kind, data=tiny_dataset(2, 8, 8, labelled=False))
+    if kind != "webdataset":
+        hub = pytest.importorskip("datasets")
+        dataset = hub.load_dataset(kind, data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+        assert dataset["train"][1]["image"].size == (8, 8)
+
+
+def test_columns_have_one_simple_type() -> None:
+    rows = [{"a": 1, "b": "x", "c": [1], "d": None}, {"a": 2.5, "b": 3, "e": True}]
+    table = exporters.table([Sample(str(i), Path(), None, row) for i, row in enumerate(rows)])
+    assert table == [
+        {"a": 1, "b": '"x"', "c": "[1]", "d": None, "e": None},
+        {"a": 2.5, "b": "3", "c": None, "d": None, "e": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--split", "Val 1"), "must be small letters"),
+        (("--shard-samples", "0"), "must be 1 or more"),
+        (("--output", ""), "name the folder to write"),
+        (("--data", "no/such"), "no such dataset folder"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    flags: tuple[str, ...], message: str, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        run("mmseg", *flags)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_and_outputs_are_refused(
+    run: Callable[..., Path], tiny_dataset: Callable[..., Path], tmp_path: Path, data: Path
+) -> None:
+    with pytest.raises(UserError, match="lies in --data"):
+        run("mmseg", output=data / "mmseg")
+    with pytest.raises(UserError, match="has no label"):
+        run("mmseg", data=tiny_dataset(1, 8, 8, labelled=False))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="something else"):
+        run("mmseg", output=tmp_path / "mine")
+    run("mmseg")
+    with pytest.raises(UserError, match="something else than a fiftyone export"):
+        run("fiftyone")
+    with pytest.raises(UserError, match="another export .*rows: "):
+        run("mmseg", data=tiny_dataset(2, 8, 8))
+    other = tiny_dataset(2, 8, 8)
+    (other / "labels/0000/00000001.png").write_bytes(
+        (other / "labels/0000/00000000.png").read_bytes()
+    )
+    with pytest.raises(UserError, match="differs from its label_sha256"):
+        run("webdataset", data=other, output=tmp_path / "tar")
+    assert not list((tmp_path / "tar").glob("*.tar*"))
+    (other / "images/0000/00000000.png").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        run("mmseg", data=other, output=tmp_path / "new")
+
+
+def test_missing_library_is_named(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"streetforge\[export\]"):
+        run("parquet")
+    assert not (tmp_path / "out").exists()

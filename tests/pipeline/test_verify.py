@@ -1,0 +1,324 @@
+"""Verify and merge: all damage is found, nothing sound is lost, kills and running writers."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import files, merge, prepare, rows, verify
+from pipeline.dataset import DatasetWriter, read_rows
+from pipeline.errors import EXIT_INCOMPLETE, UserError
+
+IMAGES, LABELS = "images/0000/0000000{}.png", "labels/0000/0000000{}.png"
+
+
+@pytest.fixture
+def data(tiny_dataset: Callable[..., Path]) -> Path:
+    """Four samples, the last of another process."""
+    folder = tiny_dataset(4, 8, 12)
+    lines = (folder / "metadata-000.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metadata-000.jsonl").write_text("".join(lines[:3]))
+    (folder / "metadata-001.jsonl").write_text(lines[3])
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+    """A function that runs verify in this process; returns exit code and lines of problems."""
+
+    def run(folder: Path, *flags: object) -> tuple[int, list[str]]:
+        argv = ["verify.py", "--data", str(folder), *map(str, flags)]
+        monkeypatch.setattr(sys, "argv", argv)
+        code = verify.main() or 0
+        lines = capsys.readouterr().out.splitlines()
+        return code, [line for line in lines if not line.startswith(f"{folder}: ")]
+
+    return run
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def swap(first: Path, second: Path) -> None:
+    """Let two files change places."""
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def both(folder: Path, template: str) -> tuple[Path, Path]:
+    return folder / template.format(0), folder / template.format(1)
+
+
+def rewrite(folder: Path, change: Callable[[dict], dict]) -> None:
+    """Change the first row, as a program would that knows nothing of its hash."""
+    path = folder / "metadata-000.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([json.dumps(change(json.loads(first))) + "\n", *rest]))
+
+
+def test_sound_folders_pass_and_are_left_alone(call: Callable, data: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
+    assert call(data, "--n", 4) == call(data, "--n", 4, "--repair") == (0, [])
+    assert {p: p.stat().st_mtime_ns for p in data.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda d: flip(d / IMAGES.format(2)), [("00000002", "image_sha256")]),
+        (lambda d: flip(d / LABELS.format(2)), [("00000002", "label_sha256")]),
+        (lambda d: os.truncate(d / IMAGES.format(0), 40), [("00000000", "image_sha256")]),
+        (lambda d: os.truncate(d / LABELS.format(0), 0), [("00000000", "label_sha256")]),
+        (lambda d: (d / IMAGES.format(3)).unlink(), [("00000003", "is missing")]),
+        (lambda d: (d / LABELS.format(3)).unlink(), [("00000003", "is missing")]),
+        (
+            lambda d: swap(*both(d, LABELS)),
+            [("00000000", "it is the label of 00000001"), ("00000001", "label of 00000000")],
+        ),
+        (
+            lambda d: swap(*both(d, IMAGES)),
+            [("00000000", "it is the image of 00000001"), ("00000001", "image of 00000000")],
+        ),
+        (
+            lambda d: shutil.copy(d / IMAGES.format(1), d / LABELS.format(1)),
+            [("00000001", "it is the image of 00000001")],
+        ),
+    ],
+)
+def test_damage_is_found_and_only_its_samples_are_withdrawn(
+    damage: Callable, found: list, call: Callable, data: Path
+) -> None:
+    damage(data)
+    whole = set(data.rglob("*.png"))
+    for flags in ((), ("--repair",)):
+        code, lines = call(data, *flags)
+        assert code == EXIT_INCOMPLETE and len(lines) == len(found)
+        for line, (key, what) in zip(lines, found, strict=True):
+            assert line.startswith(f"sample {key}: ") and what in line
+    assert set(data.rglob("*.png")) == whole
+    assert [p.name for p in data.glob("metadata*")] == ["metadata.jsonl"]
+    bad = {key for key, _ in found}
+    assert {k for k, row in read_rows(data).items() if row["status"] != "ok"} == bad
+    code, lines = call(data, "--repair")
+    assert code == EXIT_INCOMPLETE and all(": withdrawn: " in line for line in lines)
+    assert len(lines) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda row: row | {"prompt": "another"}, "differs from its row_sha256"),
+        (lambda row: row | {"label_sha256": "0" * 64}, "differs from its row_sha256"),
+        (lambda row: {k: v for k, v in row.items() if k != "row_sha256"}, "has no row_sha256"),
+        (lambda row: [row], "has no id"),
+        (lambda row: row | {"id": 7}, "has no id"),
+    ],
+)
+def test_changed_rows_are_found(change: Callable, what: str, call: Callable, data: Path) -> None:
+    rewrite(data, change)
+    code, lines = call(data)
+    assert code == EXIT_INCOMPLETE and sum(what in line for line in lines) == 1
+
+
+def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path) -> None:
+    path, sound = data / "metadata-000.jsonl", read_rows(data)
+    original = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place, value in zip(
+        rng.integers(0, len(original), 1000), rng.integers(0, 256, 1000), strict=True
+    ):
+        changed = bytearray(original)
+        changed[place] = value
+        path.write_bytes(changed)
+        scan = rows.scan_rows(data)
+        problems = verify.check_samples(data, scan, 1)
+        faults = [*scan.faults, *verify.judge(scan, problems)[0], *verify.find_gaps(scan, 4)]
+        assert faults or read_rows(data) == sound, (place, value)
+    path.write_bytes(original)
+    assert call(data, "--n", 4) == (0, [])
+
+
+def test_broken_torn_and_repeated_rows_are_mended(call: Callable, data: Path) -> None:
+    path = data / "metadata-000.jsonl"
+    first, second, third = path.read_text().splitlines(keepends=True)
+    path.write_text(first + "\n" + second + second + "\0\0\n" + third + '{"id": "0000')
+    code, lines = call(data)
+    assert code == EXIT_INCOMPLETE and len(lines) == 4
+    for line, what in zip(
+        lines, ("2: broken row, it is empty", "5: broken", "7: torn", "2 ok rows"), strict=True
+    ):
+        assert what in line
+    assert call(data, "--repair")[0] == 0
+    assert call(data, "--n", 4) == (0, []) and len(read_rows(data)) == 4
+
+
+def test_lost_rows_leave_gaps_and_orphans(call: Callable, data: Path) -> None:
+    path = data / "metadata-000.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    (data / IMAGES.format(2)).unlink()
+    (data / "images/0000/x.png.part-1-2").write_text("a writer may be at work")
+    code, lines = call(data, "--n", 6, "--repair")
+    assert code == EXIT_INCOMPLETE and len(lines) == 5
+    assert "sample 00000001 to 00000002: has no row" in lines[0]
+    assert "sample 00000004 to 00000005: has no row" in lines[1]
+    assert all("no row names it" in line for line in lines[2:])
+    assert (data / IMAGES.format(1)).exists()
+
+
+def test_the_sound_one_of_two_rows_stays(call: Callable, data: Path) -> None:
+    with open(data / "metadata-000.jsonl") as handle:
+        row = json.loads(handle.readline())
+    bad = {k: v for k, v in row.items() if k != "row_sha256"} | {"image_sha256": "0" * 64}
+    writer = DatasetWriter(data, config=files.read_json(data / "run.json")["config"])
+    (data / "metadata-000.jsonl").rename(data / "metadata-009.jsonl")
+    writer.append_row(bad)  # is read first
+    assert call(data, "--repair")[0] == 0
+    assert read_rows(data)["00000000"]["image_sha256"] == row["image_sha256"]
+
+
+def test_wrong_ids_sizes_names_and_runs_are_found(call: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    writer = DatasetWriter(folder, config={"seed": 1})
+    image, label = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+    writer.write(0, image, np.full((4, 6), 19, np.uint8), {})
+    writer.write(1, image, label[:2], {})
+    writer.write(2, image, label, {"digest": "of another run"})
+    row = writer.write(3, image, label, {"digest": writer.digest})
+    writer.append_row({**row, "id": "00000004"})
+    writer.write(5, image, None, {})
+    writer.write_failure(6, "black picture", {})
+    code, lines = call(folder)
+    whats = ("ids [19]", "is 6x2", "another run", "by its name", "no label", "failed: black")
+    assert code == EXIT_INCOMPLETE and len(lines) == len(whats)
+    for line, what in zip(lines, whats, strict=True):
+        assert what in line
+
+
+@pytest.mark.parametrize("name", ["run.json", "classes.json"])
+def test_damaged_records_are_found(name: str, call: Callable, data: Path) -> None:
+    for damage in (lambda p: p.write_text("{}"), flip, lambda p: p.write_bytes(b"\xff"), os.remove):
+        damage(data / name)
+        code, lines = call(data)
+        assert code == EXIT_INCOMPLETE and len(lines) == 1 and name in lines[0]
+
+
+def test_prepared_labels_are_made_again(
+    call: Callable, gta_tree: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    argv = ["--dataset", "gta", "--root", str(gta_tree(3)), "--output", str(out), "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *argv])
+    assert prepare.main() is None and call(out)[0] == 0
+    before = read_rows(out)
+    flip(out / LABELS.format(1))
+    assert call(out, "--repair")[0] == EXIT_INCOMPLETE
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *argv])
+    assert prepare.main() is None
+    assert call(out, "--n", 3) == (0, []) and read_rows(out) == before
+
+
+def run_merge(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["merge.py", "--data", str(folder)])
+    assert merge.main() is None
+
+
+def test_merge_makes_one_sorted_file(
+    data: Path, monkeypatch: pytest.MonkeyPatch, call: Callable
+) -> None:
+    before = read_rows(data)
+    (data / "metadata-000.jsonl").rename(data / "metadata-002.jsonl")
+    with open(data / "metadata-001.jsonl", "a") as handle:
+        handle.write('{"id": "0000')
+    for _ in range(2):
+        run_merge(monkeypatch, data)
+        assert [p.name for p in data.glob("metadata*")] == ["metadata.jsonl"]
+        assert read_rows(data) == before and list(read_rows(data)) == sorted(before)
+    assert call(data, "--n", 4) == (0, [])
+    config = files.read_json(data / "run.json")["config"]
+    assert DatasetWriter(data, config=config).done_ids() == set(before)
+
+
+def test_merge_survives_a_kill_at_every_point(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, points = read_rows(data), 0
+    for number in range(100):
+        folder = data.parent / f"copy{number}"
+        shutil.copytree(data, folder)
+        calls = iter(range(100))
+
+        def dying(function: Callable, calls=calls, number=number) -> Callable:
+            def step(*arguments: object, **options: object) -> object:
+                if next(calls) == number:
+                    raise KeyboardInterrupt
+                return function(*arguments, **options)
+
+            return step
+
+        with monkeypatch.context() as patch:
+            for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink")):
+                patch.setattr(owner, name, dying(getattr(owner, name)))
+            try:
+                run_merge(patch, folder)
+            except KeyboardInterrupt:
+                points += 1
+            else:
+                break
+        assert read_rows(folder) == before
+        run_merge(monkeypatch, folder)
+        assert read_rows(folder) == before
+        assert [p.name for p in folder.glob("metadata*.jsonl")] == ["metadata.jsonl"]
+    assert points >= 5
+
+
+def test_folders_at_work_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "claims").mkdir()
+    holder = {"host": socket.gethostname(), "host_id": "x", "pid": os.getpid()}
+    claim = data / "claims/process-x"
+    claim.write_text(json.dumps(holder))
+    for function in (lambda: run_merge(monkeypatch, data), lambda: rows.require_idle(data)):
+        with pytest.raises(UserError, match=f"process {os.getpid()} .*is writing to it"):
+            function()
+    claim.write_text(json.dumps({**holder, "pid": 2**22 + 1}))  # dead
+    rows.require_idle(data)
+    claim.write_text(json.dumps({**holder, "host": "elsewhere"}))
+    with pytest.raises(UserError, match="elsewhere is writing"):
+        rows.require_idle(data)
+    os.utime(claim, (0, 0))
+    run_merge(monkeypatch, data)
+
+
+def test_rows_written_meanwhile_are_not_lost(data: Path) -> None:
+    scan = rows.scan_rows(data)
+    with open(data / "metadata-001.jsonl", "a") as handle:
+        handle.write('{"id": "00000009", "status": "ok"}\n')
+    with pytest.raises(UserError, match="has changed meanwhile"):
+        rows.write_merged(data, [rows.choose(r) for r in scan.rows.values()], scan.sizes)
+    assert "00000009" in read_rows(data) and not (data / "metadata.jsonl").exists()
+
+
+def test_merge_stops_at_broken_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite(data, lambda row: row | {"prompt": "another"})
+    with pytest.raises(UserError, match="--repair first"):
+        run_merge(monkeypatch, data)
+
+
+@pytest.mark.parametrize("program", [verify, merge])
+def test_bad_folders_are_one_line(program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, message in (
+        ([], "no folder given"),
+        (["--data", str(tmp_path / "no")], "no such dataset folder"),
+        (["--data", str(tmp_path)], "has no metadata.jsonl"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x.py", *flags])
+        with pytest.raises(UserError, match=message):
+            program.main()
