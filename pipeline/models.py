@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import files
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -165,6 +164,8 @@ def grid_px(base: Path) -> tuple[int, int]:
 
     Read from the config files of a base model's folder.
     """
+    from pipeline import files
+
     levels = [
         len(files.read_json(base / part / "config.json")["block_out_channels"])
         for part in ("vae", "unet")
