@@ -1,0 +1,157 @@
+"""Measure what surrounds the networks: writing, claims, several processes, a finished folder.
+
+    python benchmarks/engine.py --output runs/engine.json          # about five minutes on two cores
+
+- writing: drawing with the pocket model while pictures are encoded, synced and rowed, against the
+  same drawing whose pictures are dropped, in turn; ratio of the wall times;
+- claims: claiming, looking up and giving back 64 samples;
+- processes: samples per second of two processes of one thread each, against one, by the times of
+  their rows; the first sample of a process warms it up and does not count;
+- finished: `generation/run.py --n 50000` on a folder that holds 50,000 rows.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.machine import describe  # noqa: E402
+from generation.claims import Claims  # noqa: E402
+from generation.engine import Sampler, load_networks  # noqa: E402
+from generation.progress import Rows  # noqa: E402
+from generation.run import read_inputs  # noqa: E402
+from generation.saving import Saver  # noqa: E402
+from generation.settings import Config  # noqa: E402
+from generation.work import Maker  # noqa: E402
+from pipeline import files  # noqa: E402
+from pipeline.dataset import DatasetWriter, read_rows, sample_id  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Nowhere:
+    """Takes samples and forgets them."""
+
+    def write_all(self, samples: Any) -> None:
+        """Drop what would be written."""
+
+
+def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
+    """Return the wall time of drawing `n` samples with writing over that without."""
+    config = dataclasses.replace(Config(), n=n, output=folder / "inputs")
+    inputs = read_inputs(config)
+    sampler = Sampler(load_networks(config, torch.device("cpu")), config)
+    maker = Maker(sampler, config, inputs.source, inputs.layouts, {})
+    maker.make(inputs.plan[:1])
+    seconds: dict[str, list[float]] = {"written": [], "dropped": []}
+    for repeat in range(repeats):
+        for kind in seconds:
+            target = DatasetWriter(folder / f"{kind}{repeat}", config={})
+            start = time.perf_counter()
+            with Saver(target if kind == "written" else Nowhere(), lambda batch: None) as saver:
+                for item in inputs.plan:
+                    for drawn in maker.make([item]):
+                        saver.put(drawn)
+            seconds[kind].append(time.perf_counter() - start)
+    ratios = [a / b for a, b in zip(seconds["written"], seconds["dropped"], strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "seconds_per_sample": round(statistics.median(seconds["dropped"]) / n, 3),
+    }
+
+
+def claiming(folder: Path, repeats: int) -> dict[str, Any]:
+    """Return the milliseconds that 64 samples cost in claims."""
+    (folder / "claims").mkdir(parents=True)
+    rows, times = Rows(folder, 64), []
+    for _ in range(repeats):
+        with Claims(folder) as claims:
+            start = time.perf_counter()
+            for index in range(64):
+                claims.take(sample_id(index))
+                rows.update()
+                claims.release(sample_id(index))
+            times.append(1000 * (time.perf_counter() - start))
+    return {"ms_per_64": round(statistics.median(times), 2), "most_ms": round(max(times), 2)}
+
+
+def rate(folder: Path) -> float:
+    """Return samples per second over the time in which all processes of a run were drawing."""
+    ends: dict[str, list[float]] = {}
+    for path in folder.glob("metadata*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        ends[path.name] = list(np.cumsum([row["seconds"] for row in rows]))
+    return sum((len(times) - 1) / (times[-1] - times[0]) for times in ends.values())
+
+
+def processes(folder: Path, n: int, repeats: int) -> dict[str, Any]:
+    """Return the rate of two processes over that of one."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for repeat in range(repeats):
+        for count in rates:
+            output = folder / f"{count}-{repeat}"
+            subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                 f"--nproc-per-node={count}", "--", "generation/run.py", "--n", str(n * count),
+                 "--output", str(output)],
+                cwd=ROOT, check=True, capture_output=True,
+            )  # fmt: skip
+            assert len(read_rows(output)) == n * count
+            rates[count].append(rate(output))
+    ratios = [b / a for a, b in zip(rates[1], rates[2], strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "samples_per_s": {str(k): round(statistics.median(v), 3) for k, v in rates.items()},
+    }
+
+
+def finished(folder: Path, n: int) -> dict[str, Any]:
+    """Return the seconds until a finished folder is told from an unfinished one."""
+    command = [sys.executable, "generation/run.py", "--output", str(folder), "--n"]
+    subprocess.run([*command, "1"], cwd=ROOT, check=True, capture_output=True)
+    (row,) = read_rows(folder).values()
+    lines = [json.dumps(row | {"id": sample_id(index)}) for index in range(n)]
+    files.write_bytes(folder / "metadata-000.jsonl", ("\n".join(lines) + "\n").encode())
+    start = time.perf_counter()
+    done = subprocess.run([*command, str(n)], cwd=ROOT, check=True, capture_output=True, text=True)
+    return {"seconds": round(time.perf_counter() - start, 2), "says": done.stdout.strip()[-60:]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--n", type=int, default=16, help="samples per process and run")
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result["writing"] = writing(folder / "writing", arguments.n, arguments.repeats)
+        result["claims"] = claiming(folder / "claims", 5 * arguments.repeats)
+        result["processes"] = processes(folder / "processes", arguments.n, arguments.repeats)
+        result["finished"] = finished(folder / "finished", arguments.rows)
+    result |= describe("torch", "diffusers", "numpy")
+    files.write_json(arguments.output, result)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    guard(main)
