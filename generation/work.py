@@ -1,21 +1,27 @@
-"""The loop of one process: its share of the missing samples, written one by one.
+"""The loop of one process: it claims missing samples and makes them until none is left.
 
-The missing samples are dealt to the processes in turn. All processes list them before any of them
-writes, so none has to ask another, and a resumed run may have another number of processes.
+Processes do not know of each other and do not wait for each other; they meet in the claims and in
+the rows of the output folder. So one may be started, stopped, or killed at any time.
 """
 
+import sys
 import time
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
+from generation.claims import Claims
 from generation.layouts import Layout, LayoutSource
 from generation.plan import PlanItem, noise_seed, place_crop
+from generation.progress import Progress, Rows
 from generation.prompts import join_classes, render_prompt
+from generation.saving import Drawn, Saver
 from generation.settings import Config
-from pipeline.dataset import DatasetWriter, read_rows, sample_id
+from pipeline import files
+from pipeline.dataset import DatasetWriter, sample_id
+from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
 from pipeline.seeding import numpy_generator
 from pipeline.stopping import StopRequest
@@ -24,33 +30,8 @@ if TYPE_CHECKING:
     from generation.engine import Sampler
 
 ATTEMPTS = 3  # a picture that is not finite or constant is drawn anew twice
-
-
-class RowCounter:
-    """Counts the `ok` rows that all processes append, reading only what is new."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.count = 0
-        self._offsets: dict[Path, int] = {}
-
-    def update(self) -> int:
-        """Return how many `ok` rows there are by now."""
-        for path in self.folder.glob("metadata*.jsonl"):
-            with open(path, "rb") as handle:
-                handle.seek(self._offsets.get(path, 0))
-                data = handle.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self.count += sum(b'"status": "ok"' in line for line in whole.splitlines())
-            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-        return self.count
-
-
-def missing_indices(n: int, folder: Path) -> list[int]:
-    """Return the indices below `n` without an `ok` row, in order."""
-    rows = read_rows(folder) if folder.is_dir() else {}
-    done = {key for key, row in rows.items() if row.get("status") == "ok"}
-    return [index for index in range(n) if sample_id(index) not in done]
+MAX_CLAIMS = 8  # samples claimed at once, while many are missing
+GRACE_S = 8.0  # a sample that takes longer than this after a stop signal is dropped
 
 
 class Maker:
@@ -92,19 +73,14 @@ class Maker:
         }
         return label, row
 
-    def make(self, item: PlanItem) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any]]:
-        """Return (image or None, label, row); a failed sample's row says why in `error`."""
-        from generation.engine import memory_errors
-
+    def make(self, item: PlanItem) -> Drawn:
+        """Draw a sample, in up to ATTEMPTS attempts; a failed one's row says why in `error`."""
         label, row = self.prepare(item)
-        prompt = row["prompt"]
-        row["prompt_cut"] = self.sampler.networks.text.truncates(prompt)
+        row["prompt_cut"] = self.sampler.networks.text.truncates(row["prompt"])
         started = time.perf_counter()
         for attempt in range(ATTEMPTS):
             seed = noise_seed(self.config.seed, item.index, attempt)
-            picture = memory_errors(
-                lambda seed=seed: self.sampler.draw(label, prompt, seed), self.config
-            )
+            picture = self._draw(label, row["prompt"], seed)
             row |= {"seed": seed, "attempt": attempt, "tiles": picture.tiles}
             row |= {"tiles_total": picture.tiles_total, "evaluations": picture.evaluations}
             if picture.image is not None:
@@ -112,30 +88,100 @@ class Maker:
         row["seconds"] = round(time.perf_counter() - started, 3)
         if picture.image is None:
             row["error"] = f"{picture.problem} in {ATTEMPTS} attempts"
-        return picture.image, label, row
+        return Drawn(item.index, picture.image, label, row)
+
+    def _draw(self, label: np.ndarray, prompt: str, seed: int) -> Any:
+        """Draw once; when memory runs out go on with half the tiles per call."""
+        while True:
+            try:
+                return self.sampler.draw(label, prompt, seed)
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here
+                    raise
+            batch = getattr(self.sampler, "tile_batch", 1)
+            if batch <= 1:
+                raise UserError(
+                    f"--tile-batch {self.config.tile_batch}: the device ran out of memory even "
+                    "with one tile at a time; use --precision bf16 or smaller --tile-px"
+                )
+            self.sampler.tile_batch = batch // 2
+            print(
+                f"streetforge: the device ran out of memory with {batch} tiles at a time; going on "
+                f"with {batch // 2}",
+                file=sys.stderr,
+            )
+
+
+class Dealer:
+    """Gives out missing samples that no other process has claimed."""
+
+    def __init__(self, rows: Rows, claims: Claims) -> None:
+        self.rows, self.claims = rows, claims
+        self._todo = deque(rows.missing())
+        self._elsewhere: list[int] = []
+        """What other processes held when it was their turn here."""
+
+    def take(self) -> list[int]:
+        """Claim the next few samples; an empty list if nothing is left to take."""
+        while self._todo:
+            taken = self._claim(min(max(len(self._todo) // 256, 1), MAX_CLAIMS))
+            self.rows.update()  # what was finished until now may have been free again
+            for index in [index for index in taken if self.rows.settled(index)]:
+                self.claims.release(sample_id(index))
+                taken.remove(index)
+            if taken:
+                return taken
+        while self._elsewhere:  # its processes may have died
+            index = self._elsewhere.pop()
+            if self.rows.settled(index) or not self.claims.take_over(sample_id(index)):
+                continue
+            self.rows.update()
+            if not self.rows.settled(index):
+                return [index]
+            self.claims.release(sample_id(index))
+        return []
+
+    def _claim(self, count: int) -> list[int]:
+        taken: list[int] = []
+        while self._todo and len(taken) < count:
+            index = self._todo.popleft()
+            if self.rows.settled(index):
+                continue
+            if self.claims.take(sample_id(index)):
+                taken.append(index)
+            else:
+                self._elsewhere.append(index)
+        return taken
+
+    def __iter__(self) -> Iterator[int]:
+        while taken := self.take():
+            yield from taken
 
 
 def run_share(
-    maker: Maker, writer: DatasetWriter, items: list[PlanItem], *, n: int, show_progress: bool
-) -> int:
-    """Make and write `items` in order; return 0, or the exit code of a stop signal.
+    make: Callable[[int], Drawn], writer: DatasetWriter, rows: Rows, claims: Claims, *,
+    show_progress: bool, need_bytes: Callable[[], int],
+) -> int:  # fmt: skip
+    """Make and write what is missing and not claimed; return 0, or the code of a stop signal.
 
-    The bar of the main process counts the rows of all processes, so rate and ETA are the run's.
+    `need_bytes` tells what the missing samples will take, for the message of a full disk.
     """
-    counter = RowCounter(writer.folder)
-    done = min(counter.update(), n)
-    bar = tqdm(
-        total=n, initial=done, unit="sample", disable=not show_progress, smoothing=0.05,
-        dynamic_ncols=True,
-    )  # fmt: skip
-    with bar, StopRequest().listening() as stop:
-        for item in items:
-            if stop.signal_number:
-                break
-            image, label, row = maker.make(item)
-            if image is None:
-                writer.write_failure(item.index, row.pop("error"), row)
-            else:
-                writer.write(item.index, image, label, row)
-            bar.update(min(counter.update(), n) - bar.n)
-        return stop.exit_code
+    progress = Progress(rows, claims, show=show_progress)
+
+    def saved(batch: list[Drawn]) -> None:
+        for drawn in batch:
+            claims.release(sample_id(drawn.index))
+        progress.update()
+
+    try:
+        writer.process_index = claims.take_number("metadata")
+        with StopRequest(GRACE_S).listening() as stop, Saver(writer, saved) as saver:
+            for index in Dealer(rows, claims):
+                if stop.signal_number:
+                    break
+                saver.put(make(index))
+    except OSError as error:
+        raise files.storage_error(error, writer.folder, need_bytes()) from None
+    finally:
+        progress.update(last=True)
+    return stop.exit_code
