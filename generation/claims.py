@@ -37,7 +37,7 @@ class Claims:
         """Set at the end: no other process holds a claim, and the folder is gone."""
         self._me = {"host": socket.gethostname(), "host_id": files.host_id(), "pid": os.getpid()}
         self._me["id"] = uuid.uuid4().hex[:8]
-        self._own = self.folder / f"process-{self._me['id']}"
+        self._own = files.temporary_name(self.folder / "process")
         self._ending = threading.Event()
         self._active = time.monotonic()
 
@@ -50,8 +50,8 @@ class Claims:
         self._ending.set()
         for name in list(self.held):
             self.release(name)
-        for path in self.folder.iterdir():
-            if path != self._own and self._is_dead(path, lease=self.finished):
+        for path in set(self.folder.iterdir()) - {self._own}:
+            if files.is_abandoned(path) or self._is_dead(path, lease=self.finished):
                 path.unlink(missing_ok=True)
         self._own.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others are still at work
@@ -84,6 +84,8 @@ class Claims:
             self._register()
             return self.take(name)
         except OSError as error:
+            if error.errno in files.TRANSIENT:
+                return False  # as if another process had it: it is tried again at the end
             if error.errno not in files.NO_LINKS:
                 raise
             try:
@@ -122,7 +124,7 @@ class Claims:
         """Give up a claim, unless another process has taken it over."""
         self.held.discard(name)
         path = self.folder / name
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             if self._holder(path)[0] == self._me:
                 path.unlink()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -37,22 +38,33 @@ class Rows:
         """What failed since the last `forget`; it is not tried again."""
         self.last: dict[str, tuple[int, float]] = {}
         """Last index of each metadata file, and when it was seen here."""
-        self._offsets: dict[Path, int] = {}
+        self._offsets: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def update(self) -> None:
         """Read what was appended since the last time."""
         with self._lock:
-            for path in self.folder.glob("metadata*.jsonl"):
-                with contextlib.suppress(FileNotFoundError), open(path, "rb") as handle:
-                    handle.seek(self._offsets.get(path, 0))
-                    data = handle.read()
-                    whole = data[: data.rfind(b"\n") + 1]
-                    for line in whole.splitlines():
-                        self._add(path, line)
-                    self._offsets[path] = self._offsets.get(path, 0) + len(whole)
+            for name in os.listdir(self.folder) if self.folder.is_dir() else ():
+                if name.startswith("metadata") and name.endswith(".jsonl"):
+                    with contextlib.suppress(FileNotFoundError):  # listed before it can be opened
+                        self._read(name)
 
-    def _add(self, path: Path, line: bytes) -> None:
+    def _read(self, name: str) -> None:
+        start = self._offsets.get(name, 0)
+        handle = os.open(
+            os.path.join(self.folder, name), os.O_RDONLY
+        )  # not `stat`, which may be old on network file systems
+        try:
+            size = os.fstat(handle).st_size
+            data = os.pread(handle, size - start, start) if size > start else b""
+        finally:
+            os.close(handle)
+        whole = data[: data.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._add(name, line)
+        self._offsets[name] = start + len(whole)
+
+    def _add(self, name: str, line: bytes) -> None:
         try:
             row = json.loads(line)
             index, status = int(row["id"]), row["status"]
@@ -60,7 +72,9 @@ class Rows:
             if not line.strip():
                 return
             text = line[:60].decode(errors="replace")
-            raise UserError(f"{path}: broken row {text!r}; remove that line") from None
+            raise UserError(
+                f"{self.folder / name}: broken row {text!r}; remove that line"
+            ) from None
         if status == "ok":
             self.done += index < self.n and index not in self.ok
             self.ok.add(index)
@@ -68,7 +82,7 @@ class Rows:
         elif index not in self.ok:
             self.failed[index] = row.get("error", "")
             self.tried.add(index)
-        self.last[path.stem] = index, time.monotonic()
+        self.last[name.removesuffix(".jsonl")] = index, time.monotonic()
 
     def forget(self) -> None:
         """Let what failed so far be tried again."""

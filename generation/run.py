@@ -12,6 +12,7 @@ codes: 0 complete, or the rest is with other processes, 2 bad input or setting, 
 not be drawn, 130/143 stopped by SIGINT/SIGTERM.
 """
 
+import functools
 import importlib.metadata
 import os
 import sys
@@ -46,11 +47,16 @@ class Inputs:
 
     source: layouts.LayoutSource
     layouts: list[layouts.Layout]
-    plan: list[PlanItem]
+    planner: Planner
     missing: list[int]
     """Indices below n without a finished sample."""
     rows: Rows
     """What the output folder holds."""
+
+    @functools.cached_property
+    def plan(self) -> list[PlanItem]:
+        """What the samples will be; drawn when first needed, never for a finished folder."""
+        return self.planner.draw_plan(self.rows.n)
 
 
 def check_models(config: Config) -> None:
@@ -109,9 +115,7 @@ def read_inputs(config: Config) -> Inputs:
     rows = Rows(config.output, config.n)
     rows.update()
     rows.forget()
-    missing = rows.missing()
-    plan = planner.draw_plan(config.n)
-    return Inputs(source, found, plan, missing, rows)
+    return Inputs(source, found, planner, rows.missing(), rows)
 
 
 def model_revisions(config: Config) -> dict[str, str]:
@@ -185,7 +189,6 @@ def draw_missing(
     return work.run_share(
         lambda index: maker.make(inputs.plan[index]), writer, inputs.rows, claims,
         show_progress=show_progress,
-        need_bytes=lambda: card.disk_estimate(config, config.n - inputs.rows.done),
     )  # fmt: skip
 
 
@@ -199,6 +202,14 @@ def main() -> int | None:
     if call.dry_run:
         print(card.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
         return 0
+    with files.storage_errors(
+        config.output, lambda: card.disk_estimate(config, config.n - inputs.rows.done)
+    ):
+        return fill(config, inputs, process_index)
+
+
+def fill(config: Config, inputs: Inputs, process_index: int) -> int:
+    """Make what is missing in the output folder and return the exit code."""
     revisions = model_revisions(config)
     writer = open_output(config, inputs, revisions, process_index)
     rows, is_main, stopped = inputs.rows, process_index == 0, 0
@@ -206,8 +217,8 @@ def main() -> int | None:
         if inputs.missing:
             facts = {"digest": writer.digest, "revisions": revisions}
             stopped = draw_missing(config, inputs, writer, facts, claims, show_progress=is_main)
-        rows.update()
         others = [h for name, h in claims.living("metadata") if name not in claims.held]
+        rows.update()  # after that, or a process that ends in between would seem to leave its work
         claims.finished = all(map(rows.settled, rows.missing()))
     if stopped:
         print("streetforge: stopped; the same command continues", file=sys.stderr)
@@ -215,9 +226,8 @@ def main() -> int | None:
     if claims.alone and claims.finished:
         for path in config.output.glob("metadata-*.jsonl"):
             repair_tail(path)
-    if not inputs.missing and not is_main:
-        return 0
-    return report(config, inputs, others, speaks=claims.alone or is_main, alone=claims.alone)
+    speaks = is_main or (claims.alone and bool(inputs.missing))
+    return report(config, inputs, others, speaks=speaks, alone=claims.alone)
 
 
 def report(
@@ -233,9 +243,9 @@ def report(
     line = ""
     if left and others:
         names = ", ".join(f"{h.get('host')} pid {h.get('pid')}" for h in others[:8])
-        line = f"{rows.done} of {n} samples; the last {left} are with other processes ({names})"
+        line = f"{rows.done} of {n} samples; other processes are making the rest ({names})"
     elif left:
-        line = f"{left} samples are missing, another process left them; repeat the command"
+        line = f"another process left {left} of {n} samples; the same command makes them"
     elif failed:
         named = ", ".join(map(sample_id, failed[:5]))
         line = (

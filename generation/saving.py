@@ -1,7 +1,6 @@
 """Finished samples are encoded and written in a thread, beside the drawing of the next ones."""
 
 import contextlib
-import errno
 import queue
 import threading
 import time
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import files
 from pipeline.dataset import DatasetWriter
 
 QUEUE = 4  # samples that may wait; then drawing waits for the disk
-TRIES = 4
-TRANSIENT = (errno.EIO, errno.ESTALE)
+PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is tried again
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,12 @@ class Saver:
                 return
 
     def _save(self, batch: list[Drawn]) -> None:
-        for left in reversed(range(TRIES)):
+        for pause_s in (*PAUSES_S, None):
             try:
-                self._commit(batch)
+                self.writer.write_all([(d.index, d.image, d.label, d.row) for d in batch])
                 break
             except OSError as error:
-                if error.errno not in TRANSIENT or not left:
+                if error.errno not in files.TRANSIENT or pause_s is None:
                     raise
-                time.sleep(0.5 * 2 ** (TRIES - 1 - left))
+                time.sleep(pause_s)
         self.saved(batch)
-
-    def _commit(self, batch: list[Drawn]) -> None:
-        good = [(d.index, d.image, d.label, d.row) for d in batch if d.image is not None]
-        if good:
-            self.writer.write_all(good)
-        for drawn in batch:
-            if drawn.image is None:
-                self.writer.write_failure(drawn.index, drawn.row["error"], drawn.row)

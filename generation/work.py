@@ -7,7 +7,7 @@ the rows of the output folder. So one may be started, stopped, or killed at any 
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from generation.progress import Progress, Rows
 from generation.prompts import join_classes, render_prompt
 from generation.saving import Drawn, Saver
 from generation.settings import Config
-from pipeline import files
 from pipeline.dataset import DatasetWriter, sample_id
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
@@ -160,28 +159,23 @@ class Dealer:
 
 def run_share(
     make: Callable[[int], Drawn], writer: DatasetWriter, rows: Rows, claims: Claims, *,
-    show_progress: bool, need_bytes: Callable[[], int],
+    show_progress: bool,
 ) -> int:  # fmt: skip
-    """Make and write what is missing and not claimed; return 0, or the code of a stop signal.
-
-    `need_bytes` tells what the missing samples will take, for the message of a full disk.
-    """
+    """Make and write what is missing and not claimed; return 0, or the code of a stop signal."""
     progress = Progress(rows, claims, show=show_progress)
 
-    def saved(batch: list[Drawn]) -> None:
+    def saved(batch: Sequence[Drawn]) -> None:
         for drawn in batch:
             claims.release(sample_id(drawn.index))
         progress.update()
 
+    writer.process_index = claims.take_number("metadata")
     try:
-        writer.process_index = claims.take_number("metadata")
         with StopRequest(GRACE_S).listening() as stop, Saver(writer, saved) as saver:
             for index in Dealer(rows, claims):
                 if stop.signal_number:
                     break
                 saver.put(make(index))
-    except OSError as error:
-        raise files.storage_error(error, writer.folder, need_bytes()) from None
     finally:
         progress.update(last=True)
     return stop.exit_code

@@ -205,12 +205,19 @@ class DatasetWriter:
         return self.write_all([(index, image, label, row)])[0]
 
     def write_all(
-        self, samples: Sequence[tuple[int, np.ndarray, np.ndarray | None, dict[str, Any]]]
+        self,
+        samples: Sequence[tuple[int, np.ndarray | None, np.ndarray | None, dict[str, Any]]],
     ) -> list[dict[str, Any]]:
-        """Commit samples (index, image, label, row) together, all rows last; return full rows."""
+        """Commit samples (index, image, label, row) together, all rows last; return full rows.
+
+        Without an image the sample has failed, and its row says why in `error`.
+        """
         contents, rows = [], []
         for index, image, label, row in samples:
             key, shard = sample_id(index), f"{index // SHARD_SIZE:04d}"
+            if image is None:
+                rows.append({"id": key, "status": "failed", **row})
+                continue
             full = {"id": key, "status": "ok", **row}
             for kind, array in (("label", label), ("image", image)):
                 if array is not None:
@@ -224,7 +231,7 @@ class DatasetWriter:
 
     def write_failure(self, index: int, error: str, row: dict[str, Any]) -> None:
         """Record that a sample could not be made, with the reason."""
-        self.append_row({"id": sample_id(index), "status": "failed", "error": error, **row})
+        self.write_all([(index, None, None, {"error": error, **row})])
 
     def append_row(self, row: dict[str, Any]) -> None:
         """Append one row durably."""
@@ -241,12 +248,12 @@ class DatasetWriter:
         try:
             files.write_data(path, lines.encode(), os.O_APPEND)
             files.sync_file(path)
+            if size is None:
+                files.fsync_folder(self.folder)
         except OSError:
             if path.exists():
                 os.truncate(path, size or 0)  # rows that may not last are not there
             raise
-        if size is None:
-            files.fsync_folder(self.folder)
         self._clean = True
 
 

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 TEMPORARY_MARK = ".part-"
 ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TRANSIENT = (errno.EIO, errno.ESTALE)  # often gone a second later on network file systems
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of some file systems
 
 
@@ -193,18 +194,24 @@ def sweep_temporaries(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def storage_error(error: OSError, folder: Path, need_bytes: int) -> UserError:
-    """Return the line for a write that failed; `need_bytes` is what is still to be written."""
-    place = error.filename or folder
-    if error.errno in FULL_DISK:
-        return UserError(
-            f"{place}: cannot be written ({error.strerror}); about {need_bytes / 1e6:.1f} MB are "
-            "still needed; free some space and repeat the command, all finished samples are kept"
-        )
-    return UserError(
-        f"{place}: cannot be written ({error.strerror}); mend it and repeat the command, all "
-        "finished samples are kept"
-    )
+@contextlib.contextmanager
+def storage_errors(folder: Path, need_bytes: Callable[[], int]) -> Iterator[None]:
+    """Turn failed writes below `folder` into a `UserError`; `need_bytes`: what is yet to come."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            remedy = (
+                f"about {max(need_bytes() / 1e6, 0.1):.1f} MB are still needed; free some space"
+            )
+        elif error.errno in (*TRANSIENT, errno.EROFS, errno.EACCES):
+            remedy = "mend it"
+        else:
+            raise
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); {remedy} and "
+            "repeat the command, all finished samples are kept"
+        ) from None
 
 
 def require_writable(folder: Path) -> None:

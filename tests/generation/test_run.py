@@ -91,7 +91,29 @@ def test_two_processes_make_the_same_bytes(finished, flags, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "set") == hashes(finished)
     sizes = [len(p.read_text().splitlines()) for p in (tmp_path / "set").glob("metadata-*.jsonl")]
-    assert sizes == [2, 2]
+    assert sum(sizes) == 4
+    assert done.stdout == f"{tmp_path / 'set'}: 4 samples\n"  # the last one speaks
+
+
+def test_one_two_and_three_processes_make_the_same_set_of_the_pocket_model(tmp_path):
+    """Started by torchrun, or one by one in the same folder, whenever they like."""
+    common = ("--n", "5", "--steps", "2", "--output")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
+
+    def start(folder: str, *launcher: str) -> subprocess.Popen:
+        command = [sys.executable, *launcher, "generation/run.py", *common, str(tmp_path / folder)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    one, two = start("one"), start("two", *torchrun)
+    assert one.wait(600) == 0 == two.wait(600)
+    three = [start("three") for _ in range(3)]
+    assert {process.wait(600) for process in three} == {0}
+    assert "5 samples" in "".join(process.stdout.read() for process in three)
+    assert len(hashes(tmp_path / "one")) == 5
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two") == hashes(tmp_path / "three")
+    for folder in tmp_path.iterdir():
+        rows = [p.read_text().count("\n") for p in folder.glob("metadata-*.jsonl")]
+        assert sum(rows) == 5 and not (folder / "claims").exists()
 
 
 def test_killed_run_continues_to_the_same_set(call, finished, flags, tmp_path):
@@ -143,8 +165,11 @@ def test_unusable_pictures_are_tried_again_and_then_rows(call, tmp_path, monkeyp
     assert row["status"] == "failed" and "constant" in row["error"]
 
     def second(self, label, prompt, seed):
-        return draw(self, label, prompt, seed) if seed != tried[0] else never(
-            self, label, prompt, seed)
+        return (
+            draw(self, label, prompt, seed)
+            if seed != tried[0]
+            else never(self, label, prompt, seed)
+        )
 
     monkeypatch.setattr(engine.Sampler, "draw", second)
     assert call("--n", 1, "--output", tmp_path / "set") == 0
