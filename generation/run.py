@@ -6,10 +6,14 @@
     torchrun --nproc-per-node 2 -- generation/run.py --n 100    # two CPU processes; mind the --
     python generation/run.py --n 50000 --dry-run --plan-file plan.jsonl   # what would be done
 
-The same command continues a stopped run; a larger --n adds to it. Exit codes: 0 complete, 2 bad
-input or setting, 3 some samples could not be drawn, 130/143 stopped by SIGINT/SIGTERM.
+The same command continues a stopped run; a larger --n adds to it. Given once more while a run is at
+work, here or on another machine that shares the output folder, it helps: processes divide the work
+among themselves and none waits for another. OUTPUT/status.json says how far all of them are. Exit
+codes: 0 complete, or the rest is with other processes, 2 bad input or setting, 3 some samples could
+not be drawn, 130/143 stopped by SIGINT/SIGTERM.
 """
 
+import functools
 import importlib.metadata
 import os
 import sys
@@ -24,11 +28,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np  # noqa: E402
 
 from generation import card, layouts, listing, work  # noqa: E402
+from generation.claims import Claims  # noqa: E402
 from generation.plan import PlanItem, Planner  # noqa: E402
+from generation.progress import Rows  # noqa: E402
 from generation.settings import Config, check, check_grid, run_mapping  # noqa: E402
 from pipeline import files, models  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.dataset import DatasetWriter, read_rows, sample_id  # noqa: E402
+from pipeline.dataset import DatasetWriter, repair_tail, sample_id  # noqa: E402
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
 from pipeline.labels import CONTROL_CHANNELS  # noqa: E402
 
@@ -42,9 +48,16 @@ class Inputs:
 
     source: layouts.LayoutSource
     layouts: list[layouts.Layout]
-    plan: list[PlanItem]
+    planner: Planner
     missing: list[int]
     """Indices below n without a finished sample."""
+    rows: Rows
+    """What the output folder holds."""
+
+    @functools.cached_property
+    def plan(self) -> list[PlanItem]:
+        """What the samples will be; drawn when first needed, never for a finished folder."""
+        return self.planner.draw_plan(self.rows.n)
 
 
 def check_models(config: Config) -> None:
@@ -59,6 +72,13 @@ def check_models(config: Config) -> None:
         )
     if config.unet:
         models.find_folder(config.unet)
+    if config.structure.kind != "none":
+        folder = models.find_folder(config.structure.controlnet)
+        if files.read_json(folder / "config.json").get("conditioning_channels") != 3:
+            raise UserError(
+                f"--structure.controlnet {folder}: does not take 3 condition channels; give a "
+                f"ControlNet trained on {config.structure.kind} pictures"
+            )
     if not base.is_dir():
         return
     unet = files.read_json(base / "unet" / "config.json")
@@ -92,6 +112,11 @@ def read_inputs(config: Config) -> Inputs:
         config.layouts_folder, pattern=config.layout_pattern, label_space=config.label_space,
         height_px=config.layout_height_px,
     )  # fmt: skip
+    if config.needs_pictures and len(source.pictures) < len(source.names):
+        raise UserError(
+            f"{config.layouts_folder}: holds label maps alone, but --strength and --structure need "
+            "their pictures; give a dataset folder"
+        )
     found = layouts.scan_layouts(source, config.output / layouts.CACHE_NAME)
     layouts.check_sizes(source, found, config.crop_px)
     counts = np.array([layout.counts for layout in found], dtype=np.int64)
@@ -99,8 +124,10 @@ def read_inputs(config: Config) -> Inputs:
         counts, config.prompt, seed=config.seed, temperature=config.rcs_temperature,
         min_pixels=config.rcs_min_pixels,
     )  # fmt: skip
-    missing = work.missing_indices(config.n, config.output)
-    return Inputs(source, found, planner.draw_plan(config.n), missing)
+    rows = Rows(config.output, config.n)
+    rows.update()
+    rows.forget()
+    return Inputs(source, found, planner, rows.missing(), rows)
 
 
 def model_revisions(config: Config) -> dict[str, str]:
@@ -130,39 +157,57 @@ def open_output(
     mapping["revisions"] = {**revisions, "layouts": layouts.layouts_digest(inputs.layouts)}
     if process_index == 0:
         card.require_disk(config, len(inputs.missing))
-        if config.output.is_dir() and os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        if config.output.is_dir():
             files.sweep_temporaries(config.output)
         facts = {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
         writer = DatasetWriter(config.output, config=mapping, facts=facts)
         card.write_dataset_card(config, mapping["revisions"], len(inputs.layouts))
         layouts.save_scan(inputs.source, inputs.layouts, config.output / layouts.CACHE_NAME)
         return writer
-    return DatasetWriter(config.output, config=mapping, process_index=process_index)
+    return DatasetWriter(config.output, config=mapping)
 
 
-def make_accelerator(config: Config) -> Any:
-    """Create the Accelerator that assigns the device, and check the number of processes."""
+def pick_device(config: Config) -> Any:
+    """Return the device of this process: the accelerator of its local rank, or the CPU.
+
+    No process group is made: processes that need not meet cannot wait for each other.
+    """
     import torch
-    from accelerate import Accelerator
 
-    cpu = not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    if cpu:
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
         torch.set_num_threads(config.cpu_threads)
-    accelerator = Accelerator(cpu=cpu)
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != expected:
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if rank >= count:
         raise UserError(
-            f"WORLD_SIZE={expected} but accelerate sees {accelerator.num_processes} process(es); "
-            "start CPU processes with torchrun --nproc-per-node N"
+            f"LOCAL_RANK={rank} but {count} {device.type} device(s) are visible; start one process "
+            "per device"
         )
-    return accelerator
+    torch.accelerator.set_device_index(rank)
+    return torch.device(device.type, rank)
+
+
+def draw_missing(
+    config: Config, inputs: Inputs, writer: DatasetWriter, facts: dict[str, Any], claims: Claims,
+    *, show_progress: bool,
+) -> int:  # fmt: skip
+    """Load the networks and make what is missing; return 0, or the code of a stop signal."""
+    device = pick_device(config)
+    from generation.engine import Sampler, load_networks
+
+    sampler = Sampler(load_networks(config, device), config)
+    maker = work.Maker(sampler, config, inputs.source, inputs.layouts, facts)
+    return work.run_share(
+        lambda indices: maker.make([inputs.plan[index] for index in indices]), writer,
+        inputs.rows, claims, group=config.image_batch, show_progress=show_progress,
+    )  # fmt: skip
 
 
 def main() -> int | None:
     """Run the program; see the module docstring."""
     config, call = parse(Config, __doc__)
     process_index = int(os.environ.get("RANK", "0"))
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if process_index != 0 and not call.dry_run:
         wait_for(config.output / layouts.CACHE_NAME)
     inputs = read_inputs(config)
@@ -176,44 +221,66 @@ def main() -> int | None:
         return 0
     if config.plan_file:
         raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
+    with files.storage_errors(
+        config.output, lambda: card.disk_estimate(config, config.n - inputs.rows.done)
+    ):
+        return fill(config, inputs, process_index)
+
+
+def fill(config: Config, inputs: Inputs, process_index: int) -> int:
+    """Make what is missing in the output folder and return the exit code."""
     revisions = model_revisions(config)
     writer = open_output(config, inputs, revisions, process_index)
-    if not inputs.missing:
-        _report(config, process_index)
-        return 0
-
-    accelerator = make_accelerator(config)
-    from generation.engine import Sampler, load_networks
-
-    networks = load_networks(config, accelerator.device)
-    facts = {"digest": writer.digest, "revisions": revisions}
-    maker = work.Maker(Sampler(networks, config), config, inputs.source, inputs.layouts, facts)
-    share = inputs.missing[process_index::num_processes]
-    items = [inputs.plan[index] for index in share]
-    stopped = work.run_share(maker, writer, items, n=config.n, show_progress=process_index == 0)
-    accelerator.end_training()
+    rows, is_main, stopped = inputs.rows, process_index == 0, 0
+    with Claims(config.output) as claims:
+        if inputs.missing:
+            facts = {"digest": writer.digest, "revisions": revisions}
+            stopped = draw_missing(config, inputs, writer, facts, claims, show_progress=is_main)
+        others = [h for name, h in claims.living("metadata") if name not in claims.held]
+        rows.update()  # after that, or a process that ends in between would seem to leave its work
+        claims.finished = all(map(rows.settled, rows.missing()))
     if stopped:
         print("streetforge: stopped; the same command continues", file=sys.stderr)
         return stopped
-    failed = sorted(set(share) & set(work.missing_indices(config.n, config.output)))
-    if failed:
+    if claims.alone and claims.finished:
+        for path in config.output.glob("metadata-*.jsonl"):
+            repair_tail(path)
+    speaks = is_main or (claims.alone and bool(inputs.missing))
+    return report(config, inputs, others, speaks=speaks, alone=claims.alone)
+
+
+def report(
+    config: Config, inputs: Inputs, others: list[dict[str, Any]], *, speaks: bool, alone: bool
+) -> int:
+    """Say what the set is now and return the exit code; of several processes the last one speaks.
+
+    `others`: host and pid of the processes that are still at work.
+    """
+    rows, n = inputs.rows, config.n
+    failed = sorted(index for index in rows.failed if index < n)
+    left = n - rows.done - len(failed)
+    line = ""
+    if left and others:
+        names = ", ".join(f"{h.get('host')} pid {h.get('pid')}" for h in others[:8])
+        line = f"{rows.done} of {n} samples; other processes are making the rest ({names})"
+    elif left:
+        line = f"another process left {left} of {n} samples; the same command makes them"
+    elif failed:
         named = ", ".join(map(sample_id, failed[:5]))
-        print(
-            f"streetforge: {len(failed)} samples could not be drawn ({named}); "
-            f"their rows in {config.output} say why; the same command tries them again",
-            file=sys.stderr,
+        line = (
+            f"{len(failed)} samples could not be drawn ({named}); their rows in {config.output} "
+            "say why; the same command tries them again"
         )
-        return EXIT_INCOMPLETE
-    _report(config, process_index)
-    return 0
-
-
-def _report(config: Config, process_index: int) -> None:
-    if process_index != 0:
-        return
-    done = sum(row.get("status") == "ok" for row in read_rows(config.output).values())
-    more = f"; {done - config.n} more than --n, all kept" if done > config.n else ""
-    print(f"{config.output}: {done} samples{more}")
+    elif not alone:
+        line = f"{config.output}: complete; another process is about to close it"
+    if line and speaks:
+        print(f"streetforge: {line}", file=sys.stderr)
+    if not line and speaks:
+        done, more = len(rows.ok), "" if inputs.missing else "; nothing to do"
+        if done > n:
+            more = f"; {done - n} more than --n, all kept" + more
+        print(f"{config.output}: {done} samples{more}")
+    return EXIT_INCOMPLETE if failed or (left and not others) else 0
 
 
 def console() -> None:

@@ -1,55 +1,33 @@
-"""The loop of one process: its share of the missing samples, written one by one.
+"""The loop of one process: it claims missing samples and makes them until none is left.
 
-The missing samples are dealt to the processes in turn. All processes list them before any of them
-writes, so none has to ask another, and a resumed run may have another number of processes.
+Processes do not know of each other and do not wait for each other; they meet in the claims and in
+the rows of the output folder. So one may be started, stopped, or killed at any time.
 """
 
 import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
+from generation.claims import Claims
 from generation.layouts import Layout, LayoutSource
 from generation.listing import describe
-from generation.plan import PlanItem, noise_seed
+from generation.plan import Crop, PlanItem, noise_seed
+from generation.progress import Progress, Rows
+from generation.saving import Drawn, Saver
 from generation.settings import Config
-from pipeline.dataset import DatasetWriter, read_rows, sample_id
+from pipeline.dataset import DatasetWriter, sample_id
 from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
     from generation.engine import Sampler
 
 ATTEMPTS = 3  # a picture that is not finite or constant is drawn anew twice
-
-
-class RowCounter:
-    """Counts the `ok` rows that all processes append, reading only what is new."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.count = 0
-        self._offsets: dict[Path, int] = {}
-
-    def update(self) -> int:
-        """Return how many `ok` rows there are by now."""
-        for path in self.folder.glob("metadata*.jsonl"):
-            with open(path, "rb") as handle:
-                handle.seek(self._offsets.get(path, 0))
-                data = handle.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self.count += sum(b'"status": "ok"' in line for line in whole.splitlines())
-            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-        return self.count
-
-
-def missing_indices(n: int, folder: Path) -> list[int]:
-    """Return the indices below `n` without an `ok` row, in order."""
-    rows = read_rows(folder) if folder.is_dir() else {}
-    done = {key for key, row in rows.items() if row.get("status") == "ok"}
-    return [index for index in range(n) if sample_id(index) not in done]
+MAX_CLAIMS = 8  # samples claimed at once, while many are missing
+GRACE_S = 8.0  # a sample that takes longer than this after a stop signal is dropped
 
 
 class Maker:
@@ -62,53 +40,121 @@ class Maker:
         self.sampler, self.config = sampler, config
         self.source, self.layouts, self.facts = source, layouts, facts
 
-    def prepare(self, item: PlanItem) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the label crop and the row of a sample, before it is drawn."""
+    def prepare(self, item: PlanItem) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
+        """Return label crop and row of a sample before it is drawn, and its source if needed."""
         layout = self.layouts[item.layout]
         label, row = describe(item, self.source.read(layout.name), layout, self.config)
-        return label, row | self.facts
+        row |= self.facts
+        row["prompt_cut"] = self.sampler.networks.text.truncates(row["prompt"])
+        if not self.config.needs_pictures:
+            return label, row, None
+        picture = self.source.read_picture(item.layout, (layout.height, layout.width))
+        return label, row, Crop(*row["crop"]).of(picture)
 
-    def make(self, item: PlanItem) -> tuple[np.ndarray | None, np.ndarray, dict[str, Any]]:
-        """Return (image or None, label, row); a failed sample's row says why in `error`."""
-        label, row = self.prepare(item)
-        prompt = row["prompt"]
-        row["prompt_cut"] = self.sampler.networks.text.truncates(prompt)
-        started = time.perf_counter()
+    def make(self, items: Sequence[PlanItem]) -> list[Drawn]:
+        """Draw samples together; those that come out unusable are tried again, ATTEMPTS times.
+
+        The row of one that failed says why in `error`.
+        """
+        from generation.engine import Request
+
+        prepared = [self.prepare(item) for item in items]
+        started, left = time.perf_counter(), list(range(len(items)))
+        pictures: list[Any] = [None] * len(items)
         for attempt in range(ATTEMPTS):
-            seed = noise_seed(self.config.seed, item.index, attempt)
-            picture = self.sampler.draw(label, prompt, seed)
-            row |= {"seed": seed, "attempt": attempt, "tiles": picture.tiles}
-            row |= {"tiles_total": picture.tiles_total, "evaluations": picture.evaluations}
-            if picture.image is not None:
+            requests = []
+            for place in left:
+                label, row, source = prepared[place]
+                row |= {"seed": noise_seed(self.config.seed, items[place].index, attempt)}
+                row |= {"attempt": attempt}
+                requests.append(Request(label, row["prompt"], row["seed"], source))
+            for place, picture in zip(left, self.sampler.draw_all(requests), strict=True):
+                pictures[place] = picture
+            left = [place for place in left if pictures[place].image is None]
+            if not left:
                 break
-        row["seconds"] = round(time.perf_counter() - started, 3)
-        row["drawn_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-        if picture.image is None:
-            row["error"] = f"{picture.problem} in {ATTEMPTS} attempts"
-        return picture.image, label, row
+        seconds = round((time.perf_counter() - started) / len(items), 3)
+        drawn = []
+        for item, picture, (label, row, _) in zip(items, pictures, prepared, strict=True):
+            row |= {"tiles": picture.tiles, "tiles_total": picture.tiles_total}
+            row |= {"evaluations": picture.evaluations, "seconds": seconds}
+            row["drawn_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+            if picture.image is None:
+                row["error"] = f"{picture.problem} in {ATTEMPTS} attempts"
+            drawn.append(Drawn(item.index, picture.image, label, row))
+        return drawn
+
+
+class Dealer:
+    """Gives out missing samples that no other process has claimed."""
+
+    def __init__(self, rows: Rows, claims: Claims, group: int = 1) -> None:
+        self.rows, self.claims, self.group = rows, claims, group
+        self._todo = deque(rows.missing())
+        self._elsewhere: list[int] = []
+        """What other processes held when it was their turn here."""
+
+    def take(self) -> list[int]:
+        """Claim the next few samples; an empty list if nothing is left to take."""
+        while self._todo:
+            taken = self._claim(max(min(len(self._todo) // 256, MAX_CLAIMS), self.group))
+            self.rows.update()  # what was finished until now may have been free again
+            for index in [index for index in taken if self.rows.settled(index)]:
+                self.claims.release(sample_id(index))
+                taken.remove(index)
+            if taken:
+                return taken
+        while self._elsewhere:  # its processes may have died
+            index = self._elsewhere.pop()
+            if self.rows.settled(index) or not self.claims.take_over(sample_id(index)):
+                continue
+            self.rows.update()
+            if not self.rows.settled(index):
+                return [index]
+            self.claims.release(sample_id(index))
+        return []
+
+    def _claim(self, count: int) -> list[int]:
+        taken: list[int] = []
+        while self._todo and len(taken) < count:
+            index = self._todo.popleft()
+            if self.rows.settled(index):
+                continue
+            if self.claims.take(sample_id(index)):
+                taken.append(index)
+            else:
+                self._elsewhere.append(index)
+        return taken
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while taken := self.take():
+            for first in range(0, len(taken), self.group):
+                yield taken[first : first + self.group]
 
 
 def run_share(
-    maker: Maker, writer: DatasetWriter, items: list[PlanItem], *, n: int, show_progress: bool
-) -> int:
-    """Make and write `items` in order; return 0, or the exit code of a stop signal.
+    make: Callable[[list[int]], Sequence[Drawn]], writer: DatasetWriter, rows: Rows,
+    claims: Claims, *, group: int = 1, show_progress: bool,
+) -> int:  # fmt: skip
+    """Make and write what is missing and not claimed; return 0, or the code of a stop signal.
 
-    The bar of the main process counts the rows of all processes, so rate and ETA are the run's.
+    `make` is given up to `group` samples at a time.
     """
-    counter = RowCounter(writer.folder)
-    done = min(counter.update(), n)
-    bar = tqdm(
-        total=n, initial=done, unit="sample", disable=not show_progress, smoothing=0.05,
-        dynamic_ncols=True,
-    )  # fmt: skip
-    with bar, StopRequest().listening() as stop:
-        for item in items:
-            if stop.signal_number:
-                break
-            image, label, row = maker.make(item)
-            if image is None:
-                writer.write_failure(item.index, row.pop("error"), row)
-            else:
-                writer.write(item.index, image, label, row)
-            bar.update(min(counter.update(), n) - bar.n)
-        return stop.exit_code
+    progress = Progress(rows, claims, show=show_progress)
+
+    def saved(batch: Sequence[Drawn]) -> None:
+        for drawn in batch:
+            claims.release(sample_id(drawn.index))
+        progress.update()
+
+    writer.process_index = claims.take_number("metadata")
+    try:
+        with StopRequest(GRACE_S).listening() as stop, Saver(writer, saved) as saver:
+            for indices in Dealer(rows, claims, group):
+                if stop.signal_number:
+                    break
+                for drawn in make(indices):
+                    saver.put(drawn)
+    finally:
+        progress.update(last=True)
+    return stop.exit_code

@@ -5,11 +5,13 @@
 
 A sample exists if and only if its metadata row does. Files are committed in the order label,
 image, row, each through a temporary name, fsync and rename; rows are appended to one metadata
-file per process. `labels/` may be absent in an unlabelled picture collection.
+file per process, and a row is written only when the files it names are on the disk. `labels/` may
+be absent in an unlabelled picture collection.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,8 +158,9 @@ def check_dataset(samples: list[Sample]) -> None:
 class DatasetWriter:
     """Append samples to a dataset folder in the contract's commit order.
 
-    Each process opens its own writer with its `process_index`. `config` is stored in `run.json`;
-    a folder written with another config is refused with a field-by-field difference. `facts`
+    Each process opens its own writer. `process_index` numbers its metadata file, which it alone
+    may append to; it may be set later, before the first row. `config` is stored in `run.json`; a
+    folder written with another config is refused with a field-by-field difference. `facts`
     (versions, say) are stored beside it and never compared.
     """
 
@@ -171,40 +174,36 @@ class DatasetWriter:
     ) -> None:
         from pipeline.config import differences, digest
 
-        self.folder = folder
+        self.folder, self.process_index = folder, process_index
+        self._clean = False  # the metadata file is known to end with a whole row
         files.require_writable(folder)
-        run_file = folder / "run.json"
+        run_file, classes_file = folder / "run.json", folder / "classes.json"
         self.digest = digest(config)
-        if run_file.exists():
-            old = files.read_json(run_file).get("config", {})
-            lines = differences(old, config)
-            if lines:
+        if not run_file.exists():
+            if any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir()):
                 raise UserError(
-                    f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another "
-                    "folder, or repeat the command it was made with"
+                    f"{folder}: is not empty and has no run.json; choose another folder"
                 )
-        elif any(folder.iterdir()):
-            raise UserError(f"{folder}: is not empty and has no run.json; choose another folder")
-        elif process_index == 0:
-            files.write_json(run_file, {**(facts or {}), "config": config, "digest": self.digest})
-            files.write_json(
-                folder / "classes.json",
-                {
-                    "names": list(labels.CLASS_NAMES),
-                    "palette": labels.PALETTE.tolist(),
-                    "void": 255,
-                },
+            files.create(
+                run_file,
+                files.json_bytes({**(facts or {}), "config": config, "digest": self.digest}),
             )
-        self._metadata = folder / f"metadata-{process_index:03d}.jsonl"
-        self._repair_tail()
+        lines = differences(files.read_json(run_file).get("config", {}), config)
+        if lines:
+            raise UserError(
+                f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another "
+                "folder, or repeat the command it was made with"
+            )
+        if not classes_file.exists():
+            palette = labels.PALETTE.tolist()
+            files.write_json(
+                classes_file, {"names": list(labels.CLASS_NAMES), "palette": palette, "void": 255}
+            )
 
-    def _repair_tail(self) -> None:
-        """Cut a torn last line that a killed writer left, so that appending starts cleanly."""
-        if not self._metadata.exists():
-            return
-        data = self._metadata.read_bytes()
-        if data and not data.endswith(b"\n"):
-            files.write_bytes(self._metadata, data[: data.rfind(b"\n") + 1])
+    @property
+    def metadata(self) -> Path:
+        """The metadata file of this process."""
+        return self.folder / f"metadata-{self.process_index:03d}.jsonl"
 
     def done_ids(self) -> set[str]:
         """Return the ids that have an `ok` row in any metadata file of the folder."""
@@ -214,32 +213,70 @@ class DatasetWriter:
         self, index: int, image: np.ndarray, label: np.ndarray | None, row: dict[str, Any]
     ) -> dict[str, Any]:
         """Commit one sample: label, image, then its row. Returns the full row."""
-        key, shard = sample_id(index), f"{index // SHARD_SIZE:04d}"
-        full = {"id": key, "status": "ok", **row}
-        if label is not None:
-            name = f"labels/{shard}/{key}.png"
-            data = files.encode_png(label)
-            files.write_bytes(self.folder / name, data)
-            full |= {"label_file_name": name, "label_sha256": files.sha256(data)}
-        name = f"images/{shard}/{key}.png"
-        data = files.encode_png(image)
-        files.write_bytes(self.folder / name, data)
-        full |= {"image_file_name": name, "image_sha256": files.sha256(data)}
-        full |= {"height": image.shape[0], "width": image.shape[1]}
-        self.append_row(full)
-        return full
+        return self.write_all([(index, image, label, row)])[0]
+
+    def write_all(
+        self,
+        samples: Sequence[tuple[int, np.ndarray | None, np.ndarray | None, dict[str, Any]]],
+    ) -> list[dict[str, Any]]:
+        """Commit samples (index, image, label, row) together, all rows last; return full rows.
+
+        Without an image the sample has failed, and its row says why in `error`.
+        """
+        contents, rows = [], []
+        for index, image, label, row in samples:
+            key, shard = sample_id(index), f"{index // SHARD_SIZE:04d}"
+            if image is None:
+                rows.append({"id": key, "status": "failed", **row})
+                continue
+            full = {"id": key, "status": "ok", **row}
+            for kind, array in (("label", label), ("image", image)):
+                if array is not None:
+                    name, data = f"{kind}s/{shard}/{key}.png", files.encode_png(array)
+                    contents.append((self.folder / name, data))
+                    full |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(data)}
+            rows.append(full | {"height": image.shape[0], "width": image.shape[1]})
+        files.write_all(contents)
+        self.append_rows(rows)
+        return rows
 
     def write_failure(self, index: int, error: str, row: dict[str, Any]) -> None:
         """Record that a sample could not be made, with the reason."""
-        self.append_row({"id": sample_id(index), "status": "failed", "error": error, **row})
+        self.write_all([(index, None, None, {"error": error, **row})])
 
     def append_row(self, row: dict[str, Any]) -> None:
         """Append one row durably."""
-        line = json.dumps(seal(row), sort_keys=True) + "\n"
-        with open(self._metadata, "ab") as handle:
-            handle.write(line.encode())
-            handle.flush()
-            os.fsync(handle.fileno())
+        self.append_rows([row])
+
+    def append_rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows durably, in one write."""
+        path = self.metadata
+        if not self._clean:
+            repair_tail(path)
+        size = path.stat().st_size if path.exists() else None
+        lines = "".join(json.dumps(seal(row), sort_keys=True) + "\n" for row in rows)
+        self._clean = False
+        try:
+            files.write_data(path, lines.encode(), os.O_APPEND)
+            files.sync_file(path)
+            if size is None:
+                files.fsync_folder(self.folder)
+        except OSError:
+            if path.exists():
+                os.truncate(path, size or 0)  # rows that may not last are not there
+            raise
+        self._clean = True
+
+
+def repair_tail(path: Path) -> None:
+    """Cut a torn last line that a killed writer left, so that appending starts cleanly."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+        files.sync_file(path)
 
 
 def write_card(folder: Path, title: str, text: str) -> None:

@@ -1,12 +1,16 @@
 """Files that are either whole or absent: unique temporary name, fsync, rename."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
+import socket
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +21,29 @@ from PIL import Image
 from pipeline.errors import UserError
 
 TEMPORARY_MARK = ".part-"
+ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TRANSIENT = (errno.EIO, errno.ESTALE)  # often gone a second later on network file systems
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of some file systems
+
+
+@functools.cache
+def host_id() -> str:
+    """Return a tag that processes share only if they can see each other's process ids."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")  # containers of one host may share its name
+    except OSError:
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:12]
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process of this machine lives."""
+    try:
+        state = psutil.Process(pid).status()
+    except (ValueError, psutil.NoSuchProcess):
+        return False
+    return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)  # maybe nobody collects it
 
 
 def fsync_folder(folder: Path) -> None:
@@ -28,25 +55,94 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    with open(path, "rb") as handle:  # it may be read-only
+        os.fsync(handle.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and those above it, each durable in the one that holds it."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a name beside `path` that no other process uses and that tells whose it is."""
+    owner = f"{os.getpid()}-{host_id()}-{uuid.uuid4().hex[:8]}"
+    return path.with_name(f"{path.name}{TEMPORARY_MARK}{owner}")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync it and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    make_folder(path.parent)
+    temporary = temporary_name(path)
     try:
         yield temporary
-        with open(temporary, "rb") as handle:  # it may be a link to what is read-only
-            os.fsync(handle.fileno())
+        sync_file(temporary)
         os.replace(temporary, path)
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_data(path: Path, data: bytes, flags: int) -> None:
+    """Write all of `data` to `path`, opened with `flags`; nothing is synced."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+    finally:
+        os.close(handle)
+
+
+def write_all(contents: Sequence[tuple[Path, bytes]]) -> None:
+    """Write files so that each is whole or unchanged; on return all are durable.
+
+    They take their names in the given order, after all of them are on the disk.
+    """
+    staged: list[tuple[Path, Path]] = []
+    try:
+        for path, data in contents:
+            make_folder(path.parent)
+            staged.append((temporary_name(path), path))
+            write_data(staged[-1][0], data, os.O_EXCL)
+        for temporary, _ in staged:  # after all writes: the first sync then carries most of them
+            sync_file(temporary)
+        for temporary, path in staged:
+            os.replace(temporary, path)
+        for folder in dict.fromkeys(path.parent for _, path in staged):
+            fsync_folder(folder)
+    finally:
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` so that `path` is whole or unchanged."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    write_all([(path, data)])
+
+
+def create(path: Path, data: bytes) -> None:
+    """Write a new file; of several processes that try, the first wins and the others do nothing."""
+    temporary = temporary_name(path)
+    try:
+        write_data(temporary, data, os.O_EXCL)
+        sync_file(temporary)
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(temporary, path)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                os.replace(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def place(source: Path, target: Path, how: Literal["hard", "copy", "symlink"] = "hard") -> None:
@@ -104,12 +200,11 @@ def sha256(data: bytes) -> str:
 
 def is_abandoned(path: Path) -> bool:
     """Tell whether the process that made this temporary file is gone."""
-    pid = path.name.rpartition(TEMPORARY_MARK)[2].partition("-")[0]
-    try:
-        state = psutil.Process(int(pid)).status()
-    except (ValueError, psutil.NoSuchProcess):
-        return True
-    return state in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)  # in containers none may collect it
+    pid, *others = path.name.rpartition(TEMPORARY_MARK)[2].split("-")
+    if len(others) == 2 and others[0] != host_id():
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.stat().st_mtime > ABANDONED_S
+    return not (pid.isdecimal() and is_running(int(pid)))
 
 
 def sweep_temporaries(folder: Path) -> None:
@@ -117,6 +212,26 @@ def sweep_temporaries(folder: Path) -> None:
     for path in folder.rglob(f"*{TEMPORARY_MARK}*"):
         if is_abandoned(path):
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path, need_bytes: Callable[[], int]) -> Iterator[None]:
+    """Turn failed writes below `folder` into a `UserError`; `need_bytes`: what is yet to come."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            remedy = (
+                f"about {max(need_bytes() / 1e6, 0.1):.1f} MB are still needed; free some space"
+            )
+        elif error.errno in (*TRANSIENT, errno.EROFS, errno.EACCES):
+            remedy = "mend it"
+        else:
+            raise
+        raise UserError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); {remedy} and "
+            "repeat the command, all finished samples are kept"
+        ) from None
 
 
 def require_writable(folder: Path) -> None:

@@ -11,27 +11,38 @@ ECHO_S = 5.0  # launchers pass on a signal that the whole group already got
 
 
 class StopRequest:
-    """Remembers SIGTERM or SIGINT; another one, ECHO_S or more later, ends the process at once."""
+    """Remembers SIGTERM or SIGINT; another one, ECHO_S or more later, ends the process at once.
 
-    def __init__(self) -> None:
+    With `grace_s` it also ends, by SystemExit in the main thread, if it is still at work then.
+    """
+
+    def __init__(self, grace_s: float = 0.0) -> None:
         self.signal_number = 0
-        self._noted = 0.0
+        self._noted, self._grace_s = 0.0, grace_s
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """Catch the signals inside the block and restore the old handlers after it."""
         old = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        if self._grace_s:
+            old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._leave)
         try:
             yield self
         finally:
+            if self._grace_s:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in old.items():
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.signal_number:
             self.signal_number, self._noted = number, time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, self._grace_s)  # 0 sets none
         elif time.monotonic() - self._noted >= ECHO_S:
             raise SystemExit(self.exit_code)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        raise SystemExit(self.exit_code)
 
     @property
     def exit_code(self) -> int:

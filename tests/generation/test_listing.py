@@ -41,10 +41,10 @@ def drawn(tmp_path_factory, loaded, tiny_config, inputs):
     config = replace(tiny_config, output=tmp_path_factory.mktemp("drawn"))
     writer = DatasetWriter(config.output, config={"seed": 0})
     facts = {"digest": writer.digest, "revisions": {"base": "a", "unet": "b", "controlnet": "c"}}
+    loaded.use_solver(config)
     maker = Maker(Sampler(loaded, config), config, source, found, facts)
-    for item in plan[:2]:
-        image, label, row = maker.make(item)
-        writer.write(item.index, image, label, row)
+    for drawn in maker.make(plan[:1]) + maker.make(plan[1:2]):
+        writer.write(drawn.index, drawn.image, drawn.label, drawn.row)
     return config, [sample.row for sample in open_dataset(config.output, labelled=True)]
 
 

@@ -91,7 +91,29 @@ def test_two_processes_make_the_same_bytes(finished, flags, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "set") == hashes(finished)
     sizes = [len(p.read_text().splitlines()) for p in (tmp_path / "set").glob("metadata-*.jsonl")]
-    assert sizes == [2, 2]
+    assert sum(sizes) == 4
+    assert done.stdout == f"{tmp_path / 'set'}: 4 samples\n"  # the last one speaks
+
+
+def test_one_two_and_three_processes_make_the_same_set_of_the_pocket_model(tmp_path):
+    """Started by torchrun, or one by one in the same folder, whenever they like."""
+    common = ("--n", "5", "--steps", "2", "--output")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
+
+    def start(folder: str, *launcher: str) -> subprocess.Popen:
+        command = [sys.executable, *launcher, "generation/run.py", *common, str(tmp_path / folder)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    one, two = start("one"), start("two", *torchrun)
+    assert one.wait(600) == 0 == two.wait(600)
+    three = [start("three") for _ in range(3)]
+    assert {process.wait(600) for process in three} == {0}
+    assert "5 samples" in "".join(process.stdout.read() for process in three)
+    assert len(hashes(tmp_path / "one")) == 5
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two") == hashes(tmp_path / "three")
+    for folder in tmp_path.iterdir():
+        rows = [p.read_text().count("\n") for p in folder.glob("metadata-*.jsonl")]
+        assert sum(rows) == 5 and not (folder / "claims").exists()
 
 
 def test_killed_run_continues_to_the_same_set(call, finished, flags, tmp_path):
@@ -114,9 +136,9 @@ def test_killed_run_continues_to_the_same_set(call, finished, flags, tmp_path):
 def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monkeypatch):
     make = work.Maker.make
 
-    def make_and_stop(self, item):
+    def make_and_stop(self, items):
         os.kill(os.getpid(), signal.SIGTERM)
-        return make(self, item)
+        return make(self, items)
 
     monkeypatch.setattr(work.Maker, "make", make_and_stop)
     assert call("--n", 4, "--output", tmp_path / "set") == 128 + signal.SIGTERM
@@ -126,33 +148,34 @@ def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monke
     assert hashes(tmp_path / "set") == hashes(finished)
 
 
-def test_unusable_pictures_are_tried_again_and_then_rows(call, tmp_path, monkeypatch, capsys):
-    draw, tried = engine.Sampler.draw, []
+@pytest.mark.parametrize("image_batch", [1, 2])
+def test_unusable_pictures_are_tried_again_and_then_rows(
+    call, tmp_path, monkeypatch, capsys, image_batch
+):
+    draw_all, tried, bad = engine.Sampler.draw_all, [], set()
 
-    def never(self, label, prompt, seed):
-        tried.append(seed)
-        return dataclasses.replace(
-            draw(self, label, prompt, seed), image=None, problem="the picture is constant"
-        )
+    def spoil(self, requests):
+        tried.extend(request.seed for request in requests)
+        return [
+            dataclasses.replace(picture, image=None, problem="the picture is constant")
+            if request.seed in bad or not bad else picture
+            for request, picture in zip(requests, draw_all(self, requests), strict=True)
+        ]  # fmt: skip
 
-    monkeypatch.setattr(engine.Sampler, "draw", never)
-    assert call("--n", 1, "--output", tmp_path / "set") == EXIT_INCOMPLETE
-    assert "could not be drawn (00000000)" in capsys.readouterr().err
-    assert len(set(tried)) == work.ATTEMPTS
+    monkeypatch.setattr(engine.Sampler, "draw_all", spoil)
+    arguments = ("--n", 2, "--image-batch", image_batch, "--output", tmp_path / "set")
+    assert call(*arguments) == EXIT_INCOMPLETE
+    assert "could not be drawn (00000000, 00000001)" in capsys.readouterr().err
+    assert len(set(tried)) == 2 * work.ATTEMPTS
     row = read_rows(tmp_path / "set")["00000000"]
     assert row["status"] == "failed" and "constant" in row["error"]
 
-    def second(self, label, prompt, seed):
-        return (
-            draw(self, label, prompt, seed)
-            if seed != tried[0]
-            else never(self, label, prompt, seed)
-        )
-
-    monkeypatch.setattr(engine.Sampler, "draw", second)
-    assert call("--n", 1, "--output", tmp_path / "set") == 0
-    row = read_rows(tmp_path / "set")["00000000"]
-    assert row["status"] == "ok" and row["attempt"] == 1 and row["seed"] == tried[1]
+    bad.add(tried[0])  # now the first attempt of the first sample alone
+    tried.clear()
+    assert call(*arguments) == 0
+    rows = read_rows(tmp_path / "set")
+    assert [rows[key]["attempt"] for key in ("00000000", "00000001")] == [1, 0]
+    assert rows["00000000"]["status"] == "ok" and rows["00000000"]["seed"] == tried[image_batch]
 
 
 def test_not_finite_and_constant_pictures_are_noticed(networks, tiny_config, make_label):

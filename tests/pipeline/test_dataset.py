@@ -37,11 +37,11 @@ def test_what_is_written_is_read_back(tiny_dataset: Callable[..., Path]) -> None
 def test_commit_order_is_label_image_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = DatasetWriter(tmp_path / "d", config={})
     order: list[str] = []
-    write_bytes, append = files.write_bytes, writer.append_row
+    replace, append = files.os.replace, writer.append_rows
     monkeypatch.setattr(
-        files, "write_bytes", lambda p, d: (order.append(p.parts[-3]), write_bytes(p, d))
+        files.os, "replace", lambda a, b: (order.append(b.parts[-3]), replace(a, b))
     )
-    monkeypatch.setattr(writer, "append_row", lambda row: (order.append("row"), append(row)))
+    monkeypatch.setattr(writer, "append_rows", lambda rows: (order.append("row"), append(rows)))
     writer.write(0, IMAGE, LABEL, {})
     assert order == ["labels", "images", "row"]
 
@@ -50,10 +50,10 @@ def test_files_without_a_row_do_not_exist(tmp_path: Path, monkeypatch: pytest.Mo
     writer = DatasetWriter(tmp_path / "d", config={})
     writer.write(0, IMAGE, LABEL, {})
 
-    def killed(row: dict) -> None:
+    def killed(rows: list[dict]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "append_row", killed)
+    monkeypatch.setattr(writer, "append_rows", killed)
     with pytest.raises(KeyboardInterrupt):
         writer.write(1, IMAGE, LABEL, {})
     assert [s.id for s in open_dataset(tmp_path / "d", labelled=True)] == ["00000000"]

@@ -1,0 +1,166 @@
+"""Claims: which process makes which sample, as files in a folder that all processes share.
+
+A claim is a file of a known name that only one process can create. It is a hard link to a file
+that names the claiming process and whose modification time that process keeps fresh, so it is
+complete from the first moment. The claim of a dead process (gone from this machine, or not heard of
+for LEASE_S by the file server's clock) is moved aside, which only one process can do, and taken
+anew. Claims save work, nothing rests on them: a sample that two processes make has the same bytes.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+
+FOLDER = "claims"
+BEAT_S = 20.0
+LEASE_S = 180.0  # several beats and the minute for which network file systems may show old times
+HUNG_S = 1800.0  # a process that takes nothing for so long stops beating
+
+
+class Claims:
+    """The claims of this process in `folder`; a context that beats, and releases all at its end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / FOLDER
+        self.held: set[str] = set()
+        self.finished = False
+        """To be set when the set is complete: claims nobody was heard of for long go as well."""
+        self.alone = False
+        """Set at the end: no other process holds a claim, and the folder is gone."""
+        self._me = {"host": socket.gethostname(), "host_id": files.host_id(), "pid": os.getpid()}
+        self._me["id"] = uuid.uuid4().hex[:8]
+        self._own = files.temporary_name(self.folder / "process")
+        self._ending = threading.Event()
+        self._active = time.monotonic()
+
+    def __enter__(self) -> "Claims":
+        self._register()
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for name in list(self.held):
+            self.release(name)
+        for path in set(self.folder.iterdir()) - {self._own}:
+            if files.is_abandoned(path) or self._is_dead(path, lease=self.finished):
+                path.unlink(missing_ok=True)
+        self._own.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are still at work
+            self.folder.rmdir()
+            self.alone = True
+
+    def _register(self) -> None:
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another one has just ended the folder
+                files.write_data(self._own, json.dumps(self._me).encode(), os.O_EXCL)
+                return
+
+    def _beat(self) -> None:
+        while not self._ending.wait(BEAT_S):
+            if time.monotonic() - self._active < HUNG_S:
+                for path in (self._own, *(self.folder / name for name in list(self.held))):
+                    with contextlib.suppress(OSError):
+                        os.utime(path)
+
+    def take(self, name: str) -> bool:
+        """Claim `name` if nobody holds it."""
+        self._active = time.monotonic()
+        path = self.folder / name
+        try:
+            os.link(self._own, path)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # asleep for so long that others took this process for dead
+            self._register()
+            return self.take(name)
+        except OSError as error:
+            if error.errno in files.TRANSIENT:
+                return False  # as if another process had it: it is tried again at the end
+            if error.errno not in files.NO_LINKS:
+                raise
+            try:
+                files.write_data(path, json.dumps(self._me).encode(), os.O_EXCL)
+            except FileExistsError:
+                return False
+        self.held.add(name)
+        return True
+
+    def take_over(self, name: str, *, lease: bool = True) -> bool:
+        """Claim `name` if nobody living holds it; without `lease` its death must be certain."""
+        path = self.folder / name
+        if self.take(name):
+            return True
+        if not self._is_dead(path, lease=lease):
+            return False
+        aside = path.with_name(f"{name}-{uuid.uuid4().hex[:8]}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, aside)
+            if not self._is_dead(aside, lease=lease):  # another process was quicker: give it back
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, path)
+                aside.unlink()
+                return False
+            aside.unlink()
+        return self.take(name)
+
+    def take_number(self, prefix: str) -> int:
+        """Claim the first free `prefix`-000, `prefix`-001, ... and return its number."""
+        number = 0
+        while not self.take_over(f"{prefix}-{number:03d}", lease=False):
+            number += 1
+        return number
+
+    def release(self, name: str) -> None:
+        """Give up a claim, unless another process has taken it over."""
+        self.held.discard(name)
+        path = self.folder / name
+        with contextlib.suppress(OSError):
+            if self._holder(path)[0] == self._me:
+                path.unlink()
+
+    def living(self, prefix: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return name and holder of the claims of living processes that begin so."""
+        found = []
+        for path in sorted(self.folder.glob(f"{prefix}-*")):
+            with contextlib.suppress(FileNotFoundError):
+                if not self._is_dead(path):
+                    found.append((path.name, self._holder(path)[0]))
+        return found
+
+    def _holder(self, path: Path) -> tuple[dict[str, Any], float]:
+        """Return who made a claim and when it was last heard of."""
+        with open(path, "rb") as handle:  # opening it asks the file server, `stat` may not
+            data, changed = handle.read(), os.fstat(handle.fileno()).st_mtime
+        try:
+            return json.loads(data), changed
+        except json.JSONDecodeError:  # not yet written, without hard links
+            return {}, changed
+
+    def _is_dead(self, path: Path, *, lease: bool = True) -> bool:
+        try:
+            holder, changed = self._holder(path)
+        except FileNotFoundError:
+            return False
+        if holder.get("host_id") == self._me["host_id"]:
+            former = holder["pid"] == self._me["pid"] and holder != self._me  # its number is ours
+            if former or not files.is_running(holder["pid"]):
+                return True
+        return lease and self._now() - changed > LEASE_S
+
+    def _now(self) -> float:
+        """Return the time by the file server's clock."""
+        try:
+            os.utime(self._own)
+        except FileNotFoundError:
+            self._register()
+        return self._own.stat().st_mtime

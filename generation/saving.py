@@ -1,0 +1,85 @@
+"""Finished samples are encoded and written in a thread, beside the drawing of the next ones."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+from pipeline.dataset import DatasetWriter
+
+QUEUE = 4  # samples that may wait; then drawing waits for the disk
+PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is tried again
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sample to be written. `image` is None if it failed; then the row says why in `error`."""
+
+    index: int
+    image: np.ndarray | None
+    label: np.ndarray
+    row: dict[str, Any]
+
+
+class Saver:
+    """Commits samples in the order they come, together when several wait.
+
+    `saved` is called in the thread with what has just been committed. An error of the thread is
+    raised by the next `put` or at the end of the context; what came before it is on the disk.
+    """
+
+    def __init__(self, writer: DatasetWriter, saved: Callable[[Sequence[Drawn]], None]) -> None:
+        self.writer, self.saved = writer, saved
+        self._queue: queue.Queue[Drawn | None] = queue.Queue(QUEUE)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Saver":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._raise()
+
+    def put(self, drawn: Drawn) -> None:
+        """Hand over a sample; wait while too many are unwritten."""
+        self._raise()
+        self._queue.put(drawn)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        batch: list[Drawn | None] = [None]
+        while True:
+            batch = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    batch.append(self._queue.get_nowait())
+            try:
+                if self._error is None:  # after an error the rest is taken and dropped
+                    self._save([drawn for drawn in batch if drawn is not None])
+            except Exception as error:
+                self._error = error
+            if batch[-1] is None:
+                return
+
+    def _save(self, batch: list[Drawn]) -> None:
+        for pause_s in (*PAUSES_S, None):
+            try:
+                self.writer.write_all([(d.index, d.image, d.label, d.row) for d in batch])
+                break
+            except OSError as error:
+                if error.errno not in files.TRANSIENT or pause_s is None:
+                    raise
+                time.sleep(pause_s)
+        self.saved(batch)

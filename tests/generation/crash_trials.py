@@ -1,0 +1,302 @@
+"""Trials of the writing side of generation with invented pictures, without torch.
+
+    python tests/generation/crash_trials.py kills 200
+    python tests/generation/crash_trials.py crash_points
+    python tests/generation/crash_trials.py full_disks 30     # inside `unshare -rm`
+
+Each prints one JSON line of figures. A trial runs the real loop, claims and writer in forked
+processes, ends them in some way, runs again, and compares with a run that nothing disturbed.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np  # noqa: E402
+
+from generation import saving, work  # noqa: E402
+from generation.claims import Claims  # noqa: E402
+from generation.progress import Rows  # noqa: E402
+from generation.saving import Drawn  # noqa: E402
+from pipeline import files  # noqa: E402
+from pipeline.dataset import DatasetWriter, read_rows, repair_tail  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
+
+SIZE = (32, 64)
+PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # no kill tests a disk's sync
+SURPRISE = 1  # the sample that fails
+
+
+def draw(index: int, seconds: float = 0.0) -> Drawn:
+    """Invent sample `index`."""
+    time.sleep(seconds)
+    rng = np.random.default_rng(index)
+    label = rng.integers(0, 19, SIZE, dtype=np.uint8)
+    if index == SURPRISE:
+        return Drawn(index, None, label, {"error": "the picture is constant in 3 attempts"})
+    return Drawn(index, rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8), label, {"seed": index})
+
+
+def generate(folder: Path, n: int, seconds: float = 0.0) -> int:
+    """Do what generation/run.py does with `folder`, and return its exit code."""
+    rows = Rows(folder, n)
+    rows.update()
+    rows.forget()
+    with files.storage_errors(folder, lambda: (n - rows.done) * 10_000):
+        if folder.is_dir():
+            files.sweep_temporaries(folder)
+        writer, code = DatasetWriter(folder, config={"trial": 1}), 0
+        with Claims(folder) as claims:
+            if rows.missing():
+                code = work.run_share(
+                    lambda indices: [draw(index, seconds) for index in indices],
+                    writer,
+                    rows,
+                    claims,
+                    show_progress=False,
+                )
+            rows.update()
+            claims.finished = all(map(rows.settled, rows.missing()))
+        if claims.alone and claims.finished:
+            for path in folder.glob("metadata-*.jsonl"):
+                repair_tail(path)
+    return code
+
+
+def forked(call: Callable[[], int]) -> int:
+    """Start `call` in a child process and return its id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os._exit(call())
+    except UserError as error:
+        print(f"streetforge: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    except SystemExit as stopped:
+        os._exit(stopped.code)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(99)
+
+
+def finish(child: int) -> int:
+    """Wait for a child; return its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def faults(folder: Path, n: int) -> Counter:
+    """Count what is wrong with a set that should be finished."""
+    found: Counter = Counter()
+    lines = [
+        json.loads(line)
+        for path in folder.glob("metadata-*.jsonl")
+        for line in path.read_bytes().splitlines()
+    ]
+    good = [row["id"] for row in lines if row["status"] == "ok"]
+    rows = read_rows(folder)
+    found["lost"] = n - len(rows)
+    found["duplicate"] = len(good) - len(set(good))
+    named = {"run.json", "classes.json", "status.json"}
+    named |= {path.name for path in folder.glob("metadata-*.jsonl")}
+    for index in range(n):
+        row = rows.get(f"{index:08d}", {})
+        expected = draw(index)
+        if expected.image is None:
+            found["lost"] += row.get("status") != "failed"
+            continue
+        for kind, array in (("image", expected.image), ("label", expected.label)):
+            name = row.get(f"{kind}_file_name", "")
+            named.add(name)
+            data = (folder / name).read_bytes() if name and (folder / name).is_file() else b""
+            right = files.encode_png(array)
+            found["corrupt"] += data != right or row.get(f"{kind}_sha256") != files.sha256(right)
+    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    found["stray"] = len(present - named) + (folder / "claims").exists()
+    return +found
+
+
+def kills(count: int, n: int = 12) -> dict:
+    """End `count` runs of one or two processes by `kill -9` at a random moment, then continue."""
+    rng, found, landed, midway, tried = random.Random(0), Counter(), 0, 0, 0
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=PLACE) as place:
+        folder = Path(place) / "set"
+        begun = time.monotonic()
+        finish(forked(lambda: generate(folder, n, 0.002)))
+        usual_s = time.monotonic() - begun
+        found.update(faults(folder, n))
+        while landed < count:
+            shutil.rmtree(folder)
+            tried += 1
+            children = [forked(lambda: generate(folder, n, 0.002))]
+            if tried % 3 == 0:
+                children.append(forked(lambda: generate(folder, n, 0.002)))
+            time.sleep(rng.uniform(0, usual_s))
+            doomed = children if tried % 2 else children[:1]
+            for child in doomed:
+                os.kill(child, signal.SIGKILL)
+            codes = [finish(child) for child in children]
+            landed += codes[0] == -signal.SIGKILL
+            midway += codes[0] == -signal.SIGKILL and 0 < len(read_rows(folder)) < n
+            found["code"] += any(code not in (0, -signal.SIGKILL) for code in codes)
+            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            found.update(faults(folder, n))
+    seconds = round(time.monotonic() - started, 1)
+    figures = {"landed": landed, "midway": midway, "tried": tried, "seconds": seconds}
+    return {**figures, "faults": dict(+found)}
+
+
+CALLS = ("write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "truncate")
+
+
+def disturb(at: int, act: Callable[[str, tuple], None]) -> list[int]:
+    """Let the `at`-th call that changes a file do `act` first; return a list with their number."""
+    seen = [0]
+
+    def wrap(name: str, original: Callable) -> Callable:
+        def changed(*arguments, **options):
+            seen[0] += 1
+            if seen[0] == at:
+                act(name, arguments)
+            return original(*arguments, **options)
+
+        return changed
+
+    for name in CALLS:
+        setattr(os, name, wrap(name, getattr(os, name)))
+    return seen
+
+
+def crash_points(n: int = 3) -> dict:
+    """Die at each call that changes a file, half way in a write; then continue."""
+    found, points = Counter(), 0
+    original = os.write
+
+    def die(name: str, arguments: tuple) -> None:
+        if name == "write":
+            original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+        os._exit(77)
+
+    def dying(folder: Path, at: int) -> int:
+        disturb(at, die)
+        return generate(folder, n)
+
+    with tempfile.TemporaryDirectory(dir=PLACE) as place:
+        folder = Path(place) / "set"
+        while True:
+            points += 1
+            code = finish(forked(lambda at=points: dying(folder, at)))
+            if code != 77:
+                break
+            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            if bad := faults(folder, n):
+                print(f"point {points}: {dict(bad)}", file=sys.stderr)
+                found.update(bad)
+            shutil.rmtree(folder)
+    return {"points": points - 1, "last_code": code, "faults": dict(+found)}
+
+
+def errors(number: int, n: int = 2, *, times: int = 10**9) -> dict:
+    """Fail the k-th write or fsync and the `times` - 1 next ones, for each k; then continue."""
+    found, codes, at = Counter(), Counter(), 0
+    saving.PAUSES_S = (0.01, 0.01, 0.01)
+
+    def failing(folder: Path, at: int) -> int:
+        seen = [0]
+
+        def wrap(original: Callable) -> Callable:
+            def changed(*arguments):
+                seen[0] += 1
+                if at <= seen[0] < at + times:
+                    raise OSError(number, os.strerror(number))
+                return original(*arguments)
+
+            return changed
+
+        os.write, os.fsync = wrap(os.write), wrap(os.fsync)
+        code = generate(folder, n)
+        return code if seen[0] >= at else 78
+
+    with tempfile.TemporaryDirectory(dir=PLACE) as place:
+        folder, log = Path(place) / "set", Path(place) / "log"
+        while True:
+            at += 1
+            code = finish(forked(lambda at=at: logged(log, lambda: failing(folder, at))))
+            if code == 78:
+                break
+            codes[str(code)] += 1
+            text = log.read_text()
+            found["line"] += code == 2 and text.count("\n") != 1
+            found["traceback"] += "Traceback" in text
+            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            found.update(faults(folder, n))
+            shutil.rmtree(folder)
+    return {"points": at - 1, "codes": dict(codes), "faults": dict(+found)}
+
+
+def logged(log: Path, call: Callable[[], int]) -> int:
+    """Run `call` with stderr going to a file."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    return call()
+
+
+def full_disks(count: int, n: int = 12) -> dict:
+    """Run on a small disk at `count` fill levels, then free the space and continue."""
+    found, codes, lines = Counter(), Counter(), set()
+    with tempfile.TemporaryDirectory() as place:
+        disk, log = Path(place) / "disk", Path(place) / "log"
+        filler, folder = disk / "filler", disk / "set"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+        for level in range(count):
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as handle:
+                while True:
+                    handle.write(bytes(4096))
+            os.truncate(filler, max(filler.stat().st_size - 4096 * level, 0))
+            code = finish(forked(lambda: logged(log, lambda: generate(folder, n))))
+            codes[str(code)] += 1
+            text = log.read_text()
+            found["line"] += code == 2 and (text.count("\n") != 1 or "No space" not in text)
+            lines |= {text.split(": ", 2)[-1]} if code == 2 else set()
+            filler.unlink()
+            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            found.update(faults(folder, n))
+            shutil.rmtree(folder)
+        subprocess.run(["umount", disk], check=True)
+    return {
+        "levels": count,
+        "codes": dict(codes),
+        "faults": dict(+found),
+        "line": sorted(lines)[:1],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("trial")
+    parser.add_argument("count", type=int, nargs="?")
+    given = parser.parse_args()
+    if given.trial in ("EIO", "ENOSPC", "EDQUOT", "EFBIG"):
+        print(json.dumps(errors(getattr(errno, given.trial), times=given.count or 10**9)))
+    elif given.count is None:
+        print(json.dumps(globals()[given.trial]()))
+    else:
+        print(json.dumps(globals()[given.trial](given.count)))
