@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable
@@ -207,16 +208,16 @@ def test_stopped_export_continues_to_the_same_files(
     kind: str, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = content(run(kind, "--shard-samples", 2, output=tmp_path / "whole"))
-    replacing, calls = files.replacing, []
+    replace, calls = os.replace, []
 
-    def stopping(path: Path):
-        calls.append(path)
+    def stopping(source: Path, target: Path) -> None:
+        calls.append(target)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return replacing(path)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "replacing", stopping)
+        patch.setattr(os, "replace", stopping)
         with pytest.raises(KeyboardInterrupt):
             run(kind, "--shard-samples", 2)
     part = content(tmp_path / "out")
