@@ -51,7 +51,8 @@ class Claims:
         for name in list(self.held):
             self.release(name)
         for path in set(self.folder.iterdir()) - {self._own}:
-            if files.is_abandoned(path) or self._is_dead(path, lease=self.finished):
+            unfinished = files.TEMPORARY_MARK in path.name and files.is_abandoned(path)
+            if unfinished or self._is_dead(path, lease=self.finished):
                 path.unlink(missing_ok=True)
         self._own.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others are still at work

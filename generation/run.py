@@ -99,7 +99,8 @@ def check_output(folder: Path) -> None:
         raise UserError(f"{folder}: is a file; choose another --output")
     if not folder.is_dir() or (folder / "run.json").is_file():
         return
-    if any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir()):
+    others = any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir())
+    if others and not (folder / "run.json").is_file():  # written first by a run that starts now
         raise UserError(f"{folder}: is not empty and has no run.json; choose another --output")
 
 

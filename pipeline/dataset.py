@@ -180,7 +180,8 @@ class DatasetWriter:
         run_file, classes_file = folder / "run.json", folder / "classes.json"
         self.digest = digest(config)
         if not run_file.exists():
-            if any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir()):
+            others = any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir())
+            if others and not run_file.exists():  # a run that starts beside us writes it first
                 raise UserError(
                     f"{folder}: is not empty and has no run.json; choose another folder"
                 )

@@ -18,7 +18,7 @@ from pipeline.preflight import in_processes
 
 OWN_KEYS = (
     "status", "error", "image_file_name", "label_file_name", "row_sha256", "class_pixels",
-    "seconds",
+    "seconds", "drawn_at",
 )  # fmt: skip
 THREADS = 8
 

@@ -95,25 +95,22 @@ def test_two_processes_make_the_same_bytes(finished, flags, tmp_path):
     assert done.stdout == f"{tmp_path / 'set'}: 4 samples\n"  # the last one speaks
 
 
-def test_one_two_and_three_processes_make_the_same_set_of_the_pocket_model(tmp_path):
-    """Started by torchrun, or one by one in the same folder, whenever they like."""
-    common = ("--n", "5", "--steps", "2", "--output")
+def test_one_and_three_processes_make_the_same_set_of_the_pocket_model(tmp_path):
+    """Two of the three are started by torchrun, one joins them in the same folder."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
 
     def start(folder: str, *launcher: str) -> subprocess.Popen:
-        command = [sys.executable, *launcher, "generation/run.py", *common, str(tmp_path / folder)]
+        command = [sys.executable, *launcher, "generation/run.py", "--n", "5", "--steps", "1"]
+        command += ["--output", str(tmp_path / folder)]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
-    one, two = start("one"), start("two", *torchrun)
-    assert one.wait(600) == 0 == two.wait(600)
-    three = [start("three") for _ in range(3)]
-    assert {process.wait(600) for process in three} == {0}
-    assert "5 samples" in "".join(process.stdout.read() for process in three)
+    alone, *three = start("one"), start("three", *torchrun), start("three")
+    assert {process.wait(900) for process in (alone, *three)} == {0}
+    assert "".join(process.stdout.read() for process in three).count("three: 5 samples") >= 1
     assert len(hashes(tmp_path / "one")) == 5
-    assert hashes(tmp_path / "one") == hashes(tmp_path / "two") == hashes(tmp_path / "three")
-    for folder in tmp_path.iterdir():
-        rows = [p.read_text().count("\n") for p in folder.glob("metadata-*.jsonl")]
-        assert sum(rows) == 5 and not (folder / "claims").exists()
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
+    rows = [p.read_text().count("\n") for p in (tmp_path / "three").glob("metadata-*.jsonl")]
+    assert sum(rows) == 5 and not (tmp_path / "three" / "claims").exists()
 
 
 def test_killed_run_continues_to_the_same_set(call, finished, flags, tmp_path):
