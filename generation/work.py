@@ -176,6 +176,8 @@ def run_share(
                 if stop.signal_number:
                     break
                 saver.put(make(index))
+    except SystemExit:  # after a stop signal, from the middle of a sample; the others are written
+        pass
     finally:
         progress.update(last=True)
     return stop.exit_code

@@ -39,7 +39,9 @@ def fused(networks, config, problem, stride, batch=2, skip=False):
     boxes = tiles.tile_boxes(CANVAS, TILE, stride)
     if skip:
         boxes = tiles.needed_boxes(boxes, TILE, mask)
-    canvas = Pass(networks, config, control=control, text=text, tile=TILE, boxes=boxes, batch=batch)
+    canvas = Pass(
+        networks, config, control=control, text=text, tile=TILE, boxes=boxes, batch=batch
+    )
     held = torch.from_numpy(mask)[None, None]
     paste = fusion.Paste(held, target, config.fusion, torch.Generator().manual_seed(9))
     return canvas.run(noise, paste)
