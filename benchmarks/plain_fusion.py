@@ -35,19 +35,32 @@ class Plain:
     def draw(self, label: np.ndarray, states: torch.Tensor, seed: int) -> torch.Tensor:
         """Return the final latent, 1xCxhxw; `states` are the negative's and the prompt's, 2xLxD."""
         generator = torch.Generator().manual_seed(seed)
-        channels = self.unet.config.in_channels
+        base = self.base_pass(label, states, generator)
+        return self.high_resolution_pass(label, states, base, generator)
 
-        # Base pass: one tile
-        latents = torch.randn((1, channels, *self.base), generator=generator)
+    @torch.no_grad()
+    def base_pass(
+        self, label: np.ndarray, states: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Return the clean latent of the label map as one tile."""
+        shape = (1, self.unet.config.in_channels, *self.base)
+        latents = torch.randn(shape, generator=generator)
         control = self.control(label, self.base)
         for timestep in self.scheduler.timesteps:
             noise = self.predict(latents, timestep, states, control)
             latents = self.scheduler.step(noise, timestep, latents).prev_sample
-        target = self.enlarge(latents, generator)
-        held = self.large_regions(label)
+        return latents
 
-        # High-resolution pass
-        latents = torch.randn((1, channels, *self.canvas), generator=generator)
+    @torch.no_grad()
+    def high_resolution_pass(
+        self, label: np.ndarray, states: torch.Tensor, base: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:  # fmt: skip
+        """Return the clean latent of the canvas, its large regions held on the base pass."""
+        target = self.enlarge(base, generator)
+        held = self.large_regions(label)
+        shape = (1, self.unet.config.in_channels, *self.canvas)
+        latents = torch.randn(shape, generator=generator)
         control = self.control(label, self.canvas)
         (height, width), px = self.tile, self.latent_px
         for timestep in self.scheduler.timesteps:

@@ -50,7 +50,7 @@ class Claims:
         self._ending.set()
         for name in list(self.held):
             self.release(name)
-        for path in set(self.folder.iterdir()) - {self._own}:
+        for path in set(self.folder.glob("*")) - {self._own}:
             unfinished = files.TEMPORARY_MARK in path.name and files.is_abandoned(path)
             if unfinished or self._is_dead(path, lease=self.finished):
                 path.unlink(missing_ok=True)

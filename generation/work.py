@@ -155,6 +155,8 @@ def run_share(
                     break
                 for drawn in make(indices):
                     saver.put(drawn)
+    except SystemExit:  # after a stop signal, from the middle of a sample; the others are written
+        pass
     finally:
         progress.update(last=True)
     return stop.exit_code
