@@ -71,12 +71,12 @@ def main() -> None:
     for name in ("layouts", "oracle", "train", "heldout", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--n", type=int, default=32)
-    parser.add_argument("--only", type=int, help="the first variants alone")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="these rows")
     arguments = parser.parse_args()
     arguments = argparse.Namespace(
         **{k: v.resolve() if isinstance(v, Path) else v for k, v in vars(arguments).items()}
     )
-    variants = dict(list(VARIANTS.items())[: arguments.only])
+    variants = {name: VARIANTS[name] for name in arguments.only or VARIANTS}
     folders = {name: folder_of(arguments.output, name) for name in variants}
     for name, settings in variants.items():
         run(
