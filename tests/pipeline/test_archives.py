@@ -149,8 +149,10 @@ BAD = {
     "tar endless header": (long_header, "header is too long"),
     "web page": (lambda path: path.write_text("<html>quota</html>") and path, "saved web page"),
     "half a gzip": (
-        lambda path: path.write_bytes(gzip.compress(os.urandom(9999))[:5000]) and path,
-        "damaged|ended|header",
+        lambda path: (
+            path.write_bytes(gzip.compress(random.Random(0).randbytes(9999))[:5000]) and path
+        ),
+        "damaged|ended|header|checksum",
     ),
 }
 
