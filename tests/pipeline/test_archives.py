@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import random
 import stat
 import tarfile
 import zipfile
@@ -205,7 +206,6 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 def test_mutated_archives_never_write_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import random
     import shutil
 
     monkeypatch.setattr(os, "sync", lambda: None)
