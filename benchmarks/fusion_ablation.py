@@ -25,7 +25,7 @@ from benchmarks.summary import load, table  # noqa: E402
 from pipeline import files  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
-from pipeline.labels import SMALL_CLASSES  # noqa: E402
+from pipeline.labels import CLASS_NAMES, SMALL_CLASSES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "--fusion reference --solver ddim --steps 20 --tile-cover needed"
@@ -104,7 +104,7 @@ def write_table(
         steps = int(settings.split("--steps ")[1].split()[0]) if "--steps" in settings else 10
         cost = mean(row["evaluations"] for row in samples) * guided_share(settings, steps)
         result = entry["targets"][folders[name].name]
-        small = mean(result["iou"][c] or 0.0 for c in SMALL_CLASSES)
+        small = mean(result["iou"][CLASS_NAMES[c]] or 0.0 for c in SMALL_CLASSES)
         top1 = next(v["top1"] for k, v in looks.items() if Path(k).name == folders[name].name)
         seconds = mean(row["seconds"] for row in samples)
         numbers = (result["miou"], small, top1, cost, seconds)
