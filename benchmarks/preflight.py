@@ -10,12 +10,9 @@ links as there are pairs, in the layout of GTA. Prints one line of JSON.
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ import numpy as np
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.machine import describe
 from pipeline import files
 from pipeline.catalogue import load_spec
 from pipeline.errors import guard
@@ -59,12 +57,7 @@ def main() -> None:
         "workers": arguments.workers,
         "seconds": round(seconds, 2),
         "pairs_per_s": round(arguments.pairs / seconds),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("pillow", "numpy")},
-        },
-        "date": date.today().isoformat(),
+        **describe("pillow", "numpy"),
     }
     print(json.dumps(result))
 

@@ -23,7 +23,7 @@ from finetune.crops import Crop, draw_image_crop  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.models import find_base, find_folder  # noqa: E402
 
 
@@ -111,6 +111,11 @@ def main() -> int | None:
     vae = vae.requires_grad_(False).to(accelerator.device)
     if init:
         unet, text_encoder, scheduler, tokenizer = load_prior(init)
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise UserError(
+                f"--init {init}: its U-Net takes {unet.config.in_channels} latent channels but "
+                f"--vae has {vae.config.latent_channels}; give the autoencoder it was trained with"
+            )
     else:
         tokenizer = train_tokenizer([s.caption for s in samples], config)
         unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)

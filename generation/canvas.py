@@ -110,15 +110,13 @@ class Evaluator:
     def __init__(self, denoiser: Denoiser, config: Config, batch: int) -> None:
         self.denoiser, self.config, self.batch = denoiser, config, batch
 
-    def denoise(self, canvases: list[Canvas]) -> int:
-        """Denoise all canvases; return the number of tile evaluations, guidance pairs as one."""
+    def denoise(self, canvases: list[Canvas]) -> None:
+        """Denoise all canvases to their clean latents."""
         jobs = [(canvas, index) for canvas in canvases for index in range(len(canvas.boxes))]
-        first = canvases[0].first
-        for number in range(first, self.config.steps):
+        for number in range(canvases[0].first, self.config.steps):
             self._predict(jobs, number)
             for canvas in canvases:
                 canvas.step(number)
-        return len(jobs) * (self.config.steps - first)
 
     def _predict(self, jobs: list[Job], number: int) -> None:
         done = 0

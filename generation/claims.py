@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.rows import LEASE_S
 
 FOLDER = "claims"
 BEAT_S = 20.0
-LEASE_S = 180.0  # several beats and the minute for which network file systems may show old times
 HUNG_S = 1800.0  # a process that takes nothing for so long stops beating
 
 

@@ -3,8 +3,8 @@
 The stock forward passes of diffusers repeat, for each tile, step and guidance half, work whose
 result is known. Here, with the stock modules and weights:
 
-- the embedding of a timestep is made once per run, the keys and values of the text once per group
-  of pictures;
+- the embedding of a timestep is made once per run, the keys and values of the text once per pass
+  of a group of pictures;
 - condition embeddings arrive finished (see `Denoiser.embed`), since they depend on the tile alone;
 - the two halves of the guidance share everything up to the first cross-attention, where the text
   first comes in: convolutions, first residual blocks and first self-attention. SDXL feeds text

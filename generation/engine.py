@@ -167,8 +167,17 @@ class Sampler:
     @torch.no_grad()
     def draw_all(self, requests: Sequence[Request]) -> list[Picture]:
         """Return the pictures of up to `config.image_batch` requests, drawn together."""
+        assert 0 < len(requests) <= self.config.image_batch
+        try:
+            return self._draw_all(requests)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"--vae-tile-px {self.config.vae_tile_px}: the device ran out of memory outside "
+                "the tiles; decode in tiles of 512, say, or use smaller --crop-px or --image-batch"
+            ) from None
+
+    def _draw_all(self, requests: Sequence[Request]) -> list[Picture]:
         config, networks = self.config, self.networks
-        assert 0 < len(requests) <= config.image_batch
         requests = [self._pad(request) for request in requests]
         text = self._encode([request.prompt for request in requests])
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
@@ -192,16 +201,11 @@ class Sampler:
             networks.denoiser.prime(text, config.tile_px)
             finished = [
                 self._canvas(
-                    place,
-                    request,
-                    generator,
-                    size_px=self.canvas_px,
-                    tile=tile,
-                    grid=grid,
+                    place, request, generator, size_px=self.canvas_px, tile=tile, grid=grid,
                     base=bases[place].latents,
-                )  # fmt: skip
+                )
                 for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
-            ]
+            ]  # fmt: skip
             self.tile_pass.denoise(finished)
         return [self._finish(canvas, len(grid)) for canvas in finished]
 

@@ -25,7 +25,7 @@ class Structure:
     """A second ControlNet that sees the structure of the source picture."""
 
     kind: Literal["none", "canny", "depth", "soft_edge", "line"] = "none"
-    """canny needs nothing more; the others need the extra `control` (controlnet_aux)."""
+    """canny needs nothing more; the others need the extra `controlnet-aux`."""
     controlnet: str = ""
     """Folder of a 3-channel ControlNet for this kind."""
     scale: float = 0.5

@@ -47,7 +47,7 @@ def load_detector(structure: Structure) -> Any:
     except ImportError as error:
         raise UserError(
             f"--structure.kind {structure.kind}: controlnet_aux cannot be imported ({error}); "
-            "pip install 'streetforge[control]', or use canny"
+            "pip install 'streetforge[controlnet-aux]', or use canny"
         ) from None
     detector = getattr(controlnet_aux, DETECTORS[structure.kind])
     try:

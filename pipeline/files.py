@@ -236,7 +236,7 @@ def storage_errors(folder: Path, need_bytes: Callable[[], int]) -> Iterator[None
 
 def require_writable(folder: Path) -> None:
     """Create `folder` and prove that a file can be written there, or raise `UserError`."""
-    probe = folder / f".probe{TEMPORARY_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    probe = temporary_name(folder / ".probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")

@@ -6,19 +6,17 @@ is for the programs that find and mend damage.
 
 import json
 import os
-import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from pipeline import files
 from pipeline.dataset import is_sealed
 from pipeline.errors import UserError
 
-CLAIM_LEASE_S = 180.0  # a generation process touches its file in claims/ far more often
+LEASE_S = 180.0  # a claim so long untouched is dead: several beats of a generation process, and
+# the minute for which network file systems may show old times
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ def require_idle(folder: Path) -> None:
             holder, age_s = json.loads(path.read_bytes()), time.time() - path.stat().st_mtime
         except (OSError, ValueError):
             continue
-        here = holder.get("host") == socket.gethostname()
-        if psutil.pid_exists(holder["pid"]) if here else age_s < CLAIM_LEASE_S:
+        here = holder.get("host_id") == files.host_id()
+        if files.is_running(holder["pid"]) if here else age_s < LEASE_S:
             raise UserError(
                 f"{folder}: process {holder['pid']} on {holder.get('host')} is writing to it; wait "
                 "for its end, or stop it"

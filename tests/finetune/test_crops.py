@@ -13,7 +13,7 @@ from finetune.crops import (
     index_classes,
     jitter_colors,
 )
-from finetune.losses import diffusion_target, noisy_latents
+from finetune.losses import diffusion_target, logit_normal_timesteps, noisy_latents
 from finetune.settings import Training, learning_rate
 from pipeline.dataset import open_dataset
 from pipeline.seeding import DrawnSamples, batches
@@ -87,6 +87,19 @@ def test_noise_is_a_function_of_the_generator():
     a = noisy_latents(scheduler, latents, torch.Generator().manual_seed(3))
     b = noisy_latents(scheduler, latents, torch.Generator().manual_seed(3))
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_logit_normal_timesteps_are_spread_over_the_quantiles():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        times = logit_normal_timesteps(1000, 64, -0.4, 1.4, generator)
+        assert times.min() >= 0 and times.max() < 1000
+        # sigmoid(-0.4) and sigmoid(-0.4 -+ 1.4): a half, and 16 and 84 % of the draws, lie below
+        for fraction, share in ((0.4013, 0.5), (0.1419, 0.1587), (0.7311, 0.8413)):
+            assert abs(float((times < 1000 * fraction).float().mean()) - share) <= 1.01 / 64
+    scheduler = DDIMScheduler()
+    _, _, times = noisy_latents(scheduler, torch.zeros(8, 4, 2, 2), generator, (-9.0, 0.1))
+    assert times.max() < 2
 
 
 def test_learning_rate_warms_up_and_decays():

@@ -100,7 +100,9 @@ def test_two_processes_draw_different_samples(
     assert not same_weights(output / program, single / program)
 
 
-def test_base_model_from_scratch_draws_from_a_prompt(run_program, tiny_dataset, tmp_path):
+def test_base_model_from_scratch_draws_from_a_prompt(
+    run_program, tiny_base, tiny_dataset, tmp_path
+):
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -127,6 +129,17 @@ def test_base_model_from_scratch_draws_from_a_prompt(run_program, tiny_dataset, 
         "--output", tmp_path / "prior", "--training.steps", "2", "--channels", "16", "16",
         "--text-width", "16", "--text-layers", "1", "--training.checkpoint-interval", "2",
     )  # fmt: skip
+    further = (
+        "finetune/prior.py", "--data", data, "--init", tmp_path / "prior" / "base", *size,
+        "--output", tmp_path / "further", "--training.steps", "1", "--logit-normal", "-0.4", "1.4",
+        "--half-weights", "False", "--training.ema-decay", "0", "--training.learning-rate", "0",
+    )  # fmt: skip
+    run_program(*further, "--vae", tmp_path / "decoder" / "vae")
+    weights = "base/unet/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(tmp_path / run / weights) for run in ("prior", "further"))
+    assert all(torch.equal(before[name].float(), after[name]) for name in before)
+    failed = run_program(*further, "--vae", tiny_base / "vae", check=False)
+    assert failed.returncode == 2 and "takes 6 latent channels but --vae has 4" in failed.stderr
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "prior" / "base")
     pipe.to(torch.float32)
     picture = pipe("a street in snowy weather", height=32, width=64, num_inference_steps=2)

@@ -107,6 +107,17 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
         sampler.draw(*request)
 
 
+def test_memory_running_out_outside_the_tiles_is_one_line(
+    networks, tiny_config, make_label, monkeypatch
+):
+    def no_memory(vae, latents):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.models, "decode_latents", no_memory)
+    with pytest.raises(UserError, match="--vae-tile-px 0: .* outside the tiles"):
+        Sampler(networks, tiny_config).draw(make_label(32, 64), "road", 0)
+
+
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "unipc"])
 def test_start_from_a_picture(networks, tiny_config, make_label, source, solver, monkeypatch):
     config = replace(tiny_config, solver=solver, steps=8, fusion="none", base_scale=1.0)

@@ -282,7 +282,7 @@ def test_merge_survives_a_kill_at_every_point(data: Path, monkeypatch: pytest.Mo
 
 def test_folders_at_work_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (data / "claims").mkdir()
-    holder = {"host": socket.gethostname(), "host_id": "x", "pid": os.getpid()}
+    holder = {"host": socket.gethostname(), "host_id": files.host_id(), "pid": os.getpid()}
     claim = data / "claims/process-x"
     claim.write_text(json.dumps(holder))
     for function in (lambda: run_merge(monkeypatch, data), lambda: rows.require_idle(data)):
