@@ -56,7 +56,7 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
     inputs = read_inputs(config)
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
     maker = Maker(sampler, config, inputs.source, inputs.layouts, {})
-    maker.make(inputs.plan[:1])
+    maker.make(inputs.plan[:1])[0].finish()
     seconds: dict[str, list[float]] = {"written": [], "dropped": []}
     for repeat in range(repeats):
         for kind in seconds:
@@ -64,8 +64,8 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
             start = time.perf_counter()
             with Saver(target if kind == "written" else Nowhere(), lambda batch: None) as saver:
                 for item in inputs.plan:
-                    for drawn in maker.make([item]):
-                        saver.put(drawn)
+                    for started in maker.make([item]):
+                        saver.put(started)
             seconds[kind].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(seconds["written"], seconds["dropped"], strict=True)]
     return {

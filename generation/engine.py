@@ -70,6 +70,28 @@ class Picture:
     """Network evaluations of one picture or tile, each with its guidance pair."""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A picture whose pixels may still be on their way from the device."""
+
+    pixels: torch.Tensor
+    """1x3xHxW in [-1, 1], of the canvas."""
+    padded_px: tuple[int, int]
+    crop_px: tuple[int, int]
+    counts: tuple[int, int, int]
+
+    def picture(self) -> Picture:
+        """Wait for the pixels; check them and bring them to the size of the crop."""
+        pixels = self.pixels.cpu()
+        image, problem = models.tensor_to_images(pixels)[0], ""
+        if not bool(torch.isfinite(pixels).all()):
+            problem = "the picture is not finite"
+        elif int(image.max()) - int(image.min()) < 2:
+            problem = "the picture is constant"
+        image = resize_lanczos(image, self.padded_px)[: self.crop_px[0], : self.crop_px[1]]
+        return Picture(None if problem else image, problem, *self.counts)
+
+
 def find_attention(name: str) -> Callable[..., torch.Tensor]:
     """Return the attention function of a setting."""
     if name == "native":
@@ -164,19 +186,23 @@ class Sampler:
         """Return the picture of an HxW crop of train ids; all noise comes from `seed`."""
         return self.draw_all([Request(label, prompt, seed)])[0]
 
-    @torch.no_grad()
     def draw_all(self, requests: Sequence[Request]) -> list[Picture]:
         """Return the pictures of up to `config.image_batch` requests, drawn together."""
+        return [drawing.picture() for drawing in self.start(requests)]
+
+    @torch.no_grad()
+    def start(self, requests: Sequence[Request]) -> list[Drawing]:
+        """Draw as `draw_all` does, but do not wait for an accelerator to decode the pictures."""
         assert 0 < len(requests) <= self.config.image_batch
         try:
-            return self._draw_all(requests)
+            return self._start_all(requests)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"--vae-tile-px {self.config.vae_tile_px}: the device ran out of memory outside "
                 "the tiles; decode in tiles of 512, say, or use smaller --crop-px or --image-batch"
             ) from None
 
-    def _draw_all(self, requests: Sequence[Request]) -> list[Picture]:
+    def _start_all(self, requests: Sequence[Request]) -> list[Drawing]:
         config, networks = self.config, self.networks
         requests = [self._pad(request) for request in requests]
         text = self._encode([request.prompt for request in requests])
@@ -207,7 +233,7 @@ class Sampler:
                 for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
             ]  # fmt: skip
             self.tile_pass.denoise(finished)
-        return [self._finish(canvas, len(grid)) for canvas in finished]
+        return [self._decode(canvas, len(grid)) for canvas in finished]
 
     def _scaled(self, scale: float) -> tuple[int, int]:
         return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
@@ -257,14 +283,14 @@ class Sampler:
             paste = Paste(held, target, config.fusion, generator)
         return Canvas(
             config, networks.scheduler, noise=noise, conditions=conditions, rows=(0, 1 + place),
-            tile=tile, boxes=boxes, paste=paste, start=self._start(request, size_px),
+            tile=tile, boxes=boxes, paste=paste, start=self._start_latent(request, size_px),
         )  # fmt: skip
 
     def _noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
         channels = self.networks.vae.config.latent_channels
         return torch.randn((1, channels, *size), generator=generator).to(self.networks.device)
 
-    def _start(self, request: Request, size_px: tuple[int, int]) -> torch.Tensor | None:
+    def _start_latent(self, request: Request, size_px: tuple[int, int]) -> torch.Tensor | None:
         if self.config.strength == 1:
             return None
         assert request.source is not None
@@ -286,19 +312,12 @@ class Sampler:
         sampled = self.config.fusion == "reference"
         return self._encode_picture(enlarged, generator if sampled else None)
 
-    def _finish(self, canvas: Canvas, tiles_total: int) -> Picture:
-        decoded = models.decode_latents(self.networks.vae, canvas.latents)
+    def _decode(self, canvas: Canvas, tiles_total: int) -> Drawing:
+        pixels = models.decode_latents(self.networks.vae, canvas.latents)
         count = len(canvas.boxes) if tiles_total else 0
         evaluations = (self.config.steps - canvas.first) * (1 + count)
-        image = models.tensor_to_images(decoded)[0]
-        problem = ""
-        if not bool(torch.isfinite(decoded).all()):
-            problem = "the picture is not finite"
-        elif int(image.max()) - int(image.min()) < 2:
-            problem = "the picture is constant"
-        image = resize_lanczos(image, self.crop_px)
-        image = image[: self.config.crop_px[0], : self.config.crop_px[1]]
-        return Picture(None if problem else image, problem, count, tiles_total, evaluations)
+        counts = (count, tiles_total, evaluations)
+        return Drawing(pixels, self.crop_px, self.config.crop_px, counts)
 
 
 def resize_lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

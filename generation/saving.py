@@ -1,9 +1,10 @@
-"""Finished samples are encoded and written in a thread, beside the drawing of the next ones."""
+"""Samples are finished and written in a thread, beside the drawing of the next ones."""
 
 import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,16 @@ class Drawn:
     row: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Started:
+    """A sample that is still being drawn. `finish` waits for it; None says: draw it again."""
+
+    index: int
+    finish: Callable[[], Drawn | None]
+
+
 class Saver:
-    """Commits samples in the order they come, together when several wait.
+    """Finishes and commits samples in the order they come, together when several wait.
 
     `saved` is called in the thread with what has just been committed. An error of the thread is
     raised by the next `put` or at the end of the context; what came before it is on the disk.
@@ -36,7 +45,8 @@ class Saver:
 
     def __init__(self, writer: DatasetWriter, saved: Callable[[Sequence[Drawn]], None]) -> None:
         self.writer, self.saved = writer, saved
-        self._queue: queue.Queue[Drawn | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Drawn | Started | None] = queue.Queue(QUEUE)
+        self._again: deque[int] = deque()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -49,17 +59,23 @@ class Saver:
         self._thread.join()
         self._raise()
 
-    def put(self, drawn: Drawn) -> None:
+    def put(self, sample: Drawn | Started) -> None:
         """Hand over a sample; wait while too many are unwritten."""
         self._raise()
-        self._queue.put(drawn)
+        self._queue.put(sample)
+
+    def take_again(self, count: int) -> list[int]:
+        """Wait until all is written; return up to `count` samples that must be drawn again."""
+        self._queue.join()
+        self._raise()
+        return [self._again.popleft() for _ in range(min(count, len(self._again)))]
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        batch: list[Drawn | None] = [None]
+        batch: list[Drawn | Started | None] = [None]
         while True:
             batch = [self._queue.get()]
             with contextlib.suppress(queue.Empty):
@@ -67,11 +83,19 @@ class Saver:
                     batch.append(self._queue.get_nowait())
             try:
                 if self._error is None:  # after an error the rest is taken and dropped
-                    self._save([drawn for drawn in batch if drawn is not None])
+                    self._save(self._finish([sample for sample in batch if sample is not None]))
             except Exception as error:
                 self._error = error
+            for _ in batch:
+                self._queue.task_done()
             if batch[-1] is None:
                 return
+
+    def _finish(self, batch: list[Drawn | Started]) -> list[Drawn]:
+        finished = [s.finish() if isinstance(s, Started) else s for s in batch]
+        places = zip(batch, finished, strict=True)
+        self._again.extend(sample.index for sample, drawn in places if drawn is None)
+        return [drawn for drawn in finished if drawn is not None]
 
     def _save(self, batch: list[Drawn]) -> None:
         for pause_s in (*PAUSES_S, None):

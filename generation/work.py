@@ -5,9 +5,10 @@ the rows of the output folder. So one may be started, stopped, or killed at any 
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from generation.layouts import Layout, LayoutSource
 from generation.listing import describe
 from generation.plan import Crop, PlanItem, noise_seed
 from generation.progress import Progress, Rows
-from generation.saving import Drawn, Saver
+from generation.saving import Drawn, Saver, Started
 from generation.settings import Config
 from pipeline.dataset import DatasetWriter, sample_id
 from pipeline.stopping import StopRequest
@@ -39,6 +40,8 @@ class Maker:
     ) -> None:  # fmt: skip
         self.sampler, self.config = sampler, config
         self.source, self.layouts, self.facts = source, layouts, facts
+        self.attempts: Counter[int] = Counter()
+        self._last = 0.0  # when the group before was finished
 
     def prepare(self, item: PlanItem) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
         """Return label crop and row of a sample before it is drawn, and its source if needed."""
@@ -51,38 +54,40 @@ class Maker:
         picture = self.source.read_picture(item.layout, (layout.height, layout.width))
         return label, row, Crop(*row["crop"]).of(picture)
 
-    def make(self, items: Sequence[PlanItem]) -> list[Drawn]:
-        """Draw samples together; those that come out unusable are tried again, ATTEMPTS times.
+    def make(self, items: Sequence[PlanItem]) -> list[Started]:
+        """Start to draw samples together.
 
-        The row of one that failed says why in `error`.
+        One that comes out unusable must be made again, up to ATTEMPTS times; then its row says why
+        in `error`.
         """
         from generation.engine import Request
 
-        prepared = [self.prepare(item) for item in items]
-        started, left = time.perf_counter(), list(range(len(items)))
-        pictures: list[Any] = [None] * len(items)
-        for attempt in range(ATTEMPTS):
-            requests = []
-            for place in left:
-                label, row, source = prepared[place]
-                row |= {"seed": noise_seed(self.config.seed, items[place].index, attempt)}
-                row |= {"attempt": attempt}
-                requests.append(Request(label, row["prompt"], row["seed"], source))
-            for place, picture in zip(left, self.sampler.draw_all(requests), strict=True):
-                pictures[place] = picture
-            left = [place for place in left if pictures[place].image is None]
-            if not left:
-                break
-        seconds = round((time.perf_counter() - started) / len(items), 3)
-        drawn = []
-        for item, picture, (label, row, _) in zip(items, pictures, prepared, strict=True):
-            row |= {"tiles": picture.tiles, "tiles_total": picture.tiles_total}
-            row |= {"evaluations": picture.evaluations, "seconds": seconds}
-            row["drawn_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+        started, requests, finishers = time.perf_counter(), [], []
+        for item in items:
+            label, row, source = self.prepare(item)
+            attempt = self.attempts[item.index]
+            row |= {"attempt": attempt, "seed": noise_seed(self.config.seed, item.index, attempt)}
+            requests.append(Request(label, row["prompt"], row["seed"], source))
+            finishers.append((item.index, label, row))
+        drawings = self.sampler.start(requests)
+
+        def finish(place: int) -> Drawn | None:
+            picture, (index, label, row) = drawings[place].picture(), finishers[place]
+            now = time.perf_counter()
+            row["seconds"] = round((now - max(started, self._last)) / len(items), 3)
+            if place == len(items) - 1:
+                self._last = now
             if picture.image is None:
+                self.attempts[index] += 1
+                if self.attempts[index] < ATTEMPTS:
+                    return None
                 row["error"] = f"{picture.problem} in {ATTEMPTS} attempts"
-            drawn.append(Drawn(item.index, picture.image, label, row))
-        return drawn
+            row |= {"tiles": picture.tiles, "tiles_total": picture.tiles_total}
+            row |= {"evaluations": picture.evaluations}
+            row["drawn_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+            return Drawn(index, picture.image, label, row)
+
+        return [Started(item.index, partial(finish, place)) for place, item in enumerate(items)]
 
 
 class Dealer:
@@ -133,7 +138,7 @@ class Dealer:
 
 
 def run_share(
-    make: Callable[[list[int]], Sequence[Drawn]], writer: DatasetWriter, rows: Rows,
+    make: Callable[[list[int]], Sequence[Drawn | Started]], writer: DatasetWriter, rows: Rows,
     claims: Claims, *, group: int = 1, show_progress: bool,
 ) -> int:  # fmt: skip
     """Make and write what is missing and not claimed; return 0, or the code of a stop signal.
@@ -150,11 +155,13 @@ def run_share(
     writer.process_index = claims.take_number("metadata")
     try:
         with StopRequest(GRACE_S).listening() as stop, Saver(writer, saved) as saver:
-            for indices in Dealer(rows, claims, group):
-                if stop.signal_number:
+            groups = iter(Dealer(rows, claims, group))
+            while not stop.signal_number:
+                indices = next(groups, []) or saver.take_again(group)
+                if not indices:
                     break
-                for drawn in make(indices):
-                    saver.put(drawn)
+                for sample in make(indices):
+                    saver.put(sample)
     except SystemExit:  # after a stop signal, from the middle of a sample; the others are written
         pass
     finally:

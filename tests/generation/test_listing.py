@@ -43,7 +43,8 @@ def drawn(tmp_path_factory, loaded, tiny_config, inputs):
     facts = {"digest": writer.digest, "revisions": {"base": "a", "unet": "b", "controlnet": "c"}}
     loaded.use_solver(config)
     maker = Maker(Sampler(loaded, config), config, source, found, facts)
-    for drawn in maker.make(plan[:1]) + maker.make(plan[1:2]):
+    for started in maker.make(plan[:1]) + maker.make(plan[1:2]):
+        drawn = started.finish()
         writer.write(drawn.index, drawn.image, drawn.label, drawn.row)
     return config, [sample.row for sample in open_dataset(config.output, labelled=True)]
 

@@ -149,17 +149,17 @@ def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monke
 def test_unusable_pictures_are_tried_again_and_then_rows(
     call, tmp_path, monkeypatch, capsys, image_batch
 ):
-    draw_all, tried, bad = engine.Sampler.draw_all, [], set()
+    start, tried, bad = engine.Sampler.start, [], set()
 
     def spoil(self, requests):
         tried.extend(request.seed for request in requests)
         return [
-            dataclasses.replace(picture, image=None, problem="the picture is constant")
-            if request.seed in bad or not bad else picture
-            for request, picture in zip(requests, draw_all(self, requests), strict=True)
+            dataclasses.replace(drawing, pixels=drawing.pixels * 0)
+            if request.seed in bad or not bad else drawing
+            for request, drawing in zip(requests, start(self, requests), strict=True)
         ]  # fmt: skip
 
-    monkeypatch.setattr(engine.Sampler, "draw_all", spoil)
+    monkeypatch.setattr(engine.Sampler, "start", spoil)
     arguments = ("--n", 2, "--image-batch", image_batch, "--output", tmp_path / "set")
     assert call(*arguments) == EXIT_INCOMPLETE
     assert "could not be drawn (00000000, 00000001)" in capsys.readouterr().err
@@ -172,7 +172,7 @@ def test_unusable_pictures_are_tried_again_and_then_rows(
     assert call(*arguments) == 0
     rows = read_rows(tmp_path / "set")
     assert [rows[key]["attempt"] for key in ("00000000", "00000001")] == [1, 0]
-    assert rows["00000000"]["status"] == "ok" and rows["00000000"]["seed"] == tried[image_batch]
+    assert rows["00000000"]["status"] == "ok" and rows["00000000"]["seed"] == tried[2]
 
 
 def test_not_finite_and_constant_pictures_are_noticed(networks, tiny_config, make_label):

@@ -290,7 +290,7 @@ def test_folders_at_work_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch
             function()
     claim.write_text(json.dumps({**holder, "pid": 2**22 + 1}))  # dead
     rows.require_idle(data)
-    claim.write_text(json.dumps({**holder, "host": "elsewhere"}))
+    claim.write_text(json.dumps({**holder, "host": "elsewhere", "host_id": "other"}))
     with pytest.raises(UserError, match="elsewhere is writing"):
         rows.require_idle(data)
     os.utime(claim, (0, 0))
