@@ -106,6 +106,18 @@ def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
     return samples
 
 
+def find_pictures(folder: Path) -> list[Path]:
+    """List the pictures of a dataset folder, or all PNG and JPEG files of any other folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a dataset folder or one with pictures")
+    if any(folder.glob("metadata*.jsonl")):
+        return [sample.image for sample in open_dataset(folder, labelled=False)]
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not found:
+        raise UserError(f"{folder}: holds no PNG or JPEG file; check the path")
+    return found
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as HxWx3 uint8 RGB, or raise `UserError` naming it."""
     try:

@@ -1,133 +1,281 @@
-"""Features of a frozen latent diffusion model: one clean pass, named taps, early exit.
+"""Features of a latent diffusion model: named taps at chosen noise levels, as they appear.
 
-Plain torch and diffusers. A picture is encoded to the mean of its scaled latent and goes through
-the U-Net once, without noise, at a small timestep; forward hooks keep the outputs of the tapped
-modules and leave the pass as soon as the last of them is there. Features do not depend on the
-prediction type, because no noise is estimated. VPD (one pass at t=1), PTDiffSeg (frozen).
+Plain torch and diffusers. A picture is encoded to its latent, visits the noise levels of a
+trajectory (`segtrain.trajectories`), and each tapped feature goes to a function as soon as it is
+computed, so that a consumer may reduce it and let go of it.
+
+Several prompts may be given as paths. Then each evaluation runs once per path, and outputs and
+features are their means weighted by one mask per path: the conditional branch of DIFF (Ji et al.,
+ICASSP 2025), like MultiDiffusion, with weights that sum to one.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
 from pipeline import models
-from pipeline.errors import UserError
-from pipeline.text import Conditioning, PromptEncoder
+from pipeline.text import Conditioning
+from segtrain.taps import Taps, as_map, check_taps
+from segtrain.trajectories import Clean, Schedule, Trajectory, Visit
+
+Sink = Callable[[int, int, torch.Tensor], None]
+Training = Literal["frozen", "full", "lora"]
 
 
-class _AllTapsSeen(Exception):
-    """Ends the U-Net's forward pass early."""
+@dataclass(frozen=True)
+class Faithful:
+    """The published DIFF, with its faults, for comparison; see docs/segmentation.md.
+
+    A guidance of `scale` with an empty negative prompt doubles each evaluation; the output counts
+    as noise whatever the scheduler says; features of residual blocks are those of the negative
+    prompt, those of transformers are summed over all rows; the latent is a random one.
+    """
+
+    scale: float = 5.0
 
 
 class DiffusionExtractor(torch.nn.Module):
-    """Maps pictures Bx3xHxW in [-1, 1] to one feature map per tap, without gradients.
+    """Maps pictures Bx3xHxW in [-1, 1] to one feature map per level and tap.
 
-    `context` is the fixed prompt (batch 1). The frozen models are not
-    submodules: they move with `.to()`, but stay in eval mode and out of `parameters()` and
-    `state_dict()`, so they are neither trained, synchronised nor stored.
+    Frozen weights are not submodules: they move with `.to()`, but stay in eval mode and out of
+    `parameters()` and `state_dict()`, so they are neither trained, synchronised nor stored. With
+    `training` "full" all weights of the U-Net are parameters, with "lora" an adapter of `rank`.
     """
 
     def __init__(
         self,
         unet: Any,
         vae: Any,
-        context: Conditioning,
+        schedule: Schedule,
         *,
         taps: Sequence[str] = ("up_blocks.0", "up_blocks.1", "up_blocks.2"),
-        timestep: int = 1,
+        trajectory: Trajectory | None = None,
+        training: Training = "frozen",
+        rank: int = 8,
         early_exit: bool = True,
+        checkpointing: bool = False,
+        faithful: Faithful | None = None,
     ) -> None:
         super().__init__()
-        known = dict(unet.named_modules())
-        wrong = [name for name in taps if name not in known or not name]
-        if wrong or not taps or len(set(taps)) != len(taps):
-            blocks = ", ".join(f"up_blocks.{i}" for i in range(len(unet.up_blocks)))
-            raise UserError(f"taps {list(taps)}: name distinct U-Net modules, for example {blocks}")
-        self.taps, self.timestep, self.early_exit = tuple(taps), timestep, early_exit
+        check_taps(unet, vae, taps)
+        self.taps, self.trajectory = tuple(taps), trajectory or Clean()
+        self.schedule, self.early_exit, self.faithful = schedule, early_exit, faithful
+        if faithful:
+            self.schedule.prediction_type = "epsilon"
         unet.requires_grad_(False).eval()
         vae.requires_grad_(False).eval()
-        vae.decoder = None
-        vae.post_quant_conv = None
-        self._frozen = (unet, vae)  # a tuple: not registered as submodules
-        self.register_buffer("states", context.states.detach().clone(), persistent=False)
-        self.register_buffer("pooled", context.pooled, persistent=False)  # None but for SDXL
+        vae.decoder = vae.post_quant_conv = None
+        self._models = (unet, vae)  # a tuple: not registered as submodules
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        if training == "full":
+            unet.requires_grad_(True)
+        elif training == "lora":
+            from peft import LoraConfig
+
+            targets = ["to_q", "to_k", "to_v", "to_out.0"]
+            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        self._list_trained()
         self.multiple = models.latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
 
+    def _list_trained(self) -> None:
+        self.trained = torch.nn.ParameterDict(
+            {
+                name.replace(".", "/"): parameter
+                for name, parameter in self.unet.named_parameters() if parameter.requires_grad
+            }
+        )  # fmt: skip
+
+    def freeze_unused(self, context: Conditioning) -> None:
+        """Take out of training what no tap depends on; several processes wait for its gradients."""
+        if not len(self.trained):
+            return
+        features: list[torch.Tensor] = []
+        self.stream(self._smallest(), context, lambda level, tap, feature: features.append(feature))
+        total = sum(f.sum() for f in features if f.requires_grad)
+        parameters = list(self.trained.values())
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self._list_trained()
+
     def _apply(self, fn: Any, recurse: bool = True) -> "DiffusionExtractor":
-        for model in self._frozen:
+        for model in self._models:
             model._apply(fn)
         return super()._apply(fn, recurse)
 
     @property
     def unet(self) -> Any:
-        """The frozen U-Net."""
-        return self._frozen[0]
+        """The U-Net."""
+        return self._models[0]
 
-    @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Return the feature maps BxCxhxw in the order of `taps`.
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The timesteps whose features are kept."""
+        return self.trajectory.levels
 
-        Sizes that are no multiple of the model's total stride are padded by repeating the edge,
-        and the maps are cropped to the share of the picture, rounded up.
-        """
+    def forward(self, images: torch.Tensor, context: Conditioning) -> list[torch.Tensor]:
+        """Return the feature maps BxCxhxw, level by level in the order of `taps`."""
+        maps: dict[tuple[int, int], torch.Tensor] = {}
+
+        def keep(level: int, tap: int, feature: torch.Tensor) -> None:
+            maps[level, tap] = feature
+
+        self.stream(images, context, keep)
+        return [maps[key] for key in sorted(maps)]
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the latents BxCxhxw of pictures, padded to a multiple of the total stride."""
         height, width = images.shape[-2:]
-        pad_y, pad_x = -height % self.multiple, -width % self.multiple
-        padded = functional.pad(images, (0, pad_x, 0, pad_y), mode="replicate")
-        unet, vae = self._frozen
-        latents = models.encode_latents(vae, padded)
-        features = self._tapped_pass(unet, latents, padded.shape[-2:])
-        maps = []
-        for name in self.taps:
-            feature = features[name]
-            rows = -(-height * feature.shape[-2] // padded.shape[-2])
-            columns = -(-width * feature.shape[-1] // padded.shape[-1])
-            maps.append(feature[..., :rows, :columns])
-        return maps
+        pad = (0, -width % self.multiple, 0, -height % self.multiple)
+        padded = functional.pad(images, pad, mode="replicate")
+        with torch.no_grad():
+            if self.faithful:
+                return models.sample_latents(self._models[1], padded, torch.Generator())
+            return models.encode_latents(self._models[1], padded)
 
-    def _tapped_pass(
-        self, unet: Any, latents: torch.Tensor, size_px: tuple[int, int]
-    ) -> dict[str, torch.Tensor]:
-        features: dict[str, torch.Tensor] = {}
-        missing = set(self.taps)
+    def stream(
+        self, images: torch.Tensor, context: Conditioning, sink: Sink, *,
+        masks: torch.Tensor | None = None, latents: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Call `sink(level, tap, feature)` with each feature BxCxhxw as it appears.
 
-        def keep(name: str) -> Any:
-            def hook(_module: Any, _inputs: Any, output: Any) -> None:
-                features[name] = output[0] if isinstance(output, tuple) else output
-                missing.discard(name)
-                if self.early_exit and not missing:
-                    raise _AllTapsSeen
+        `context`: text states of one prompt, of one per picture, or, with `masks` PxBx1xhxw of P
+        paths, of P prompts. `latents`: what `encode` returned for the pictures, if at hand. The
+        edge is repeated up to a multiple of the total stride, and maps are cropped to the share of
+        the picture, rounded up.
+        """
+        size = images.shape[-2:]
+        in_vae = [tap for tap in self.taps if tap.startswith("vae.")]
+        padded = tuple(side + -side % self.multiple for side in size)
 
-            return hook
+        def deliver(level: int, tap: str, feature: torch.Tensor) -> None:
+            rows, columns = (
+                -(-side * cells // full)
+                for side, cells, full in zip(size, feature.shape[-2:], padded, strict=True)
+            )
+            with torch.enable_grad():
+                sink(level, self.taps.index(tap), feature[..., :rows, :columns])
 
-        handles = [unet.get_submodule(n).register_forward_hook(keep(n)) for n in self.taps]
-        try:
-            context = Conditioning(self.states, self.pooled)
-            repeated = context.map(lambda states: states.expand(len(latents), *states.shape[1:]))
-            unet(latents, self.timestep, **repeated.arguments(size_px))
-        except _AllTapsSeen:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return features
+        if latents is None or in_vae:
+            names = [tap.removeprefix("vae.") for tap in in_vae]
+            with Taps(
+                self._models[1], names, lambda tap, value: deliver(0, f"vae.{tap}", value),
+                early_exit=False, at_block=False,
+            ):  # fmt: skip
+                latents = self.encode(images)
+        learns = len(self.trained) > 0 or context.states.requires_grad
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            walk = self.trajectory.walk(latents, self.schedule)
+            output = None
+            try:
+                visit = next(walk)
+                while True:
+                    output = self._evaluate(visit, context, masks, padded, deliver)
+                    visit = walk.send(output)
+            except StopIteration:
+                pass
 
-    def tap_channels(self) -> list[int]:
-        """Return the channel count of each tap, found by one pass over a smallest picture."""
+    def _evaluate(
+        self, visit: Visit, context: Conditioning, masks: torch.Tensor | None,
+        size_px: tuple[int, ...], deliver: Callable[[int, str, torch.Tensor], None],
+    ) -> torch.Tensor | None:  # fmt: skip
+        """Run the U-Net on all paths of a visit; None after an early exit."""
+        batch, levels = len(visit.latents), len(visit.kept)
+        aspect = visit.latents.shape[-2:]
+        if masks is not None and levels > 1:
+            masks = masks.repeat(1, levels, 1, 1, 1)
+        paths = 1 if masks is None else len(masks)
+        if self.faithful:  # the empty negative prompt goes first
+            context = context.map(lambda t: torch.cat([t[:1], t]) if len(t) == paths else t)
+            paths += 1
+        rows = context.map(lambda t: spread(t, paths, batch))
+
+        def found(tap: str, value: torch.Tensor) -> None:
+            feature = as_map(value, aspect).unflatten(0, (paths, batch))
+            merged = self._merge_features(tap, feature, masks)
+            for kept, part in zip(visit.kept, merged.chunk(levels), strict=True):
+                if kept is not None:
+                    deliver(kept, tap, part)
+
+        taps = [tap for tap in self.taps if not tap.startswith("vae.")]
+        wanted = taps if any(kept is not None for kept in visit.kept) else []
+        leave = visit.is_last and self.early_exit
+        with Taps(
+            self.unet, wanted, found, early_exit=leave,
+            at_block=self.unet.is_gradient_checkpointing,
+        ):  # fmt: skip
+            output = self.unet(
+                visit.latents.repeat(paths, 1, 1, 1), visit.timesteps.repeat(paths),
+                **rows.arguments((size_px[0], size_px[1])),
+            ).sample.unflatten(0, (paths, batch))  # fmt: skip
+            if self.faithful:
+                output = output[:1] + self.faithful.scale * (output[1:] - output[:1])
+            return masked_mean(output, masks)
+        return None
+
+    def _merge_features(
+        self, tap: str, feature: torch.Tensor, masks: torch.Tensor | None
+    ) -> torch.Tensor:
+        if not self.faithful:
+            return masked_mean(feature, masks)
+        return feature.sum(0) if "transformer_blocks" in tap else feature[0]
+
+    def tap_shapes(self, context: Conditioning) -> list[tuple[int, int]]:
+        """Return (channels, stride in pixels) of each tap, from a pass over a smallest picture."""
+        image = self._smallest()
+        shapes: dict[int, tuple[int, int]] = {}
+
+        def note(level: int, tap: int, feature: torch.Tensor) -> None:
+            shapes[tap] = (feature.shape[1], image.shape[-1] // feature.shape[-1])
+
+        with torch.no_grad():
+            self.stream(image, context, note)
+        return [shapes[tap] for tap in range(len(self.taps))]
+
+    def _smallest(self) -> torch.Tensor:
+        """Return a picture of two pixels a side at the deepest level."""
         parameter = next(self.unet.parameters())
         side = 2 * self.multiple
-        image = torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
-        return [feature.shape[1] for feature in self(image)]
+        return torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
 
 
-def load_extractor(base: str, *, unet: str = "", prompt: str = "", **options: Any) -> Any:
-    """Load the frozen parts of `base` (and another U-Net's folder, if named) as an extractor."""
+def spread(states: torch.Tensor, paths: int, batch: int) -> torch.Tensor:
+    """Repeat 1, P or B rows of text to P*B rows, all pictures of the first path first."""
+    if len(states) == 1:
+        return states.expand(paths * batch, *states.shape[1:])
+    if len(states) == paths:
+        return states.repeat_interleave(batch, 0)
+    return states.repeat(paths * batch // len(states), *[1] * (states.ndim - 1))
+
+
+def masked_mean(values: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean of PxBxCxhxw over paths, weighted by masks PxBx1xHxW at any size."""
+    if masks is None:
+        return values[0]
+    size = values.shape[-2:]
+    weights = functional.adaptive_avg_pool2d(masks.flatten(0, 1), size).unflatten(
+        0, masks.shape[:2]
+    )
+    return (values * weights).sum(0) / weights.sum(0).clamp_min(1e-6)
+
+
+def load_extractor(
+    base: str, *, unet: str = "", random_weights: bool = False, **options: Any
+) -> DiffusionExtractor:
+    """Load the parts of `base` (and another U-Net's folder, if named) as an extractor.
+
+    `random_weights`: leave the U-Net as it is initialised, to see what its pretraining is worth.
+    """
     base = models.find_base(base)
-    context = PromptEncoder(base).encode([prompt])
     vae = models.load_component(base, "vae")
     if unet:
         network = models.load_component(str(models.find_folder(unet)), "unet", subfolder=None)
     else:
         network = models.load_component(base, "unet")
-    return DiffusionExtractor(network, vae, context, **options)
+    if random_weights:
+        network = type(network).from_config(network.config)
+    return DiffusionExtractor(network, vae, Schedule(models.load_scheduler(base)), **options)

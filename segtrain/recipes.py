@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 
 RECIPE_FILE = "recipe.json"
 WEIGHTS_FILE = "model.safetensors"
+SCENE_FILE = "scene.safetensors"
 
 
 def require_recipe(path: Path) -> None:
@@ -173,6 +174,13 @@ def require_trained(folder: Path) -> dict[str, Any]:
     if not (folder / "finished.json").is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise UserError(f"{folder}: holds no finished training; run segtrain/train.py to its end")
     return files.read_json(folder / RECIPE_FILE)
+
+
+def require_scene(folder: Path) -> dict[str, Any]:
+    """Return what segtrain/adapt.py wrote about its result, or raise `UserError`."""
+    if not (folder / SCENE_FILE).is_file() or not (folder / "scene.json").is_file():
+        raise UserError(f"{folder}: holds no learned scene; run segtrain/adapt.py to its end")
+    return files.read_json(folder / "scene.json")
 
 
 def load_trained(folder: Path) -> tuple[Any, dict[str, Any]]:

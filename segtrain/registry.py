@@ -11,9 +11,12 @@ from mmseg.registry import DATASETS, MODELS  # noqa: E402
 
 from pipeline import labels  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
+from segtrain.daformer_head import DAFormerHead  # noqa: E402
 from segtrain.diffusion_backbone import DiffusionBackbone  # noqa: E402
+from segtrain.segmentors import DiffusionSegmentor  # noqa: E402
 
-MODELS.register_module(name="StreetforgeDiffusionBackbone", module=DiffusionBackbone, force=True)
+for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead):
+    MODELS.register_module(name=f"Streetforge{part.__name__}", module=part, force=True)
 
 
 @DATASETS.register_module(force=True)

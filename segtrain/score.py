@@ -20,7 +20,7 @@ from pipeline import files  # noqa: E402
 from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.recipes import require_trained  # noqa: E402
+from segtrain.recipes import require_scene, require_trained  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Config:
     """Labelled dataset folders to score on."""
     output: Path = Path("scores.json")
     """JSON file to write; the table goes beside it as .md."""
+    scene: Path | None = None
+    """Output folder of segtrain/adapt.py; all checkpoints use its scene."""
     limit: int | None = None
     """Use the first N pictures of each target only."""
 
@@ -49,6 +51,8 @@ def check(config: Config) -> list[list[Sample]]:
         raise UserError(f"{config.output}: is a folder; --output names a JSON file")
     for folder in config.checkpoint:
         require_trained(folder)
+    if config.scene:
+        require_scene(config.scene)
     targets = [open_dataset(folder, labelled=True)[: config.limit] for folder in config.targets]
     for samples in targets:
         check_dataset(samples)
@@ -60,9 +64,9 @@ def run(config: Config, targets: list[list[Sample]]) -> None:
     """Score every checkpoint on every target and write the result."""
     import torch
     from accelerate import Accelerator
-    from mmengine.dataset import Compose
 
-    from segtrain import recipes, scoring
+    from segtrain import scoring
+    from segtrain.segmenter import Segmenter
 
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()
@@ -72,11 +76,9 @@ def run(config: Config, targets: list[list[Sample]]) -> None:
     for folder, name in zip(
         config.checkpoint, scoring.unique_names(config.checkpoint), strict=True
     ):
-        model, recipe = recipes.load_trained(folder)
-        model.to(accelerator.device)
-        pipeline = Compose(recipe["test_pipeline"])
+        segmenter = Segmenter.from_pretrained(folder, scene=config.scene, device=accelerator.device)
         scores = {
-            target: scoring.score_target(model, pipeline, samples, accelerator, target)
+            target: scoring.score_target(segmenter, samples, accelerator, target)
             for target, samples in zip(target_names, targets, strict=True)
         }
         mean = scoring.mean_miou(scores)
@@ -84,6 +86,8 @@ def run(config: Config, targets: list[list[Sample]]) -> None:
             {"name": name, "checkpoint": str(folder), "targets": scores, "mean_miou": mean}
         )
     document = {"targets": target_names, "limit": config.limit, "checkpoints": results}
+    if config.scene:
+        document["scene"] = str(config.scene)
     if accelerator.is_main_process:
         text = scoring.table(document)
         files.write_json(config.output, document)

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from pipeline import labels
-from pipeline.dataset import Sample
+from pipeline.dataset import Sample, read_pair
+from segtrain.segmenter import Segmenter
 
 AREAS = 4  # intersection, union, prediction, ground truth
 
@@ -45,28 +46,8 @@ def score_of(areas: torch.Tensor, pictures: int) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
-def predict(model: Any, pipeline: Any, sample: Sample, device: torch.device) -> torch.Tensor:
-    """Return the predicted train ids HxW of one picture, at the size of its label."""
-    assert sample.label is not None
-    packed = pipeline(
-        {
-            "img_path": str(sample.image),
-            "seg_map_path": str(sample.label),
-            "label_map": None,
-            "reduce_zero_label": False,
-            "seg_fields": [],
-        }
-    )
-    data = model.data_preprocessor(
-        {"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]}, training=False
-    )
-    result = model.predict(data["inputs"].to(device), data["data_samples"])
-    return result[0].pred_sem_seg.data[0]
-
-
 def score_target(
-    model: Any, pipeline: Any, samples: Sequence[Sample], accelerator: Accelerator, name: str
+    segmenter: Segmenter, samples: Sequence[Sample], accelerator: Accelerator, name: str
 ) -> dict[str, Any]:
     """Score one target folder, and each condition in it where its rows name several."""
     conditions = sorted({str(s.row.get("condition") or "") for s in samples})
@@ -74,10 +55,10 @@ def score_target(
     mine = samples[accelerator.process_index :: accelerator.num_processes]
     for sample in tqdm(mine, desc=name, disable=not accelerator.is_main_process, leave=False):
         assert sample.label is not None
-        prediction = predict(model, pipeline, sample, accelerator.device)
-        label = torch.from_numpy(labels.read_label(sample.label).astype(np.int64))
+        image, ids = read_pair(sample)
+        prediction, label = (torch.from_numpy(a.astype(np.int64)) for a in (segmenter(image), ids))
         place = conditions.index(str(sample.row.get("condition") or ""))
-        total[place] += areas_of(prediction.cpu(), label)
+        total[place] += areas_of(prediction, label)
     total = accelerator.reduce(total.to(accelerator.device), reduction="sum").cpu()
     score = score_of(total.sum(0), len(samples))
     if len(conditions) > 1:

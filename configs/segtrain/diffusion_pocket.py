@@ -9,13 +9,12 @@ come from the base model whenever the network is built.
 _base_ = ["./segformer_pocket.py"]
 
 model = dict(
+    type="StreetforgeDiffusionSegmentor",
     data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
     backbone=dict(
         _delete_=True,
         type="StreetforgeDiffusionBackbone",
         base="pocket",
-        prompt="",
-        timestep=1,
         taps=["up_blocks.2", "up_blocks.1", "up_blocks.0"],  # finest first
         out_channels=64,
     ),

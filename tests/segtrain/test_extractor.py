@@ -1,31 +1,56 @@
-"""The extractor: tap shapes, early exit, odd sizes, frozen and deterministic."""
+"""The extractor: taps, early exit, odd sizes, trained parts, paths, attention maps."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline import models
 from pipeline.errors import UserError
-from segtrain.diffusion_backbone import DiffusionBackbone
-from segtrain.extractor import load_extractor
+from pipeline.text import Conditioning, PromptEncoder
+from segtrain.extractor import DiffusionExtractor, Faithful, load_extractor, masked_mean
+from segtrain.taps import as_map
+from segtrain.trajectories import Clean, Inversion, Noised
 
 TAPS = ("up_blocks.1", "up_blocks.0")  # strides 4 and 4; the mid block has stride 8
+HIDDEN = "up_blocks.1.attentions.0.transformer_blocks.0"
 
 
-def _image(height: int, width: int) -> torch.Tensor:
-    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+@pytest.fixture(scope="module")
+def text(tiny_base: Path) -> Conditioning:
+    return PromptEncoder(str(tiny_base)).encode([""])
 
 
-def test_taps_have_their_stride_and_channels(tiny_base: Path) -> None:
-    extractor = load_extractor(str(tiny_base), taps=(*TAPS, "mid_block"))
-    shapes = [tuple(feature.shape) for feature in extractor(_image(32, 64))]
-    assert shapes == [(2, 8, 8, 16), (2, 16, 8, 16), (2, 16, 4, 8)]
-    assert extractor.tap_channels() == [8, 16, 16]
+def _image(height: int, width: int, batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize("tap", ["mid_block", "up_blocks.0", "up_blocks.0.resnets.0"])
-def test_early_exit_equals_the_full_pass_and_skips_the_rest(tiny_base: Path, tap: str) -> None:
-    short = load_extractor(str(tiny_base), taps=(tap,))
+def test_taps_have_their_stride_and_channels(tiny_base: Path, text: Conditioning) -> None:
+    taps = (*TAPS, "mid_block", "up_blocks.0.resnets.0.conv2", HIDDEN, "vae.encoder.down_blocks.0")
+    extractor = load_extractor(str(tiny_base), taps=taps)
+    shapes = [tuple(feature.shape) for feature in extractor(_image(32, 64), text)]
+    assert shapes == [
+        (2, 8, 8, 16), (2, 16, 8, 16), (2, 16, 4, 8), (2, 16, 4, 8), (2, 8, 8, 16), (2, 4, 16, 32),
+    ]  # fmt: skip
+    assert extractor.tap_shapes(text) == [(8, 4), (16, 4), (16, 8), (16, 8), (8, 4), (4, 2)]
+
+
+def test_inner_taps_are_the_parts_of_their_block(tiny_base: Path, text: Conditioning) -> None:
+    block = "up_blocks.0.resnets.0"
+    extractor = load_extractor(str(tiny_base), taps=(f"{block}.conv2", block), early_exit=False)
+    inputs = []
+    module = extractor.unet.get_submodule(block)
+    module.register_forward_hook(lambda _m, given, _o: inputs.append(given[0]))
+    residual, output = extractor(_image(32, 64), text)
+    torch.testing.assert_close(module.conv_shortcut(inputs[0]) + residual, output)
+
+
+@pytest.mark.parametrize("tap", ["mid_block", "up_blocks.0", "up_blocks.0.resnets.0", HIDDEN])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_early_exit_equals_the_full_pass_and_skips_the_rest(
+    tiny_base: Path, text: Conditioning, tap: str, checkpointing: bool
+) -> None:
+    short = load_extractor(str(tiny_base), taps=(tap,), checkpointing=checkpointing)
     full = load_extractor(str(tiny_base), taps=(tap,), early_exit=False)
     calls = {"short": 0, "full": 0}
 
@@ -38,40 +63,158 @@ def test_early_exit_equals_the_full_pass_and_skips_the_rest(tiny_base: Path, tap
     short.unet.conv_out.register_forward_hook(count("short"))
     full.unet.conv_out.register_forward_hook(count("full"))
     image = _image(32, 64)
-    assert torch.equal(short(image)[0], full(image)[0])
+    assert torch.equal(short(image, text)[0], full(image, text)[0])
     assert calls == {"short": 0, "full": 1}
 
 
-def test_odd_sizes_are_padded_and_cropped(tiny_base: Path) -> None:
+def test_odd_sizes_are_padded_and_cropped(tiny_base: Path, text: Conditioning) -> None:
     extractor = load_extractor(str(tiny_base), taps=TAPS)
-    for feature in extractor(_image(37, 51)):
+    for feature in extractor(_image(37, 51), text):
         assert feature.shape[-2:] == (10, 13)  # ceil(37 / 4), ceil(51 / 4)
 
 
-def test_repeats_exactly_without_gradient_and_stays_frozen(tiny_base: Path) -> None:
+def test_repeats_exactly_without_gradient_and_stays_frozen(
+    tiny_base: Path, text: Conditioning
+) -> None:
     extractor = load_extractor(str(tiny_base), taps=TAPS).train()
     image = _image(32, 32).requires_grad_()
-    first, second = extractor(image), extractor(image)
+    first, second = extractor(image, text), extractor(image, text)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not any(feature.requires_grad for feature in first)
     assert not extractor.unet.training
     assert list(extractor.parameters()) == [] and extractor.state_dict() == {}
 
 
-def test_frozen_models_move_with_the_module(tiny_base: Path) -> None:
+def test_frozen_models_move_with_the_module(tiny_base: Path, text: Conditioning) -> None:
     extractor = load_extractor(str(tiny_base), taps=TAPS).double()
-    assert extractor(_image(32, 32).double())[0].dtype == torch.float64
+    image = _image(32, 32).double()
+    assert extractor(image, text.map(torch.Tensor.double))[0].dtype == torch.float64
 
 
-def test_unknown_tap_is_an_error_that_names_good_ones(tiny_base: Path) -> None:
+@pytest.mark.parametrize("training", ["full", "lora"])
+def test_trained_parts_are_stored_and_learn(tiny_base: Path, text: Conditioning, training) -> None:
+    pytest.importorskip("peft")
+    extractor = load_extractor(str(tiny_base), taps=TAPS, training=training, rank=2)
+    names = [name.rpartition("/")[2] for name in extractor.trained]
+    assert len(names) > 4
+    assert all(("lora" in key) == (training == "lora") for key in extractor.trained)
+    sum(f.square().mean() for f in extractor(_image(32, 32), text)).backward()
+    optimizer = torch.optim.SGD(extractor.parameters(), lr=1.0)
+    optimizer.step()
+    state, changed = extractor.state_dict(), extractor(_image(32, 32), text)
+    fresh = load_extractor(str(tiny_base), taps=TAPS, training=training, rank=2)
+    assert not torch.equal(fresh(_image(32, 32), text)[0], changed[0])
+    fresh.load_state_dict(state)
+    assert torch.equal(fresh(_image(32, 32), text)[0], changed[0])
+
+
+@pytest.mark.parametrize("tap", ["up_blocks.1", HIDDEN])
+def test_gradients_reach_the_prompt_alone_and_checkpointing_keeps_them(
+    tiny_base: Path, text: Conditioning, tap: str
+) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        extractor = load_extractor(str(tiny_base), taps=(tap,), checkpointing=checkpointing)
+        states = text.states.clone().requires_grad_()
+        extractor(_image(32, 32), Conditioning(states))[0].square().mean().backward()
+        gradients.append(states.grad)
+        assert all(p.grad is None for p in extractor.unet.parameters())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(
+    "trajectory", [Clean(), Noised((10, 300)), Inversion((20, 60, 100), (60, 0, 20), eta=1.0)]
+)
+def test_any_batch_and_trajectory_repeats(tiny_base: Path, text: Conditioning, trajectory) -> None:
+    extractor = load_extractor(str(tiny_base), taps=TAPS, trajectory=trajectory)
+    image = _image(32, 32, batch=11)
+    maps = extractor(image, text)
+    assert len(maps) == len(TAPS) * len(trajectory.levels)
+    assert all(torch.equal(a, b) for a, b in zip(maps, extractor(image, text), strict=True))
+    alone = extractor(image[3:4], text)
+    for a, b in zip(maps, alone, strict=True):
+        torch.testing.assert_close(a[3:4], b, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_maps_sum_to_one_over_tokens_on_any_aspect(tiny_base: Path) -> None:
+    text = PromptEncoder(str(tiny_base)).encode(["a road and a car"])
+    extractor = load_extractor(str(tiny_base), taps=(f"{HIDDEN}.attn2:maps", HIDDEN))
+    maps, hidden = extractor(_image(32, 80), text)
+    assert maps.shape == (2, text.states.shape[1], 8, 20)
+    torch.testing.assert_close(maps.sum(1), torch.ones(2, 8, 20))
+    assert hidden.shape == (2, 8, 8, 20)
+
+
+def test_tokens_become_maps_in_their_order() -> None:
+    feature = torch.rand(2, 5, 4, 6)
+    assert torch.equal(as_map(feature.flatten(2).transpose(1, 2), (8, 12)), feature)
+
+
+def test_paths_of_one_prompt_equal_none_and_masks_choose_their_prompt(tiny_base: Path) -> None:
+    encoder = PromptEncoder(str(tiny_base))
+    both, first, second = (
+        encoder.encode(prompts) for prompts in (["a road", "snow"], ["a road"], ["snow"])
+    )
+    for trajectory in (Clean(), Noised((10, 90)), Inversion((10, 20, 30), (20, 0))):
+        extractor = load_extractor(str(tiny_base), taps=TAPS, trajectory=trajectory)
+        image, found = _image(32, 32), []
+        for context, masks in (
+            (both, torch.stack([torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)])),
+            (both, torch.stack([torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)])),
+            (encoder.encode(["snow"] * 2), torch.rand(2, 2, 1, 8, 8)),
+        ):
+            maps: list[torch.Tensor] = []
+            keep = lambda _l, _t, f, maps=maps: maps.append(f)  # noqa: E731
+            extractor.stream(image, context, keep, masks=masks)
+            found.append(maps)
+        for maps, context in zip(found, (second, first, second), strict=True):
+            plain: list[torch.Tensor] = []
+            extractor.stream(image, context, lambda _l, _t, f, p=plain: p.append(f))
+            for a, b in zip(maps, plain, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_mean_weighs_by_the_share_of_the_mask() -> None:
+    values = torch.tensor([1.0, 4.0]).view(2, 1, 1, 1, 1).expand(2, 1, 1, 2, 2)
+    masks = torch.ones(2, 1, 1, 4, 4)
+    masks[1, :, :, :, 1:] = 0
+    expected = torch.tensor([[(1 + 0.5 * 4) / 1.5, 1.0]] * 2)
+    torch.testing.assert_close(masked_mean(values, masks)[0, 0], expected)
+
+
+def test_guidance_between_equal_prompts_changes_hidden_states_by_a_factor(
+    tiny_base: Path, text: Conditioning
+) -> None:
+    """The faithful DIFF sums transformer rows; guidance of equal prompts is else no guidance."""
+    options = {"taps": (TAPS[1], HIDDEN), "trajectory": Inversion((10, 20, 30), (20, 10, 0))}
+    base = str(tiny_base)
+    plain = load_extractor(base, **options)
+    faithful = load_extractor(base, **options, faithful=Faithful())
+    latents = plain.encode(_image(32, 32))
+    both: list[list[torch.Tensor]] = [[], []]
+    for extractor, maps in zip((plain, faithful), both, strict=True):
+        extractor.schedule.prediction_type = "epsilon"
+        keep = lambda _l, _t, f, maps=maps: maps.append(f)  # noqa: E731
+        extractor.stream(_image(32, 32), text, keep, latents=latents)
+    for number, (a, b) in enumerate(zip(*both, strict=True)):
+        torch.testing.assert_close((1, 2)[number % 2] * a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("taps", [("up_blocks.7",), ("up_blocks.0:maps",), (), TAPS + TAPS])
+def test_unknown_tap_is_an_error_that_names_good_ones(tiny_base: Path, taps) -> None:
     with pytest.raises(UserError, match="up_blocks.0, up_blocks.1"):
-        load_extractor(str(tiny_base), taps=("up_blocks.7",))
+        load_extractor(str(tiny_base), taps=taps)
 
 
-def test_backbone_stores_and_trains_adapters_only(tiny_base: Path) -> None:
-    backbone = DiffusionBackbone(str(tiny_base), taps=TAPS, out_channels=8)
-    assert all(name.startswith("adapters.") for name in backbone.state_dict())
-    maps = backbone(_image(32, 64))
-    assert [tuple(m.shape) for m in maps] == [(2, 8, 8, 16)] * 2
-    maps[0].sum().backward()
-    assert backbone.adapters[0][1].weight.grad is not None
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+def test_families_of_base_models(family: str, family_base) -> None:
+    base = str(family_base(family))
+    text = PromptEncoder(base).encode(["a street at night"])
+    extractor = load_extractor(base, taps=("up_blocks.0",), trajectory=Inversion((10, 20), (10, 0)))
+    assert isinstance(extractor, DiffusionExtractor)
+    assert extractor.schedule.prediction_type == (
+        models.load_scheduler(base).config.prediction_type
+    )
+    maps = extractor(_image(32, 48), text)
+    assert len(maps) == 2 and all(torch.isfinite(m).all() for m in maps)

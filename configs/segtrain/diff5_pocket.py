@@ -1,0 +1,15 @@
+"""DIFF on the pocket model with five steps of inversion, all kept.
+
+accelerate launch segtrain/train.py configs/segtrain/diff5_pocket.py --source DIR --output DIR
+Hardware: two CPU cores; five network evaluations a picture.
+"""
+
+_base_ = ["./diff_pocket.py"]
+
+model = dict(
+    backbone=dict(
+        trajectory=dict(
+            _delete_=True, type="inversion", targets=[1, 20, 40, 60, 80], saved=[60, 40, 20, 1, 0]
+        )
+    )
+)

@@ -1,0 +1,30 @@
+"""PTDiffSeg on the pocket model: frozen, category and scene prompts, prompt randomization.
+
+accelerate launch segtrain/train.py configs/segtrain/ptdiffseg_pocket.py --source DIR --output DIR
+Then, for a target, its scene prompt: segtrain/adapt.py --checkpoint DIR --target DIR --output DIR
+Hardware: two CPU cores. The paper (Gong et al., BMVC 2024) has no code: what it does not tell
+(head, taps, form and weight of the consistency) is our choice; see docs/segmentation.md.
+"""
+
+_base_ = ["./vpd_pocket.py"]
+
+model = dict(
+    backbone=dict(
+        training="frozen",
+        adapter=False,
+        scenes=[  # the first is the source's
+            "a city street scene, in a video game by day",
+            "a city street scene, in sunny weather by day",
+            "a city street scene, in overcast weather by day",
+            "a city street scene, in rainy weather by day",
+            "a city street scene, in foggy weather by day",
+            "a city street scene, in snowy weather by day",
+            "a city street scene, in clear weather at night",
+            "a city street scene, in rainy weather at night",
+            "a city street scene, in hazy weather at dawn",
+            "a city street scene, in clear weather at dusk",
+        ],
+    ),
+    randomization=dict(kind="kl", weight=1.0),
+)
+optim_wrapper = dict(paramwise_cfg=None)

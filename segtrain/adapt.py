@@ -1,0 +1,190 @@
+"""Adapt a network to a target by learning its scene prompt from unlabelled pictures.
+
+    accelerate launch segtrain/adapt.py --checkpoint runs/pocket/segtrain/ptdiffseg \\
+        --target runs/pocket/data/targets/dark_zurich --output runs/pocket/segtrain/at_night
+
+The test-time domain adaptation of PTDiffSeg (Gong et al., BMVC 2024): only the scene tokens learn,
+everything else is frozen, and the result is a few kilobytes that segtrain/predict.py and
+segtrain/score.py take as `--scene`. Offline adapts on the whole target first; online predicts each
+picture before it learns from it, writes that prediction, and never looks back. The same command
+continues a stopped run.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files  # noqa: E402
+from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.dataset import find_pictures, read_image  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from segtrain.recipes import SCENE_FILE, diffusion_base, require_trained  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one adaptation."""
+
+    checkpoint: Path = Path("runs/pocket/segtrain/ptdiffseg")
+    """Output folder of segtrain/train.py, of a recipe with a diffusion backbone."""
+    target: Path = Path("runs/pocket/data/targets/dark_zurich")
+    """Dataset folder or folder of pictures; labels are never read."""
+    output: Path = Path("runs/pocket/segtrain/adapted")
+    """Folder to write to."""
+    mode: Literal["offline", "online"] = "offline"
+    """Learn from the target as a whole, or picture by picture after predicting it."""
+    objective: Literal["pseudo", "entropy", "consistency"] = "pseudo"
+    """pseudo: labels of the moving average of the tokens, where it is confident. entropy: of the
+    predictions. consistency: between a picture and its mirror image at another size."""
+    steps: int = 200
+    """Updates; online makes one per picture instead."""
+    batch_size: int = 2
+    """Pictures per process and update; online takes one."""
+    learning_rate: float = 1e-2
+    """Of Adam, constant."""
+    ema_decay: float = 0.99
+    """Of the tokens' moving average, which is what is saved."""
+    confidence: float = 0.9
+    """Probability from which a pixel of the average's prediction counts as a label."""
+    scene: int = 0
+    """Number of the recipe's scene prompt to start from."""
+    limit: int | None = None
+    """Only the first N pictures."""
+    checkpoint_every: int = 50
+    """Updates between checkpoints."""
+    seed: int = 0
+    """Seed of the order of the pictures."""
+
+
+def check(config: Config) -> list[Path]:
+    """Find bad input before torch or weights load. Returns the pictures."""
+    saved = require_trained(config.checkpoint)
+    if not saved["diffusion"]:
+        raise UserError(f"{config.checkpoint}: has no scene prompt; its backbone is no diffusion")
+    scenes = saved["recipe"]["model"]["backbone"].get("scenes", [""])
+    if not 0 <= config.scene < len(scenes):
+        raise UserError(f"--scene {config.scene}: the recipe has scenes 0 to {len(scenes) - 1}")
+    require_positive(config, "steps", "batch_size", "learning_rate", "checkpoint_every")
+    for name in ("ema_decay", "confidence"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}: must be at least 0 and below 1")
+    if config.limit is not None:
+        require_positive(config, "limit")
+    files.require_writable(config.output)
+    return find_pictures(config.target)[: config.limit]
+
+
+def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> Any:
+    """Return the loss of the current tokens; `logits`, `average`: networks with their tokens."""
+    import torch
+    from torch.nn import functional
+
+    from segtrain.consistency import consistency, entropy
+
+    if config.objective == "entropy":
+        return entropy(logits(images))
+    if config.objective == "consistency":
+        plain = logits(images)
+        other = functional.interpolate(images.flip(3), scale_factor=0.75, mode="bilinear")
+        mirrored = functional.interpolate(logits(other).flip(3), size=plain.shape[2:],
+                                          mode="bilinear")  # fmt: skip
+        return consistency(mirrored, plain) + consistency(plain, mirrored)
+    with torch.no_grad():
+        confidence, labels = average(images).softmax(1).max(1)
+    loss = functional.cross_entropy(logits(images.flip(3)).flip(3), labels, reduction="none")
+    return (loss * (confidence >= config.confidence)).mean()
+
+
+def run(config: Config, pictures: list[Path]) -> None:
+    """Learn the tokens as `config` says, from the newest checkpoint of its folder."""
+    import torch
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+
+    from pipeline import runs, seeding
+    from segtrain.segmenter import Segmenter
+
+    online = config.mode == "online"
+    accelerator = runs.make_accelerator(config.output)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    if online and world > 1:
+        raise UserError("--mode online: goes picture by picture, in one process")
+    steps = len(pictures) if online else config.steps
+    stored = {**to_mapping(config), "processes": world, "pictures": len(pictures)}
+    for name in ("output", "checkpoint_every"):
+        stored.pop(name)
+    runs.open_run(config.output, stored, is_main=accelerator.is_main_process)
+    if runs.is_finished(config.output, steps):
+        accelerator.print(f"{config.output}: already adapted for {steps} steps")
+        accelerator.end_training()
+        return
+    segmenter = Segmenter.from_pretrained(config.checkpoint, device=accelerator.device)
+    model = segmenter.model.requires_grad_(False)
+    scene = torch.nn.Module()
+    initial = model.backbone.text.scenes[config.scene].clone()
+    scene.tokens = torch.nn.Parameter(initial)
+    scene.register_buffer("average", initial.clone())
+    optimizer = torch.optim.Adam(scene.parameters(), lr=config.learning_rate)
+    first = runs.load_checkpoint(config.output, {"scene": scene}, optimizer)
+
+    def network(tokens: Any) -> Any:
+        return lambda images: model.decode_head(model.extract_feat(images, scene=tokens))
+
+    rng = seeding.numpy_generator(config.seed, "order")
+    order = rng.permutation(len(pictures))
+    bar = tqdm(range(first, steps), "adapt", disable=not accelerator.is_main_process)
+    for step in bar:
+        if online:
+            chosen = [int(order[step])]
+            model.scene = scene.average.clone()
+            name = pictures[chosen[0]].relative_to(config.target).with_suffix(".png")
+            target = config.output / "predictions" / name
+            files.make_folder(target.parent)
+            prediction = segmenter(read_image(pictures[chosen[0]]))
+            files.write_bytes(target, files.encode_png(prediction))
+        else:
+            begin = (step * world + rank) * config.batch_size
+            chosen = [int(order[(begin + i) % len(order)]) for i in range(config.batch_size)]
+        images, _ = segmenter.prepare([pictures[index] for index in chosen])
+        loss = objective_loss(config, network(scene.tokens), network(scene.average), images)
+        value = float(accelerator.reduce(loss.detach(), "mean"))
+        runs.check_finite(value, step, config.output)
+        optimizer.zero_grad()
+        loss.backward()
+        scene.tokens.grad = accelerator.reduce(scene.tokens.grad, "mean")
+        optimizer.step()
+        scene.average.lerp_(scene.tokens.detach(), 1 - config.ema_decay)
+        accelerator.log({"loss": value}, step=step + 1)
+        bar.set_postfix(loss=f"{value:.4f}")
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+            if accelerator.is_main_process:
+                runs.save_checkpoint(config.output, step + 1, {"scene": scene}, optimizer)
+            accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with files.replacing(config.output / SCENE_FILE) as temporary:
+            save_file({"tokens": scene.average.half().cpu()}, temporary)
+        facts = {"diffusion": diffusion_base(segmenter.recipe), "config": stored}
+        files.write_json(config.output / "scene.json", facts)
+        runs.mark_finished(config.output, steps)
+    accelerator.end_training()
+
+
+def main() -> int | None:
+    """Run the command line."""
+    config, call = parse(Config, __doc__)
+    pictures = check(config)
+    if call.dry_run:
+        for key, value in to_mapping(config).items():
+            print(f"{key}: {value}")
+        print(f"would adapt on {len(pictures)} pictures of {config.target}")
+        return 0
+    run(config, pictures)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

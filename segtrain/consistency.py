@@ -1,0 +1,46 @@
+"""Losses between two predictions of the same picture, teacher and student."""
+
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+Kind = Literal["mse", "kl", "js"]
+
+
+def consistency(
+    student: torch.Tensor, teacher: torch.Tensor, kind: Kind = "kl", *, temperature: float = 1.0,
+    stop_gradient: bool = True,
+) -> torch.Tensor:  # fmt: skip
+    """Return the divergence of logits BxKxHxW from the teacher's, a mean over pixels.
+
+    "mse": of the logits (DIFF); "kl": T^2 KL(teacher || student) of the probabilities at
+    temperature T (Hinton et al., 2015); "js": Jensen-Shannon divergence.
+    """
+    if stop_gradient:
+        teacher = teacher.detach()
+    if kind == "mse":
+        return functional.mse_loss(student, teacher)
+    if kind not in ("kl", "js"):
+        raise ValueError(f"consistency {kind}: expected mse, kl or js")
+    logs = [(logits / temperature).log_softmax(1) for logits in (student, teacher)]
+    if kind == "kl":
+        return temperature**2 * divergence(logs[1], logs[0])
+    middle = torch.logsumexp(torch.stack(logs), 0) - torch.log(torch.tensor(2.0))
+    return (divergence(logs[0], middle) + divergence(logs[1], middle)) / 2
+
+
+def divergence(of: torch.Tensor, from_: torch.Tensor) -> torch.Tensor:
+    """Return KL(of || from) of log-probabilities BxKxHxW, a mean over pixels."""
+    return (of.exp() * (of - from_)).sum(1).mean()
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the mean entropy of the predictions over pixels, in nats."""
+    logs = logits.log_softmax(1)
+    return -(logs.exp() * logs).sum(1).mean()
+
+
+def ramp(step: int, steps: int) -> float:
+    """Return the share, 0 to 1, of a weight that rises linearly over the first `steps`."""
+    return min(1.0, (step + 1) / steps) if steps else 1.0

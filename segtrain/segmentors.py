@@ -1,0 +1,137 @@
+"""Segmentors that train a diffusion backbone under several prompts.
+
+Prompt randomization (PTDiffSeg, Gong et al., BMVC 2024): each step sees the source scene prompt and
+a random other one, and the prediction should not depend on which. IPKL (DIFF, Ji et al., ICASSP
+2025): a branch that is told the classes and where they are, from the ground truth, teaches the one
+that is told nothing. Both use one head; at test only the plain branch runs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmseg.models.segmentors import EncoderDecoder
+from torch.nn import functional
+
+from segtrain.consistency import Kind, consistency, ramp
+
+PLAIN, SECOND = "plain", "second"
+
+
+@dataclass(frozen=True)
+class Randomization:
+    """A second pass under a random scene prompt with this probability."""
+
+    probability: float = 1.0
+    weight: float = 1.0
+    kind: Kind = "kl"
+    temperature: float = 1.0
+    stop_gradient: bool = True
+    ramp_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """A conditional branch over `classes`, () for all; of those present at most `paths` at once."""
+
+    classes: tuple[int, ...] = ()
+    paths: int = 4
+    weight: float = 1.0
+    kind: Kind = "mse"
+    temperature: float = 1.0
+    stop_gradient: bool = True
+    ramp_steps: int = 0
+
+
+class DiffusionSegmentor(EncoderDecoder):
+    """`EncoderDecoder` whose backbone is a `DiffusionBackbone`.
+
+    `randomization`, `knowledge`: settings of the dataclasses above, None to leave one out. `scene`
+    holds tokens SxD that replace the scene prompt, learned on a target by segtrain/adapt.py.
+    """
+
+    def __init__(
+        self, *, randomization: dict[str, Any] | None = None,
+        knowledge: dict[str, Any] | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**options)
+        self.randomization = Randomization(**randomization) if randomization is not None else None
+        self.knowledge = Knowledge(**knowledge) if knowledge is not None else None
+        self.scene: torch.Tensor | int = 0
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def extract_feat(self, inputs: torch.Tensor, **options: Any) -> Any:
+        """Return the neck's maps of pictures, by default under the scene in use."""
+        maps = self.backbone(inputs, **{"scene": self.scene, **options})
+        return self.neck(maps) if self.with_neck else maps
+
+    def loss(self, inputs: torch.Tensor, data_samples: list[Any]) -> dict[str, torch.Tensor]:
+        """Return the named losses of a batch."""
+        step = int(self.steps)
+        self.steps += 1
+        latents = self.backbone.encode(inputs)
+        rule, second = self._second_branch(data_samples, latents)
+        losses, logits = self._branch(inputs, data_samples, latents, {}, PLAIN)
+        if rule is None:
+            return losses
+        more, other = self._branch(inputs, data_samples, latents, second, SECOND)
+        # the plain branch learns from the one that knows more; another scene learns from the plain
+        student, teacher = (logits, other) if rule is self.knowledge else (other, logits)
+        value = consistency(
+            student, teacher, rule.kind, temperature=rule.temperature,
+            stop_gradient=rule.stop_gradient,
+        )  # fmt: skip
+        losses["consistency.loss"] = rule.weight * ramp(step, rule.ramp_steps) * value
+        return losses | more
+
+    def _second_branch(
+        self, data_samples: list[Any], latents: torch.Tensor
+    ) -> tuple[Randomization | Knowledge | None, dict[str, Any]]:
+        """Return the rule of this step's second branch and what its backbone is told.
+
+        With both rules a step takes one of them, each as often.
+        """
+        rules = [rule for rule in (self.randomization, self.knowledge) if rule is not None]
+        if not rules:
+            return None, {}
+        rule = rules[int(self._draw(len(rules)))]
+        if isinstance(rule, Knowledge):
+            options = self._conditional_options(data_samples, latents)
+            return (rule, options) if options else (None, {})
+        others = len(self.backbone.text.scenes) - 1
+        if others == 0 or self._draw(1.0) >= rule.probability:
+            return None, {}
+        return rule, {"scene": 1 + int(self._draw(others))}
+
+    def _draw(self, limit: float) -> float:
+        return float(torch.rand(()) * limit)
+
+    def _branch(
+        self, inputs: torch.Tensor, data_samples: list[Any], latents: torch.Tensor,
+        options: dict[str, Any], name: str,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:  # fmt: skip
+        maps = self.extract_feat(inputs, latents=latents, **options)
+        logits = self.decode_head(maps)
+        losses = self.decode_head.loss_by_feat(logits, data_samples)
+        return {f"{name}.{key}": value for key, value in losses.items()}, logits
+
+    def _conditional_options(
+        self, data_samples: list[Any], latents: torch.Tensor
+    ) -> dict[str, Any] | None:
+        """Return classes and masks of the batch; None if it shows none of the classes."""
+        assert self.knowledge is not None
+        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])  # Bx1xHxW
+        wanted = self.knowledge.classes or range(self.backbone.num_classes)
+        present = [int(k) for k in labels.unique().tolist() if int(k) in wanted]
+        order = torch.randperm(len(present))[: self.knowledge.paths].tolist()
+        chosen = sorted(present[i] for i in order)
+        if not chosen:
+            return None
+        height, width = labels.shape[-2:]
+        multiple = self.backbone.extractor.multiple
+        padded = functional.pad(
+            labels.float(), (0, -width % multiple, 0, -height % multiple), value=255
+        )
+        small = functional.interpolate(padded, size=latents.shape[-2:], mode="nearest")[:, 0]
+        masks = torch.stack([(small == k).to(latents.dtype) for k in chosen])
+        return {"class_ids": chosen, "masks": masks}

@@ -1,0 +1,178 @@
+"""At which noise levels a diffusion backbone looks at a picture, and how it gets there.
+
+Three ways: the clean latent (VPD), the latent under Gaussian noise at several independent levels
+(ODISE, DIFT), and DDIM inversion, which climbs from level to level along the model's own estimate
+of the noise (DIFF). A way is a generator: it yields `Visit`s and is sent the noise estimated there.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from pipeline.errors import UserError
+
+Walk = Generator["Visit", torch.Tensor | None, None]
+
+DIFF_37 = (
+    *range(1, 24), 26, 30, 34, 40, 45, 52, 60, 69, 80, 91, 105, 121, 139, 160,
+)  # fmt: skip
+"""Targets of the 37-step preset of DIFF (Ji et al., ICASSP 2025); the last one is never visited."""
+DIFF_37_SAVED = (91, 52, 30, 22, 18, 14, 11, 7, 3)
+DIFF_5 = (1, 20, 40, 60, 80)
+DIFF_5_SAVED = (60, 40, 20, 1, 0)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One evaluation of the U-Net.
+
+    `latents`: (S*B)xCxhxw, level by level; `timesteps`: S*B; `kept`: for each of the S levels its
+    place among the kept ones, None if its features are not wanted; `is_last`: nothing but the
+    features is needed.
+    """
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    kept: tuple[int | None, ...]
+    is_last: bool
+
+
+class Schedule:
+    """Noise levels and meaning of the output of a base model, from its scheduler's config."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.alphas = scheduler.alphas_cumprod.double()
+        self.prediction_type = str(scheduler.config.prediction_type)
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise UserError(
+                f"prediction_type {self.prediction_type}: expected epsilon, v_prediction or sample"
+            )
+
+    def alpha(self, timestep: int) -> float:
+        """Return the share of signal variance at a timestep (Ho et al., eq. 4)."""
+        return float(self.alphas[timestep])
+
+    def split(
+        self, output: torch.Tensor, latents: torch.Tensor, timestep: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (clean latent, noise) that a model output stands for.
+
+        x_t = sqrt(a) x_0 + sqrt(1 - a) e; v = sqrt(a) e - sqrt(1 - a) x_0 (Salimans and Ho, 2022).
+        """
+        alpha = self.alpha(timestep)
+        signal, noise = alpha**0.5, (1 - alpha) ** 0.5
+        if self.prediction_type == "v_prediction":
+            return signal * latents - noise * output, signal * output + noise * latents
+        if self.prediction_type == "sample":
+            return output, (latents - signal * output) / max(noise, 1e-8)
+        return (latents - noise * output) / max(signal, 1e-8), output
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor, timestep: int) -> torch.Tensor:
+        """Return the latents at the noise level of `timestep`."""
+        alpha = self.alpha(timestep)
+        return alpha**0.5 * latents + (1 - alpha) ** 0.5 * noise
+
+
+class Trajectory(Protocol):
+    """A way to visit noise levels. `levels`: the kept timesteps, in the order of the features."""
+
+    @property
+    def levels(self) -> tuple[int, ...]: ...
+
+    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk: ...
+
+
+@dataclass(frozen=True)
+class Clean:
+    """The latent itself, told to be at `timestep`. Deterministic."""
+
+    timestep: int = 1
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return (self.timestep,)
+
+    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk:
+        """Visit the clean latent."""
+        times = torch.full((len(latents),), self.timestep, device=latents.device)
+        yield Visit(latents, times, (0,), is_last=True)
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Independent noise levels in one batch; all pictures and levels share the noise of `seed`."""
+
+    timesteps: tuple[int, ...] = (100,)
+    seed: int = 42
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.timesteps
+
+    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk:
+        """Visit all levels at once."""
+        noise = draw(latents, self.seed)
+        batch = [schedule.noised(latents, noise, timestep) for timestep in self.timesteps]
+        times = torch.tensor(self.timesteps, device=latents.device).repeat_interleave(len(latents))
+        yield Visit(torch.cat(batch), times, tuple(range(len(batch))), is_last=True)
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """DDIM inversion (Song et al., ICLR 2021, eq. 12, upwards) from t = 0 over rising `targets`.
+
+    At each target but the last the U-Net is evaluated; the walk ends after the last level of
+    `saved`, unless `to_the_end`. `eta` adds fresh noise of `seed` between `eta_range`.
+    """
+
+    targets: tuple[int, ...] = DIFF_5
+    saved: tuple[int, ...] = DIFF_5_SAVED
+    eta: float = 0.0
+    eta_range: tuple[int, int] = (10, 250)
+    seed: int = 42
+    to_the_end: bool = False
+
+    def __post_init__(self) -> None:
+        visited = (0, *self.targets[:-1])
+        if list(self.targets) != sorted(set(self.targets)) or not self.targets:
+            raise UserError(f"targets {self.targets}: must rise")
+        if wrong := [level for level in self.saved if level not in visited]:
+            raise UserError(f"saved {wrong}: never visited; visited are {visited}")
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return self.saved
+
+    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk:
+        """Visit the levels one after the other."""
+        visited = (0, *self.targets[:-1])
+        end = len(visited) if self.to_the_end else visited.index(max(self.saved)) + 1
+        for number, now in enumerate(visited[:end]):
+            kept = self.saved.index(now) if now in self.saved else None
+            times = torch.full((len(latents),), now, device=latents.device)
+            output = yield Visit(latents, times, (kept,), is_last=number == end - 1)
+            if output is None:
+                return
+            clean, noise = schedule.split(output, latents, now)
+            latents = self._next(clean, noise, schedule, now, self.targets[number])
+
+    def _next(
+        self, clean: torch.Tensor, noise: torch.Tensor, schedule: Schedule, now: int, target: int
+    ) -> torch.Tensor:
+        """Return the latents at `target`; eta as in eq. 16, with the levels' roles exchanged."""
+        before, after = schedule.alpha(now), schedule.alpha(target)
+        eta = self.eta if self.eta_range[0] < target < self.eta_range[1] else 0.0
+        fresh = eta**2 * (1 - after / before) * (1 - after) / max(1 - before, 1e-12)
+        fresh = min(fresh, 1 - after)
+        following = after**0.5 * clean + max(1 - after - fresh, 1e-10) ** 0.5 * noise
+        if fresh:
+            following = following + fresh**0.5 * draw(clean, self.seed + target)
+        return following
+
+
+def draw(like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return noise 1xCxhxw of a seed, the same for every picture of a batch and on any device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((1, *like.shape[1:]), generator=generator).to(like)

@@ -1,0 +1,154 @@
+"""Show what a diffusion backbone sees: principal components of taps, attention maps of classes.
+
+    python segtrain/visualise.py --base pocket --images PICTURES --limit 6 --output features
+
+Each tap becomes one PNG with a row per picture: the picture, then for each noise level the first
+three principal components over all pictures as red, green and blue; for a tap that ends in
+`:maps`, the attention of the named classes, brightest where it is highest.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np  # noqa: E402
+
+from pipeline import files, models  # noqa: E402
+from pipeline.config import parse, require_positive  # noqa: E402
+from pipeline.dataset import find_pictures, read_image  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.labels import CLASS_NAMES  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the pictures of features."""
+
+    base: str = "pocket"
+    """Diffusion base model."""
+    unet: str = ""
+    """Folder of another U-Net for it."""
+    images: Path = Path("runs/pocket/data/source")
+    """Dataset folder, or any folder with PNG or JPEG files."""
+    output: Path = Path("features")
+    """Folder to write to."""
+    taps: tuple[str, ...] = (
+        "up_blocks.0", "up_blocks.1", "up_blocks.2",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps",
+    )  # fmt: skip
+    """Modules of the U-Net; see segtrain/taps.py."""
+    timesteps: tuple[int, ...] = (1,)
+    """Noise levels; one of 1 means the clean picture."""
+    classes: tuple[str, ...] = ("road", "building", "vegetation", "sky", "car", "person")
+    """Classes whose attention is shown."""
+    categories: str = "words"
+    """How classes become tokens: eos, words or sentence."""
+    limit: int = 6
+    """Only the first N pictures."""
+
+
+def principal_components(features: list[np.ndarray]) -> list[np.ndarray]:
+    """Return hxwx3 uint8 of each Cxhxw feature: three components, 1st to 99th percentile."""
+    pixels = np.concatenate([f.reshape(len(f), -1).T for f in features])
+    centred = pixels - pixels.mean(0)
+    _, axes = np.linalg.eigh(centred.T @ centred)
+    values = centred @ axes[:, ::-1][:, :3]
+    low, high = np.percentile(values, (1, 99), axis=0)
+    scaled = ((values - low) / np.maximum(high - low, 1e-9) * 255).clip(0, 255).astype(np.uint8)
+    if scaled.shape[1] < 3:
+        scaled = np.repeat(scaled[:, :1], 3, axis=1)
+    sizes = np.cumsum([f[0].size for f in features])[:-1]
+    return [
+        part.reshape(*f.shape[1:], 3)
+        for part, f in zip(np.split(scaled, sizes), features, strict=True)
+    ]
+
+
+def heat(attention: np.ndarray) -> np.ndarray:
+    """Return hxwx3 uint8 of a map hxw, from black at its least to yellow at its most."""
+    import cv2
+
+    span = max(float(np.ptp(attention)), 1e-9)
+    scaled = ((attention - attention.min()) / span * 255).astype(np.uint8)
+    return cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO)[..., ::-1]
+
+
+def check(config: Config) -> list[Path]:
+    """Find bad input before torch or weights load. Returns the pictures."""
+    require_positive(config, "limit")
+    models.find_base(config.base)
+    if wrong := [name for name in config.classes if name not in CLASS_NAMES]:
+        raise UserError(f"--classes {', '.join(wrong)}: expected some of {', '.join(CLASS_NAMES)}")
+    if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
+        raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
+    files.require_writable(config.output)
+    return find_pictures(config.images)[: config.limit]
+
+
+def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int], list[np.ndarray]]:
+    """Return for each level and tap the CxhxW features of every picture."""
+    from pipeline.text import PromptEncoder
+    from segtrain.extractor import load_extractor
+    from segtrain.prompts import TextContext
+    from segtrain.trajectories import Clean, Noised
+
+    trajectory: Any = Clean(1) if config.timesteps == (1,) else Noised(config.timesteps)
+    extractor = load_extractor(
+        config.base, unet=config.unet, taps=config.taps, trajectory=trajectory
+    )
+    encoder = PromptEncoder(models.find_base(config.base))
+    text = TextContext(encoder, categories=config.categories)  # type: ignore[arg-type]
+    found: dict[tuple[int, int], list[np.ndarray]] = {}
+    for picture in pictures:
+
+        def keep(level: int, tap: int, feature: Any) -> None:
+            if config.taps[tap].endswith(":maps"):
+                feature = text.class_maps(feature, len(CLASS_NAMES))
+            found.setdefault((level, tap), []).append(feature[0].float().numpy())
+
+        extractor.stream(models.images_to_tensor([picture]), text(), keep)
+    return found
+
+
+def sheet(config: Config, tap: int, pictures: list[np.ndarray], found: Any) -> np.ndarray:
+    """Return the picture of a tap: a row per picture, the picture first."""
+    import cv2
+
+    columns: list[list[np.ndarray]] = [pictures]
+    for level in range(len(config.timesteps)):
+        features = found[level, tap]
+        if config.taps[tap].endswith(":maps"):
+            places = [CLASS_NAMES.index(name) for name in config.classes]
+            columns += [[heat(f[place]) for f in features] for place in places]
+        else:
+            columns.append(principal_components(features))
+    height, width = pictures[0].shape[:2]
+    resized = [
+        [cv2.resize(c, (width, height), interpolation=cv2.INTER_NEAREST) for c in column]
+        for column in columns
+    ]
+    return np.concatenate([np.concatenate(column) for column in resized], axis=1)
+
+
+def main() -> int | None:
+    """Run the command line."""
+    config, call = parse(Config, __doc__)
+    paths = check(config)
+    if call.dry_run:
+        print(f"would show {len(config.taps)} taps of {len(paths)} pictures")
+        return 0
+    pictures = [read_image(path) for path in paths]
+    found = extract(config, pictures)
+    for tap, name in enumerate(config.taps):
+        target = config.output / f"{name.replace(':', '-')}.png"
+        files.write_bytes(target, files.encode_png(sheet(config, tap, pictures, found)))
+        print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)
