@@ -62,7 +62,7 @@ def render(kind: Kind, label: np.ndarray, picture: np.ndarray, opacity: float) -
 def label_ids() -> np.ndarray:
     """Return the Cityscapes label id of each train id; void becomes 0, unlabelled."""
     table = np.zeros(256, dtype=np.uint8)
-    for label_id, train_id in reversed(list(enumerate(labels.label_space("cityscapes")))):
+    for label_id, train_id in reversed(list(enumerate(labels.label_space("cityscapes_ids")))):
         if train_id < labels.NUM_CLASSES:
             table[train_id] = label_id
     return table

@@ -39,7 +39,11 @@ SEGFORMER_MODEL = """
     decode_head=dict(in_channels=[8, 8, 8, 8], channels=16),
 """
 DIFFUSION_MODEL = """
-    backbone=dict(base={base!r}, out_channels=8, taps=["up_blocks.1", "up_blocks.0"]),
+    backbone=dict(
+        base={base!r}, out_channels=8, taps=["up_blocks.1", "up_blocks.0"], categories="eos",
+        scenes=["a city street scene by day", "a city street scene at night"],
+    ),
+    randomization=dict(),
     neck=dict(in_channels=[8, 8], out_channels=8, num_outs=2),
     decode_head=dict(in_channels=[8, 8], in_index=[0, 1], channels=16),
 """
@@ -85,6 +89,19 @@ def tiny_diffusion_recipe(
     base = str(RECIPES / "diffusion_pocket.py")
     path.write_text(TINY_SEGFORMER.format(base=base, data=str(source), model=model))
     return path
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tiny_diffusion_recipe: Path, source: Path
+) -> Path:
+    """A network with scene prompts on the tiny random base, trained for six iterations."""
+    from segtrain import train
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    config = train.Config(recipe=tiny_diffusion_recipe, source=source, output=folder)
+    train.run(config, train.check(config))
+    return folder
 
 
 @pytest.fixture(scope="session")

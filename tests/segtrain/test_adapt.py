@@ -1,0 +1,130 @@
+"""Test-time adaptation: only scene tokens learn, runs resume, results are used."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import labels
+from pipeline.errors import UserError
+from pipeline.text import Conditioning
+from segtrain import adapt, recipes, score
+from segtrain.segmenter import Segmenter
+
+
+def _tokens(folder: Path) -> torch.Tensor:
+    return load_file(folder / recipes.SCENE_FILE)["tokens"]
+
+
+def _adapt(config: adapt.Config) -> torch.Tensor:
+    adapt.run(config, adapt.check(config))
+    return _tokens(config.output)
+
+
+@pytest.fixture
+def config(trained: Path, source: Path, tmp_path: Path) -> adapt.Config:
+    return adapt.Config(
+        checkpoint=trained, target=source, output=tmp_path / "scene", steps=4,
+        checkpoint_every=2, confidence=0.0, ema_decay=0.5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["pseudo", "entropy", "consistency"])
+def test_each_objective_changes_the_tokens_and_lowers_its_loss(config, objective, tmp_path) -> None:
+    config = dataclasses.replace(config, objective=objective, steps=12, batch_size=6)
+    tokens = _adapt(config)
+    segmenter = Segmenter.from_pretrained(config.checkpoint)
+    before = segmenter.model.backbone.text.scenes[0]
+    assert tokens.shape == before.shape and not torch.allclose(tokens.float(), before, atol=1e-3)
+    assert (config.output / recipes.SCENE_FILE).stat().st_size < 8192
+    images, _ = segmenter.prepare(adapt.check(config))
+    model = segmenter.model.requires_grad_(False)
+
+    def loss(tokens: torch.Tensor) -> float:
+        network = lambda images: model.decode_head(model.extract_feat(images, scene=tokens))  # noqa: E731
+        first = lambda images: model.decode_head(model.extract_feat(images, scene=before))  # noqa: E731
+        return float(adapt.objective_loss(config, network, first, images))
+
+    assert loss(tokens.float()) < loss(before)
+
+
+def test_four_steps_equal_two_a_stop_and_two(config, tmp_path, monkeypatch) -> None:
+    straight = _adapt(config)
+    resumed = dataclasses.replace(config, output=tmp_path / "resumed")
+    calls, real = iter(range(100)), adapt.objective_loss
+
+    def stopping(*arguments: object) -> torch.Tensor:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt, "objective_loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            _adapt(resumed)
+    assert torch.equal(_adapt(resumed), straight)
+    with pytest.raises(UserError, match="holds another run"):
+        _adapt(dataclasses.replace(resumed, objective="entropy"))
+
+
+def test_online_predicts_each_picture_before_it_learns_from_it(config, tmp_path) -> None:
+    config = dataclasses.replace(config, mode="online")
+    _adapt(config)
+    found = sorted((config.output / "predictions").rglob("*.png"))
+    pictures = adapt.check(config)
+    assert len(found) == len(pictures)
+    order = adapt_order(config, len(pictures))
+    plain = Segmenter.from_pretrained(config.checkpoint)(pictures[order[0]])
+    name = pictures[order[0]].relative_to(config.target).with_suffix(".png")
+    assert (labels.read_label(config.output / "predictions" / name) == plain).all()
+
+
+def adapt_order(config: adapt.Config, count: int) -> list[int]:
+    from pipeline import seeding
+
+    return seeding.numpy_generator(config.seed, "order").permutation(count).tolist()
+
+
+def test_a_learned_scene_is_used(config: adapt.Config, source: Path, tmp_path: Path) -> None:
+    tokens = _adapt(dataclasses.replace(config, learning_rate=1.0))
+    segmenter = Segmenter.from_pretrained(config.checkpoint, scene=config.output)
+    context = segmenter.model.backbone.text(segmenter.model.scene)
+    assert isinstance(context, Conditioning)
+    assert torch.equal(context.states[0, -len(tokens) :], tokens.float())
+    picture = adapt.check(config)[0]
+    inputs, _ = segmenter.prepare([picture])
+    adapted = segmenter.model.extract_feat(inputs)[0]
+    segmenter.model.scene = 0
+    assert not torch.allclose(adapted, segmenter.model.extract_feat(inputs)[0])
+    scores = score.Config(
+        checkpoint=(config.checkpoint,), targets=(source,), scene=config.output,
+        output=tmp_path / "scores.json",
+    )  # fmt: skip
+    score.run(scores, score.check(scores))
+    assert (tmp_path / "scores.json").is_file()
+
+
+def test_two_processes_adapt(config, run_program, tmp_path) -> None:
+    arguments = (
+        "segtrain/adapt.py", "--checkpoint", config.checkpoint, "--target", config.target,
+        "--steps", 2, "--confidence", 0, "--batch-size", 1,
+    )  # fmt: skip
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+    run_program(*launch, *arguments, "--output", tmp_path / "two", ACCELERATE_USE_CPU="true")
+    single = dataclasses.replace(config, steps=2, batch_size=2, ema_decay=0.99)
+    torch.testing.assert_close(_tokens(tmp_path / "two"), _adapt(single), rtol=0, atol=2e-3)
+
+
+def test_bad_input_of_adaptation(config: adapt.Config, tmp_path: Path) -> None:
+    for changes, text in (
+        ({"checkpoint": tmp_path}, "no finished training"),
+        ({"target": tmp_path / "none"}, "no such folder"),
+        ({"scene": 2}, "scenes 0 to 1"),
+        ({"steps": 0}, "--steps"),
+        ({"ema_decay": 1.0}, "--ema-decay"),
+        ({"confidence": -0.1}, "--confidence"),
+    ):
+        with pytest.raises(UserError, match=text):
+            adapt.check(dataclasses.replace(config, **changes))

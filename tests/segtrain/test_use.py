@@ -1,0 +1,121 @@
+"""Trained networks in use: the Python API, prediction of folders, pictures of features."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import labels
+from pipeline.dataset import open_dataset, read_image
+from pipeline.errors import UserError
+from segtrain import predict, visualise
+from segtrain.segmenter import Segmenter
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with a PNG and a JPEG of different sizes."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a/one.png", (37, 51)), ("two.jpg", (32, 64))):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
+def test_a_picture_becomes_a_label_map_of_its_size(trained: Path, pictures: Path) -> None:
+    segmenter = Segmenter.from_pretrained(trained)
+    label = segmenter(pictures / "a/one.png")
+    assert label.shape == (37, 51) and label.dtype == np.uint8
+    assert label.max() < labels.NUM_CLASSES
+    assert np.array_equal(label, segmenter(read_image(pictures / "a/one.png")))
+
+
+def test_every_kind_is_written_and_what_is_there_stays(trained, pictures, tmp_path) -> None:
+    config = predict.Config(
+        checkpoint=trained, images=pictures, output=tmp_path / "out",
+        kinds=("ids", "color", "overlay", "cityscapes"), opacity=0.25,
+    )  # fmt: skip
+    predict.run(config, predict.check(config))
+    out = tmp_path / "out"
+    label = labels.read_label(out / "ids/a/one.png")
+    assert np.array_equal(label, Segmenter.from_pretrained(trained)(pictures / "a/one.png"))
+    color = read_image(out / "color/a/one.png")
+    assert np.array_equal(color, labels.colorize(label))
+    mixed = read_image(pictures / "a/one.png") * 0.75 + color * 0.25
+    assert np.abs(read_image(out / "overlay/a/one.png") - mixed).max() <= 0.5
+    server = np.array(Image.open(out / "cityscapes/a/one.png"))
+    assert np.array_equal(labels.label_space("cityscapes_ids")[server], label)
+    assert len(list(out.rglob("*.png"))) == 8
+
+    (out / "ids/two.png").unlink()
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("a/one.png")}
+    predict.run(config, predict.check(config))
+    assert (out / "ids/two.png").exists()
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_cityscapes_label_ids() -> None:
+    table = predict.label_ids()
+    assert [table[i] for i in (0, 1, 10, 11, 18)] == [7, 8, 23, 24, 33] and table[255] == 0
+
+
+def test_two_processes_predict_what_one_does(trained, source, tmp_path, run_program) -> None:
+    names = {}
+    for name, launch in (
+        ("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"))
+    ):  # fmt: skip
+        run_program(
+            *launch, "segtrain/predict.py", "--checkpoint", trained, "--images", source,
+            "--output", tmp_path / name, "--kinds", "ids", ACCELERATE_USE_CPU="true",
+        )  # fmt: skip
+        names[name] = {
+            p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.png")
+        }
+    assert names["one"] == names["two"] and len(names["one"]) == len(
+        open_dataset(source, labelled=True)
+    )
+
+
+def test_bad_input_of_prediction(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    good = predict.Config(checkpoint=trained, images=pictures, output=tmp_path / "out")
+    (pictures / "two.png").write_bytes((pictures / "a/one.png").read_bytes())
+    for changes, text in (
+        ({"checkpoint": tmp_path}, "no finished training"),
+        ({"images": tmp_path / "none"}, "no such folder"),
+        ({"scene": tmp_path}, "no learned scene"),
+        ({"opacity": 1.5}, "--opacity"),
+        ({"kinds": ()}, "--kinds"),
+        ({"limit": 0}, "--limit"),
+        ({}, "would overwrite .*two"),
+    ):
+        with pytest.raises(UserError, match=text):
+            predict.check(dataclasses.replace(good, **changes))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no PNG"):
+        predict.check(dataclasses.replace(good, images=tmp_path / "empty"))
+
+
+def test_features_become_pictures(tiny_base: Path, source: Path, tmp_path: Path) -> None:
+    maps = "up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps"
+    config = visualise.Config(
+        base=str(tiny_base), images=source, output=tmp_path / "out", limit=2,
+        taps=("up_blocks.1", maps), classes=("road", "car", "sky"), timesteps=(10, 200),
+    )  # fmt: skip
+    pictures = [read_image(path) for path in visualise.check(config)]
+    found = visualise.extract(config, pictures)
+    assert visualise.sheet(config, 0, pictures, found).shape == (2 * 32, 3 * 64, 3)
+    assert visualise.sheet(config, 1, pictures, found).shape == (2 * 32, 7 * 64, 3)
+    with pytest.raises(UserError, match="--classes dog"):
+        visualise.check(dataclasses.replace(config, classes=("dog",)))
+
+
+def test_principal_components_find_the_directions_of_change() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(3, 400)) * np.array([[9.0], [3.0], [1.0]])
+    feature = (np.eye(5)[:, [2, 0, 4]] @ weights).reshape(5, 20, 20)
+    (found,) = visualise.principal_components([feature])
+    for component in range(3):
+        values = found[..., component].ravel().astype(float)
+        assert abs(np.corrcoef(values, weights[component])[0, 1]) > 0.97
