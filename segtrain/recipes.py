@@ -49,6 +49,25 @@ def load_recipe(path: Path) -> Any:
     return recipe
 
 
+def change(recipe: Any, options: Sequence[str]) -> None:
+    """Apply settings `key=value` to `recipe` in place, with the meaning of mmengine's own.
+
+    Raises `UserError` for a key whose parents the recipe lacks.
+    """
+    from mmengine.config import DictAction
+
+    changes = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        place = recipe
+        for part in key.split(".")[:-1]:
+            place = place.get(part) if hasattr(place, "get") else None
+            if place is None:
+                raise UserError(f"--cfg-options {option}: the recipe has no {part}")
+        changes[key] = DictAction._parse_iterable(value)
+    recipe.merge_from_dict(changes)
+
+
 def override(recipe: Any, *, iterations: int | None, batch_size: int | None, base: str) -> None:
     """Apply the command line's settings to `recipe` in place.
 

@@ -9,6 +9,7 @@ continues a stopped run. A small version for the CPU: --iterations 20 --batch-si
 """
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class Config:
     """Seed of initial weights, data order and augmentation."""
     base: str = ""
     """Diffusion base of a diffusion backbone; empty takes the recipe's."""
+    cfg_options: tuple[str, ...] = ()
+    """Recipe settings to change, for example model.knowledge=None train_cfg.max_iters=500."""
     backbone_weights: Path | None = None
     """Safetensors file with initial weights of the backbone; None starts from random ones."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -73,6 +76,8 @@ def check(config: Config) -> dict[str, list[Sample]]:
             require_positive(config, name)
     if config.workers < 0:
         raise UserError(f"--workers {config.workers}: must be 0 or more")
+    if wrong := [option for option in config.cfg_options if not re.match(r"[\w.]+=", option)]:
+        raise UserError(f"--cfg-options {wrong[0]}: must be key=value, the key with dots")
     if config.base:
         models.find_base(config.base)
     if config.backbone_weights and not config.backbone_weights.is_file():
@@ -118,6 +123,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     from segtrain import loop, recipes
 
     recipe = recipes.load_recipe(config.recipe)
+    recipes.change(recipe, config.cfg_options)
     recipes.override(
         recipe, iterations=config.iterations, batch_size=config.batch_size, base=config.base
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from mmengine.structures import PixelData
@@ -9,9 +10,14 @@ from mmseg.structures import SegDataSample
 
 from segtrain import recipes
 from segtrain.consistency import consistency, entropy, ramp
+from segtrain.taps import check_taps
 
 ROOT = Path(__file__).resolve().parents[2]
-PRESETS = ("vpd", "ptdiffseg", "diff", "diff5", "diff1", "diffusion", "streetforge")
+SD15 = {"cross_attention_dim": 768}
+SD21 = {
+    "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+}  # fmt: skip
 HEAD = {"loss_decode": {"type": "CrossEntropyLoss"}, "num_classes": 19, "channels": 8}
 SCENES = ["a city street scene at day", "a city street scene at night", "snowy weather"]
 
@@ -148,3 +154,19 @@ def test_every_pocket_recipe_builds_and_takes_a_step(path: Path) -> None:
     total.backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert torch.isfinite(total) and missing == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/segtrain").glob("*_gta.py")), ids=str)
+def test_taps_of_gta_recipes_are_modules_of_the_full_size_model(path: Path) -> None:
+    recipe = recipes.load_recipe(path)
+    backbone = recipe.model.backbone
+    if backbone.type != "StreetforgeDiffusionBackbone":
+        return
+    with torch.device("meta"):  # no weights
+        unet = diffusers.UNet2DConditionModel(**(SD15 if "vpd" in path.stem else SD21))
+        vae = diffusers.AutoencoderKL()
+    check_taps(unet, vae, backbone.taps)
+    if backbone.aggregation != "concat":
+        strides = {int(tap.split(".")[1]) for tap in backbone.taps}
+        assert len(backbone.pyramid) == len(strides) + 1
+        assert list(backbone.pyramid) == list(recipe.model.decode_head.in_channels)

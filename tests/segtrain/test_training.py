@@ -167,3 +167,24 @@ def test_shipped_recipes_load_and_take_overrides(name: str) -> None:
     assert recipe.train_cfg.max_iters == 60 and recipe.train_dataloader.batch_size == 3
     assert recipe.param_scheduler[-1]["end"] == 60
     assert recipes.learning_rate_factor(recipe.param_scheduler)(0) > 0
+
+
+def test_recipe_settings_change_by_name(
+    tiny_diffusion_recipe: Path, source: Path, tmp_path
+) -> None:
+    options = ("model.randomization=None", "model.backbone.taps=[mid_block,up_blocks.0]",
+               "optim_wrapper.optimizer.lr=0.5")  # fmt: skip
+    recipe = recipes.load_recipe(tiny_diffusion_recipe)
+    recipes.change(recipe, options)
+    assert recipe.model.randomization is None and recipe.optim_wrapper.optimizer.lr == 0.5
+    assert recipe.model.backbone.taps == ["mid_block", "up_blocks.0"]
+    with pytest.raises(UserError, match="has no heads"):
+        recipes.change(recipe, ("model.heads.channels=3",))
+    config = train.Config(recipe=tiny_diffusion_recipe, source=source, cfg_options=("lr 3",))
+    with pytest.raises(UserError, match="key=value"):
+        train.check(config)
+    run = dataclasses.replace(
+        config, output=tmp_path / "run", iterations=1, cfg_options=options[:1]
+    )
+    train.run(run, train.check(run))
+    assert recipes.require_trained(run.output)["recipe"]["model"]["randomization"] is None
