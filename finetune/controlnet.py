@@ -26,6 +26,7 @@ from finetune.crops import (  # noqa: E402
     class_caption,
     draw_labelled_crop,
     index_classes,
+    jitter_colors,
 )
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
@@ -56,6 +57,9 @@ class Config:
     """what stands between two class names"""
     caption_dropout: float = 0.1
     """share of samples trained with the empty prompt"""
+    color_jitter: float = 0.0
+    """share of crops that are greyed and brightened or darkened at random, so that the control says
+    less of the light and the sky of the source"""
     min_snr_gamma: float = 0.0
     """weight of the timesteps by min-SNR-gamma, 5 is usual; 0 weighs all alike"""
     gradient_checkpointing: bool = False
@@ -127,6 +131,8 @@ def main() -> int | None:
 
     def draw(rng):  # noqa: ANN001, ANN202
         image, label = draw_labelled_crop(rng, samples, config.crop, index)
+        if config.color_jitter and rng.random() < config.color_jitter:
+            image = jitter_colors(rng, image, hue_degrees=20, saturation=(0.0, 1.2))
         return image, label, class_caption(label, config.caption_template, config.class_separator)
 
     crops = open_crops(accelerator, frozen.vae, draw, config, folder)

@@ -73,11 +73,14 @@ def draw_image_crop(rng: np.random.Generator, sample: Sample, crop: Crop) -> np.
     return patch[:, ::-1] if crop.flip and rng.random() < 0.5 else patch
 
 
-def jitter_colors(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Shift hue (up to 30 degrees), scale saturation, and bend brightness of an HxWx3 picture."""
+def jitter_colors(
+    rng: np.random.Generator, image: np.ndarray, *, hue_degrees: float = 30,
+    saturation: tuple[float, float] = (0.5, 1.6),
+) -> np.ndarray:  # fmt: skip
+    """Shift hue, scale saturation and bend brightness of an HxWx3 picture at random."""
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # 0..360, 0..1, 0..1
-    hsv[..., 0] = (hsv[..., 0] + rng.uniform(-30, 30)) % 360
-    hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(0.5, 1.6), 0, 1)
+    hsv[..., 0] = (hsv[..., 0] + rng.uniform(-hue_degrees, hue_degrees)) % 360
+    hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(*saturation), 0, 1)
     hsv[..., 2] = np.clip(hsv[..., 2] ** rng.uniform(0.7, 1.4) * rng.uniform(0.8, 1.2), 0, 1)
     return (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).round().astype(np.uint8)
 

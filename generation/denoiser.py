@@ -82,13 +82,16 @@ class Control:
 
 
 class Denoiser:
-    """U-Net and ControlNets as one function of (tiles, step, condition embeddings, texts)."""
+    """U-Net and ControlNets as one function of (tiles, step, condition embeddings, texts).
+
+    From step `guide_from` on, the first texts of a pair are evaluated without control.
+    """
 
     def __init__(
         self, unet: Any, controls: list[Control], timesteps: torch.Tensor,
-        attend: Callable[..., torch.Tensor] = native_attention,
+        attend: Callable[..., torch.Tensor] = native_attention, *, guide_from: int | None = None,
     ) -> None:  # fmt: skip
-        self.unet, self.controls = unet, controls
+        self.unet, self.controls, self.guide_from = unet, controls, guide_from
         self.device, self.dtype = unet.device, unet.dtype
         self.forward = self._forward
         self._networks = [unet, *(control.network for control in controls)]
@@ -148,19 +151,27 @@ class Denoiser:
         times = [table[step : step + 1] for table in self._times]
         added = [None if rows_of is None else rows_of[rows] for rows_of in self._added]
         times = [t if a is None else t + a for t, a in zip(times, added, strict=True)]
-        return self.forward(tiles.to(self.dtype), times, embeddings, rows).float()
+        guides = self.guide_from is not None and step >= self.guide_from
+        return self.forward(tiles.to(self.dtype), times, embeddings, rows, guides).float()
 
     def _forward(
         self, tiles: torch.Tensor, times: list[torch.Tensor], embeddings: list[torch.Tensor],
-        rows: torch.Tensor,
+        rows: torch.Tensor, guides: bool,
     ) -> torch.Tensor:  # fmt: skip
         residuals, middle = encode(self.unet, self.unet.conv_in(tiles), times[0], rows)
         for control, time, embedding in zip(self.controls, times[1:], embeddings, strict=True):
             network = control.network
-            more, end = encode(network, network.conv_in(tiles) + embedding, time, rows)
+            controlled = rows
+            if guides and len(rows) == 2 * len(tiles):  # the second halves alone
+                controlled, time = rows[len(tiles) :], time[-len(tiles) :]
+            more, end = encode(network, network.conv_in(tiles) + embedding, time, controlled)
             outputs = [f(x) for f, x in zip(network.controlnet_down_blocks, more, strict=True)]
-            residuals = [a + control.scale * b for a, b in zip(residuals, outputs, strict=True)]
-            middle = middle + control.scale * network.controlnet_mid_block(end)
+            outputs.append(network.controlnet_mid_block(end))
+            *residuals, middle = [
+                add_to_end(to_rows(a, rows), control.scale * b) if len(controlled) < len(rows)
+                else a + control.scale * b
+                for a, b in zip([*residuals, middle], outputs, strict=True)
+            ]  # fmt: skip
         return decode(self.unet, residuals, middle, times[0], rows)
 
 
@@ -203,6 +214,12 @@ def decode(
             **text,
         )  # fmt: skip
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+
+def add_to_end(sample: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """Add to the last rows of a batch."""
+    kept = len(sample) - len(residual)
+    return torch.cat([sample[:kept], sample[kept:] + residual])
 
 
 def to_rows(sample: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

