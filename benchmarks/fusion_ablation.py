@@ -43,6 +43,8 @@ VARIANTS = {  # name -> settings; strides in parts of a tile
     "DPM++ 2M 10, adaptive cover": f"--solver dpm++2m --steps 10 {QUARTER} --tile-cover adaptive",
     "DPM++ 2M 10, guided 0 to 0.6": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval 0 .6",
     "DPM++ 2M 10, guided 0.2 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval .2 1",
+    "DPM++ 2M 10, control in both halves":
+        f"--solver dpm++2m --steps 10 {HALF} --guide-control-from 1",
     "DPM++ 2M 6": f"--solver dpm++2m --steps 6 {HALF}",
 }
 

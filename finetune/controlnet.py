@@ -13,6 +13,7 @@ Writes OUTPUT/controlnet in diffusers' layout, and at each checkpoint a sheet in
 label, drawn with U_S, drawn with the base's U-Net. The same command continues an interrupted run.
 """
 
+import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ from finetune.crops import (  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.models import find_base, find_folder  # noqa: E402
 
 
@@ -58,8 +59,10 @@ class Config:
     caption_dropout: float = 0.1
     """share of samples trained with the empty prompt"""
     color_jitter: float = 0.0
-    """share of crops that are greyed and brightened or darkened at random, so that the control says
-    less of the light and the sky of the source"""
+    """share of crops whose colours change at random (any hue), so that the control tells where
+    things are and not which colours they have in the source"""
+    mix_with_init: float = 0.0
+    """share of the weights of --init in those written (WiSE-FT, Wortsman et al., CVPR 2022)"""
     min_snr_gamma: float = 0.0
     """weight of the timesteps by min-SNR-gamma, 5 is usual; 0 weighs all alike"""
     gradient_checkpointing: bool = False
@@ -85,6 +88,11 @@ def main() -> int | None:
     base = find_base(config.base)
     unet_folder = find_folder(config.unet) if config.unet else None
     init_folder = find_folder(config.init) if config.init else None
+    for name in ("color_jitter", "mix_with_init"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be in 0..1")
+    if config.mix_with_init and not config.init:
+        raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
     accelerator, folder = begin(config, call, samples)
     if accelerator is None:
         return None
@@ -132,7 +140,7 @@ def main() -> int | None:
     def draw(rng):  # noqa: ANN001, ANN202
         image, label = draw_labelled_crop(rng, samples, config.crop, index)
         if config.color_jitter and rng.random() < config.color_jitter:
-            image = jitter_colors(rng, image, hue_degrees=20, saturation=(0.0, 1.2))
+            image = jitter_colors(rng, image, hue_degrees=180)
         return image, label, class_caption(label, config.caption_template, config.class_separator)
 
     crops = open_crops(accelerator, frozen.vae, draw, config, folder)
@@ -160,11 +168,14 @@ def main() -> int | None:
             sheet.write(done, columns)
             return {"controllability": sheet.controllability(unet, weights)}
 
+    initial = copy.deepcopy(controlnet.state_dict()) if config.mix_with_init else {}
     weights = train(
         accelerator, controlnet, draw_with_dropout, collate, loss_function, config.training,
         seed=config.seed, folder=folder, preview=preview,
     )  # fmt: skip
     if accelerator.is_main_process:
+        for name, tensor in weights.state_dict().items() if initial else ():
+            tensor.lerp_(initial[name].to(tensor), config.mix_with_init)
         (weights.half() if config.half_weights else weights).save_pretrained(folder / "controlnet")
         runs.mark_finished(folder, config.training.steps)
     accelerator.end_training()

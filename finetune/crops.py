@@ -74,13 +74,12 @@ def draw_image_crop(rng: np.random.Generator, sample: Sample, crop: Crop) -> np.
 
 
 def jitter_colors(
-    rng: np.random.Generator, image: np.ndarray, *, hue_degrees: float = 30,
-    saturation: tuple[float, float] = (0.5, 1.6),
-) -> np.ndarray:  # fmt: skip
+    rng: np.random.Generator, image: np.ndarray, *, hue_degrees: float = 30
+) -> np.ndarray:
     """Shift hue, scale saturation and bend brightness of an HxWx3 picture at random."""
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # 0..360, 0..1, 0..1
     hsv[..., 0] = (hsv[..., 0] + rng.uniform(-hue_degrees, hue_degrees)) % 360
-    hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(*saturation), 0, 1)
+    hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(0.5, 1.6), 0, 1)
     hsv[..., 2] = np.clip(hsv[..., 2] ** rng.uniform(0.7, 1.4) * rng.uniform(0.8, 1.2), 0, 1)
     return (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).round().astype(np.uint8)
 

@@ -107,7 +107,7 @@ class Config:
     """Share of the steps (from, to) that are guided; the others evaluate the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
-    guide_control_from: float = 1.0
+    guide_control_from: float = 0.0
     """After this share of the steps the other half of the guidance goes without control, so that
     guidance strengthens the label map as well as the prompt (from 0 on: the guess mode of
     ControlNet, Zhang et al., ICCV 2023). 1 never does."""

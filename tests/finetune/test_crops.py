@@ -120,3 +120,13 @@ def test_jitter_shifts_colours_but_not_shapes():
     assert (one != other).any() and (one != image).any()
     assert (one[:, 12:].max(-1) == one[:, 12:].min(-1)).all()
     assert (one == jitter_colors(np.random.default_rng(1), image)).all()
+
+
+def test_color_jitter_stays_within_its_ranges():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    value = image.max(2).astype(float)
+    for seed in range(5):
+        changed = jitter_colors(np.random.default_rng(seed), image).max(2)
+        assert np.corrcoef(value.ravel(), changed.ravel())[0, 1] > 0.95  # the order of brightness
+    same = [jitter_colors(np.random.default_rng(3), image) for _ in range(2)]
+    assert np.array_equal(*same)

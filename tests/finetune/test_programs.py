@@ -204,3 +204,30 @@ def test_another_runs_folder_is_refused(run_program, tiny_base, tiny_dataset, tm
     run_program(*command)
     done = run_program(*command, "--seed", "5", check=False)
     assert done.returncode == 2 and "seed: 0 -> 5" in done.stderr
+
+
+def test_control_is_mixed_with_the_one_it_began_from(run_program, tiny_base, tiny_controlnet,
+                                                     tiny_dataset, tmp_path):  # fmt: skip
+    import torch
+
+    data, written = tiny_dataset(n=4), {}
+    for share in ("0", "0.5", "1"):
+        run_program(
+            "finetune/controlnet.py", "--data", data, "--base", tiny_base, *SMALL, "--init",
+            tiny_controlnet, "--output", tmp_path / share, "--training.steps", "1",
+            "--training.accumulation", "1", "--rare-classes.min-pixels", "10", "--previews", "0",
+            "--training.learning-rate", "1e-2", "--color-jitter", "1", "--mix-with-init", share,
+        )  # fmt: skip
+        written[share] = load_file(tmp_path / share / "controlnet" / WEIGHTS)
+    initial, moved = load_file(tiny_controlnet / WEIGHTS), 0.0
+    for name, before in initial.items():
+        after = written["0"][name]
+        torch.testing.assert_close(written["1"][name], before)
+        torch.testing.assert_close(written["0.5"][name], (before + after) / 2)
+        moved += float((before - after).abs().sum())
+    assert moved > 0
+    failed = run_program(
+        "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output", tmp_path / "no",
+        "--mix-with-init", "0.5", check=False,
+    )  # fmt: skip
+    assert failed.returncode == 2 and "--mix-with-init: needs --init" in failed.stderr

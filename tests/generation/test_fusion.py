@@ -52,9 +52,9 @@ def fused(networks, config, problem, stride, batch=2, cover="grid"):
 
 @pytest.mark.parametrize("stride", [(2, 4), (3, 5)])
 def test_reference_preset_equals_the_published_loop(networks, tiny_config, make_label, stride):
-    config = replace(
-        tiny_config, fusion="reference", stride_px=(stride[0] * 4, stride[1] * 4), tile_batch=4,
-        image_batch=2, guidance_scale=7.5,
+    networks, config = with_solver(
+        networks, tiny_config, fusion="reference", stride_px=(stride[0] * 4, stride[1] * 4),
+        tile_batch=4, image_batch=2, guidance_scale=7.5, guide_control_from=1.0,
     )  # fmt: skip
     sampler = Sampler(networks, config)
     plain = Plain(
@@ -65,8 +65,8 @@ def test_reference_preset_equals_the_published_loop(networks, tiny_config, make_
         control_scale=config.control_scale,
     )  # fmt: skip
     requests = [Request(make_label(32, 64, i), f"road {i}", i) for i in range(2)]
-    latents, finish = [], sampler._finish
-    sampler._finish = lambda done, total: latents.append(done.latents) or finish(done, total)
+    latents, decode = [], sampler._decode
+    sampler._decode = lambda done, total: latents.append(done.latents) or decode(done, total)
     pictures = sampler.draw_all(requests)
     assert all(picture.tiles < picture.tiles_total for picture in pictures)
     for request, ours in zip(requests, latents, strict=True):
