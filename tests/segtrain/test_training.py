@@ -106,13 +106,15 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
     assert factor(15) == pytest.approx(0.5) and factor(20) == 0.0
 
 
+@pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])
 def test_two_processes_train_and_score_as_one_world(
-    source: Path, tiny_recipe: Path, make_dataset, tmp_path: Path, run_program
+    recipe_name: str, source: Path, make_dataset, tmp_path: Path, run_program, request
 ) -> None:
+    recipe = request.getfixturevalue(recipe_name)
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
     output, target = tmp_path / "run", make_dataset(tmp_path / "t", 5, seed=9)
     run_program(
-        *torchrun, "segtrain/train.py", tiny_recipe, "--source", source, "--output", output,
+        *torchrun, "segtrain/train.py", recipe, "--source", source, "--output", output,
         "--iterations", 2, GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="1",
     )  # fmt: skip
     assert json.loads((output / "finished.json").read_text())["processes"] == 2
