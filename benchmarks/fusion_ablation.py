@@ -28,7 +28,7 @@ from pipeline.errors import guard  # noqa: E402
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = "--fusion reference --solver ddim --steps 20 --tile-cover needed"
+REFERENCE = "--fusion reference --solver ddim --steps 20 --tile-cover needed --guide-control-from 1"
 SLOW = "--solver ddim --steps 20 --tile-cover needed"
 EIGHTH, QUARTER, HALF = "--stride-px 8 16", "--stride-px 16 32", "--stride-px 32 64"
 VARIANTS = {  # name -> settings; strides in parts of a tile
