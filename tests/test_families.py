@@ -82,8 +82,10 @@ def test_diffusion_backbone_gives_features(base, adapted):
     from segtrain.diffusion_backbone import DiffusionBackbone
 
     taps = ("up_blocks.1", "up_blocks.0")
-    own = DiffusionBackbone(str(base), prompt="a city street", taps=taps, out_channels=8)
+    own = DiffusionBackbone(str(base), scenes=["a city street"], taps=taps, out_channels=8)
     other = DiffusionBackbone(str(base), str(adapted / "unet" / "unet"), taps=taps, out_channels=8)
     images = torch.zeros(2, 3, 37, 51)
     assert [tuple(m.shape) for m in own(images)] == [(2, 8, 10, 13)] * 2
-    assert not torch.equal(own.extractor(images)[0], other.extractor(images)[0])
+    context = own.text()
+    first, second = (b.extractor(images, context)[0] for b in (own, other))
+    assert not torch.equal(first, second)

@@ -131,14 +131,17 @@ def test_base_model_from_scratch_draws_from_a_prompt(
     )  # fmt: skip
     further = (
         "finetune/prior.py", "--data", data, "--init", tmp_path / "prior" / "base", *size,
-        "--output", tmp_path / "further", "--training.steps", "1", "--logit-normal", "-0.4", "1.4",
+        "--training.steps", "1", "--logit-normal", "-0.4", "1.4",
         "--half-weights", "False", "--training.ema-decay", "0", "--training.learning-rate", "0",
     )  # fmt: skip
-    run_program(*further, "--vae", tmp_path / "decoder" / "vae")
+    own_vae = ("--vae", tmp_path / "decoder" / "vae")
+    run_program(*further, *own_vae, "--output", tmp_path / "further")
     weights = "base/unet/diffusion_pytorch_model.safetensors"
     before, after = (load_file(tmp_path / run / weights) for run in ("prior", "further"))
     assert all(torch.equal(before[name].float(), after[name]) for name in before)
-    failed = run_program(*further, "--vae", tiny_base / "vae", check=False)
+    failed = run_program(
+        *further, "--vae", tiny_base / "vae", "--output", tmp_path / "other", check=False
+    )
     assert failed.returncode == 2 and "takes 6 latent channels but --vae has 4" in failed.stderr
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "prior" / "base")
     pipe.to(torch.float32)
