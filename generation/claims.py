@@ -97,22 +97,35 @@ class Claims:
         return True
 
     def take_over(self, name: str, *, lease: bool = True) -> bool:
-        """Claim `name` if nobody living holds it; without `lease` its death must be certain."""
+        """Claim `name` if nobody living holds it; without `lease` its death must be certain.
+
+        Of several processes that want a dead one's claim, one at a time may look whether it is
+        still there and replace it: the one that holds the claim on succeeding that holder.
+        """
         path = self.folder / name
         if self.take(name):
             return True
+        try:
+            holder, _ = self._holder(path)
+        except FileNotFoundError:  # just released
+            return self.take(name)
         if not self._is_dead(path, lease=lease):
             return False
-        aside = path.with_name(f"{name}-{uuid.uuid4().hex[:8]}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, aside)
-            if not self._is_dead(aside, lease=lease):  # another process was quicker: give it back
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, path)
-                aside.unlink()
-                return False
-            aside.unlink()
-        return self.take(name)
+        turn = f"{name}-after-{holder.get('id', 'unknown')}"
+        if not self.take_over(turn, lease=lease):
+            return False
+        try:
+            won = self._holder(path)[0] == holder
+            if won:
+                fresh = files.temporary_name(path)
+                files.write_data(fresh, json.dumps(self._me).encode(), os.O_EXCL)
+                os.replace(fresh, path)
+                self.held.add(name)
+        except FileNotFoundError:
+            won = self.take(name)
+        finally:
+            self.release(turn)
+        return won
 
     def take_number(self, prefix: str) -> int:
         """Claim the first free `prefix`-000, `prefix`-001, ... and return its number."""
