@@ -1,11 +1,10 @@
 """The start that all fine-tuning programs share; torch comes after settings and files."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Invocation, require_positive, to_mapping
+from pipeline.config import Invocation, require_extra, require_positive, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 
@@ -31,15 +30,6 @@ def plan(config: Any, samples: list[Sample]) -> None:
         f"{len(samples)} samples found; {training.steps} updates draw {drawn} crops per process; "
         f"output: {config.output or '(none given)'}"
     )
-
-
-def require_extra(setting: str, module: str, extra: str) -> None:
-    """Raise `UserError` if the package that a setting needs is not installed."""
-    if importlib.util.find_spec(module) is None:
-        raise UserError(
-            f"{setting}: needs {module}, which is not installed; "
-            f"pip install 'streetforge[{extra}]', or leave the setting at its default"
-        )
 
 
 def begin(

@@ -81,7 +81,7 @@ def main() -> int | None:
     unet = models.load_component(base, "unet").train()
     if config.lora_rank:
         torch.manual_seed(config.seed)
-        lora.add_adapter(unet, config.lora_rank)
+        models.add_adapter(unet, config.lora_rank)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 

@@ -80,6 +80,7 @@ class Drawing:
     padded_px: tuple[int, int]
     crop_px: tuple[int, int]
     counts: tuple[int, int, int]
+    """The picture's tiles, tiles in all and evaluations."""
 
     def picture(self) -> Picture:
         """Wait for the pixels; check them and bring them to the size of the crop."""

@@ -62,17 +62,17 @@ class Maker:
         """
         from generation.engine import Request
 
-        started, requests, finishers = time.perf_counter(), [], []
+        started, requests, prepared = time.perf_counter(), [], []
         for item in items:
             label, row, source = self.prepare(item)
             attempt = self.attempts[item.index]
             row |= {"attempt": attempt, "seed": noise_seed(self.config.seed, item.index, attempt)}
             requests.append(Request(label, row["prompt"], row["seed"], source))
-            finishers.append((item.index, label, row))
+            prepared.append((item.index, label, row))
         drawings = self.sampler.start(requests)
 
         def finish(place: int) -> Drawn | None:
-            picture, (index, label, row) = drawings[place].picture(), finishers[place]
+            picture, (index, label, row) = drawings[place].picture(), prepared[place]
             now = time.perf_counter()
             row["seconds"] = round((now - max(started, self._last)) / len(items), 3)
             if place == len(items) - 1:

@@ -8,6 +8,7 @@ imports torch, so `--help`, `--dry-run` and config errors come in about a second
 import argparse
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import json
 import sys
@@ -161,6 +162,15 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return lines
+
+
+def require_extra(setting: str, module: str, extra: str) -> None:
+    """Raise `UserError` if the package that a setting needs is not installed."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"{setting}: needs {module}, which is not installed; "
+            f"pip install 'streetforge[{extra}]', or leave the setting at its default"
+        )
 
 
 def require_positive(config: Any, *names: str) -> None:

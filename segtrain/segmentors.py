@@ -13,6 +13,7 @@ import torch
 from mmseg.models.segmentors import EncoderDecoder
 from torch.nn import functional
 
+from pipeline.errors import UserError
 from segtrain.consistency import Kind, consistency, ramp
 
 PLAIN, SECOND = "plain", "second"
@@ -57,6 +58,8 @@ class DiffusionSegmentor(EncoderDecoder):
         super().__init__(**options)
         self.randomization = Randomization(**randomization) if randomization is not None else None
         self.knowledge = Knowledge(**knowledge) if knowledge is not None else None
+        if self.knowledge and self.backbone.maps:
+            raise UserError("knowledge: its prompts have no token per class; drop the :maps taps")
         self.scene: torch.Tensor | int = 0
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 

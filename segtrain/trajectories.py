@@ -7,6 +7,7 @@ of the noise (DIFF). A way is a generator: it yields `Visit`s and is sent the no
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -127,8 +128,8 @@ class Inversion:
     `saved`, unless `to_the_end`. `eta` adds fresh noise of `seed` between `eta_range`.
     """
 
-    targets: tuple[int, ...] = DIFF_5
-    saved: tuple[int, ...] = DIFF_5_SAVED
+    targets: tuple[int, ...]
+    saved: tuple[int, ...]
     eta: float = 0.0
     eta_range: tuple[int, int] = (10, 250)
     seed: int = 42
@@ -170,6 +171,16 @@ class Inversion:
         if fresh:
             following = following + fresh**0.5 * draw(clean, self.seed + target)
         return following
+
+
+TRAJECTORIES = {
+    "clean": Clean,
+    "noised": Noised,
+    "inversion": Inversion,
+    "diff37": partial(Inversion, DIFF_37, DIFF_37_SAVED),
+    "diff5": partial(Inversion, DIFF_5, DIFF_5_SAVED),
+}
+"""By the names that recipes use."""
 
 
 def draw(like: torch.Tensor, seed: int) -> torch.Tensor:

@@ -8,10 +8,4 @@ file has been parsed and its taps checked against the full-size model; it has no
 
 _base_ = ["./diff_gta.py"]
 
-model = dict(
-    backbone=dict(
-        trajectory=dict(
-            _delete_=True, type="inversion", targets=[1, 20, 40, 60, 80], saved=[60, 40, 20, 1, 0]
-        )
-    )
-)
+model = dict(backbone=dict(trajectory=dict(type="diff5")))

@@ -6,10 +6,4 @@ Hardware: two CPU cores; five network evaluations a picture.
 
 _base_ = ["./diff_pocket.py"]
 
-model = dict(
-    backbone=dict(
-        trajectory=dict(
-            _delete_=True, type="inversion", targets=[1, 20, 40, 60, 80], saved=[60, 40, 20, 1, 0]
-        )
-    )
-)
+model = dict(backbone=dict(trajectory=dict(type="diff5")))

@@ -5,37 +5,40 @@ Hardware: two CPU cores. As in the paper (Zhao et al., ICCV 2023) the whole U-Ne
 of the rate; unlike it, latents are scaled and maps have the picture's own aspect.
 """
 
-_base_ = ["./segformer_pocket.py"]
+_base_ = ["./diffusion_pocket.py"]
 
 attention = "transformer_blocks.0.attn2:maps"
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
-    type="StreetforgeDiffusionSegmentor",
-    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
     backbone=dict(
-        _delete_=True,
-        type="StreetforgeDiffusionBackbone",
-        base="pocket",
         training="full",
         taps=[
-            "up_blocks.2", "up_blocks.1.resnets.1", "up_blocks.0.resnets.1",
-            f"up_blocks.1.attentions.0.{attention}", f"up_blocks.1.attentions.1.{attention}",
-            f"up_blocks.0.attentions.0.{attention}", f"up_blocks.0.attentions.1.{attention}",
+            "up_blocks.2",
+            "up_blocks.1.resnets.1",
+            "up_blocks.0.resnets.1",
+            f"up_blocks.1.attentions.0.{attention}",
+            f"up_blocks.1.attentions.1.{attention}",
+            f"up_blocks.0.attentions.0.{attention}",
+            f"up_blocks.0.attentions.1.{attention}",
         ],
         aggregation="concat",
         categories="eos",
         adapter=True,
     ),
-    neck=dict(  # channels of the tap and of the 19 classes, at strides 4, 8 and 16
-        type="FPN", in_channels=[64, 96 + 19, 128 + 19], out_channels=64, num_outs=3
-    ),
+    # channels of the tap and of the 19 classes, at strides 4, 8 and 16
+    neck=dict(in_channels=[64, 96 + 19, 128 + 19]),
     decode_head=dict(
-        _delete_=True, type="FPNHead", in_channels=[64, 64, 64], in_index=[0, 1, 2],
-        feature_strides=[4, 8, 16], channels=64, dropout_ratio=0.1, num_classes=19,
-        norm_cfg=norm_cfg, align_corners=False,
+        _delete_=True,
+        type="FPNHead",
+        in_channels=[64, 64, 64],
+        in_index=[0, 1, 2],
+        feature_strides=[4, 8, 16],
+        channels=64,
+        dropout_ratio=0.1,
+        num_classes=19,
+        norm_cfg=norm_cfg,
+        align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
     ),
 )
-optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={"backbone.extractor": dict(lr_mult=0.1)})
-)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"backbone.extractor": dict(lr_mult=0.1)}))

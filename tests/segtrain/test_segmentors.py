@@ -8,6 +8,7 @@ import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
+from pipeline.errors import UserError
 from segtrain import recipes
 from segtrain.consistency import consistency, entropy, ramp
 from segtrain.taps import check_taps
@@ -170,3 +171,10 @@ def test_taps_of_gta_recipes_are_modules_of_the_full_size_model(path: Path) -> N
         strides = {int(tap.split(".")[1]) for tap in backbone.taps}
         assert len(backbone.pyramid) == len(strides) + 1
         assert list(backbone.pyramid) == list(recipe.model.decode_head.in_channels)
+
+
+def test_knowledge_and_attention_maps_do_not_go_together(tiny_base: Path) -> None:
+    attention = "up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps"
+    backbone = {"taps": ["up_blocks.1", attention], "aggregation": "concat", "categories": "eos"}
+    with pytest.raises(UserError, match="drop the :maps taps"):
+        _build(tiny_base, backbone=backbone, knowledge={})
