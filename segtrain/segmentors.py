@@ -33,9 +33,13 @@ class Randomization:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """A conditional branch over `classes`, () for all; of those present at most `paths` at once."""
+    """A conditional branch over `classes`, () for all; of those present at most `paths` at once.
+
+    `probability`: of the branch in a step; it costs one evaluation per path, so half saves much.
+    """
 
     classes: tuple[int, ...] = ()
+    probability: float = 1.0
     paths: int = 4
     weight: float = 1.0
     kind: Kind = "mse"
@@ -98,11 +102,13 @@ class DiffusionSegmentor(EncoderDecoder):
         if not rules:
             return None, {}
         rule = rules[int(self._draw(len(rules)))]
+        if self._draw(1.0) >= rule.probability:
+            return None, {}
         if isinstance(rule, Knowledge):
             options = self._conditional_options(data_samples, latents)
             return (rule, options) if options else (None, {})
         others = len(self.backbone.text.scenes) - 1
-        if others == 0 or self._draw(1.0) >= rule.probability:
+        if others == 0:
             return None, {}
         return rule, {"scene": 1 + int(self._draw(others))}
 

@@ -13,4 +13,5 @@ model = dict(
         scenes={{_base_.scenes}},
     ),
     randomization=dict(kind="kl", weight=1.0),
+    knowledge=dict(probability=1.0),  # of the half of the steps without randomization
 )
