@@ -1,22 +1,30 @@
-"""Print the table of scripts/reproduce/diffseg_table.sh: five targets, with and without generated data.
+"""Print the tables of scripts/reproduce/diffseg_table.sh: scores on five targets, and costs.
 
-python benchmarks/diffseg_table.py --workspace runs/diffseg_table
-"""  # noqa: E501
+    python benchmarks/diffseg_table.py --workspace runs/diffseg_table [--cost]
+
+`--cost` trains each network for a few updates and segments a few pictures, in a process each.
+"""
 
 import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
 
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 ARMS = ("source", "generated")
+UPDATES, PICTURES = 6, 10
 
 
 def target_scores(folder: Path) -> dict[str, float] | None:
@@ -36,12 +44,6 @@ def adapted_scores(folder: Path) -> dict[str, float] | None:
     return {name: value for scores in found for name, value in (scores or {}).items()}
 
 
-def seconds_per_iteration(folder: Path) -> float:
-    """Return the wall time of an update, by the last call that trained."""
-    facts = files.read_json(folder / "finished.json")
-    return facts["seconds"] / max(facts["steps"] - facts["first_step"], 1)
-
-
 def row(name: str, runs: list[Path], read: Any) -> str | None:
     """Return a line of the table, None if no run is scored."""
     scored = [(run, scores) for run in runs if (scores := read(run))]
@@ -50,35 +52,107 @@ def row(name: str, runs: list[Path], read: Any) -> str | None:
     columns = [[scores[target] for _, scores in scored] for target in TARGETS]
     columns.append([mean(scores[t] for t in TARGETS) for _, scores in scored])
     cells = [
-        f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
+        f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
         for values in columns
     ]
-    cost = mean(seconds_per_iteration(run) for run, _ in scored)
-    size = (runs[0] / "model.safetensors").stat().st_size / 4e6
-    return f"| {name} | {' | '.join(cells)} | {len(scored)} | {cost:.2f} | {size:.2f} |"
+    return f"| {name} | {' | '.join(cells)} | {len(scored)} |"
+
+
+def networks(workspace: Path) -> list[str]:
+    """Return the networks of the table that have a finished run, in the order of the script."""
+    return [
+        path.name
+        for path in sorted(workspace.iterdir(), key=lambda path: path.stat().st_ctime)
+        if list(path.glob("*/finished.json"))
+    ]
 
 
 def table(workspace: Path) -> str:
-    """Return the table as markdown."""
+    """Return the scores as markdown: mIoU in percent, mean and standard deviation over seeds."""
     lines = [
-        f"| network, data | {' | '.join(TARGETS)} | mean | seeds | s per update | stored M |",
-        "|---" * (len(TARGETS) + 5) + "|",
+        f"| network, data | {' | '.join(TARGETS)} | mean | seeds |",
+        "|---" * (len(TARGETS) + 3) + "|",
     ]
-    for network in sorted(path.name for path in workspace.iterdir() if path.is_dir()):
+    for network in networks(workspace):
         for arm in ARMS:
             runs = sorted(workspace.glob(f"{network}/{arm}_[0-9]*"))
-            runs = [run for run in runs if (run / "finished.json").is_file()]
-            found = [row(f"{network}, {arm}", runs, target_scores)] if runs else []
-            if runs:
-                found.append(row(f"{network} + adaptation, {arm}", runs, adapted_scores))
+            found = [
+                row(f"{network}, {arm}", runs, target_scores),
+                row(f"{network} + adaptation, {arm}", runs, adapted_scores),
+            ]
             lines += [line for line in found if line]
+    return "\n".join(lines)
+
+
+def cost_row(run: Path) -> str:
+    """Return a line of the table of costs: the run's network, trained and used once more."""
+    stored = files.read_json(run / "config.json")["config"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "segtrain/train.py", stored["recipe"], "--source", stored["source"],
+            "--iterations", str(UPDATES), "--batch-size", str(stored["batch_size"]),
+            "--output", f"{folder}/run",
+        ]  # fmt: skip
+        if stored["cfg_options"]:
+            command += ["--cfg-options", *stored["cfg_options"]]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise UserError(f"{run}: training it again failed; run {' '.join(command)}")
+        seconds = files.read_json(Path(folder) / "run" / "finished.json")["seconds"] / UPDATES
+    test = subprocess.run(
+        [sys.executable, __file__, "--test", run], capture_output=True, text=True, check=True
+    )
+    facts = json.loads(test.stdout.splitlines()[-1])
+    return (
+        f"| {run.parent.name} | {facts['trained'] / 1e6:.2f} | {seconds:.2f} | "
+        f"{usage.ru_maxrss / 2**20:.2f} | {facts['pictures_per_second']:.1f} |"
+    )
+
+
+def test_cost(run: Path) -> dict[str, float]:
+    """Return trained parameters of a network, and its pictures per second at test."""
+    import numpy as np
+
+    from segtrain.segmenter import Segmenter
+
+    segmenter = Segmenter.from_pretrained(run)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (PICTURES, 128, 256, 3), dtype=np.uint8)
+    segmenter(pictures[0])
+    start = time.perf_counter()
+    for picture in pictures:
+        segmenter(picture)
+    return {
+        "trained": sum(p.numel() for p in segmenter.model.parameters() if p.requires_grad),
+        "pictures_per_second": PICTURES / (time.perf_counter() - start),
+    }
+
+
+def costs(workspace: Path) -> str:
+    """Return the costs as markdown."""
+    lines = [
+        "| network | trained parameters, M | s per update | peak memory in training, GiB | "
+        "pictures per second at test |",
+        "|---" * 5 + "|",
+    ]
+    for network in networks(workspace):
+        runs = sorted(path.parent for path in workspace.glob(f"{network}/*/finished.json"))
+        lines.append(cost_row(runs[0]))
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workspace", type=Path, default=Path("runs/diffseg_table"))
-    print(table(parser.parse_args().workspace))
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--test", type=Path, help="only time this run's network")
+    options = parser.parse_args()
+    if options.test:
+        print(json.dumps(test_cost(options.test)))
+    else:
+        print(costs(options.workspace) if options.cost else table(options.workspace))
 
 
 if __name__ == "__main__":

@@ -36,10 +36,12 @@ class Knowledge:
     """A conditional branch over `classes`, () for all; of those present at most `paths` at once.
 
     `probability`: of the branch in a step; it costs one evaluation per path, so half saves much.
+    `second_pass`: at test, predict once more with the branch told what was predicted.
     """
 
     classes: tuple[int, ...] = ()
     probability: float = 1.0
+    second_pass: bool = False
     paths: int = 4
     weight: float = 1.0
     kind: Kind = "mse"
@@ -71,6 +73,17 @@ class DiffusionSegmentor(EncoderDecoder):
         """Return the neck's maps of pictures, by default under the scene in use."""
         maps = self.backbone(inputs, **{"scene": self.scene, **options})
         return self.neck(maps) if self.with_neck else maps
+
+    def encode_decode(self, inputs: torch.Tensor, batch_img_metas: list[Any]) -> torch.Tensor:
+        """Return the logits BxKxHxW of pictures."""
+        logits = super().encode_decode(inputs, batch_img_metas)
+        if self.knowledge and self.knowledge.second_pass:
+            labels = functional.interpolate(logits, inputs.shape[-2:]).argmax(1, keepdim=True)
+            latents = self.backbone.encode(inputs)
+            if told := self._conditional_options(labels, latents):
+                maps = self.extract_feat(inputs, latents=latents, **told)
+                logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
+        return logits
 
     def loss(self, inputs: torch.Tensor, data_samples: list[Any]) -> dict[str, torch.Tensor]:
         """Return the named losses of a batch."""
@@ -105,7 +118,8 @@ class DiffusionSegmentor(EncoderDecoder):
         if self._draw(1.0) >= rule.probability:
             return None, {}
         if isinstance(rule, Knowledge):
-            options = self._conditional_options(data_samples, latents)
+            labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+            options = self._conditional_options(labels, latents, rule.paths)
             return (rule, options) if options else (None, {})
         others = len(self.backbone.text.scenes) - 1
         if others == 0:
@@ -125,14 +139,13 @@ class DiffusionSegmentor(EncoderDecoder):
         return {f"{name}.{key}": value for key, value in losses.items()}, logits
 
     def _conditional_options(
-        self, data_samples: list[Any], latents: torch.Tensor
+        self, labels: torch.Tensor, latents: torch.Tensor, paths: int | None = None
     ) -> dict[str, Any] | None:
-        """Return classes and masks of the batch; None if it shows none of the classes."""
+        """Return classes and masks of labels Bx1xHxW, at most `paths`; None if none is there."""
         assert self.knowledge is not None
-        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])  # Bx1xHxW
         wanted = self.knowledge.classes or range(self.backbone.num_classes)
         present = [int(k) for k in labels.unique().tolist() if int(k) in wanted]
-        order = torch.randperm(len(present))[: self.knowledge.paths].tolist()
+        order = torch.randperm(len(present))[:paths].tolist()
         chosen = sorted(present[i] for i in order)
         if not chosen:
             return None

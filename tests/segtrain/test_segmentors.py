@@ -82,7 +82,8 @@ def test_knowledge_uses_the_classes_of_the_batch_and_their_masks(tiny_base: Path
     model = _build(tiny_base, knowledge={"paths": 2})
     inputs, samples = _batch(0, 3)
     latents = model.backbone.encode(inputs)
-    options = model._conditional_options(samples, latents)
+    labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
+    options = model._conditional_options(labels, latents)
     assert options["class_ids"] == [0, 3]
     assert options["masks"].shape == (2, 2, 8, 16)
     for k in range(2):
@@ -178,3 +179,19 @@ def test_knowledge_and_attention_maps_do_not_go_together(tiny_base: Path) -> Non
     backbone = {"taps": ["up_blocks.1", attention], "aggregation": "concat", "categories": "eos"}
     with pytest.raises(UserError, match="drop the :maps taps"):
         _build(tiny_base, backbone=backbone, knowledge={})
+
+
+def test_second_pass_is_told_what_the_first_predicted(tiny_base: Path) -> None:
+    images, samples = _batch(2)
+    metas = [sample.metainfo for sample in samples]
+    model = _build(tiny_base, knowledge={"second_pass": True}).eval()
+    told = []
+    model.backbone.register_forward_pre_hook(
+        lambda module, args, options: told.append(options), with_kwargs=True
+    )
+    with torch.no_grad():
+        second = model.encode_decode(images, metas)
+        model.knowledge = None
+        first = model.encode_decode(images, metas)
+    assert told[1]["class_ids"] == sorted(first.argmax(1).unique().tolist())
+    assert first.shape == second.shape and not torch.equal(first, second)
