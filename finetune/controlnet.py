@@ -23,10 +23,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from finetune.crops import (  # noqa: E402
     Crop,
-    RareClassSampling,
     class_caption,
     draw_labelled_crop,
-    index_classes,
     jitter_colors,
 )
 from finetune.programs import begin, open_sources  # noqa: E402
@@ -34,6 +32,7 @@ from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.models import find_base, find_folder  # noqa: E402
+from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
 
 
 @dataclass(frozen=True)

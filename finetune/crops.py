@@ -1,14 +1,13 @@
 """Training crops: rescale, crop, rare class sampling, captions from the crop."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from pipeline import labels
 from pipeline.dataset import Sample, read_image, read_pair
-from pipeline.errors import UserError
+from pipeline.rare_classes import ClassIndex
 
 
 @dataclass(frozen=True)
@@ -84,49 +83,6 @@ def jitter_colors(
     return (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).round().astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class RareClassSampling:
-    """Rare class sampling of DAFormer (Hoyer et al., CVPR 2022, eq. 10) over whole files."""
-
-    enabled: bool = True
-    """centre crops on rare classes; off draws files and crops uniformly"""
-    temperature: float = 0.01
-    """of the softmax over 1 - class frequency; smaller means rarer classes"""
-    min_pixels: int = 3000
-    """a file holds a class if it has more pixels of it than this"""
-
-
-@dataclass
-class ClassIndex:
-    """Which files hold which class. `probabilities` sums to 1 over the 19 classes."""
-
-    probabilities: np.ndarray
-    files_with_class: list[np.ndarray] = field(repr=False)
-
-
-def index_classes(samples: list[Sample], sampling: RareClassSampling) -> ClassIndex:
-    """Count the class pixels of all labels and derive the class probabilities.
-
-    Rows of prepared datasets carry the counts; their labels are not read again.
-    """
-    counts = np.zeros((len(samples), labels.NUM_CLASSES), dtype=np.int64)
-    for i, sample in enumerate(samples):
-        counted = sample.row.get("class_pixels")
-        if counted is None:
-            counted = labels.count_classes(labels.read_label(_label_path(sample)))
-        counts[i] = counted
-    holders = [np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(counts.shape[1])]
-    frequency = counts.sum(0) / max(1, counts.sum())
-    logits = (1 - frequency) / sampling.temperature
-    weights = np.exp(logits - logits.max()) * np.array([len(h) > 0 for h in holders])
-    if weights.sum() == 0:
-        raise UserError(
-            f"rare class sampling: no file has more than {sampling.min_pixels} pixels of any "
-            "class; lower min_pixels"
-        )
-    return ClassIndex(weights / weights.sum(), holders)
-
-
 def draw_labelled_crop(
     rng: np.random.Generator, samples: list[Sample], crop: Crop, index: ClassIndex | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -134,8 +90,8 @@ def draw_labelled_crop(
     if index is None:
         sample, wanted = samples[int(rng.integers(len(samples)))], None
     else:
-        wanted = int(rng.choice(labels.NUM_CLASSES, p=index.probabilities))
-        sample = samples[int(rng.choice(index.files_with_class[wanted]))]
+        wanted, number = index.draw(rng)
+        sample = samples[number]
     image, label = read_pair(sample)
     size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)  # type: ignore[arg-type]
     image, label = resize(image, size), resize(label, size, nearest=True)
@@ -150,11 +106,6 @@ def draw_labelled_crop(
     if crop.flip and rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
     return image, label
-
-
-def _label_path(sample: Sample) -> Path:
-    assert sample.label is not None
-    return sample.label
 
 
 def class_caption(label: np.ndarray, template: str, separator: str) -> str:

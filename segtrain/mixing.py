@@ -1,9 +1,10 @@
 """Draws training samples from source and generated pictures at an explicit ratio.
 
 Each drawn sample comes from the generated set with probability `share`, whatever the sizes of the
-two sets, and is uniform within its set. The transforms of mmcv and mmsegmentation draw from the
-global streams of numpy and Python; these are seeded from the sample's own generator for the time
-of one sample, so that a sample does not depend on order, workers or processes.
+two sets, and is uniform within its set, or shows a rare class (`pipeline.rare_classes`). The
+transforms of mmcv and mmsegmentation draw from the global streams of numpy and Python; these are
+seeded from the sample's own generator for the time of one sample, so that a sample does not depend
+on order, workers or processes.
 """
 
 import contextlib
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.rare_classes import ClassIndex
+
+TRIES = 10
 
 
 def check_share(share: float, generated: Path | None) -> None:
@@ -43,13 +47,29 @@ def seeded_globals(seed: int) -> Iterator[None]:
 class MixedSamples:
     """Draws one transformed sample at a time: the `draw` of `pipeline.seeding.DrawnSamples`."""
 
-    def __init__(self, source: Any, generated: Any | None, share: float) -> None:
-        self.source, self.generated, self.share = source, generated, share
+    def __init__(
+        self, source: Any, generated: Any | None, share: float, *,
+        rare: dict[str, ClassIndex] | None = None, min_pixels: int = 0,
+    ) -> None:  # fmt: skip
+        """`rare`: the classes of "source" and "generated". A crop is drawn up to ten times until it
+        has more than half of `min_pixels` of the class, as in DAFormer."""
+        self.sets, self.share = {"source": source, "generated": generated}, share
+        self.rare, self.min_pixels = rare or {}, min_pixels
 
     def __call__(self, rng: np.random.Generator) -> Any:
         """Return one sample as packed by the recipe's transforms."""
-        from_generated = bool(rng.random() < self.share)
-        dataset = self.generated if from_generated else self.source
-        info = dataset.get_data_info(int(rng.integers(len(dataset))))
+        name = "generated" if rng.random() < self.share else "source"
+        dataset = self.sets[name]
+        if name not in self.rare:
+            return self._transformed(dataset, int(rng.integers(len(dataset))), rng)
+        wanted, number = self.rare[name].draw(rng)
+        for _ in range(TRIES):
+            sample = self._transformed(dataset, number, rng)
+            shown = int((sample["data_samples"].gt_sem_seg.data == wanted).sum())
+            if shown > self.min_pixels / 2:
+                break
+        return sample
+
+    def _transformed(self, dataset: Any, number: int, rng: np.random.Generator) -> Any:
         with seeded_globals(int(rng.integers(2**63))):
-            return dataset.pipeline(info)
+            return dataset.pipeline(dataset.get_data_info(number))

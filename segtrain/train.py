@@ -11,7 +11,7 @@ continues a stopped run. A small version for the CPU: --iterations 20 --batch-si
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from pipeline import files, models  # noqa: E402
 from pipeline.config import differences, parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
 from segtrain.mixing import MixedSamples, check_share  # noqa: E402
 from segtrain.recipes import require_recipe  # noqa: E402
 
@@ -44,6 +45,10 @@ class Config:
     """Labelled dataset folder of generated pictures."""
     generated_share: float = 0.0
     """Probability that a drawn sample comes from the generated set, 0 to 1."""
+    rare_classes: RareClassSampling = field(
+        default_factory=lambda: RareClassSampling(enabled=False)
+    )
+    """Draw pictures and crops with rare classes more often, in both sets."""
     iterations: int | None = None
     """Updates; None takes the recipe's."""
     batch_size: int | None = None
@@ -138,6 +143,11 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
         accelerator.print(f"{config.output}: already trained for {iterations} iterations")
         accelerator.end_training()
         return
+    rare = {
+        name: index_classes(samples, config.rare_classes)
+        for name, samples in sets.items()
+        if config.rare_classes.enabled
+    }
     torch.manual_seed(seeding.seed_of(config.seed, "initial weights"))
     model = recipes.build_model(recipe)
     if config.backbone_weights:
@@ -146,7 +156,10 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(accelerator.device)
     datasets = {name: recipes.build_dataset(recipe, getattr(config, name)) for name in sets}
-    draw = MixedSamples(datasets["source"], datasets.get("generated"), config.generated_share)
+    draw = MixedSamples(
+        datasets["source"], datasets.get("generated"), config.generated_share,
+        rare=rare, min_pixels=config.rare_classes.min_pixels,
+    )  # fmt: skip
     clip = recipe.optim_wrapper.get("clip_grad") or {}
     plan = loop.Plan(
         folder=config.output,

@@ -6,16 +6,15 @@ from diffusers import DDIMScheduler
 
 from finetune.crops import (
     Crop,
-    RareClassSampling,
     class_caption,
     draw_image_crop,
     draw_labelled_crop,
-    index_classes,
     jitter_colors,
 )
 from finetune.losses import diffusion_target, logit_normal_timesteps, noisy_latents
 from finetune.settings import Training, learning_rate
 from pipeline.dataset import open_dataset
+from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.seeding import DrawnSamples, batches
 
 

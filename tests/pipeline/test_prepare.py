@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.crops import RareClassSampling, index_classes
 from pipeline import files, labels, prepare
 from pipeline.dataset import Sample, check_dataset, open_dataset, read_pair
 from pipeline.errors import UserError
+from pipeline.rare_classes import RareClassSampling, index_classes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

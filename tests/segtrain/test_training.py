@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.labels import read_label
+from pipeline.rare_classes import RareClassSampling, index_classes
 from segtrain import loop, mixing, recipes, score, train
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
@@ -65,6 +70,42 @@ def test_a_sample_does_not_depend_on_order_or_global_state(source: Path, tiny_re
     again = [samples[i]["inputs"] for i in (2, 1, 0)][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
+
+
+def test_rare_classes_are_drawn_and_shown_more_often(
+    source: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """One label of the set gets a block of bicycle; the crops are half of the picture or less."""
+    from pipeline.seeding import DrawnSamples
+
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    sample = open_dataset(folder, labelled=True)[1]
+    label = read_label(sample.label)
+    label[8:16, 8:16] = 18
+    Image.fromarray(label).save(sample.label)
+    recipe = recipes.load_recipe(tiny_recipe)
+    sampling = RareClassSampling(temperature=0.005, min_pixels=40)
+    index = index_classes(open_dataset(folder, labelled=True), sampling)
+    shown = {}
+    for name, rare in (("uniform", {}), ("rare", {"source": index})):
+        dataset = recipes.build_dataset(recipe, folder)
+        draw = mixing.MixedSamples(dataset, None, 0.0, rare=rare, min_pixels=40)
+        labels = [DrawnSamples(draw, 3)[i]["data_samples"].gt_sem_seg.data for i in range(40)]
+        shown[name] = sum(int((label == 18).sum() > 20) for label in labels)
+    assert shown["rare"] > 2 * shown["uniform"] > 0
+    again = DrawnSamples(mixing.MixedSamples(dataset, None, 0.0, rare=rare, min_pixels=40), 3)[39]
+    assert torch.equal(again["data_samples"].gt_sem_seg.data, labels[39])
+    config = train.Config(
+        recipe=tiny_recipe, source=folder, output=tmp_path / "run", iterations=2,
+        rare_classes=RareClassSampling(min_pixels=40),
+    )  # fmt: skip
+    assert _train(config)
+    too_many = dataclasses.replace(
+        config, output=tmp_path / "none", rare_classes=RareClassSampling(min_pixels=10**6)
+    )
+    with pytest.raises(UserError, match="lower min_pixels"):
+        _train(too_many)
 
 
 def test_share_is_the_probability_of_a_generated_sample() -> None:

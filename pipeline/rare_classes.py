@@ -1,0 +1,62 @@
+"""Rare class sampling: draw a class, then a file that holds it.
+
+DAFormer (Hoyer et al., CVPR 2022, eq. 10).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline import labels
+from pipeline.dataset import Sample
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class RareClassSampling:
+    """How files with rare classes are drawn more often."""
+
+    enabled: bool = True
+    """off draws files and crops uniformly"""
+    temperature: float = 0.01
+    """of the softmax over 1 - class frequency; smaller means rarer classes"""
+    min_pixels: int = 3000
+    """a file holds a class if it has more pixels of it than this"""
+
+
+@dataclass
+class ClassIndex:
+    """Which files hold which class. `probabilities` sums to 1 over the 19 classes."""
+
+    probabilities: np.ndarray
+    files_with_class: list[np.ndarray] = field(repr=False)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw a class and the number of a file that holds it."""
+        wanted = int(rng.choice(labels.NUM_CLASSES, p=self.probabilities))
+        return wanted, int(rng.choice(self.files_with_class[wanted]))
+
+
+def index_classes(samples: Sequence[Sample], sampling: RareClassSampling) -> ClassIndex:
+    """Count the class pixels of all labels and derive the class probabilities.
+
+    Rows of prepared datasets carry the counts; their labels are not read again.
+    """
+    counts = np.zeros((len(samples), labels.NUM_CLASSES), dtype=np.int64)
+    for i, sample in enumerate(samples):
+        counted = sample.row.get("class_pixels")
+        if counted is None:
+            assert sample.label is not None
+            counted = labels.count_classes(labels.read_label(sample.label))
+        counts[i] = counted
+    holders = [np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(counts.shape[1])]
+    frequency = counts.sum(0) / max(1, counts.sum())
+    logits = (1 - frequency) / sampling.temperature
+    weights = np.exp(logits - logits.max()) * np.array([len(h) > 0 for h in holders])
+    if weights.sum() == 0:
+        raise UserError(
+            f"rare class sampling: no file has more than {sampling.min_pixels} pixels of any "
+            "class; lower min_pixels"
+        )
+    return ClassIndex(weights / weights.sum(), holders)
