@@ -53,10 +53,10 @@ def networks() -> dict[str, Any]:
     return {name: recipes.build_model(recipe).eval() for name, recipe in built.items()}
 
 
-def speed(repeats: int, pictures: int) -> dict[str, Any]:
+def speed(repeats: int, pictures: int, batch: int) -> dict[str, Any]:
     """Return seconds per picture of each network and ratios to the faithful one."""
     torch.manual_seed(0)
-    images = torch.rand(pictures, 1, 3, 128, 256) * 2 - 1
+    images = torch.rand(pictures // batch, batch, 3, 128, 256) * 2 - 1
     encoder, times = PromptEncoder(models.find_base("pocket")), {}
     encoder.load()
     built = networks()
@@ -122,7 +122,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1, help="pictures segmented at once")
     parser.add_argument("--peak", choices=("streamed", "concatenated"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
@@ -135,7 +136,8 @@ def main() -> None:
         for kind in ("streamed", "concatenated")
     }  # fmt: skip
     result = {
-        "test": speed(arguments.repeats, arguments.pictures),
+        "batch": arguments.batch,
+        "test": speed(arguments.repeats, arguments.pictures, arguments.batch),
         "aggregation_peak_mib": peaks,
         **describe("torch", "diffusers", "mmsegmentation"),
     }
