@@ -1,5 +1,6 @@
 """The training loop: every draw and rate is a function of (seed, step), so resume is exact."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pipeline import runs, seeding
+from segtrain.self_training import Teacher
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ def _as_list(samples: list[Any]) -> list[Any]:
 
 
 def batches(
-    plan: Plan, draw: Callable[..., Any], first: int, rank: int, world: int
+    plan: Plan, draw: Callable[..., Any], first: int, rank: int, world: int, seed: int
 ) -> Iterator[Any]:
     """Yield the batches of steps first..iterations-1 of this process, lists of packed samples."""
     positions = list(seeding.batches(first, plan.iterations, plan.batch_size, rank, world))
     return iter(
         DataLoader(
-            seeding.DrawnSamples(draw, plan.seed),  # type: ignore[arg-type]
+            seeding.DrawnSamples(draw, seed),  # type: ignore[arg-type]
             batch_sampler=positions,
             num_workers=plan.workers,
             collate_fn=_as_list,
@@ -67,12 +69,17 @@ def train(
     draw: Callable[..., Any],
     rate_factor: Callable[[int], float],
     plan: Plan,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
-    """Train `network` in place from its newest checkpoint. Returns facts of this call."""
+    """Train `network` in place from its newest checkpoint. Returns facts of this call.
+
+    With a `teacher`, each batch is joined by as many unlabelled samples, which it labels.
+    """
     initial_rates = [group["lr"] for group in optimizer.param_groups]
     model, prepared = accelerator.prepare(network, optimizer)
     network = accelerator.unwrap_model(model)
-    first = runs.load_checkpoint(plan.folder, {"model": network}, prepared.optimizer)
+    modules = {"model": network} | ({"teacher": teacher} if teacher else {})
+    first = runs.load_checkpoint(plan.folder, modules, prepared.optimizer)
     model.train()
     rank, world = accelerator.process_index, accelerator.num_processes
     bar = tqdm(
@@ -83,11 +90,18 @@ def train(
         disable=not accelerator.is_main_process,
     )
     started, loss_sum, counted = time.monotonic(), 0.0, 0
-    for step, samples in enumerate(batches(plan, draw, first, rank, world), start=first):
+    labelled = batches(plan, draw, first, rank, world, plan.seed)
+    unlabelled: Iterator[Any] = itertools.repeat([])
+    if teacher:
+        seed = seeding.seed_of(plan.seed, "unlabelled")
+        unlabelled = batches(plan, teacher.draw, first, rank, world, seed)
+    for step, (samples, more) in enumerate(zip(labelled, unlabelled, strict=False), start=first):
         torch.manual_seed(seeding.seed_of(plan.seed, "step", step, rank))  # dropout, drop path
         factor = rate_factor(step)
         for group, rate in zip(prepared.param_groups, initial_rates, strict=True):
             group["lr"] = rate * factor
+        if teacher and step >= teacher.settings.start:
+            samples = samples + teacher.label(more)
         loss = training_loss(model, network, samples)
         value = loss.item()
         runs.check_finite(value, step, plan.folder)
@@ -96,6 +110,8 @@ def train(
             accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
         prepared.step()
         prepared.zero_grad()
+        if teacher:
+            teacher.follow()
         loss_sum, counted = loss_sum + value, counted + 1
         done = step + 1
         bar.update(1)
@@ -106,7 +122,7 @@ def train(
             loss_sum, counted = 0.0, 0
         if done % plan.checkpoint_every == 0 and done < plan.iterations:
             if accelerator.is_main_process:
-                runs.save_checkpoint(plan.folder, done, {"model": network}, prepared.optimizer)
+                runs.save_checkpoint(plan.folder, done, modules, prepared.optimizer)
             accelerator.wait_for_everyone()
     bar.close()
     seconds = time.monotonic() - started

@@ -10,6 +10,7 @@ on order, workers or processes.
 import contextlib
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,20 @@ from pipeline.errors import UserError
 from pipeline.rare_classes import ClassIndex
 
 TRIES = 10
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """How unlabelled pictures are learned from."""
+
+    target: Path | None = None
+    """folder of unlabelled pictures; as many as labelled ones join each batch"""
+    start: int = 0
+    """updates on labelled pictures alone, before the average is worth asking"""
+    ema_decay: float = 0.999
+    """of the moving average of the trained weights"""
+    confidence: float = 0.968
+    """probability from which a pixel of the average's prediction counts as a label"""
 
 
 def check_share(share: float, generated: Path | None) -> None:

@@ -22,10 +22,10 @@ import tyro  # noqa: E402
 
 from pipeline import files, models  # noqa: E402
 from pipeline.config import differences, parse, require_positive, to_mapping  # noqa: E402
-from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
+from pipeline.dataset import Sample, check_dataset, find_pictures, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
-from segtrain.mixing import MixedSamples, check_share  # noqa: E402
+from segtrain.mixing import MixedSamples, SelfTraining, check_share  # noqa: E402
 from segtrain.recipes import require_recipe  # noqa: E402
 
 CHECKED_SAMPLES = 5000  # larger sets are checked at this many evenly spaced samples
@@ -49,6 +49,8 @@ class Config:
         default_factory=lambda: RareClassSampling(enabled=False)
     )
     """Draw pictures and crops with rare classes more often, in both sets."""
+    self_training: SelfTraining = field(default_factory=SelfTraining)
+    """Learn from unlabelled pictures of a target as well (unsupervised domain adaptation)."""
     iterations: int | None = None
     """Updates; None takes the recipe's."""
     batch_size: int | None = None
@@ -79,12 +81,18 @@ def check(config: Config) -> dict[str, list[Sample]]:
     for name in ("iterations", "batch_size"):
         if getattr(config, name) is not None:
             require_positive(config, name)
+    for name in ("ema_decay", "confidence"):
+        if not 0 <= getattr(config.self_training, name) < 1:
+            setting = f"--self-training.{name.replace('_', '-')}"
+            raise UserError(f"{setting}: must be at least 0 and below 1")
     if config.workers < 0:
         raise UserError(f"--workers {config.workers}: must be 0 or more")
     if wrong := [option for option in config.cfg_options if not re.match(r"[\w.]+=", option)]:
         raise UserError(f"--cfg-options {wrong[0]}: must be key=value, the key with dots")
     if config.base:
         models.find_base(config.base)
+    if config.self_training.target:
+        find_pictures(config.self_training.target)
     if config.backbone_weights and not config.backbone_weights.is_file():
         raise UserError(f"{config.backbone_weights}: no such file; check --backbone-weights")
     sets = {"source": open_dataset(config.source, labelled=True)}
@@ -126,6 +134,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
 
     from pipeline import runs, seeding
     from segtrain import loop, recipes
+    from segtrain.self_training import Teacher, UnlabelledSamples
 
     recipe = recipes.load_recipe(config.recipe)
     recipes.change(recipe, config.cfg_options)
@@ -172,8 +181,13 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
         clip_norm=clip.get("max_norm"),
     )
     optimizer = recipes.build_optimizer(recipe, model)
+    teacher = None
+    if config.self_training.target:
+        pictures = find_pictures(config.self_training.target)
+        unlabelled = UnlabelledSamples(pictures, recipe.train_pipeline)
+        teacher = Teacher(model, config.self_training, unlabelled)
     factor = recipes.learning_rate_factor(recipe.param_scheduler)
-    facts = loop.train(accelerator, model, optimizer, draw, factor, plan)
+    facts = loop.train(accelerator, model, optimizer, draw, factor, plan, teacher)
     if accelerator.is_main_process:
         recipes.save_trained(config.output, recipe, model, {"samples": stored["samples"]})
         runs.mark_finished(config.output, iterations, processes=world, **facts)

@@ -14,7 +14,9 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.labels import read_label
 from pipeline.rare_classes import RareClassSampling, index_classes
+from pipeline.seeding import DrawnSamples
 from segtrain import loop, mixing, recipes, score, train
+from segtrain.self_training import Teacher, UnlabelledSamples
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 
@@ -60,8 +62,6 @@ def test_six_steps_equal_three_a_kill_and_three(
 
 
 def test_a_sample_does_not_depend_on_order_or_global_state(source: Path, tiny_recipe: Path) -> None:
-    from pipeline.seeding import DrawnSamples
-
     recipe = recipes.load_recipe(tiny_recipe)
     dataset = recipes.build_dataset(recipe, source)
     samples = DrawnSamples(mixing.MixedSamples(dataset, None, 0.0), 3)
@@ -76,8 +76,6 @@ def test_rare_classes_are_drawn_and_shown_more_often(
     source: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """One label of the set gets a block of bicycle; the crops are half of the picture or less."""
-    from pipeline.seeding import DrawnSamples
-
     folder = tmp_path / "source"
     shutil.copytree(source, folder)
     sample = open_dataset(folder, labelled=True)[1]
@@ -106,6 +104,63 @@ def test_rare_classes_are_drawn_and_shown_more_often(
     )
     with pytest.raises(UserError, match="lower min_pixels"):
         _train(too_many)
+
+
+def test_self_training_labels_where_the_average_is_sure(
+    source: Path, tiny_diffusion_recipe: Path
+) -> None:
+    recipe = recipes.load_recipe(tiny_diffusion_recipe)
+    model = recipes.build_model(recipe).train()
+    pictures = [sample.image for sample in open_dataset(source, labelled=True)]
+    draw = UnlabelledSamples(pictures, recipe.train_pipeline)
+    teacher = Teacher(model, mixing.SelfTraining(confidence=0.9999, ema_decay=0.5), draw)
+    assert not any("extractor" in name for name in teacher.state_dict())  # frozen: held once
+    samples = [DrawnSamples(draw, 0)[i] for i in range(2)]
+    assert all((s["data_samples"].gt_sem_seg.data == 255).all() for s in samples)
+    for sample in teacher.label(samples):  # an untrained network is sure of nothing
+        assert (sample["data_samples"].gt_sem_seg.data == 255).all()
+    teacher.settings = dataclasses.replace(teacher.settings, confidence=0.0)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1.0)
+    first = [s["data_samples"].gt_sem_seg.data.clone() for s in teacher.label(samples)]
+    assert all((label < 19).all() for label in first)
+    for name, weight in model.named_parameters():  # the average was asked, the network is back
+        assert torch.equal(weight, before[name] + 1.0)
+    assert model.training
+    teacher.follow()
+    name, weight = next(iter(model.named_parameters()))
+    torch.testing.assert_close(teacher.get_buffer(name.replace(".", "/")), before[name] + 0.5)
+
+
+def test_self_training_resumes_and_changes_the_network(
+    source: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch
+) -> None:
+    learning = mixing.SelfTraining(target=source, start=2, confidence=0.0)
+    config = train.Config(
+        recipe=tiny_recipe, source=source, output=tmp_path / "straight", checkpoint_every=3,
+        self_training=learning,
+    )  # fmt: skip
+    straight = _train(config)
+    resumed = dataclasses.replace(config, output=tmp_path / "resumed")
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            _train(resumed)
+    weights = _train(resumed)
+    assert all(torch.equal(weights[name], straight[name]) for name in weights)
+    plain = dataclasses.replace(
+        config, output=tmp_path / "plain", self_training=mixing.SelfTraining()
+    )
+    other = _train(plain)
+    assert any(not torch.equal(other[name], straight[name]) for name in other)
+    for wrong, message in (
+        ({"target": tmp_path / "none"}, "no such folder"), ({"confidence": 1.5}, "below 1"),
+    ):  # fmt: skip
+        bad = dataclasses.replace(config, self_training=dataclasses.replace(learning, **wrong))
+        with pytest.raises(UserError, match=message):
+            train.check(bad)
 
 
 def test_share_is_the_probability_of_a_generated_sample() -> None:
