@@ -45,3 +45,4 @@ model = dict(
     ),
     knowledge=dict(kind="mse", weight=1.0, paths=4, probability=0.5),
 )
+optim_wrapper = dict(optimizer=dict(lr=3e-3))  # this head learns slowly at less
