@@ -1,17 +1,13 @@
-"""Our combination on the pocket model: one noised pass, scene prompts, randomization and IPKL.
+"""Our combination on the pocket model: VPD with scene prompts and prompt randomization.
 
 accelerate launch segtrain/train.py configs/segtrain/streetforge_pocket.py --source DIR \
     --generated DIR --generated-share 0.5 --output DIR
-Hardware: two CPU cores; one network evaluation a picture.
+Hardware: two CPU cores; one network evaluation a picture. How it was chosen: docs/segmentation.md.
 """
 
-_base_ = ["./diff1_pocket.py", "./parts/scenes_pocket.py"]
+_base_ = ["./vpd_pocket.py", "./parts/scenes_pocket.py"]
 
 model = dict(
-    backbone=dict(
-        trajectory=dict(timesteps=[50]),
-        scenes={{_base_.scenes}},
-    ),
+    backbone=dict(scenes={{_base_.scenes}}),
     randomization=dict(kind="kl", weight=1.0),
-    knowledge=dict(probability=1.0),  # of the half of the steps without randomization
 )
