@@ -46,9 +46,9 @@ for seed in $SEEDS; do
             run=$work/$network/${arm}_$seed
             $python segtrain/train.py "configs/segtrain/${recipe}_pocket.py" "${data[@]}" \
                 --iterations "$iterations" --batch-size "$BATCH" --seed "$seed" --output "$run" \
-                "${options[@]}"
+                --checkpoint-every 50 "${options[@]}"
             score "$run/scores.json" "$run" "" "${folders[@]}"
-            [ "$network" = ptdiffseg ] || continue
+            [[ $network = ptdiffseg && -z ${NO_ADAPTATION:-} ]] || continue
             for target in "${targets[@]}"; do
                 scene=$run/scene_$target
                 $python segtrain/adapt.py --checkpoint "$run" --target "$TARGETS/$target" \
