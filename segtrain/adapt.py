@@ -38,17 +38,18 @@ class Config:
     mode: Literal["offline", "online"] = "offline"
     """Learn from the target as a whole, or picture by picture after predicting it."""
     objective: Literal["pseudo", "entropy", "consistency"] = "pseudo"
-    """pseudo: labels of the moving average of the tokens, where it is confident. entropy: of the
-    predictions. consistency: between a picture and its mirror image at another size."""
+    """pseudo: labels of the moving average of the tokens, where it is confident; all classes it
+    names count the same. entropy: of the predictions. consistency: between a picture and its
+    mirror image at another size."""
     steps: int = 200
     """Updates; online makes one per picture instead."""
     batch_size: int = 2
     """Pictures per process and update; online takes one."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 0.1
     """Of Adam, constant."""
-    ema_decay: float = 0.99
+    ema_decay: float = 0.9
     """Of the tokens' moving average, which is what is saved."""
-    confidence: float = 0.9
+    confidence: float = 0.3
     """Probability from which a pixel of the average's prediction counts as a label."""
     scene: int = 0
     """Number of the recipe's scene prompt to start from."""
@@ -96,7 +97,20 @@ def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> An
     with torch.no_grad():
         confidence, labels = average(images).softmax(1).max(1)
     loss = functional.cross_entropy(logits(images.flip(3)).flip(3), labels, reduction="none")
-    return (loss * (confidence >= config.confidence)).mean()
+    return torch.stack([
+        class_mean(*parts, config.confidence)
+        for parts in zip(loss, labels, confidence, strict=True)
+    ]).mean()  # fmt: skip
+
+
+def class_mean(loss: Any, labels: Any, confidence: Any, threshold: float) -> Any:
+    """Return the mean over a picture's classes of their mean loss where `confidence` reaches it.
+
+    In a mean over pixels the frequent classes teach themselves and crowd the others out.
+    """
+    sure = confidence >= threshold
+    counts = labels[sure].bincount().clamp_min(1)
+    return (loss[sure] / counts[labels[sure]]).sum() / max(len(labels[sure].unique()), 1)
 
 
 def run(config: Config, pictures: list[Path]) -> None:

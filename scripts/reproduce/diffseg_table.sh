@@ -52,8 +52,7 @@ for seed in $SEEDS; do
             for target in "${targets[@]}"; do
                 scene=$run/scene_$target
                 $python segtrain/adapt.py --checkpoint "$run" --target "$TARGETS/$target" \
-                    --limit "$LIMIT" --steps 20 --learning-rate 0.02 --ema-decay 0.9 \
-                    --seed "$seed" --output "$scene"
+                    --limit "$LIMIT" --steps 40 --seed "$seed" --output "$scene"
                 score "$scene/scores.json" "$run" "$scene" "$TARGETS/$target"
             done
         done

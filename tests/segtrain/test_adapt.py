@@ -109,12 +109,22 @@ def test_a_learned_scene_is_used(config: adapt.Config, source: Path, tmp_path: P
 def test_two_processes_adapt(config, run_program, tmp_path) -> None:
     arguments = (
         "segtrain/adapt.py", "--checkpoint", config.checkpoint, "--target", config.target,
-        "--steps", 2, "--confidence", 0, "--batch-size", 1,
+        "--steps", 2, "--confidence", 0, "--batch-size", 1, "--learning-rate", 0.01,
+        "--ema-decay", 0.99,
     )  # fmt: skip
     launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
     run_program(*launch, *arguments, "--output", tmp_path / "two", ACCELERATE_USE_CPU="true")
-    single = dataclasses.replace(config, steps=2, batch_size=2, ema_decay=0.99)
+    single = dataclasses.replace(config, steps=2, batch_size=2, ema_decay=0.99, learning_rate=0.01)
     torch.testing.assert_close(_tokens(tmp_path / "two"), _adapt(single), rtol=0, atol=2e-3)
+
+
+def test_classes_count_the_same_in_a_pseudo_label() -> None:
+    labels = torch.tensor([[3, 3, 3, 3], [3, 3, 7, 9]])
+    loss = torch.where(labels == 7, 6.0, torch.where(labels == 3, 2.0, 100.0))
+    confidence = torch.where(labels == 9, 0.2, 0.8)
+    value = adapt.class_mean(loss, labels, confidence, 0.5)
+    torch.testing.assert_close(value, torch.tensor(4.0))  # not 16 / 7, and nothing of class 9
+    assert adapt.class_mean(loss, labels, confidence, 0.9) == 0
 
 
 def test_bad_input_of_adaptation(config: adapt.Config, tmp_path: Path) -> None:
