@@ -59,12 +59,8 @@ def row(name: str, runs: list[Path], read: Any) -> str | None:
 
 
 def networks(workspace: Path) -> list[str]:
-    """Return the networks of the table that have a finished run, in the order of the script."""
-    return [
-        path.name
-        for path in sorted(workspace.iterdir(), key=lambda path: path.stat().st_ctime)
-        if list(path.glob("*/finished.json"))
-    ]
+    """Return the networks of the table that have a finished run."""
+    return sorted({path.parent.parent.name for path in workspace.glob("*/*/finished.json")})
 
 
 def table(workspace: Path) -> str:

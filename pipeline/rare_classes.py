@@ -41,8 +41,11 @@ class ClassIndex:
 def index_classes(samples: Sequence[Sample], sampling: RareClassSampling) -> ClassIndex:
     """Count the class pixels of all labels and derive the class probabilities.
 
-    Rows of prepared datasets carry the counts; their labels are not read again.
+    Rows of prepared datasets carry the counts; their labels are not read again. Raises `UserError`
+    for a temperature not above 0, and if no file holds any class.
     """
+    if sampling.temperature <= 0:
+        raise UserError(f"rare class sampling: temperature {sampling.temperature} must be above 0")
     counts = np.zeros((len(samples), labels.NUM_CLASSES), dtype=np.int64)
     for i, sample in enumerate(samples):
         counted = sample.row.get("class_pixels")

@@ -104,8 +104,9 @@ def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> An
 
 
 def class_mean(loss: Any, labels: Any, confidence: Any, threshold: float) -> Any:
-    """Return the mean over a picture's classes of their mean loss where `confidence` reaches it.
+    """Return the mean over a picture's classes of their mean loss where it is confident.
 
+    `loss`, `labels` (class ids), `confidence` (0..1): HxW. 0 where no pixel reaches `threshold`.
     In a mean over pixels the frequent classes teach themselves and crowd the others out.
     """
     sure = confidence >= threshold

@@ -76,13 +76,15 @@ class DiffusionSegmentor(EncoderDecoder):
 
     def encode_decode(self, inputs: torch.Tensor, batch_img_metas: list[Any]) -> torch.Tensor:
         """Return the logits BxKxHxW of pictures."""
-        logits = super().encode_decode(inputs, batch_img_metas)
-        if self.knowledge and self.knowledge.second_pass:
-            labels = functional.interpolate(logits, inputs.shape[-2:]).argmax(1, keepdim=True)
-            latents = self.backbone.encode(inputs)
-            if told := self._conditional_options(labels, latents):
-                maps = self.extract_feat(inputs, latents=latents, **told)
-                logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
+        if not (self.knowledge and self.knowledge.second_pass):
+            return super().encode_decode(inputs, batch_img_metas)
+        latents = self.backbone.encode(inputs)
+        maps = self.extract_feat(inputs, latents=latents)
+        logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
+        labels = functional.interpolate(logits, inputs.shape[-2:]).argmax(1, keepdim=True)
+        if told := self._conditional_options(labels, latents):
+            maps = self.extract_feat(inputs, latents=latents, **told)
+            logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
         return logits
 
     def loss(self, inputs: torch.Tensor, data_samples: list[Any]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table of diffusion backbones: eleven networks, source only and with generated data, five targets.
+# The table of diffusion backbones: ten networks, source only and with generated data, five targets.
 #
 #   scripts/reproduce/diffseg_table.sh [WORKSPACE]        default: runs/diffseg_table
 #
@@ -48,7 +48,7 @@ for seed in $SEEDS; do
                 --iterations "$iterations" --batch-size "$BATCH" --seed "$seed" --output "$run" \
                 --checkpoint-every 50 "${options[@]}"
             score "$run/scores.json" "$run" "" "${folders[@]}"
-            [[ $network = ptdiffseg && -z ${NO_ADAPTATION:-} ]] || continue
+            [ "$network" = ptdiffseg ] || continue
             for target in "${targets[@]}"; do
                 scene=$run/scene_$target
                 $python segtrain/adapt.py --checkpoint "$run" --target "$TARGETS/$target" \

@@ -73,9 +73,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     """The pocket SegFormer recipe with a tiny network and six iterations."""
     path = tmp_path_factory.mktemp("recipes") / "tiny.py"
     base = str(RECIPES / "segformer_pocket.py")
-    path.write_text(
-        TINY_SEGFORMER.format(base=base, data=str(source), model=SEGFORMER_MODEL)
-    )
+    path.write_text(TINY_SEGFORMER.format(base=base, data=str(source), model=SEGFORMER_MODEL))
     return path
 
 

@@ -37,6 +37,19 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(loop, "training_loss", stopping)
 
 
+def _straight_and_resumed(
+    config: train.Config, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], train.Config]:
+    """Train at once, and again with a kill at the fourth step; also the second run's config."""
+    resumed = dataclasses.replace(config, output=config.output.with_name("resumed"))
+    straight = _train(config)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            _train(resumed)
+    return straight, _train(resumed), resumed
+
+
 @pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])
 def test_six_steps_equal_three_a_kill_and_three(
     recipe_name: str, source: Path, tmp_path: Path, request, monkeypatch
@@ -45,13 +58,7 @@ def test_six_steps_equal_three_a_kill_and_three(
         recipe=request.getfixturevalue(recipe_name), source=source, output=tmp_path / "straight",
         generated=source, generated_share=0.5, checkpoint_every=3,
     )  # fmt: skip
-    straight = _train(config)
-    resumed = dataclasses.replace(config, output=tmp_path / "resumed")
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 4)
-        with pytest.raises(KeyboardInterrupt):
-            _train(resumed)
-    weights = _train(resumed)
+    straight, weights, resumed = _straight_and_resumed(config, monkeypatch)
     finished = json.loads((tmp_path / "resumed" / "finished.json").read_text())
     assert finished["first_step"] == 3
     assert weights.keys() == straight.keys()
@@ -104,6 +111,8 @@ def test_rare_classes_are_drawn_and_shown_more_often(
     )
     with pytest.raises(UserError, match="lower min_pixels"):
         _train(too_many)
+    with pytest.raises(UserError, match="temperature 0 must be above 0"):
+        index_classes([], RareClassSampling(temperature=0))
 
 
 def test_self_training_labels_where_the_average_is_sure(
@@ -142,13 +151,7 @@ def test_self_training_resumes_and_changes_the_network(
         recipe=tiny_recipe, source=source, output=tmp_path / "straight", checkpoint_every=3,
         self_training=learning,
     )  # fmt: skip
-    straight = _train(config)
-    resumed = dataclasses.replace(config, output=tmp_path / "resumed")
-    with monkeypatch.context() as patch:
-        _stop_after(patch, 4)
-        with pytest.raises(KeyboardInterrupt):
-            _train(resumed)
-    weights = _train(resumed)
+    straight, weights, resumed = _straight_and_resumed(config, monkeypatch)
     assert all(torch.equal(weights[name], straight[name]) for name in weights)
     plain = dataclasses.replace(
         config, output=tmp_path / "plain", self_training=mixing.SelfTraining()
