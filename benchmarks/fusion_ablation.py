@@ -22,13 +22,15 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe  # noqa: E402
 from benchmarks.summary import load, table  # noqa: E402
+from generation.settings import Config  # noqa: E402
 from pipeline import files  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = "--fusion reference --solver ddim --steps 20 --tile-cover needed --guide-control-from 1"
+GUIDED = "--guide-control-from 1 --guidance-interval 0 1"
+REFERENCE = f"--fusion reference --solver ddim --steps 20 --tile-cover needed {GUIDED}"
 SLOW = "--solver ddim --steps 20 --tile-cover needed"
 EIGHTH, QUARTER, HALF = "--stride-px 8 16", "--stride-px 16 32", "--stride-px 32 64"
 VARIANTS = {  # name -> settings; strides in parts of a tile
@@ -41,7 +43,7 @@ VARIANTS = {  # name -> settings; strides in parts of a tile
     "aligned, stride 1/2, UniPC 10": f"--solver unipc --steps 10 {HALF}",
     "DPM++ 2M 10, Gaussian weights": f"--solver dpm++2m --steps 10 {HALF} --tile-weight gaussian",
     "DPM++ 2M 10, adaptive cover": f"--solver dpm++2m --steps 10 {QUARTER} --tile-cover adaptive",
-    "DPM++ 2M 10, guided 0 to 0.6": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval 0 .6",
+    "DPM++ 2M 10, guided 0 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval 0 1",
     "DPM++ 2M 10, guided 0.2 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval .2 1",
     "DPM++ 2M 10, control in both halves":
         f"--solver dpm++2m --steps 10 {HALF} --guide-control-from 1",
@@ -61,9 +63,9 @@ def folder_of(output: Path, name: str) -> Path:
 
 def guided_share(settings: str, steps: int) -> float:
     """Return the cost of an evaluation in guidance pairs, by the interval of the settings."""
-    if "--guidance-interval" not in settings:
-        return 1.0
-    first, last = map(float, settings.split("--guidance-interval ")[1].split()[:2])
+    first, last = Config().guidance_interval
+    if "--guidance-interval" in settings:
+        first, last = map(float, settings.split("--guidance-interval ")[1].split()[:2])
     guided = sum(first <= number / steps < last for number in range(steps))
     return (guided + 0.5 * (steps - guided)) / steps
 

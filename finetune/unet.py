@@ -19,11 +19,11 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import Crop, draw_image_crop  # noqa: E402
+from finetune.crops import Crop, draw_image_crop, jitter_colors  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.models import find_base  # noqa: E402
 
 
@@ -41,6 +41,9 @@ class Config:
     """seed of everything drawn"""
     prompt: str = ""
     """the one prompt all pictures are trained with"""
+    color_jitter: float = 0.0
+    """share of crops whose colours change at random (any hue); for a ControlNet trained with the
+    same share, which then need not undo the colours of the source"""
     min_snr_gamma: float = 0.0
     """weight of the timesteps by min-SNR-gamma, 5 is usual; 0 weighs all alike"""
     lora_rank: int = 0
@@ -60,6 +63,8 @@ class Config:
 def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
+    if not 0 <= config.color_jitter <= 1:
+        raise UserError(f"--color-jitter {config.color_jitter}: must be in 0..1")
     base = find_base(config.base)
     accelerator, folder = begin(config, call, samples)
     if accelerator is None:
@@ -88,7 +93,10 @@ def main() -> int | None:
     # Data
     def draw(rng):  # noqa: ANN001, ANN202
         sample = samples[int(rng.integers(len(samples)))]
-        return draw_image_crop(rng, sample, config.crop), None, config.prompt
+        image = draw_image_crop(rng, sample, config.crop)
+        if config.color_jitter and rng.random() < config.color_jitter:
+            image = jitter_colors(rng, image, hue_degrees=180)
+        return image, None, config.prompt
 
     crops = open_crops(accelerator, frozen.vae, draw, config, folder)
 

@@ -103,11 +103,11 @@ class Config:
     """Solver, built from the base's own scheduler config."""
     guidance_scale: float = 3.0
     """Classifier-free guidance; 1 evaluates the prompt alone."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 0.6)
     """Share of the steps (from, to) that are guided; the others evaluate the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
-    guide_control_from: float = 0.0
+    guide_control_from: float = 0.5
     """After this share of the steps the other half of the guidance goes without control, so that
     guidance strengthens the label map as well as the prompt (from 0 on: the guess mode of
     ControlNet, Zhang et al., ICCV 2023). 1 never does."""

@@ -12,7 +12,7 @@ from pipeline.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_YAMLS = sorted(
-    p for s in ("finetune", "generation") for p in (ROOT / "configs" / s).glob("*.yaml")
+    p for s in ("finetune", "generation", "segtrain") for p in (ROOT / "configs" / s).glob("*.yaml")
 )
 PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("*.yaml"))
 RECIPES = sorted((ROOT / "configs" / "segtrain").glob("*.py"))

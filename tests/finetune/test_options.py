@@ -113,12 +113,25 @@ def test_adapter_trains_the_projections_and_is_merged(call, tiny_base, tiny_data
     assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_unet_may_learn_the_source_in_random_colours(call, tiny_dataset, tmp_path, monkeypatch):
+    seen, data = [], tiny_dataset(n=2)
+    monkeypatch.setattr(unet, "jitter_colors", lambda rng, image, **_: seen.append(1) or image)
+    for share, expected in ((0, 0), (1, 2), (0.5, 1)):
+        seen.clear()
+        call(
+            unet, "--data", data, "--output", tmp_path / str(share), "--training.steps", 1,
+            "--color-jitter", share,
+        )  # fmt: skip
+        assert len(seen) == expected
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
         ("peft", ("--lora-rank", 2), r"--lora-rank 2: needs peft.*streetforge\[lora\]"),
         ("bitsandbytes", ("--training.optimizer", "adamw_8bit"), r"streetforge\[bitsandbytes\]"),
         ("", ("--cached-crops", -1), "--cached-crops -1: must be 0"),
+        ("", ("--color-jitter", 2), "--color-jitter 2.0: must be in 0..1"),
     ],
 )
 def test_what_cannot_work_is_said_first(

@@ -55,6 +55,7 @@ def test_reference_preset_equals_the_published_loop(networks, tiny_config, make_
     networks, config = with_solver(
         networks, tiny_config, fusion="reference", stride_px=(stride[0] * 4, stride[1] * 4),
         tile_batch=4, image_batch=2, guidance_scale=7.5, guide_control_from=1.0,
+        guidance_interval=(0.0, 1.0),
     )  # fmt: skip
     sampler = Sampler(networks, config)
     plain = Plain(

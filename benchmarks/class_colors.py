@@ -1,0 +1,78 @@
+"""Do the classes of generated pictures have the colours of the look their prompt names?
+
+Fidelity under a segmenter and a classifier of looks both pass pictures of too much contrast: a
+pavement as white at night as at noon is easy to see, and the sky says that it is night. What a
+network learns from them does not hold in real nights. This compares, class by class, the mean
+colour in each picture with the mean over rendered pictures of the same look (0 to 255, mean over
+the channels).
+
+    python benchmarks/class_colors.py --rendered DIR --generated DIR [DIR ...] --output colors.json
+
+`--rendered` is what benchmarks/render_layouts.py writes; its own distance, from picture to picture,
+is the least to be expected. Used for measuring only.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files  # noqa: E402
+from pipeline.dataset import open_dataset, read_pair  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+from pipeline.labels import CLASS_NAMES  # noqa: E402
+
+MIN_PIXELS = 300
+CLASSES = ("road", "sidewalk", "building", "vegetation", "terrain", "sky", "car")
+Colors = dict[tuple[str, str], list[np.ndarray]]  # (look, class) -> mean colours, one per picture
+
+
+def class_colors(folder: str) -> Colors:
+    """Return the mean colour of each class in each picture that shows enough of it."""
+    colors: Colors = defaultdict(list)
+    for sample in open_dataset(folder, labelled=True):
+        image, label = read_pair(sample)
+        for name in CLASSES:
+            shown = label == CLASS_NAMES.index(name)
+            if shown.sum() >= MIN_PIXELS:
+                colors[sample.row["condition"], name].append(image[shown].mean(0))
+    return colors
+
+
+def distances(colors: Colors, rendered: Colors) -> dict[str, float]:
+    """Return the distance to the rendered mean of each class, mean over its looks, and of all."""
+    per_class: dict[str, list[float]] = defaultdict(list)
+    for (look, name), own in colors.items():
+        if (look, name) in rendered:
+            wanted = np.mean(rendered[look, name], axis=0)
+            per_class[name].append(float(np.mean([np.abs(c - wanted).mean() for c in own])))
+    result = {name: float(np.mean(per_class[name])) for name in CLASSES if name in per_class}
+    result["mean"] = float(np.mean(list(result.values())))
+    return {name: round(value, 1) for name, value in result.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rendered", required=True)
+    parser.add_argument("--generated", required=True, nargs="+")
+    parser.add_argument("--output", required=True, type=Path)
+    arguments = parser.parse_args()
+    rendered = class_colors(arguments.rendered)
+    result = {
+        folder: distances(class_colors(folder), rendered)
+        for folder in (arguments.rendered, *arguments.generated)
+    }
+    for folder, values in result.items():
+        print(f"{folder}: " + ", ".join(f"{k} {v}" for k, v in values.items()))
+    files.write_json(arguments.output, result)
+
+
+if __name__ == "__main__":
+    guard(main)
