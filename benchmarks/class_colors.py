@@ -24,7 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files  # noqa: E402
 from pipeline.dataset import open_dataset, read_pair  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.labels import CLASS_NAMES  # noqa: E402
 
 MIN_PIXELS = 300
@@ -51,6 +51,8 @@ def distances(colors: Colors, rendered: Colors) -> dict[str, float]:
         if (look, name) in rendered:
             wanted = np.mean(rendered[look, name], axis=0)
             per_class[name].append(float(np.mean([np.abs(c - wanted).mean() for c in own])))
+    if not per_class:
+        raise UserError("--rendered: has no look of --generated; render its label maps")
     result = {name: float(np.mean(per_class[name])) for name in CLASSES if name in per_class}
     result["mean"] = float(np.mean(list(result.values())))
     return {name: round(value, 1) for name, value in result.items()}
