@@ -33,7 +33,7 @@ Colors = dict[tuple[str, str], list[np.ndarray]]  # (look, class) -> mean colour
 
 
 def class_colors(folder: str) -> Colors:
-    """Return the mean colour of each class in each picture that shows enough of it."""
+    """Return the mean RGB (0..255) of each class in each picture with `MIN_PIXELS` of it."""
     colors: Colors = defaultdict(list)
     for sample in open_dataset(folder, labelled=True):
         image, label = read_pair(sample)
@@ -45,7 +45,7 @@ def class_colors(folder: str) -> Colors:
 
 
 def distances(colors: Colors, rendered: Colors) -> dict[str, float]:
-    """Return the distance to the rendered mean of each class, mean over its looks, and of all."""
+    """Return each class's distance (0..255) to the rendered mean, over its looks, and of all."""
     per_class: dict[str, list[float]] = defaultdict(list)
     for (look, name), own in colors.items():
         if (look, name) in rendered:

@@ -25,7 +25,7 @@ from finetune.crops import (  # noqa: E402
     Crop,
     class_caption,
     draw_labelled_crop,
-    jitter_colors,
+    recolor_some,
 )
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
@@ -138,8 +138,7 @@ def main() -> int | None:
 
     def draw(rng):  # noqa: ANN001, ANN202
         image, label = draw_labelled_crop(rng, samples, config.crop, index)
-        if config.color_jitter and rng.random() < config.color_jitter:
-            image = jitter_colors(rng, image, hue_degrees=180)
+        image = recolor_some(rng, image, config.color_jitter)
         return image, label, class_caption(label, config.caption_template, config.class_separator)
 
     crops = open_crops(accelerator, frozen.vae, draw, config, folder)

@@ -83,6 +83,13 @@ def jitter_colors(
     return (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).round().astype(np.uint8)
 
 
+def recolor_some(rng: np.random.Generator, image: np.ndarray, share: float) -> np.ndarray:
+    """Jitter a share (0..1) of HxWx3 pictures to any hue; a share of 0 draws nothing."""
+    if share and rng.random() < share:
+        return jitter_colors(rng, image, hue_degrees=180)
+    return image
+
+
 def draw_labelled_crop(
     rng: np.random.Generator, samples: list[Sample], crop: Crop, index: ClassIndex | None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import Crop, draw_image_crop, jitter_colors  # noqa: E402
+from finetune.crops import Crop, draw_image_crop, recolor_some  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
@@ -94,9 +94,7 @@ def main() -> int | None:
     def draw(rng):  # noqa: ANN001, ANN202
         sample = samples[int(rng.integers(len(samples)))]
         image = draw_image_crop(rng, sample, config.crop)
-        if config.color_jitter and rng.random() < config.color_jitter:
-            image = jitter_colors(rng, image, hue_degrees=180)
-        return image, None, config.prompt
+        return recolor_some(rng, image, config.color_jitter), None, config.prompt
 
     crops = open_crops(accelerator, frozen.vae, draw, config, folder)
 
