@@ -115,7 +115,9 @@ def test_adapter_trains_the_projections_and_is_merged(call, tiny_base, tiny_data
 
 def test_unet_may_learn_the_source_in_random_colours(call, tiny_dataset, tmp_path, monkeypatch):
     seen, data = [], tiny_dataset(n=2)
-    monkeypatch.setattr("finetune.crops.jitter_colors", lambda rng, image, **_: seen.append(1) or image)
+    monkeypatch.setattr(
+        "finetune.crops.jitter_colors", lambda rng, image, **_: seen.append(1) or image
+    )
     for share, expected in ((0, 0), (1, 2), (0.5, 1)):
         seen.clear()
         call(
