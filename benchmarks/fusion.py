@@ -51,7 +51,7 @@ def settings(steps: int) -> Config:
     return dataclasses.replace(
         config, fusion="reference", solver="ddim", steps=steps, guidance_scale=7.5,
         control_scale=1.0, tile_cover="needed", tile_batch=25, negative_prompt="",
-        guide_control_from=1.0, guidance_interval=(0.0, 1.0),
+        guide_control_from=1.0, guidance_interval=(0.0, 1.0), held_classes=(),
         stride_px=tuple(side // QUARTER for side in config.tile_px),
     )  # fmt: skip
 

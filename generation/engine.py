@@ -281,7 +281,7 @@ class Sampler:
             conditions.append(networks.detector(resize_lanczos(request.source, size_px)))
         if base is not None:
             target = self._reference_latent(base, generator)
-            mask = tiles.large_components(request.label, config.large_area)
+            mask = tiles.large_components(request.label, config.large_area, config.held_ids)
             mask = tiles.resize_nearest(mask, size)
             boxes = tiles.chosen_boxes(grid, tile, mask, config.tile_cover)
             held = torch.from_numpy(mask)[None, None].to(networks.device)

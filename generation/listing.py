@@ -94,7 +94,8 @@ def count_tiles(label: np.ndarray, config: Config, latent_px: int, unit: int) ->
     )
     boxes = tiles.tile_boxes(canvas, tile, stride)
     missing = [(0, big - own) for big, own in zip(whole, label.shape, strict=True)]
-    mask = tiles.large_components(np.pad(label, missing, mode="edge"), config.large_area)
+    label = np.pad(label, missing, mode="edge")
+    mask = tiles.large_components(label, config.large_area, config.held_ids)
     mask = tiles.resize_nearest(mask, canvas)
     return len(tiles.chosen_boxes(boxes, tile, mask, config.tile_cover)), len(boxes)
 

@@ -9,6 +9,7 @@ import tyro
 from generation.prompts import Grammar
 from pipeline.config import require_positive, to_mapping
 from pipeline.errors import UserError
+from pipeline.labels import CLASS_NAMES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_LAYOUTS = REPOSITORY / "datasets" / "pocket_layouts"
@@ -93,6 +94,9 @@ class Config:
     """How overlapping tiles are averaged."""
     large_area: float = 30000 / 512**2
     """A connected component above this share of the crop is kept from the base pass."""
+    held_classes: tuple[str, ...] = ("road", "sky")
+    """Classes whose large components are kept; none named means all, as in DGInStyle. Where the
+    base pass is coarser than the picture, leave out what has details: buildings have windows."""
     tile_cover: Literal["grid", "needed", "adaptive"] = "needed"
     """'grid': all tiles; 'needed': those not wholly in kept regions, with the same result;
     'adaptive': as few of them as cover everything else."""
@@ -146,6 +150,11 @@ class Config:
         return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
 
     @property
+    def held_ids(self) -> list[int]:
+        """The train ids of `held_classes`."""
+        return [CLASS_NAMES.index(name) for name in self.held_classes or CLASS_NAMES]
+
+    @property
     def needs_pictures(self) -> bool:
         """Whether the source pictures of the label maps are used."""
         return self.structure.kind != "none" or self.strength < 1
@@ -184,6 +193,8 @@ def check(config: Config) -> None:
         raise UserError(
             f"--guidance-interval {first:g} {last:g}: must be two shares in 0..1, in order"
         )
+    if unknown := [name for name in config.held_classes if name not in CLASS_NAMES]:
+        raise UserError(f"--held-classes {unknown[0]!r}: use {', '.join(CLASS_NAMES)}")
     if config.fusion == "reference" and config.solver != "ddim":
         raise UserError(
             f"--solver {config.solver}: the 'reference' fusion pastes fresh noise after each step, "

@@ -3,6 +3,8 @@
 Lengths are in pixels of whatever grid the caller uses; the engine passes latent pixels.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -38,14 +40,16 @@ def tile_weights(tile: tuple[int, int], kind: str) -> np.ndarray:
     return np.outer(*curves).astype(np.float32)
 
 
-def large_components(label: np.ndarray, min_share: float) -> np.ndarray:
+def large_components(
+    label: np.ndarray, min_share: float, classes: Collection[int] = range(NUM_CLASSES)
+) -> np.ndarray:
     """Return the HxW bool mask of 8-connected one-class regions above `min_share` of the map.
 
-    Void is never part of it. DGInStyle, multi-resolution latent fusion.
+    Of `classes` alone, and never of void. DGInStyle, multi-resolution latent fusion.
     """
     mask = np.zeros(label.shape, dtype=bool)
     for class_id in np.unique(label):
-        if class_id >= NUM_CLASSES:
+        if class_id not in classes:
             continue
         regions, _ = ndimage.label(label == class_id, structure=np.ones((3, 3)))
         large = np.bincount(regions.ravel()) > min_share * label.size

@@ -51,7 +51,7 @@ def tiny_config(tiny_base: Path, tiny_controlnet: Path, label_folder: Path) -> C
     return Config(
         n=4, base=str(tiny_base), controlnet=str(tiny_controlnet), layouts=str(label_folder),
         crop_px=CROP, tile_px=(16, 32), stride_px=(8, 16), steps=3, solver="ddim", tile_batch=2,
-        large_area=0.05, rcs_min_pixels=4,
+        large_area=0.05, held_classes=(), rcs_min_pixels=4,
     )  # fmt: skip
 
 
@@ -62,8 +62,8 @@ def flags(tiny_config: Config) -> list[str]:
         *("--base", tiny_config.base), *("--controlnet", tiny_config.controlnet),
         *("--layouts", tiny_config.layouts), *("--crop-px", "32", "64"),
         *("--tile-px", "16", "32"), *("--stride-px", "8", "16"), *("--steps", "3"),
-        *("--tile-batch", "2"), *("--large-area", "0.05"), *("--rcs-min-pixels", "4"),
-        *("--solver", "ddim"),
+        *("--tile-batch", "2"), *("--large-area", "0.05"), "--held-classes",
+        *("--rcs-min-pixels", "4"), *("--solver", "ddim"),
     ]  # fmt: skip
 
 

@@ -261,6 +261,7 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
         (["--tile-px", 64, 64], "tile height exceeds"),
         (["--stride-px", 20, 16], "leaves gaps"),
         (["--stride-px", 3, 16], "must be multiples of 4"),
+        (["--held-classes", "road", "moon"], "--held-classes 'moon': use road, sidewalk"),
         (["--fusion", "reference", "--solver", "unipc"], "--fusion aligned"),
     ],
 )

@@ -28,6 +28,7 @@ def test_mask_holds_large_eight_connected_regions_without_void():
     mask = tiles.large_components(label, 0.05)
     assert mask.sum() == 6 and not mask[9, 9]
     assert not tiles.large_components(label, 0.06).any()
+    assert not tiles.large_components(label, 0.05, [2, 4]).any()
 
 
 def test_more_than_255_regions_are_kept_apart():
