@@ -29,8 +29,8 @@ from pipeline.errors import guard  # noqa: E402
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDED = "--guide-control-from 1 --guidance-interval 0 1"
-REFERENCE = f"--fusion reference --solver ddim --steps 20 --tile-cover needed {GUIDED}"
+PUBLISHED = "--guide-control-from 1 --guidance-interval 0 1 --held-classes"  # none named: all
+REFERENCE = f"--fusion reference --solver ddim --steps 20 --tile-cover needed {PUBLISHED}"
 SLOW = "--solver ddim --steps 20 --tile-cover needed"
 EIGHTH, QUARTER, HALF = "--stride-px 8 16", "--stride-px 16 32", "--stride-px 32 64"
 VARIANTS = {  # name -> settings; strides in parts of a tile
@@ -43,6 +43,7 @@ VARIANTS = {  # name -> settings; strides in parts of a tile
     "aligned, stride 1/2, UniPC 10": f"--solver unipc --steps 10 {HALF}",
     "DPM++ 2M 10, Gaussian weights": f"--solver dpm++2m --steps 10 {HALF} --tile-weight gaussian",
     "DPM++ 2M 10, adaptive cover": f"--solver dpm++2m --steps 10 {QUARTER} --tile-cover adaptive",
+    "DPM++ 2M 10, all classes held": f"--solver dpm++2m --steps 10 --held-classes {HALF}",
     "DPM++ 2M 10, guided 0 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval 0 1",
     "DPM++ 2M 10, guided 0.2 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval .2 1",
     "DPM++ 2M 10, control in both halves":
