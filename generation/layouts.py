@@ -163,6 +163,18 @@ def check_sizes(source: LayoutSource, layouts: list[Layout], crop: tuple[int, in
         )
 
 
+def mostly_void(layouts: list[Layout]) -> str:
+    """Return a warning if fewer than half of all pixels are of a class, else ""."""
+    pixels = sum(layout.height * layout.width for layout in layouts)
+    share = sum(sum(layout.counts) for layout in layouts) / pixels
+    if share >= 0.5:
+        return ""
+    return (
+        f"only {share:.0%} of the label maps' pixels are of a class, the rest is void; if they hold "
+        "ids of another kind, name it with --label-space"
+    )
+
+
 def layouts_digest(layouts: list[Layout]) -> str:
     """Return a digest of names and contents, which tells whether two runs saw the same maps."""
     return digest([[x.name, x.height, x.width, x.checksum] for x in layouts])

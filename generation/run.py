@@ -212,6 +212,8 @@ def main() -> int | None:
     if process_index != 0 and not call.dry_run:
         wait_for(config.output / layouts.CACHE_NAME)
     inputs = read_inputs(config)
+    if process_index == 0 and (warning := layouts.mostly_void(inputs.layouts)):
+        print(f"streetforge: {config.layouts_folder}: {warning}", file=sys.stderr)
     if call.dry_run:
         print(card.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
         missing = [inputs.plan[index] for index in inputs.missing]

@@ -106,3 +106,12 @@ def test_scan_is_kept_and_renewed(tmp_path):
 def test_dataset_folder_gives_its_labels(tiny_dataset):
     source = opened(tiny_dataset(3, 16, 32))
     assert [n.startswith("labels/") for n in source.names] == [True] * 3
+
+
+def test_maps_read_in_the_wrong_label_space_are_mentioned(tmp_path):
+    ids = np.full((8, 16), 5, dtype=np.uint8)  # train id of walls; void among GTA's ids
+    ids[:, :6] = 7  # train id of signs, GTA's road
+    save(tmp_path / "a.png", ids)
+    right, wrong = (layouts.scan_layouts(opened(tmp_path, s)) for s in ("train_ids", "gta"))
+    assert layouts.mostly_void(right) == ""
+    assert "only 38% of the label maps' pixels are of a class" in layouts.mostly_void(wrong)
