@@ -1,12 +1,13 @@
 """Updates per second and peak memory of the two fine-tuning programs' steps.
 
     python benchmarks/finetuning.py --base pocket --size-px 64 128            # a check, anywhere
+    python benchmarks/finetuning.py --base pocket --size-px 64 128 --precision bf16 --compile
     python benchmarks/random_base.py --output runs/random_sd15
     python benchmarks/finetuning.py --base runs/random_sd15 --precision bf16  # full size, on a GPU
 
-Times the programs' own parts (`finetune.batches`, AdamW) on random pictures: the U-Net, and the
-ControlNet on a frozen U-Net, with pictures encoded in every update and with cached moments, at
-each batch size. Prints a table and, with --output, writes it as JSON. Peak memory is that of the
+Times the programs' own parts (`finetune.batches`, `finetune.loop`) on random pictures: the U-Net,
+and the ControlNet on a frozen U-Net, with pictures encoded in every update and with cached moments,
+at each batch size. Prints a table and, with --output, writes it as JSON. Peak memory is that of the
 GPU; on a CPU it is not told.
 """
 
@@ -24,13 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers import ControlNetModel
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.batches import WEIGHT_TYPES, FrozenBase, encode_moments, predict  # noqa: E402
-from finetune.loop import make_optimizer  # noqa: E402
+from finetune.batches import (  # noqa: E402
+    WEIGHT_TYPES,
+    FrozenBase,
+    encode_moments,
+    frozen_type,
+    predict,
+)
+from finetune.loop import make_optimizer, speed_up  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline import files, labels, models  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
@@ -39,7 +47,7 @@ PROGRAMS = ("unet", "controlnet")
 
 
 def make_step(
-    program: str, frozen: FrozenBase, base: str, precision: str, checkpointing: bool
+    program: str, frozen: FrozenBase, base: str, accelerator: Accelerator, checkpointing: bool
 ) -> Callable[[Any], None]:
     """Return a function that runs one update of a program on a batch."""
     device = frozen.device
@@ -53,24 +61,30 @@ def make_step(
                 : len(frozen.vae.config.block_out_channels)
             ],
         ).to(device)
-        unet.requires_grad_(False).to(WEIGHT_TYPES[precision])
+        unet.requires_grad_(False).to(frozen_type(accelerator.mixed_precision, device))
+        speed_up(accelerator, unet, frozen=True)
     trained = (controlnet or unet).train()
     for network in (unet, controlnet):
         if checkpointing and network is not None:
             network.enable_gradient_checkpointing()
-    optimizer = make_optimizer(Training(), list(trained.parameters()), device)
+    speed_up(accelerator, trained)
+    parameters = list(trained.parameters())
+    wrapped, optimizer = accelerator.prepare(
+        trained, make_optimizer(Training(), parameters, device)
+    )
     generator = torch.Generator(device).manual_seed(0)
 
     def step(batch: Any) -> None:
-        with torch.autocast(device.type, WEIGHT_TYPES[precision], enabled=precision != "no"):
+        with accelerator.autocast():
             drawn = frozen.step(batch, generator)
+            networks = (unet, wrapped) if controlnet else (wrapped, None)
             control = labels.one_hot_control(batch[1].to(device)) if controlnet else None
             prediction = predict(
-                unet, drawn.noisy, drawn.timesteps, drawn.text, controlnet, control
+                networks[0], drawn.noisy, drawn.timesteps, drawn.text, networks[1], control
             )
             loss = frozen.loss(prediction, drawn)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -109,11 +123,16 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, nargs=2, default=(512, 512))
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 8, 16))
     parser.add_argument("--precision", choices=list(WEIGHT_TYPES), default="no")
+    parser.add_argument("--compile", action="store_true", help="as --dynamo_backend inductor")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision=arguments.precision,
+        dynamo_backend="inductor" if arguments.compile else "no",
+    )  # fmt: skip
+    device = accelerator.device
     base = models.find_base(arguments.base)
     frozen = FrozenBase(base, device)
     rng = torch.Generator().manual_seed(0)
@@ -122,9 +141,7 @@ def main() -> None:
         f"{'program':<11} {'input':<8} {'batch':>5} {'updates/s':>10} {'samples/s':>10} {'GiB':>6}"
     )
     for program in PROGRAMS:
-        step = make_step(
-            program, frozen, base, arguments.precision, arguments.gradient_checkpointing
-        )
+        step = make_step(program, frozen, base, accelerator, arguments.gradient_checkpointing)
         for size in arguments.batch_sizes:
             shape = (size, *arguments.size_px)
             pictures = torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=rng)
@@ -148,6 +165,7 @@ def main() -> None:
         "base": arguments.base,
         "size_px": list(arguments.size_px),
         "precision": arguments.precision,
+        "compile": arguments.compile,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         + (torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"),

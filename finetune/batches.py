@@ -18,6 +18,14 @@ from pipeline.text import PromptEncoder
 WEIGHT_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def frozen_type(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type of frozen weights: autocast's own, where norms take such weights.
+
+    The CPU's group norm refuses bfloat16 weights for the float32 residuals of a ControlNet.
+    """
+    return torch.float32 if device.type == "cpu" else WEIGHT_TYPES[precision]
+
+
 def collate(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor | None, tuple[str, ...]]:
     """Stack drawn crops: BxHxWx3 pictures or Bx2xCxhxw moments, BxHxW ids or None, captions."""
     pictures, maps, captions = zip(*items, strict=True)

@@ -99,14 +99,15 @@ def main() -> int | None:
     import torch
     from diffusers import ControlNetModel
 
-    from finetune.batches import WEIGHT_TYPES, FrozenBase, collate, predict
+    from finetune.batches import FrozenBase, collate, frozen_type, predict
     from finetune.cache import open_crops
-    from finetune.loop import train
+    from finetune.loop import speed_up, train
     from finetune.previews import Previews
     from pipeline import labels, models, runs
 
     # Models: only the ControlNet learns; the U-Net's weights need no more than autocast's precision
-    device, weight_type = accelerator.device, WEIGHT_TYPES[config.training.precision]
+    device = accelerator.device
+    weight_type = frozen_type(config.training.precision, device)
     frozen = FrozenBase(base, device, min_snr_gamma=config.min_snr_gamma)
 
     def load_unet(folder):  # noqa: ANN001, ANN202
@@ -128,6 +129,7 @@ def main() -> int | None:
             conditioning_embedding_out_channels=(16, 32, 96, 256)[:levels],
         )
     unet.to(device, weight_type)
+    speed_up(accelerator, unet, frozen=True)
     controlnet.train().requires_grad_(True)
     if config.gradient_checkpointing:
         controlnet.enable_gradient_checkpointing()

@@ -170,8 +170,8 @@ def mostly_void(layouts: list[Layout]) -> str:
     if share >= 0.5:
         return ""
     return (
-        f"only {share:.0%} of the label maps' pixels are of a class, the rest is void; if they hold "
-        "ids of another kind, name it with --label-space"
+        f"only {share:.0%} of the label maps' pixels are of a class, the rest is void; if they "
+        "hold ids of another kind, name it with --label-space"
     )
 
 

@@ -234,3 +234,30 @@ def test_control_is_mixed_with_the_one_it_began_from(run_program, tiny_base, tin
         "--mix-with-init", "0.5", check=False,
     )  # fmt: skip
     assert failed.returncode == 2 and "--mix-with-init: needs --init" in failed.stderr
+
+
+def test_bfloat16_and_compilation_learn_the_same(run_program, tiny_base, tiny_dataset, tmp_path):
+    import torch
+
+    data = tiny_dataset(n=2)
+
+    def train(name: str, *arguments: str, **environment: str):
+        done = run_program(
+            "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output",
+            tmp_path / name, *SMALL, "--training.steps", "4", "--training.accumulation", "1",
+            "--training.learning-rate", "1e-3", "--previews", "0",
+            "--rare-classes.enabled", "False", *arguments, **environment,
+        )  # fmt: skip
+        weights = load_file(tmp_path / name / "controlnet" / WEIGHTS)
+        return torch.cat([w.flatten() for w in weights.values()]), done.stderr
+
+    plain, _ = train("plain")
+    # A backend that traces both networks but generates no machine code, which would take minutes
+    compiled, log = train(
+        "compiled", ACCELERATE_DYNAMO_BACKEND="AOT_EAGER", TORCH_LOGS="dynamo"
+    )  # fmt: skip
+    assert log.count("torchdynamo start tracing") == 2, "the ControlNet and the frozen U-Net"
+    assert torch.allclose(plain, compiled, atol=1e-5)
+    coarse, _ = train("bfloat16", "--training.precision", "bf16")
+    assert not torch.equal(plain, coarse)
+    assert float((plain - coarse).norm() / plain.norm()) < 0.02
