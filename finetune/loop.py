@@ -39,10 +39,10 @@ def update_average(
 def make_optimizer(
     settings: Training, parameters: list[torch.nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """Build AdamW, fused, or its 8-bit kind."""
+    """Build AdamW, fused on CUDA, or its 8-bit kind."""
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, fused=True, **options)
+        return torch.optim.AdamW(parameters, fused=device.type == "cuda" or None, **options)
     if device.type != "cuda":
         raise UserError(
             f"--training.optimizer {settings.optimizer}: needs a CUDA GPU, but this process runs "

@@ -24,7 +24,7 @@ class Training:
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay"""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw (fused), or adamw_8bit: a quarter of its memory, needs bitsandbytes and CUDA"""
+    """adamw (fused on CUDA), or adamw_8bit: a quarter of its memory, needs bitsandbytes and CUDA"""
     clip_norm: float = 1.0
     """largest gradient norm"""
     ema_decay: float = 0.0
