@@ -72,15 +72,15 @@ def make_step(
     wrapped, optimizer = accelerator.prepare(
         trained, make_optimizer(Training(), parameters, device)
     )
+    unet, controlnet = (unet, wrapped) if controlnet is not None else (wrapped, None)
     generator = torch.Generator(device).manual_seed(0)
 
     def step(batch: Any) -> None:
         with accelerator.autocast():
             drawn = frozen.step(batch, generator)
-            networks = (unet, wrapped) if controlnet else (wrapped, None)
             control = labels.one_hot_control(batch[1].to(device)) if controlnet else None
             prediction = predict(
-                networks[0], drawn.noisy, drawn.timesteps, drawn.text, networks[1], control
+                unet, drawn.noisy, drawn.timesteps, drawn.text, controlnet, control
             )
             loss = frozen.loss(prediction, drawn)
         accelerator.backward(loss)
