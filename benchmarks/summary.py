@@ -96,12 +96,14 @@ def class_table(scores: Scores) -> str:
 
 
 def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str, Any]) -> str:
-    """Return look adherence, fidelity and downstream score of the Style Swap arms."""
+    """Return look adherence, fidelity and downstream score of the arms."""
     seen = oracle["oracle"]["targets"] if oracle else {}
     looks = {Path(k).name: v for k, v in adherence["generated"].items()}
     rows = []
     for name, folder, trained in (
         ("U_P + C trained on U_S (the method)", "generated", main.get("generated_0")),
+        ("the same without the source's details", "plain", scores.get("plain")),
+        ("the source in random colours", "random_colors", scores.get("random_colors")),
         ("U_S + C, no swap", "no_swap", scores.get("no_swap")),
         ("U_P + C trained on U_P", "direct", scores.get("direct")),
     ):

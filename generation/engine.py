@@ -16,6 +16,7 @@ from PIL import Image
 from generation import tiles
 from generation.canvas import Canvas, Evaluator
 from generation.denoiser import Control, Denoiser, native_attention
+from generation.details import transfer_details
 from generation.fusion import Paste
 from generation.settings import SCHEDULERS, Config, check_grid, padded_crop
 from generation.structure import Detector
@@ -78,7 +79,10 @@ class Drawing:
     pixels: torch.Tensor
     """1x3xHxW in [-1, 1], of the canvas."""
     padded_px: tuple[int, int]
-    crop_px: tuple[int, int]
+    request: Request
+    """As it was asked for, without padding."""
+    details_px: float
+    """Window of the transfer of the source's details, 0 for none."""
     counts: tuple[int, int, int]
     """The picture's tiles, tiles in all and evaluations."""
 
@@ -90,7 +94,12 @@ class Drawing:
             problem = "the picture is not finite"
         elif int(image.max()) - int(image.min()) < 2:
             problem = "the picture is constant"
-        image = resize_lanczos(image, self.padded_px)[: self.crop_px[0], : self.crop_px[1]]
+        height, width = self.request.label.shape
+        image = resize_lanczos(image, self.padded_px)[:height, :width]
+        if self.details_px and not problem:
+            assert self.request.source is not None
+            label, source = self.request.label, self.request.source
+            image = transfer_details(image, source, label, self.details_px)
         return Picture(None if problem else image, problem, *self.counts)
 
 
@@ -211,7 +220,7 @@ class Sampler:
 
     def _start_all(self, requests: Sequence[Request]) -> list[Drawing]:
         config, networks = self.config, self.networks
-        requests = [self._pad(request) for request in requests]
+        asked, requests = requests, [self._pad(request) for request in requests]
         text = self._encode([request.prompt for request in requests])
         generators = [torch.Generator().manual_seed(request.seed) for request in requests]
 
@@ -240,7 +249,10 @@ class Sampler:
                 for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
             ]  # fmt: skip
             self.tile_pass.denoise(finished)
-        return [self._decode(canvas, len(grid)) for canvas in finished]
+        return [
+            self._decode(canvas, request, len(grid))
+            for canvas, request in zip(finished, asked, strict=True)
+        ]
 
     def _scaled(self, scale: float) -> tuple[int, int]:
         return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
@@ -319,12 +331,14 @@ class Sampler:
         sampled = self.config.fusion == "reference"
         return self._encode_picture(enlarged, generator if sampled else None)
 
-    def _decode(self, canvas: Canvas, tiles_total: int) -> Drawing:
+    def _decode(self, canvas: Canvas, request: Request, tiles_total: int) -> Drawing:
+        config = self.config
         pixels = models.decode_latents(self.networks.vae, canvas.latents)
         count = len(canvas.boxes) if tiles_total else 0
-        evaluations = (self.config.steps - canvas.first) * (1 + count)
-        counts = (count, tiles_total, evaluations)
-        return Drawing(pixels, self.crop_px, self.config.crop_px, counts)
+        counts = (count, tiles_total, (config.steps - canvas.first) * (1 + count))
+        window_px = config.details_window * request.label.shape[0]
+        details_px = window_px if config.details == "source" else 0.0
+        return Drawing(pixels, self.crop_px, request, details_px, counts)
 
 
 def resize_lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -115,8 +115,8 @@ def read_inputs(config: Config) -> Inputs:
     )  # fmt: skip
     if config.needs_pictures and len(source.pictures) < len(source.names):
         raise UserError(
-            f"{config.layouts_folder}: holds label maps alone, but --strength and --structure need "
-            "their pictures; give a dataset folder"
+            f"{config.layouts_folder}: holds label maps alone, but --strength, --structure and "
+            "--details source need their pictures; give a dataset folder"
         )
     found = layouts.scan_layouts(source, config.output / layouts.CACHE_NAME)
     layouts.check_sizes(source, found, config.crop_px)

@@ -79,6 +79,10 @@ class Config:
     """A second control, taken from the source pictures of the label maps."""
     strength: float = 1.0
     """Below 1 both passes start from the source picture, noised for this share of the steps."""
+    details: Literal["generated", "source"] = "generated"
+    """'source': the picture drawn gives each class its colours, the source picture its details."""
+    details_window: float = 0.1
+    """Standard deviation of the window in which colours are compared, in heights of the crop."""
 
     base_scale: float = 0.5
     """Size of the base pass relative to the crop."""
@@ -157,7 +161,7 @@ class Config:
     @property
     def needs_pictures(self) -> bool:
         """Whether the source pictures of the label maps are used."""
-        return self.structure.kind != "none" or self.strength < 1
+        return self.structure.kind != "none" or self.strength < 1 or self.details == "source"
 
 
 def run_mapping(config: Config) -> dict[str, Any]:
@@ -172,7 +176,7 @@ def check(config: Config) -> None:
     """Raise `UserError` for settings that cannot work, without reading any file."""
     require_positive(
         config, "n", "base_scale", "fusion_scale", "steps", "tile_batch", "image_batch",
-        "guidance_scale", "cpu_threads", "strength",
+        "guidance_scale", "cpu_threads", "strength", "details_window",
     )  # fmt: skip
     for name in ("crop_px", "tile_px", "stride_px"):
         values = getattr(config, name)

@@ -91,7 +91,8 @@ class StreetPipeline:
 
         `label`: HxW train ids with void 255, or the path of such a PNG. `generator`: a seed, or a
         torch.Generator, which stands for its seed when fresh and gives new seeds after that.
-        `image`: the source picture, for settings with a second control or a strength below 1.
+        `image`: the source picture, for settings with a second control, a strength below 1 or the
+        source's details.
         """
         if output_type not in ("pil", "np"):
             raise UserError(f"output_type {output_type!r}: use 'pil' or 'np'")
@@ -115,7 +116,7 @@ class StreetPipeline:
         if self.settings.needs_pictures != (image is not None):
             word = "needs" if image is None else "does not use"
             raise UserError(
-                f"image: the pipeline {word} a source picture, by structure and strength"
+                f"image: the pipeline {word} a source picture, by structure, strength and details"
             )
         source = None if image is None else np.array(image)
         images = [

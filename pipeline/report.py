@@ -77,6 +77,11 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     from pipeline import report_scores as numbers
 
     generated = pictures.samples_of(workspace / "generated")
+    variants = {
+        name: pictures.samples_of(workspace / "variants" / name)
+        for name in ("plain", "no_fusion", "no_swap")
+    }
+    plain = variants["plain"] or generated  # without the details of the source
     scores = numbers.read_scores(workspace / "scores.json")
     stages = stage_lines(workspace)
     rows = numbers.table(scores)
@@ -94,11 +99,14 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
         "targets": pictures.target_sheet(
             {name: workspace / "data" / "targets" / name for name in TARGETS}
         ),
-        "close_ups": pictures.close_ups(
-            generated, pictures.samples_of(workspace / "variants" / "no_fusion")
+        "details": pictures.comparison(
+            generated, variants["plain"], ("as drawn", "with the source's details")
         ),
-        "swaps": pictures.swap_sheet(
-            generated, pictures.samples_of(workspace / "variants" / "no_swap")
+        "close_ups": pictures.close_ups(plain, variants["no_fusion"]),
+        "swaps": pictures.comparison(
+            plain,
+            variants["no_swap"],
+            ("without Style Swap (U_S + C)", "with Style Swap (U_P + C)"),
         ),
         "arms": [numbers.title(arm) for arm in scores],
         "table": rows,

@@ -145,21 +145,26 @@ def pairs(
     return same[:limit]
 
 
-def swap_sheet(swapped: Sequence[Sample], plain: Sequence[Sample]) -> list[list[Picture]]:
-    """Return (label, without Style Swap, with it) of up to six samples, one per condition."""
+def comparison(
+    after: Sequence[Sample], before: Sequence[Sample], texts: tuple[str, str]
+) -> list[list[Picture]]:
+    """Return (label, before, after) of up to six samples, one per condition.
+
+    `texts`: captions of the pictures before and after.
+    """
     rows: list[list[Picture]] = []
     seen: set[str] = set()
-    for with_swap, without in pairs(swapped, plain, len(swapped)):
-        condition = str(with_swap.row.get("condition", ""))
+    for new, old in pairs(after, before, len(after)):
+        condition = str(new.row.get("condition", ""))
         if condition in seen or len(rows) == 6:
             continue
         seen.add(condition)
-        image, label = read_pair(with_swap)
+        image, label = read_pair(new)
         rows.append(
             [
-                label_picture(label, with_swap.caption),
-                Picture(data_url(read_image(without.image)), "without Style Swap (U_S + C)"),
-                Picture(data_url(image), "with Style Swap (U_P + C)"),
+                label_picture(label, new.caption),
+                Picture(data_url(read_image(old.image)), texts[0]),
+                Picture(data_url(image), texts[1]),
             ]
         )
     return rows

@@ -31,7 +31,7 @@ def scores() -> dict:
 def workspace(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> Path:
     source = tiny_dataset(4, 64, 128, folder=tmp_path / "data" / "source")
     tiny_dataset(2, 64, 128, folder=tmp_path / "data" / "targets" / "acdc", conditions=("fog",))
-    for name in ("generated", "variants/no_fusion", "variants/no_swap"):
+    for name in ("generated", "variants/plain", "variants/no_fusion", "variants/no_swap"):
         writer = DatasetWriter(tmp_path / name, config={"name": name})
         for index, sample in enumerate(open_dataset(source, labelled=True)):
             image, label = read_pair(sample)
@@ -53,14 +53,15 @@ def test_full_report_is_self_contained_and_escaped(workspace: Path, run_program)
     assert "<script" not in page and "&lt;script&gt;" in page
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "Not in this workspace yet: the same" not in page
-    for text in ("+8.0", "41.0", "fog", "night", "with fusion", "without Style Swap", "61.5"):
+    expected = ("+8.0", "41.0", "fog", "night", "with fusion", "without Style Swap", "61.5")
+    for text in (*expected, "source&#39;s details"):
         assert text in page, text
     assert len(page) < 15_000_000
 
 
 def test_empty_workspace_gives_a_page_of_notes(tmp_path: Path) -> None:
     page = report.render(report.gather(tmp_path, 2))
-    assert page.count("Not in this workspace yet") == 7
+    assert page.count("Not in this workspace yet") == 8
 
 
 def test_missing_workspace_is_one_line(tmp_path: Path, run_program) -> None:  # noqa: ANN001

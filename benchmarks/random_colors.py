@@ -1,0 +1,63 @@
+"""Recolour the source pictures of a generated set at random, class by class.
+
+The control of `--details source`: if these helped a network as much as pictures whose colours come
+from the diffusion model, its knowledge of looks would be of no use. Each class of each picture gets
+a random mean colour and a random part of its contrast (domain randomization, Tobin et al., 2017).
+
+    python benchmarks/random_colors.py --generated DIR --layouts DIR --output DIR
+
+`--layouts` is the dataset folder the generated set was drawn from.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+from pipeline.seeding import numpy_generator  # noqa: E402
+
+LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)
+
+
+def recolor(rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return HxWx3 uint8 in random colours, one draw per class of `label`."""
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    for class_id in np.unique(label):
+        shown = label == class_id
+        mean = [rng.uniform(*LIGHTNESS), *rng.normal(0, CHROMA_STD, 2)]
+        lab[shown] = mean + rng.uniform(*CONTRAST) * (lab[shown] - lab[shown].mean(0))
+    return (cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    for name in ("generated", "layouts", "output"):
+        parser.add_argument(f"--{name}", required=True, type=Path)
+    arguments = parser.parse_args()
+    names = {"recoloring_of": str(arguments.generated), "layouts": str(arguments.layouts)}
+    writer = DatasetWriter(arguments.output, config=names)
+    done = writer.done_ids()
+    sources = {sample.id: sample for sample in open_dataset(arguments.layouts, labelled=True)}
+    for sample in tqdm(open_dataset(arguments.generated, labelled=True)):
+        index = int(sample.id)
+        if sample_id(index) in done:
+            continue
+        image, label = read_pair(sources[Path(sample.row["source_label"]).stem])
+        top, left, height, width = sample.row["crop"]
+        box = slice(top, top + height), slice(left, left + width)
+        picture = recolor(numpy_generator(0, "random colors", index), image[box], label[box])
+        writer.write(index, picture, label[box], {"condition": sample.row["condition"]})
+
+
+if __name__ == "__main__":
+    guard(main)
