@@ -1,10 +1,10 @@
 """Put samples of a generated set on one sheet: label, source picture and generated picture.
 
-    python benchmarks/contact_sheet.py --generated DIR --source DIR --output docs/pictures/sheet.jpg
+    python benchmarks/contact_sheet.py --generated DIR [DIR ...] --source DIR --output sheet.jpg
 
-One sample per condition, the first of each, three pictures in a column; `--source` is the dataset
-folder whose labels were the layouts. With `--render LOOK ...` and no folders it shows one rendered
-scene of Pocket City in these looks instead.
+One sample per condition, the first of each, in a column: several sets of the same label maps one
+below the other; `--source` is the dataset folder whose labels were the layouts. With `--render LOOK
+...` and no folders it shows one rendered scene of Pocket City in these looks instead.
 """
 
 import argparse
@@ -46,11 +46,12 @@ def grid(cells: list[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-def generated_cells(generated: str, source: str, conditions: list[str]) -> list[np.ndarray]:
-    """Return label, source and generated picture of the first sample of each condition."""
+def generated_cells(generated: list[str], source: str, conditions: list[str]) -> list[np.ndarray]:
+    """Return label, source and generated pictures of the first sample of each condition."""
+    others = [{s.id: s for s in open_dataset(name, labelled=True)} for name in generated[1:]]
     sources = {s.id: s for s in open_dataset(source, labelled=True)}
     first = {}
-    for sample in open_dataset(generated, labelled=True):
+    for sample in open_dataset(generated[0], labelled=True):
         first.setdefault(sample.row["condition"], sample)
     cells = []
     for condition in conditions or sorted(first):
@@ -59,7 +60,8 @@ def generated_cells(generated: str, source: str, conditions: list[str]) -> list[
         original = read_image(sources[Path(sample.row["source_label"]).stem].image)
         top, left, height, width = sample.row["crop"]
         original = original[top : top + height, left : left + width]
-        column = np.concatenate([colorize(label), original, image])
+        more = [read_image(samples[sample.id].image) for samples in others]
+        column = np.concatenate([colorize(label), original, image, *more])
         cells.append(titled(column, condition.replace("_", " ")))
     return cells
 
@@ -81,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--generated")
+    parser.add_argument("--generated", nargs="+", metavar="DIR")
     parser.add_argument("--source")
     parser.add_argument("--conditions", nargs="*", default=[])
     parser.add_argument("--render", nargs="*", default=[], metavar="LOOK")

@@ -51,7 +51,8 @@ def summary(config: Config, plan: list[PlanItem], num_layouts: int, num_missing:
     lines = [
         f"samples: {config.n}, of which {num_missing} are missing in {config.output}",
         f"layouts: {num_layouts} in {config.layouts_folder}",
-        f"picture: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}",
+        f"picture: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "
+        f"details {config.details}",
         *_counts("conditions", [item.condition for item in plan]),
         *_counts("drawn for class", classes),
         f"disk: about {disk_estimate(config, num_missing) / 1e6:.1f} MB needed, "
@@ -62,6 +63,8 @@ def summary(config: Config, plan: list[PlanItem], num_layouts: int, num_missing:
 
 def write_dataset_card(config: Config, revisions: dict[str, str], num_layouts: int) -> None:
     """Write README.md of the dataset folder; it describes the run, not its progress."""
+    origin = "source pictures and label maps" if config.needs_pictures else "source label maps"
+    details = ", details from the source pictures" if config.details == "source" else ""
     swap = "the base's own U-Net (Style Swap)" if not config.unet else f"the U-Net {config.unet}"
     conditions = ", ".join(f"{k} ({c.share:g})" for k, c in config.prompt.conditions.items())
     revision_lines = "\n".join(f"- {name}: `{value}`" for name, value in revisions.items())
@@ -77,10 +80,10 @@ map it was drawn from.
 
 Drawn with {swap} of `{config.base}` and the ControlNet `{config.controlnet}`, fusion
 `{config.fusion}`, {config.steps} steps of {config.solver}, guidance {config.guidance_scale:g},
-seed {config.seed}, from {num_layouts} label maps. Conditions and shares: {conditions}.
+seed {config.seed}, from {num_layouts} label maps{details}. Conditions and shares: {conditions}.
 
 {revision_lines}
 
-The licences of the base model and of the source label maps apply to this set.
+The licences of the base model and of the {origin} apply to this set.
 """
     write_card(config.output, "Generated street scenes", text)

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from generation import engine, run, work
+from generation.details import transfer_details
 from pipeline import files, labels
-from pipeline.dataset import open_dataset, read_pair, read_rows
+from pipeline.dataset import open_dataset, read_image, read_pair, read_rows
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,22 @@ def test_labels_are_the_crops_of_the_layouts(finished, label_folder):
         assert np.array_equal(
             labels.read_label(sample.label), whole[top : top + height, left : left + width]
         )
+
+
+def test_details_come_from_the_source_picture_of_the_crop(call, tiny_dataset, tmp_path):
+    data = tiny_dataset(4, 48, 96)
+    plain, sharp = tmp_path / "plain", tmp_path / "sharp"
+    assert call("--n", 3, "--layouts", data, "--output", plain) == 0
+    assert call("--n", 3, "--layouts", data, "--details", "source", "--output", sharp) == 0
+    assert "details from the source pictures" in (sharp / "README.md").read_text()
+    drawn = {s.id: read_pair(s)[0] for s in open_dataset(plain, labelled=True)}
+    for sample in open_dataset(sharp, labelled=True):
+        image, label = read_pair(sample)
+        source = read_image(data / sample.row["source_label"].replace("labels", "images"))
+        top, left, height, width = sample.row["crop"]
+        source = source[top : top + height, left : left + width]
+        expected = transfer_details(drawn[sample.id], source, label, 0.1 * height)
+        assert np.array_equal(image, expected)
 
 
 def test_larger_n_continues_and_smaller_n_keeps_all(call, finished, tmp_path, capsys):
