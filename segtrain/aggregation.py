@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-Kind = Literal["taps", "concat", "direct", "mixing", "gated"]
+Kind = Literal["taps", "concat", "direct", "mixing", "gated", "lstm"]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -50,6 +50,23 @@ class Bottleneck(nn.Module):
         return (third(self.expand(hidden)) + side(shortcut)).relu()
 
 
+class ConvLSTM(nn.Module):
+    """Convolutional LSTM (Shi et al., NeurIPS 2015, equation 3, no peepholes), one step a call."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gates = nn.Conv2d(2 * channels, 4 * channels, 3, padding=1)
+
+    def forward(
+        self, value: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden state and cell BxCxhxw after `value`; None is the state before all."""
+        hidden, cell = state or (torch.zeros_like(value), torch.zeros_like(value))
+        keep, forget, put_out, new = self.gates(torch.cat([value, hidden], 1)).chunk(4, 1)
+        cell = forget.sigmoid() * cell + keep.sigmoid() * new.tanh()
+        return put_out.sigmoid() * cell.tanh(), cell
+
+
 class Aggregation(nn.Module):
     """Features of `levels` x taps to maps, finest first.
 
@@ -57,7 +74,8 @@ class Aggregation(nn.Module):
     feature, one map each. "concat": one map per stride, its features side by side, attention maps
     averaged (VPD). "direct": a `Bottleneck` per stride over all features. "mixing": a bottleneck
     per tap for all levels, mixed per stride by softmax weights (Diffusion Hyperfeatures, Luo et
-    al., NeurIPS 2023). "gated": as mixing, but a sigmoid of each feature's mean weighs it.
+    al., NeurIPS 2023). "gated": as mixing, but a sigmoid of each feature's mean weighs it. "lstm":
+    per stride a bottleneck over the taps, the same for all levels, and a `ConvLSTM` over these.
     """
 
     def __init__(
@@ -95,6 +113,12 @@ class Aggregation(nn.Module):
                 Bottleneck([channels[t] for _ in range(levels) for t in group], out_channels)
                 for group in groups
             )
+        elif kind == "lstm":
+            self.group_sizes = [len(group) for group in groups]
+            self.blocks = nn.ModuleList(
+                Bottleneck([channels[t] for t in group], out_channels) for group in groups
+            )
+            self.cells = nn.ModuleList(ConvLSTM(out_channels) for _ in groups)
         else:
             self.blocks = nn.ModuleList(Bottleneck([c], out_channels) for c in channels)
             if kind == "mixing":
@@ -116,6 +140,9 @@ class Collector:
         self.of = aggregation
         self._sums: dict[int, list[torch.Tensor]] = {}
         self._maps: dict[tuple[int, int], torch.Tensor] = {}
+        self._parts: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._states: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._next = [0] * len(aggregation.strides)
 
     def __call__(self, level: int, tap: int, feature: torch.Tensor) -> None:
         """Take the feature of a level and tap."""
@@ -128,6 +155,10 @@ class Collector:
             self._maps[level, tap] = feature
         elif of.kind == "direct":
             self._add(group, *of.blocks[group].part(number, feature))
+        elif of.kind == "lstm":
+            part = of.blocks[group].part(of.place[0, tap], feature)
+            self._parts.setdefault((group, level), []).append(part)
+            self._advance(group)
         else:
             block = of.blocks[tap]
             hidden = block.finish(*block.part(0, feature))
@@ -137,6 +168,18 @@ class Collector:
                 gate = of.gates[level * len(of.shapes) + tap]
                 weight = gate(hidden.mean((2, 3))).sigmoid()[..., None, None]
             self._add(group, weight * hidden)
+
+    def _advance(self, group: int) -> None:
+        """Step through the levels, in their order, as soon as all features of one are there."""
+        of, level = self.of, self._next[group]
+        parts = self._parts.get((group, level), [])
+        if len(parts) < of.group_sizes[group]:
+            return
+        value = of.blocks[group].finish(*map(sum, zip(*parts, strict=True)))
+        self._states[group] = of.cells[group](value, self._states.get(group))
+        del self._parts[group, level]
+        self._next[group] = level + 1
+        self._advance(group)
 
     def _add(self, group: int, *values: torch.Tensor) -> None:
         have = self._sums.get(group)
@@ -151,6 +194,8 @@ class Collector:
             return tuple(self._maps[key] for key in sorted(self._maps))
         if of.kind == "concat":
             return tuple(self._concat(stride) for stride in of.strides)
+        if of.kind == "lstm":
+            return tuple(self._states[group][0] for group in range(len(of.strides)))
         sums = [self._sums[group] for group in range(len(of.strides))]
         if of.kind == "direct":
             return tuple(b.finish(*s) for b, s in zip(of.blocks, sums, strict=True))

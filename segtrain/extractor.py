@@ -68,7 +68,8 @@ class DiffusionExtractor(torch.nn.Module):
             self.schedule.prediction_type = "epsilon"
         unet.requires_grad_(False).eval()
         vae.requires_grad_(False).eval()
-        vae.decoder = vae.post_quant_conv = None
+        if not any(tap.startswith("vae.decoder") for tap in taps):
+            vae.decoder = vae.post_quant_conv = None
         self._models = (unet, vae)  # a tuple: not registered as submodules
         if checkpointing:
             unet.enable_gradient_checkpointing()
@@ -148,7 +149,10 @@ class DiffusionExtractor(torch.nn.Module):
         the picture, rounded up.
         """
         size = images.shape[-2:]
-        in_vae = [tap for tap in self.taps if tap.startswith("vae.")]
+        encoder, decoder = (
+            [tap.removeprefix("vae.") for tap in self.taps if tap.startswith(f"vae.{half}")]
+            for half in ("encoder", "decoder")
+        )
         padded = tuple(side + -side % self.multiple for side in size)
 
         def deliver(level: int, tap: str, feature: torch.Tensor) -> None:
@@ -159,13 +163,20 @@ class DiffusionExtractor(torch.nn.Module):
             with torch.enable_grad():
                 sink(level, self.taps.index(tap), feature[..., :rows, :columns])
 
-        if latents is None or in_vae:
-            names = [tap.removeprefix("vae.") for tap in in_vae]
-            with Taps(
-                self._models[1], names, lambda tap, value: deliver(0, f"vae.{tap}", value),
-                early_exit=False, at_block=False,
-            ):  # fmt: skip
+        def deliver_vae(tap: str, value: torch.Tensor) -> None:
+            for level in range(len(self.levels)):  # the same at all of them
+                deliver(level, f"vae.{tap}", value)
+
+        vae = self._models[1]
+        if latents is None or encoder:
+            with Taps(vae, encoder, deliver_vae, early_exit=False, at_block=False):
                 latents = self.encode(images)
+        if decoder:
+            with (
+                torch.no_grad(),
+                Taps(vae, decoder, deliver_vae, early_exit=self.early_exit, at_block=False),
+            ):
+                models.decode_latents(vae, latents)
         learns = len(self.trained) > 0 or context.states.requires_grad
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             walk = self.trajectory.walk(latents, self.schedule)

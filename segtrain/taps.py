@@ -2,7 +2,8 @@
 
 A tap is the name of a module inside the U-Net, or inside the VAE after `vae.`:
 
-- `up_blocks.1`, `mid_block`, `vae.encoder.down_blocks.1`: the output of a block;
+- `up_blocks.1`, `mid_block`, `vae.encoder.down_blocks.1`: the output of a block; one of
+  `vae.decoder` when the clean latent is decoded again (ODISE, Xu et al., CVPR 2023);
 - `up_blocks.1.resnets.0.conv2`: a residual block before its shortcut is added (DIFF, DHF);
 - `up_blocks.1.attentions.0.transformer_blocks.0`: hidden states after the feed-forward (DIFF);
 - `up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps`: cross-attention probabilities, the
@@ -26,7 +27,8 @@ class Exit(Exception):
 
 def check_taps(unet: Any, vae: Any, taps: Sequence[str]) -> None:
     """Raise `UserError` unless the taps are distinct modules, and maps are of cross-attention."""
-    known = {f"vae.{name}" for name, _ in vae.named_modules() if name.startswith("encoder")}
+    known = {f"vae.{name}" for name, _ in vae.named_modules()
+             if name.startswith(("encoder", "decoder"))}  # fmt: skip
     known |= {name for name, _ in unet.named_modules() if name}
     wrong = [tap for tap in taps if tap.removesuffix(MAPS) not in known]
     wrong += [tap for tap in taps if tap.endswith(MAPS) and not tap.endswith(f".attn2{MAPS}")]

@@ -32,7 +32,7 @@ def test_streamed_bottleneck_equals_the_one_over_the_concatenation() -> None:
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(streamed.sum(), parts))
 
 
-@pytest.mark.parametrize("kind", ["direct", "mixing", "gated", "concat", "taps"])
+@pytest.mark.parametrize("kind", ["direct", "mixing", "gated", "lstm", "concat", "taps"])
 def test_maps_have_the_declared_channels_whatever_the_order(kind: str) -> None:
     torch.manual_seed(0)
     aggregation = Aggregation(SHAPES, 3, kind, 16, averaged=(3, 4))
@@ -56,6 +56,20 @@ def test_maps_have_the_declared_channels_whatever_the_order(kind: str) -> None:
     elif kind != "taps":
         sum(m.sum() for m in maps).backward()
         assert all(p.grad is not None for p in aggregation.parameters())
+
+
+def test_lstm_steps_through_the_levels_in_their_order() -> None:
+    torch.manual_seed(0)
+    aggregation = Aggregation(SHAPES[:3], 3, "lstm", 16)
+    features, collector = _features(3), aggregation.open()
+    for key in [(2, 0), (0, 2), (1, 1), (0, 0), (0, 1), (2, 2), (1, 2), (2, 1), (1, 0)]:
+        collector(*key, features[key])
+    block, cell, state = aggregation.blocks[1], aggregation.cells[1], None  # stride 8: taps 0, 2
+    for level in range(3):
+        parts = [block.part(place, features[level, tap]) for place, tap in enumerate((0, 2))]
+        state = cell(block.finish(*map(sum, zip(*parts, strict=True))), state)
+    torch.testing.assert_close(collector.finish()[1], state[0])
+    assert state[0].abs().max() < 1  # a product of a sigmoid and a tanh
 
 
 def test_mixing_weights_every_level_and_tap_on_its_own() -> None:

@@ -35,6 +35,28 @@ def test_taps_have_their_stride_and_channels(tiny_base: Path, text: Conditioning
     assert extractor.tap_shapes(text) == [(8, 4), (16, 4), (16, 8), (16, 8), (8, 4), (4, 2)]
 
 
+@pytest.mark.parametrize("early_exit", [True, False])
+def test_autoencoder_taps_are_its_features_at_every_level(
+    tiny_base: Path, text: Conditioning, early_exit: bool
+) -> None:
+    names = ("encoder.down_blocks.0", "decoder.mid_block")
+    extractor = load_extractor(
+        str(tiny_base), taps=(TAPS[0], *(f"vae.{name}" for name in names)),
+        trajectory=Noised((10, 50)), early_exit=early_exit,
+    )  # fmt: skip
+    features = extractor(_image(32, 64), text)
+    vae = models.load_component(str(tiny_base), "vae")
+    expected = []
+    for name in names:
+        vae.get_submodule(name).register_forward_hook(lambda _m, _i, out: expected.append(out))
+    with torch.no_grad():
+        models.decode_latents(vae, models.encode_latents(vae, _image(32, 64)))
+    assert len(features) == 6
+    for level in (0, 1):
+        for feature, wanted in zip(features[3 * level + 1 : 3 * level + 3], expected, strict=True):
+            torch.testing.assert_close(feature, wanted)
+
+
 def test_inner_taps_are_the_parts_of_their_block(tiny_base: Path, text: Conditioning) -> None:
     block = "up_blocks.0.resnets.0"
     extractor = load_extractor(str(tiny_base), taps=(f"{block}.conv2", block), early_exit=False)

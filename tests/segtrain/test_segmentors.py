@@ -129,6 +129,8 @@ def test_entropy_and_ramp() -> None:
             "type": "inversion", "targets": [5, 10, 20], "saved": [10, 0]}},
         {"aggregation": "gated", "trajectory": {"type": "noised", "timesteps": [10, 50]}},
         {"aggregation": "mixing", "categories": "eos", "adapter": True},
+        {"aggregation": "lstm", "trajectory": {"type": "noised", "timesteps": [10, 50]},
+         "taps": ["up_blocks.0", "vae.decoder.up_blocks.0"]},
     ],
 )  # fmt: skip
 def test_only_what_learns_is_stored_and_the_rest_reloads(tiny_base: Path, backbone) -> None:
