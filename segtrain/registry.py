@@ -13,9 +13,10 @@ from pipeline import labels  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
 from segtrain.daformer_head import DAFormerHead  # noqa: E402
 from segtrain.diffusion_backbone import DiffusionBackbone  # noqa: E402
+from segtrain.mask2former_head import Mask2FormerHead  # noqa: E402
 from segtrain.segmentors import DiffusionSegmentor  # noqa: E402
 
-for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead):
+for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead, Mask2FormerHead):
     MODELS.register_module(name=f"Streetforge{part.__name__}", module=part, force=True)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
 from torch.nn import functional
 
@@ -134,10 +135,15 @@ class DiffusionSegmentor(EncoderDecoder):
     def _branch(
         self, inputs: torch.Tensor, data_samples: list[Any], latents: torch.Tensor,
         options: dict[str, Any], name: str,
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:  # fmt: skip
-        maps = self.extract_feat(inputs, latents=latents, **options)
-        logits = self.decode_head(maps)
-        losses = self.decode_head.loss_by_feat(logits, data_samples)
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:  # fmt: skip
+        """Return losses and, where a second branch may need them, logits."""
+        maps, head = self.extract_feat(inputs, latents=latents, **options), self.decode_head
+        if type(head).loss is BaseDecodeHead.loss:
+            logits = head(maps)
+            losses = head.loss_by_feat(logits, data_samples)
+        else:  # a loss that is no function of the logits
+            losses = head.loss(maps, data_samples, self.train_cfg)
+            logits = head(maps) if self.randomization or self.knowledge else None
         return {f"{name}.{key}": value for key, value in losses.items()}, logits
 
     def _conditional_options(

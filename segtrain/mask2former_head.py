@@ -1,0 +1,117 @@
+"""Mask2Former (Cheng et al., CVPR 2022) as a head of mmsegmentation, of the parts of transformers.
+
+mmsegmentation's own needs mmdetection and compiled operators; transformers has pixel decoder,
+masked attention and matched losses in plain PyTorch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from transformers import Mask2FormerConfig
+from transformers.models.mask2former.modeling_mask2former import (
+    Mask2FormerLoss,
+    Mask2FormerPixelDecoder,
+    Mask2FormerPreTrainedModel,
+    Mask2FormerTransformerModule,
+)
+
+Predictions = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+
+
+class MaskDecoder(Mask2FormerPreTrainedModel):
+    """Pixel decoder, queries and class predictor: Mask2Former without its backbone."""
+
+    def __init__(self, config: Mask2FormerConfig, channels: Sequence[int]) -> None:
+        super().__init__(config)
+        self.pixels = Mask2FormerPixelDecoder(config, feature_channels=list(channels))
+        self.queries = Mask2FormerTransformerModule(config.feature_size, config)
+        self.class_predictor = torch.nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.post_init()
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> Predictions:
+        """Return mask logits BxQxhxw and class logits BxQx(K+1) after each decoder layer."""
+        decoded = self.pixels(list(maps), return_dict=True)
+        output = self.queries(decoded.multi_scale_features, decoded.mask_features)
+        classes = [
+            self.class_predictor(state.transpose(0, 1))
+            for state in output.intermediate_hidden_states
+        ]
+        return output.masks_queries_logits, classes
+
+
+class Mask2FormerHead(BaseDecodeHead):
+    """Predicts a class and a mask per query; a pixel's class is the one its masks speak for most.
+
+    `strides`: of the maps in pixels, finest first, three or more; the last three go through
+    deformable attention, finer ones are added as in an FPN. Further options are those of
+    `Mask2FormerConfig`; `feature_size` must be a multiple of 32.
+    """
+
+    def __init__(
+        self, *, strides: Sequence[int], feature_size: int = 256, num_classes: int,
+        dim_feedforward: int = 2048, encoder_feedforward_dim: int = 1024, encoder_layers: int = 6,
+        decoder_layers: int = 10, num_attention_heads: int = 8, num_queries: int = 100,
+        train_num_points: int = 12544, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            input_transform="multiple_select", num_classes=num_classes, channels=feature_size,
+            dropout_ratio=0, **options,
+        )  # fmt: skip
+        self.conv_seg = None  # the base class's classifier
+        config = Mask2FormerConfig(
+            feature_size=feature_size, mask_feature_size=feature_size, hidden_dim=feature_size,
+            feature_strides=list(strides), common_stride=strides[0], num_labels=num_classes,
+            dim_feedforward=dim_feedforward, encoder_feedforward_dim=encoder_feedforward_dim,
+            encoder_layers=encoder_layers, decoder_layers=decoder_layers,
+            num_attention_heads=num_attention_heads, num_queries=num_queries,
+            train_num_points=train_num_points,
+        )  # fmt: skip
+        self.decoder = MaskDecoder(config, self.in_channels)
+        self.weights = {
+            "loss_cross_entropy": config.class_weight,
+            "loss_mask": config.mask_weight,
+            "loss_dice": config.dice_weight,
+        }
+        self.criterion = Mask2FormerLoss(config, self.weights)
+
+    def init_weights(self) -> None:
+        """Keep the initialisation of transformers; there is no classifier of the base class."""
+
+    def forward(self, inputs: Any) -> torch.Tensor:
+        """Return the logarithm of BxKxhxw scores, sums over queries of class times mask."""
+        masks, classes = self.decoder(self._transform_inputs(inputs))
+        shares = classes[-1].softmax(-1)[..., :-1]
+        scores = torch.einsum("bqk,bqhw->bkhw", shares, masks[-1].sigmoid())
+        return scores.clamp_min(1e-6).log()
+
+    def loss(
+        self, inputs: Any, batch_data_samples: list[Any], train_cfg: Any
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses of matched queries after each layer, each kind summed."""
+        masks, classes = self.decoder(self._transform_inputs(inputs))
+        labels = self._stack_batch_gt(batch_data_samples)[:, 0]
+        targets = [self._targets(label) for label in labels]
+        labelled = [i for i, (ids, _) in enumerate(targets) if len(ids)]
+        if not labelled:  # void alone; keeps all parameters in the graph, as several processes need
+            zero = sum(values.sum() for values in (*masks, *classes)) * 0.0
+            return dict.fromkeys(self.weights, zero)
+        layers = [
+            {"masks_queries_logits": m[labelled], "class_queries_logits": c[labelled]}
+            for m, c in zip(masks, classes, strict=True)
+        ]
+        found = self.criterion(
+            **layers[-1], mask_labels=[targets[i][1] for i in labelled],
+            class_labels=[targets[i][0] for i in labelled], auxiliary_predictions=layers[:-1],
+        )  # fmt: skip
+        return {
+            name: weight * sum(value for key, value in found.items() if key.startswith(name))
+            for name, weight in self.weights.items()
+        }
+
+    def _targets(self, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the classes N of a label HxW and their masks NxHxW, float; void has none."""
+        ids = label.unique()
+        ids = ids[ids != self.ignore_index]
+        return ids, (label == ids[:, None, None]).float()

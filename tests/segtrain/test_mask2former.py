@@ -1,0 +1,132 @@
+"""The Mask2Former head: learns a label, ignores void, trains beside a second branch, any stride."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from segtrain import recipes
+
+SMALL = {
+    "feature_size": 32, "dim_feedforward": 32, "encoder_feedforward_dim": 32, "encoder_layers": 1,
+    "decoder_layers": 3, "num_attention_heads": 2, "num_queries": 6, "train_num_points": 128,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    recipes.load_recipe(Path(__file__).resolve().parents[2] / "configs/segtrain/diff1_pocket.py")
+
+
+def build_head(**options):
+    from segtrain.mask2former_head import Mask2FormerHead
+
+    torch.manual_seed(0)
+    return Mask2FormerHead(
+        **{
+            "in_channels": [8, 8, 8], "in_index": [0, 1, 2], "strides": [4, 8, 16],
+            "num_classes": 4, **SMALL, **options,
+        }
+    )  # fmt: skip
+
+
+def sample(label: torch.Tensor) -> SegDataSample:
+    made = SegDataSample(metainfo={"img_shape": tuple(label.shape), "ori_shape": label.shape})
+    made.gt_sem_seg = PixelData(data=label[None])
+    return made
+
+
+@pytest.fixture
+def scene():
+    """Maps of two pictures of 32x64 and their labels: two halves, some void."""
+    torch.manual_seed(1)
+    label = torch.full((2, 32, 64), 3)
+    label[0, :, :32], label[1, 16:], label[:, :4] = 1, 2, 255
+    maps = []
+    for stride in (4, 8, 16):
+        noise = 0.1 * torch.randn(2, 8, 32 // stride, 64 // stride)
+        small = label[:, ::stride, ::stride]
+        noise[:, :4] += torch.stack([(small == k).float() for k in range(4)], 1)
+        maps.append(noise)
+    return maps, [sample(one) for one in label], label
+
+
+def test_learns_masks_and_classes(scene) -> None:
+    maps, samples, label = scene
+    head = build_head()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    first = last = 0.0
+    for _ in range(60):
+        losses = head.loss(maps, samples, None)
+        assert set(losses) == {"loss_cross_entropy", "loss_mask", "loss_dice"}
+        last = sum(losses.values())
+        first = first or float(last.detach())
+        optimizer.zero_grad()
+        last.backward()
+        optimizer.step()
+    assert float(last) < 0.3 * first
+    metas = [one.metainfo for one in samples]
+    with torch.no_grad():
+        predicted = head.predict(maps, metas, None).argmax(1)
+    known = label != 255
+    assert (predicted[known] == label[known]).float().mean() > 0.9
+
+
+def test_every_parameter_learns_also_from_void_alone(scene) -> None:
+    """Several processes wait for the gradient of every parameter."""
+    maps, samples, label = scene
+    head = build_head()
+    sum(head.loss(maps, samples, None).values()).backward()
+    learns = {name for name, p in head.named_parameters() if p.grad is not None}
+    assert learns == {name for name, _ in head.named_parameters()}
+    head.zero_grad()
+    void = [sample(torch.full_like(label[0], 255))]
+    losses = head.loss([m[:1] for m in maps], void, None)
+    assert float(sum(losses.values())) == 0
+    sum(losses.values()).backward()
+    assert {name for name, p in head.named_parameters() if p.grad is not None} == learns
+
+
+def test_pictures_of_void_alone_do_not_count(scene) -> None:
+    maps, samples, label = scene
+    void = sample(torch.full_like(label[0], 255))
+    head = build_head()
+    values = []
+    for batch, chosen in (([0], [samples[0]]), ([0, 1], [samples[0], void])):
+        torch.manual_seed(2)  # the points at which masks are compared
+        losses = head.loss([m[batch] for m in maps], chosen, None)
+        values.append(torch.stack([losses[name] for name in sorted(losses)]))
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-4)
+
+
+def test_finer_maps_are_added_and_scores_are_of_their_size(scene) -> None:
+    head = build_head(in_channels=[8] * 4, in_index=[0, 1, 2, 3], strides=[2, 4, 8, 16])
+    maps = [torch.randn(2, 8, 16, 32), *scene[0]]
+    assert head(maps).shape == (2, 4, 16, 32)
+
+
+def test_trains_beside_a_second_branch(tiny_base: Path, scene) -> None:
+    torch.manual_seed(0)
+    model = recipes.build_model(
+        {
+            "model": {
+                "type": "StreetforgeDiffusionSegmentor",
+                "backbone": {
+                    "type": "StreetforgeDiffusionBackbone", "base": str(tiny_base),
+                    "taps": ["up_blocks.1", "up_blocks.0", "mid_block"], "out_channels": 8,
+                    "scenes": ["by day", "at night"],
+                },
+                "randomization": {},
+                "decode_head": {
+                    "type": "StreetforgeMask2FormerHead", "in_channels": [8, 8, 8],
+                    "in_index": [0, 1, 2], "strides": [4, 4, 8], "num_classes": 19, **SMALL,
+                },
+            }
+        }
+    )  # fmt: skip
+    losses = model.loss(torch.rand(2, 3, 32, 64) * 2 - 1, scene[1])
+    assert {"plain.loss_mask", "second.loss_dice", "consistency.loss"} <= set(losses)
+    sum(losses.values()).backward()
+    assert torch.isfinite(sum(losses.values()))
