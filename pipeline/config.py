@@ -178,4 +178,5 @@ def require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+            rule = "above 0" if isinstance(value, float) else "1 or more"
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be {rule}")

@@ -82,5 +82,5 @@ def test_label_maps_without_pictures_are_refused(tiny_config, tmp_path):
     config = replace(tiny_config, details="source", output=tmp_path / "out")
     with pytest.raises(UserError, match="--details source need their pictures"):
         read_inputs(config)
-    with pytest.raises(UserError, match="--details-window"):
+    with pytest.raises(UserError, match="--details-window 0: must be above 0"):
         read_inputs(replace(config, details_window=0.0))
