@@ -67,7 +67,7 @@ def test_reference_preset_equals_the_published_loop(networks, tiny_config, make_
     )  # fmt: skip
     requests = [Request(make_label(32, 64, i), f"road {i}", i) for i in range(2)]
     latents, decode = [], sampler._decode
-    sampler._decode = lambda done, total: latents.append(done.latents) or decode(done, total)
+    sampler._decode = lambda done, *rest: latents.append(done.latents) or decode(done, *rest)
     bases, enlarge = [], sampler._reference_latent
     sampler._reference_latent = lambda base, rng: bases.append(base) or enlarge(base, rng)
     pictures = sampler.draw_all(requests)
