@@ -21,7 +21,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.report_pictures import source_picture  # noqa: E402
 from pipeline.seeding import numpy_generator  # noqa: E402
 
 LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)
@@ -47,16 +48,15 @@ def main() -> None:
     names = {"recoloring_of": str(arguments.generated), "layouts": str(arguments.layouts)}
     writer = DatasetWriter(arguments.output, config=names)
     done = writer.done_ids()
-    sources = {sample.id: sample for sample in open_dataset(arguments.layouts, labelled=True)}
     for sample in tqdm(open_dataset(arguments.generated, labelled=True)):
         index = int(sample.id)
         if sample_id(index) in done:
             continue
-        image, label = read_pair(sources[Path(sample.row["source_label"]).stem])
-        top, left, height, width = sample.row["crop"]
-        box = slice(top, top + height), slice(left, left + width)
-        picture = recolor(numpy_generator(0, "random colors", index), image[box], label[box])
-        writer.write(index, picture, label[box], {"condition": sample.row["condition"]})
+        image, (_, label) = source_picture(sample, arguments.layouts), read_pair(sample)
+        if image is None:
+            raise UserError(f"--layouts {arguments.layouts}: has no {sample.row['source_label']}")
+        picture = recolor(numpy_generator(0, "random colors", index), image, label)
+        writer.write(index, picture, label, {"condition": sample.row["condition"]})
 
 
 if __name__ == "__main__":
