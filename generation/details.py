@@ -27,8 +27,10 @@ def transfer_details(
         rows, columns = (np.flatnonzero((label == class_id).any(axis)) for axis in (1, 0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         shown = label[box] == class_id
-        mean, contrast = _statistics(given[box], shown, window_px)
-        new_mean, new_contrast = _statistics(wanted[box], shown, window_px)
+        inside = shown.astype(np.float32)[..., None]
+        weight = np.maximum(_blur(inside, window_px), 1e-6)[..., None]
+        mean, contrast = _statistics(given[box], inside, weight, window_px)
+        new_mean, new_contrast = _statistics(wanted[box], inside, weight, window_px)
         scale = np.minimum(new_contrast / np.maximum(contrast, 1e-3), 1)
         result[box][shown] = (new_mean + scale * (given[box] - mean))[shown]
     pixels = cv2.cvtColor(result, cv2.COLOR_Lab2RGB)
@@ -51,11 +53,12 @@ def _blur(values: np.ndarray, window_px: float) -> np.ndarray:
 
 
 def _statistics(
-    values: np.ndarray, shown: np.ndarray, window_px: float
+    values: np.ndarray, inside: np.ndarray, weight: np.ndarray, window_px: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return local mean and standard deviation HxWx3 over the pixels that are `shown`."""
-    inside = shown.astype(np.float32)[..., None]
-    weight = np.maximum(_blur(inside, window_px), 1e-6)[..., None]
+    """Return local mean and standard deviation HxWx3 of the pixels where `inside` HxWx1 is 1.
+
+    `weight`: `inside` blurred, HxWx1.
+    """
     mean = _blur(values * inside, window_px) / weight
     square = _blur(values**2 * inside, window_px) / weight
     return mean, np.sqrt(np.maximum(square - mean**2, 0))
