@@ -19,8 +19,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.dataset import open_dataset, read_image, read_pair
-from pipeline.errors import guard
+from pipeline.errors import UserError, guard
 from pipeline.labels import colorize
+from pipeline.report_pictures import source_picture
 
 GAP = 6
 
@@ -46,10 +47,9 @@ def grid(cells: list[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-def generated_cells(generated: list[str], source: str, conditions: list[str]) -> list[np.ndarray]:
+def generated_cells(generated: list[str], source: Path, conditions: list[str]) -> list[np.ndarray]:
     """Return label, source and generated pictures of the first sample of each condition."""
     others = [{s.id: s for s in open_dataset(name, labelled=True)} for name in generated[1:]]
-    sources = {s.id: s for s in open_dataset(source, labelled=True)}
     first = {}
     for sample in open_dataset(generated[0], labelled=True):
         first.setdefault(sample.row["condition"], sample)
@@ -57,9 +57,9 @@ def generated_cells(generated: list[str], source: str, conditions: list[str]) ->
     for condition in conditions or sorted(first):
         sample = first[condition]
         image, label = read_pair(sample)
-        original = read_image(sources[Path(sample.row["source_label"]).stem].image)
-        top, left, height, width = sample.row["crop"]
-        original = original[top : top + height, left : left + width]
+        original = source_picture(sample, source)
+        if original is None:
+            raise UserError(f"--source {source}: no picture behind {sample.id}; give its layouts")
         more = [read_image(samples[sample.id].image) for samples in others]
         column = np.concatenate([colorize(label), original, image, *more])
         cells.append(titled(column, condition.replace("_", " ")))
@@ -84,7 +84,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--generated", nargs="+", metavar="DIR")
-    parser.add_argument("--source")
+    parser.add_argument("--source", type=Path)
     parser.add_argument("--conditions", nargs="*", default=[])
     parser.add_argument("--render", nargs="*", default=[], metavar="LOOK")
     parser.add_argument("--seed", type=int, default=3)
@@ -92,6 +92,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
     if arguments.generated:
+        if not arguments.source:
+            parser.error("--generated needs --source: the dataset folder whose labels were drawn")
         cells = generated_cells(arguments.generated, arguments.source, arguments.conditions)
     else:
         cells = rendered_cells(arguments.render, arguments.seed)
