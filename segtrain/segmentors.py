@@ -83,7 +83,7 @@ class DiffusionSegmentor(EncoderDecoder):
         maps = self.extract_feat(inputs, latents=latents)
         logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
         labels = functional.interpolate(logits, inputs.shape[-2:]).argmax(1, keepdim=True)
-        if told := self._conditional_options(labels, latents):
+        if told := self.conditional_options(labels, latents):
             maps = self.extract_feat(inputs, latents=latents, **told)
             logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
         return logits
@@ -122,7 +122,7 @@ class DiffusionSegmentor(EncoderDecoder):
             return None, {}
         if isinstance(rule, Knowledge):
             labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
-            options = self._conditional_options(labels, latents, rule.paths)
+            options = self.conditional_options(labels, latents, rule.paths)
             return (rule, options) if options else (None, {})
         others = len(self.backbone.text.scenes) - 1
         if others == 0:
@@ -146,7 +146,7 @@ class DiffusionSegmentor(EncoderDecoder):
             logits = head(maps) if self.randomization or self.knowledge else None
         return {f"{name}.{key}": value for key, value in losses.items()}, logits
 
-    def _conditional_options(
+    def conditional_options(
         self, labels: torch.Tensor, latents: torch.Tensor, paths: int | None = None
     ) -> dict[str, Any] | None:
         """Return classes and masks of labels Bx1xHxW, at most `paths`; None if none is there."""

@@ -83,7 +83,7 @@ def test_knowledge_uses_the_classes_of_the_batch_and_their_masks(tiny_base: Path
     inputs, samples = _batch(0, 3)
     latents = model.backbone.encode(inputs)
     labels = torch.stack([sample.gt_sem_seg.data for sample in samples])
-    options = model._conditional_options(labels, latents)
+    options = model.conditional_options(labels, latents)
     assert options["class_ids"] == [0, 3]
     assert options["masks"].shape == (2, 2, 8, 16)
     for k in range(2):

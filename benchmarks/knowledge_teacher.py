@@ -1,0 +1,88 @@
+"""What the teacher of IPKL knows more: mIoU of both branches of a trained network.
+
+IPKL (Ji et al., ICASSP 2025) can teach no more than its teacher knows: the branch that is told the
+classes of a picture and where they are, here from the ground truth as in training.
+
+    python benchmarks/knowledge_teacher.py --checkpoint DIR [DIR ...] --data DIR [--limit N]
+
+`--checkpoint`: output folders of segtrain/train.py with IPKL; `--data`: a labelled dataset folder
+that nothing was trained on. `told`: at most as many classes as in a training step; `told
+all`: every class of the picture. `same`: pixels that the plain branch predicts alike.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.dataset import Sample, open_dataset, read_pair  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from segtrain.scoring import areas_of, score_of  # noqa: E402
+from segtrain.segmenter import Segmenter  # noqa: E402
+
+BRANCHES = ("plain", "told", "told all")
+
+
+@torch.no_grad()
+def predictions(segmenter: Segmenter, image: np.ndarray, label: torch.Tensor) -> list[torch.Tensor]:
+    """Return the train ids HxW that each of `BRANCHES` predicts."""
+    network = segmenter.model
+    inputs, samples = segmenter.prepare([image])
+    latents = network.backbone.encode(inputs)
+    truth = label[None, None]
+    results = []
+    for options in (
+        {},
+        network.conditional_options(truth, latents, network.knowledge.paths),
+        network.conditional_options(truth, latents),
+    ):
+        maps = network.extract_feat(inputs, latents=latents, **(options or {}))
+        logits = network.decode_head.predict(
+            maps, [sample.metainfo for sample in samples], network.test_cfg
+        )
+        logits = torch.nn.functional.interpolate(logits, label.shape, mode="bilinear")
+        results.append(logits[0].argmax(0))
+    return results
+
+
+def measure(folder: Path, samples: list[Sample]) -> str:
+    """Return a row of the table."""
+    segmenter = Segmenter.from_pretrained(folder)
+    if getattr(segmenter.model, "knowledge", None) is None:
+        raise UserError(f"{folder}: was trained without `knowledge`; give a run with IPKL")
+    torch.manual_seed(0)  # which classes are told
+    areas, same = torch.zeros(len(BRANCHES), 4, 19, dtype=torch.float64), []
+    for sample in tqdm(samples, leave=False):
+        image, ids = read_pair(sample)
+        label = torch.from_numpy(ids.astype(np.int64))
+        found = predictions(segmenter, image, label)
+        areas += torch.stack([areas_of(prediction, label) for prediction in found])
+        same.append([float((found[0] == other).float().mean()) for other in found[1:]])
+    scores = [f"{score_of(each, len(samples))['miou']:.1f}" for each in areas]
+    shares = [f"{100 * share:.1f}" for share in np.mean(same, axis=0)]
+    return f"| {folder.name} | {' | '.join([*scores, *shares])} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--checkpoint", nargs="+", required=True, type=Path)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--limit", type=int)
+    arguments = parser.parse_args()
+    samples = list(open_dataset(arguments.data, labelled=True))[: arguments.limit]
+    titles = [*(f"{name}, mIoU %" for name in BRANCHES), "same, told %", "same, told all %"]
+    print(f"| run | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|", sep="\n")
+    for folder in arguments.checkpoint:
+        print(measure(folder, samples))
+
+
+if __name__ == "__main__":
+    guard(main)
