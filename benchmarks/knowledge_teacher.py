@@ -7,7 +7,7 @@ classes of a picture and where they are, here from the ground truth as in traini
 
 `--checkpoint`: output folders of segtrain/train.py with IPKL; `--data`: a labelled dataset folder
 that nothing was trained on. `told`: at most as many classes as in a training step; `told
-all`: every class of the picture. `same`: pixels that the plain branch predicts alike.
+all`: every class of the picture. `same`: share of the pixels that the plain branch predicts alike.
 """
 
 import argparse
@@ -23,7 +23,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.dataset import Sample, open_dataset, read_pair  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.scoring import areas_of, score_of  # noqa: E402
+from pipeline.labels import NUM_CLASSES  # noqa: E402
+from segtrain.scoring import AREAS, areas_of, score_of  # noqa: E402
 from segtrain.segmenter import Segmenter  # noqa: E402
 
 BRANCHES = ("plain", "told", "told all")
@@ -31,23 +32,18 @@ BRANCHES = ("plain", "told", "told all")
 
 @torch.no_grad()
 def predictions(segmenter: Segmenter, image: np.ndarray, label: torch.Tensor) -> list[torch.Tensor]:
-    """Return the train ids HxW that each of `BRANCHES` predicts."""
+    """Return the train ids HxW that each of `BRANCHES` predicts; `label` HxW int64 train ids."""
     network = segmenter.model
     inputs, samples = segmenter.prepare([image])
     latents = network.backbone.encode(inputs)
     truth = label[None, None]
+    told = network.conditional_options(truth, latents, network.knowledge.paths)
     results = []
-    for options in (
-        {},
-        network.conditional_options(truth, latents, network.knowledge.paths),
-        network.conditional_options(truth, latents),
-    ):
+    for options in ({}, told, network.conditional_options(truth, latents)):
         maps = network.extract_feat(inputs, latents=latents, **(options or {}))
-        logits = network.decode_head.predict(
-            maps, [sample.metainfo for sample in samples], network.test_cfg
-        )
-        logits = torch.nn.functional.interpolate(logits, label.shape, mode="bilinear")
-        results.append(logits[0].argmax(0))
+        facts = [sample.metainfo for sample in samples]
+        logits = network.decode_head.predict(maps, facts, network.test_cfg)
+        results.append(network.postprocess_result(logits, samples)[0].pred_sem_seg.data[0])
     return results
 
 
@@ -57,7 +53,7 @@ def measure(folder: Path, samples: list[Sample]) -> str:
     if getattr(segmenter.model, "knowledge", None) is None:
         raise UserError(f"{folder}: was trained without `knowledge`; give a run with IPKL")
     torch.manual_seed(0)  # which classes are told
-    areas, same = torch.zeros(len(BRANCHES), 4, 19, dtype=torch.float64), []
+    areas, same = torch.zeros(len(BRANCHES), AREAS, NUM_CLASSES).double(), []
     for sample in tqdm(samples, leave=False):
         image, ids = read_pair(sample)
         label = torch.from_numpy(ids.astype(np.int64))
@@ -77,7 +73,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--limit", type=int)
     arguments = parser.parse_args()
-    samples = list(open_dataset(arguments.data, labelled=True))[: arguments.limit]
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error("--limit: must be 1 or more")
+    samples = open_dataset(arguments.data, labelled=True)[: arguments.limit]
     titles = [*(f"{name}, mIoU %" for name in BRANCHES), "same, told %", "same, told all %"]
     print(f"| run | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|", sep="\n")
     for folder in arguments.checkpoint:
