@@ -28,6 +28,7 @@ class StageText:
     about: str = ""
     launcher: str = "python"
     done: str = ""
+    cpu_processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Stage:
     """A stage with its paths filled in.
 
     `command` are the words after the launcher's, `output` is the file or folder it writes,
-    `marker` the file it writes last, `inputs` the names of the stages it reads.
+    `marker` the file it writes last, `inputs` the names of the stages it reads. `cpu_processes`
+    are started where no accelerator is, if fewer are asked for: for programs that share out
+    samples and write the same with any number of processes.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Stage:
     output: Path
     marker: Path
     inputs: tuple[str, ...]
+    cpu_processes: int = 1
 
     def fingerprint(self) -> str:
         """Return a digest of the command and of the config files it names."""
@@ -97,13 +101,17 @@ def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
         if entry.launcher not in LAUNCHERS:
             raise UserError(f"{path}: launcher {entry.launcher!r} of {entry.name} is not one of "
                             f"{', '.join(LAUNCHERS)}")  # fmt: skip
+        if entry.cpu_processes < 1:
+            raise UserError(f"{path}: cpu_processes of {entry.name} is {entry.cpu_processes}; it "
+                            "must be 1 or more")  # fmt: skip
         if entry.name in [s.name for s in stages]:
             raise UserError(f"{path}: two stages are called {entry.name}; rename one")
         words = tuple(_fill(word, values, path) for word in shlex.split(entry.command))
         output = Path(_fill(entry.output, values, path))
         inputs = tuple(s.name for s in stages if _reads(words, s.output))
         marker = output / entry.done
-        stages.append(Stage(entry.name, entry.about, entry.launcher, words, output, marker, inputs))
+        stages.append(Stage(entry.name, entry.about, entry.launcher, words, output, marker, inputs,
+                            entry.cpu_processes))  # fmt: skip
     return Recipe(folder, tuple(stages))
 
 

@@ -69,13 +69,21 @@ def launch_prefix(launcher: str, num_processes: int, accelerator: bool) -> list[
     if num_processes > 1 and not accelerator:
         # `accelerate launch --cpu --num_processes N` starts one process only; torch's launcher
         # starts N, and accelerate inside the program then picks up their number and ranks. The
-        # final -- keeps it from reading a stage's --n as an abbreviation of its own options.
+        # address keeps it from waiting for a name server to resolve this machine's own name, the
+        # final -- from reading a stage's --n as an abbreviation of its own options.
         return [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                f"--nproc-per-node={num_processes}", "--"]  # fmt: skip
+                "--local-addr=127.0.0.1", f"--nproc-per-node={num_processes}", "--"]  # fmt: skip
     return [sys.executable, "-m", "accelerate.commands.launch",
             f"--num_processes={num_processes}", "--num_machines=1", "--mixed_precision=no",
             "--dynamo_backend=no", *(["--multi_gpu"] if num_processes > 1 else []),
             *([] if accelerator else ["--cpu"])]  # fmt: skip
+
+
+def process_count(stage: Stage, asked: int, accelerator: bool) -> int:
+    """Return how many processes a stage gets: those asked for, on a CPU at least its own number."""
+    if accelerator:
+        return asked
+    return max(asked, min(stage.cpu_processes, os.cpu_count() or 1))
 
 
 def plan(recipe: Recipe, config: Config, record: dict[str, Any]) -> list[tuple[Stage, str]]:
@@ -112,8 +120,12 @@ def stale_reason(stage: Stage, record: dict[str, Any]) -> str:
     return ""
 
 
-def run_stage(stage: Stage, workspace: Path, record: dict[str, Any], prefix: list[str]) -> None:
+def run_stage(
+    stage: Stage, workspace: Path, record: dict[str, Any], processes: int, accelerator: bool
+) -> None:
     """Run one stage, forward its output, keep its log and its record; raise if it fails."""
+    prefix = launch_prefix(stage.launcher, processes, accelerator)
+    threads = max(1, (os.cpu_count() or 1) // processes)
     now: dict[str, Any] = {
         "command": shlex.join(["python", *prefix[1:], *stage.command]),
         "digest": stage.fingerprint(),
@@ -134,7 +146,7 @@ def run_stage(stage: Stage, workspace: Path, record: dict[str, Any], prefix: lis
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     try:
-        code, peak_mb = forward([*prefix, *stage.command], log)
+        code, peak_mb = forward([*prefix, *stage.command], log, threads)
     finally:
         now["seconds"] = round(now["seconds"] + time.monotonic() - started, 1)
         save_record(workspace, record)
@@ -167,12 +179,13 @@ def remove_output(stage: Stage, workspace: Path) -> None:
         stage.output.unlink(missing_ok=True)
 
 
-def forward(command: list[str], log: Path) -> tuple[int, int]:
+def forward(command: list[str], log: Path, threads: int) -> tuple[int, int]:
     """Run `command`, copy its output to ours and to `log`; return (exit code, peak memory in MB).
 
-    The peak is that of the largest process the command started and waited for.
+    Each of its processes has `threads` threads, unless OMP_NUM_THREADS is set. The peak is that of
+    the largest process the command started and waited for.
     """
-    environment = {"PYTHONUNBUFFERED": "1", **os.environ}
+    environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), **os.environ}
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -224,14 +237,13 @@ def main() -> int | None:
     planned = plan(recipe, config, record)
     if call.dry_run:
         for stage, reason in planned:
-            prefix = launch_prefix(stage.launcher, config.num_processes, accelerator)
+            count = process_count(stage, config.num_processes, accelerator)
+            prefix = launch_prefix(stage.launcher, count, accelerator)
             print(f"# {stage.name}: {stage.about} ({reason or 'complete, skipped'})")
             print(shlex.join(["python", *prefix[1:], *stage.command]) + "\n")
         return 0
     files.require_writable(recipe.workspace)
     signal.signal(signal.SIGTERM, stop_on_sigterm)
-    threads = max(1, (os.cpu_count() or 1) // config.num_processes)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     started = time.monotonic()
     for number, (stage, reason) in enumerate(planned, start=1):
         title = f"[{number}/{len(planned)}] {stage.name}"
@@ -239,8 +251,8 @@ def main() -> int | None:
             print(f"{title}: complete, skipped", flush=True)
             continue
         print(f"\n{title}: {stage.about} ({reason})", flush=True)
-        prefix = launch_prefix(stage.launcher, config.num_processes, accelerator)
-        run_stage(stage, recipe.workspace, record, prefix)
+        count = process_count(stage, config.num_processes, accelerator)
+        run_stage(stage, recipe.workspace, record, count, accelerator)
         print(f"{title}: done in {record[stage.name]['seconds']:.0f} s", flush=True)
     total = time.monotonic() - started
     print(f"\n{config.recipe}: all stages complete, {total:.0f} s in this run", flush=True)

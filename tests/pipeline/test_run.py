@@ -160,6 +160,23 @@ def test_launchers() -> None:
     assert "--multi_gpu" in gpus and "--num_processes=8" in gpus and "--cpu" not in gpus
 
 
+def test_a_stage_may_want_more_cpu_processes(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = recipe.read_text()
+    recipe.write_text(text.replace("  - name: other", "  - cpu_processes: 2\n    name: other"))
+    first, wide, _ = load_recipe(recipe).stages
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 4)
+    counts = [runner.process_count(wide, asked, False) for asked in (1, 2, 3)]
+    assert counts == [2, 2, 3] and runner.process_count(first, 1, False) == 1
+    assert runner.process_count(wide, 1, True) == 1, "one GPU is not shared out"
+    monkeypatch.setattr(runner.os, "cpu_count", lambda: 1)
+    assert runner.process_count(wide, 1, False) == 1
+    recipe.write_text(recipe.read_text().replace("cpu_processes: 2", "cpu_processes: 0"))
+    done = start(recipe)
+    assert done.returncode == 2 and "cpu_processes of other is 0" in done.stderr
+
+
 def test_two_cpu_processes_really_are_two(tmp_path: Path) -> None:
     program = tmp_path / "count.py"
     program.write_text(
