@@ -9,7 +9,6 @@ each, over features of Stable Diffusion 2.1's shapes at 512x512, 9 levels, float
 """
 
 import argparse
-import copy
 import json
 import resource
 import statistics
@@ -40,11 +39,8 @@ def networks() -> dict[str, Any]:
     """Build the networks that are compared."""
     diff = recipes.load_recipe(CONFIGS / "diff_pocket.py")
     diff.model.knowledge = None
-    faithful = copy.deepcopy(diff)
-    faithful.model.backbone.faithful = True
-    faithful.model.backbone.trajectory.update(eta=1.0, to_the_end=True)
     built = {
-        "faithful 37": faithful,
+        "faithful 37": recipes.load_recipe(CONFIGS / "diff_faithful_pocket.py"),
         "corrected 37": diff,
         "5 steps": recipes.load_recipe(CONFIGS / "diff5_pocket.py"),
         "1 step": recipes.load_recipe(CONFIGS / "diff1_pocket.py"),

@@ -132,7 +132,9 @@ def _weights_digest(folder: Path) -> str:
     paths = [p for s in ("*.safetensors", "*config.json") for p in folder.rglob(s)]
     for path in sorted(paths):
         digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
+        with open(path, "rb") as handle:
+            while block := handle.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()[:16]
 
 

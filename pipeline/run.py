@@ -186,6 +186,8 @@ def forward(command: list[str], log: Path, threads: int) -> tuple[int, int]:
     the largest process the command started and waited for.
     """
     environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), **os.environ}
+    if sys.platform == "linux":  # all processes are here: meet without a lookup of the host's name
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

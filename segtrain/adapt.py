@@ -5,9 +5,9 @@
 
 The test-time domain adaptation of PTDiffSeg (Gong et al., BMVC 2024): only the scene tokens learn,
 everything else is frozen, and the result is a few kilobytes that segtrain/predict.py and
-segtrain/score.py take as `--scene`. Offline adapts on the whole target first; online predicts each
-picture before it learns from it, writes that prediction, and never looks back. The same command
-continues a stopped run.
+segtrain/score.py take as `--scene` beside that checkpoint. Offline adapts on the whole target
+first; online predicts each picture before it learns from it, writes that prediction, and never
+looks back. The same command continues a stopped run.
 """
 
 import sys
@@ -22,7 +22,13 @@ from pipeline import files  # noqa: E402
 from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import find_pictures, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.recipes import SCENE_FILE, diffusion_base, require_trained  # noqa: E402
+from segtrain.pictures import name_predictions  # noqa: E402
+from segtrain.recipes import (  # noqa: E402
+    SCENE_FILE,
+    WEIGHTS_FILE,
+    diffusion_base,
+    require_trained,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class Config:
     """Probability from which a pixel of the average's prediction counts as a label."""
     scene: int = 0
     """Number of the recipe's scene prompt to start from."""
+    base: str = ""
+    """Where the diffusion model is, if it has moved since the training."""
     limit: int | None = None
     """Only the first N pictures."""
     checkpoint_every: int = 50
@@ -76,7 +84,10 @@ def check(config: Config) -> list[Path]:
     if config.limit is not None:
         require_positive(config, "limit")
     files.require_writable(config.output)
-    return find_pictures(config.target)[: config.limit]
+    pictures = find_pictures(config.target)[: config.limit]
+    if config.mode == "online":
+        name_predictions(config.target, pictures)
+    return pictures
 
 
 def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> Any:
@@ -121,7 +132,7 @@ def run(config: Config, pictures: list[Path]) -> None:
     from tqdm import tqdm
 
     from pipeline import runs, seeding
-    from segtrain.segmenter import Segmenter
+    from segtrain.segmenter import Segmenter, digest_of
 
     online = config.mode == "online"
     accelerator = runs.make_accelerator(config.output)
@@ -130,14 +141,17 @@ def run(config: Config, pictures: list[Path]) -> None:
         raise UserError("--mode online: goes picture by picture, in one process")
     steps = len(pictures) if online else config.steps
     stored = {**to_mapping(config), "processes": world, "pictures": len(pictures)}
-    for name in ("output", "checkpoint_every"):
+    for name in ("output", "base", "checkpoint_every"):
         stored.pop(name)
+    stored["weights"] = digest_of(config.checkpoint / WEIGHTS_FILE)
     runs.open_run(config.output, stored, is_main=accelerator.is_main_process)
     if runs.is_finished(config.output, steps):
         accelerator.print(f"{config.output}: already adapted for {steps} steps")
         accelerator.end_training()
         return
-    segmenter = Segmenter.from_pretrained(config.checkpoint, device=accelerator.device)
+    segmenter = Segmenter.from_pretrained(
+        config.checkpoint, base=config.base, device=accelerator.device
+    )
     model = segmenter.model.requires_grad_(False)
     scene = torch.nn.Module()
     initial = model.backbone.text.scenes[config.scene].clone()
@@ -151,21 +165,25 @@ def run(config: Config, pictures: list[Path]) -> None:
 
     rng = seeding.numpy_generator(config.seed, "order")
     order = rng.permutation(len(pictures))
+    names = list(name_predictions(config.target, pictures)) if online else []
     bar = tqdm(range(first, steps), "adapt", disable=not accelerator.is_main_process)
     for step in bar:
         if online:
             chosen = [int(order[step])]
             model.scene = scene.average.clone()
-            name = pictures[chosen[0]].relative_to(config.target).with_suffix(".png")
-            target = config.output / "predictions" / name
+            target = config.output / "predictions" / names[chosen[0]]
             files.make_folder(target.parent)
             prediction = segmenter(read_image(pictures[chosen[0]]))
             files.write_bytes(target, files.encode_png(prediction))
         else:
             begin = (step * world + rank) * config.batch_size
             chosen = [int(order[(begin + i) % len(order)]) for i in range(config.batch_size)]
-        images, _ = segmenter.prepare([pictures[index] for index in chosen])
-        loss = objective_loss(config, network(scene.tokens), network(scene.average), images)
+        groups = segmenter.prepare_by_size([pictures[index] for index in chosen])
+        loss = sum(  # each picture counts the same
+            len(images) / len(chosen)
+            * objective_loss(config, network(scene.tokens), network(scene.average), images)
+            for images, _ in groups
+        )  # fmt: skip
         value = float(accelerator.reduce(loss.detach(), "mean"))
         runs.check_finite(value, step, config.output)
         optimizer.zero_grad()

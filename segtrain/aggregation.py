@@ -6,10 +6,12 @@ over the concatenation up to rounding.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
+
+from pipeline.errors import UserError
 
 Kind = Literal["taps", "concat", "direct", "mixing", "gated", "lstm"]
 
@@ -76,13 +78,16 @@ class Aggregation(nn.Module):
     per tap for all levels, mixed per stride by softmax weights (Diffusion Hyperfeatures, Luo et
     al., NeurIPS 2023). "gated": as mixing, but a sigmoid of each feature's mean weighs it. "lstm":
     per stride a bottleneck over the taps, the same for all levels, and a `ConvLSTM` over these.
+    `out_channels`: of all maps, or one number per stride, finest first.
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int]], levels: int, kind: Kind, out_channels: int,
-        averaged: Sequence[int] = (),
+        self, shapes: Sequence[tuple[int, int]], levels: int, kind: Kind,
+        out_channels: int | Sequence[int], averaged: Sequence[int] = (),
     ) -> None:  # fmt: skip
         super().__init__()
+        if kind not in get_args(Kind):
+            raise UserError(f"aggregation {kind}: expected {', '.join(get_args(Kind))}")
         self.kind, self.levels, self.shapes = kind, levels, tuple(shapes)
         self.averaged = set(averaged)
         self.strides = sorted({stride for _, stride in shapes})
@@ -93,14 +98,19 @@ class Aggregation(nn.Module):
         for group in groups:
             parts = [(level, tap) for level in range(levels) for tap in group]
             self.place |= {key: number for number, key in enumerate(parts)}
-        self.out_channels = [out_channels] * len(groups)
+        one = isinstance(out_channels, int)
+        self.out_channels = [out_channels] * len(groups) if one else list(out_channels)
+        if len(self.out_channels) != len(groups):
+            raise UserError(f"out_channels {out_channels}: needs one for each of {len(groups)} "
+                            "strides")  # fmt: skip
         channels = [shape[0] for shape in shapes]
+        widths = [self.out_channels[self.strides.index(stride)] for _, stride in shapes]
         if kind == "taps":
             self.blocks = nn.ModuleList(
-                nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, out_channels, 1), nn.GELU())
-                for _ in range(levels) for c in channels
+                nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, width, 1), nn.GELU())
+                for _ in range(levels) for c, width in zip(channels, widths, strict=True)
             )  # fmt: skip
-            self.out_channels = [out_channels] * len(self.blocks)
+            self.out_channels = widths * levels
         elif kind == "concat":
             plain = [[t for t in group if t not in self.averaged] for group in groups]
             maps = [[channels[t] for t in group if t in self.averaged][:1] for group in groups]
@@ -110,22 +120,25 @@ class Aggregation(nn.Module):
             ]
         elif kind == "direct":
             self.blocks = nn.ModuleList(
-                Bottleneck([channels[t] for _ in range(levels) for t in group], out_channels)
-                for group in groups
+                Bottleneck([channels[t] for _ in range(levels) for t in group], width)
+                for group, width in zip(groups, self.out_channels, strict=True)
             )
         elif kind == "lstm":
             self.group_sizes = [len(group) for group in groups]
             self.blocks = nn.ModuleList(
-                Bottleneck([channels[t] for t in group], out_channels) for group in groups
+                Bottleneck([channels[t] for t in group], width)
+                for group, width in zip(groups, self.out_channels, strict=True)
             )
-            self.cells = nn.ModuleList(ConvLSTM(out_channels) for _ in groups)
+            self.cells = nn.ModuleList(ConvLSTM(width) for width in self.out_channels)
         else:
-            self.blocks = nn.ModuleList(Bottleneck([c], out_channels) for c in channels)
+            self.blocks = nn.ModuleList(
+                Bottleneck([c], width) for c, width in zip(channels, widths, strict=True)
+            )
             if kind == "mixing":
                 self.mix = nn.ParameterList(torch.zeros(levels * len(g)) for g in groups)
             else:
                 self.gates = nn.ModuleList(
-                    nn.Linear(out_channels, 1) for _ in range(levels * len(channels))
+                    nn.Linear(width, 1) for _ in range(levels) for width in widths
                 )
 
     def open(self) -> "Collector":

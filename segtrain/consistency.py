@@ -1,11 +1,19 @@
 """Losses between two predictions of the same picture, teacher and student."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional
 
-Kind = Literal["mse", "kl", "js"]
+from pipeline.errors import UserError
+
+Kind = Literal["mse", "kl", "js", "feature"]
+
+
+def require_kind(kind: str) -> None:
+    """Raise `UserError` unless `kind` is one of `Kind`."""
+    if kind not in get_args(Kind):
+        raise UserError(f"consistency {kind}: expected one of {', '.join(get_args(Kind))}")
 
 
 def consistency(
@@ -15,14 +23,17 @@ def consistency(
     """Return the divergence of logits BxKxHxW from the teacher's, a mean over pixels.
 
     "mse": of the logits (DIFF); "kl": T^2 KL(teacher || student) of the probabilities at
-    temperature T (Hinton et al., 2015); "js": Jensen-Shannon divergence.
+    temperature T (Hinton et al., 2015); "js": Jensen-Shannon divergence; "feature": squared
+    distance of feature maps BxCxHxW, each pixel's feature at unit length.
     """
+    require_kind(kind)
     if stop_gradient:
         teacher = teacher.detach()
     if kind == "mse":
         return functional.mse_loss(student, teacher)
-    if kind not in ("kl", "js"):
-        raise ValueError(f"consistency {kind}: expected mse, kl or js")
+    if kind == "feature":
+        student, teacher = (functional.normalize(maps, dim=1) for maps in (student, teacher))
+        return (student - teacher).square().sum(1).mean()
     logs = [(logits / temperature).log_softmax(1) for logits in (student, teacher)]
     if kind == "kl":
         return temperature**2 * divergence(logs[1], logs[0])

@@ -31,7 +31,8 @@ class DiffusionBackbone(torch.nn.Module):
     `categories`, `scenes`, `class_names`, `templates`, `adapter`: see `TextContext`.
     `training`: "frozen", "full" or "lora" of `rank`; weights that are not trained come from the
     base whenever the network is built, and are never stored with it. `faithful`: the published
-    DIFF with its faults.
+    DIFF with its faults. `guidance`: scale of classifier-free guidance away from the prompt
+    `negative` on the way between noise levels; 1 leaves it out.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class DiffusionBackbone(torch.nn.Module):
         taps: Sequence[str] = ("up_blocks.2", "up_blocks.1", "up_blocks.0"),
         trajectory: dict[str, Any] | None = None,
         aggregation: Kind = "taps",
-        out_channels: int = 64,
+        out_channels: int | Sequence[int] = 64,
         pyramid: Sequence[int] = (),
         categories: Categories = "none",
         scenes: Sequence[str] = ("",),
@@ -53,6 +54,8 @@ class DiffusionBackbone(torch.nn.Module):
         checkpointing: bool = False,
         random_weights: bool = False,
         faithful: bool = False,
+        guidance: float = 1.0,
+        negative: str = "",
         init_cfg: None = None,
     ) -> None:
         super().__init__()
@@ -61,10 +64,11 @@ class DiffusionBackbone(torch.nn.Module):
             base, unet=unet, taps=tuple(taps), trajectory=make_trajectory(trajectory),
             training=training, rank=rank, checkpointing=checkpointing,
             random_weights=random_weights, faithful=Faithful() if faithful else None,
+            guidance=guidance,
         )  # fmt: skip
         self.text = TextContext(
             PromptEncoder(models.find_base(base)), categories=categories, scenes=scenes,
-            class_names=class_names, templates=templates, adapter=adapter,
+            class_names=class_names, templates=templates, adapter=adapter, negative=negative,
         )  # fmt: skip
         self.maps = {i for i, tap in enumerate(taps) if tap.endswith(MAPS)}
         if self.maps and categories == "none":
@@ -104,7 +108,10 @@ class DiffusionBackbone(torch.nn.Module):
         if masks is not None:
             context = self.text.paths(class_ids)
             paths = torch.cat([torch.ones_like(masks[:1]), masks])[:, :, None]
-        self.extractor.stream(images, context, sink, masks=paths, latents=latents)
+        away = self.text.away(masks is not None) if self.extractor.guidance != 1.0 else None
+        self.extractor.stream(
+            images, context, sink, masks=paths, latents=latents, negative=away
+        )
         maps = collector.finish()
         return self.pyramid(maps) if self.pyramid else maps
 
@@ -116,7 +123,7 @@ class DiffusionBackbone(torch.nn.Module):
 def make_trajectory(settings: dict[str, Any] | None) -> Trajectory:
     """Build a trajectory from a recipe's settings."""
     options = dict(settings or {"type": "clean"})
-    kind = options.pop("type")
+    kind = options.pop("type", None)
     if kind not in TRAJECTORIES:
         raise UserError(f"trajectory type {kind}: expected one of {', '.join(TRAJECTORIES)}")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

@@ -11,13 +11,14 @@ ICASSP 2025), like MultiDiffusion, with weights that sum to one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch.nn import functional
 
 from pipeline import models
 from pipeline.config import require_extra
+from pipeline.errors import UserError
 from pipeline.text import Conditioning
 from segtrain.taps import Taps, as_map, check_taps
 from segtrain.trajectories import Clean, Schedule, Trajectory, Visit
@@ -59,11 +60,19 @@ class DiffusionExtractor(torch.nn.Module):
         early_exit: bool = True,
         checkpointing: bool = False,
         faithful: Faithful | None = None,
+        guidance: float = 1.0,
     ) -> None:
         super().__init__()
         check_taps(unet, vae, taps)
+        if training not in get_args(Training):
+            raise UserError(f'training "{training}": expected {", ".join(get_args(Training))}')
         self.taps, self.trajectory = tuple(taps), trajectory or Clean()
         self.schedule, self.early_exit, self.faithful = schedule, early_exit, faithful
+        self.guidance = guidance
+        highest = max(getattr(self.trajectory, "targets", self.trajectory.levels))
+        if highest >= len(schedule.alphas):
+            last = len(schedule.alphas) - 1
+            raise UserError(f"timestep {highest}: the last one of this base model is {last}")
         if faithful:
             self.schedule.prediction_type = "epsilon"
         unet.requires_grad_(False).eval()
@@ -95,6 +104,8 @@ class DiffusionExtractor(torch.nn.Module):
             return
         features: list[torch.Tensor] = []
         self.stream(self._smallest(), context, lambda level, tap, feature: features.append(feature))
+        if not any(f.requires_grad for f in features):
+            raise UserError("training: no tap depends on a weight of the U-Net; use frozen")
         total = sum(f.sum() for f in features if f.requires_grad)
         parameters = list(self.trained.values())
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -127,11 +138,15 @@ class DiffusionExtractor(torch.nn.Module):
         self.stream(images, context, keep)
         return [maps[key] for key in sorted(maps)]
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the latents BxCxhxw of pictures, padded to a multiple of the total stride."""
+    def pad(self, images: torch.Tensor) -> torch.Tensor:
+        """Repeat the right and lower edge of pictures up to a multiple of the total stride."""
         height, width = images.shape[-2:]
         pad = (0, -width % self.multiple, 0, -height % self.multiple)
-        padded = functional.pad(images, pad, mode="replicate")
+        return functional.pad(images, pad, mode="replicate") if any(pad) else images
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the latents BxCxhxw of pictures, padded to a multiple of the total stride."""
+        padded = self.pad(images)
         with torch.no_grad():
             if self.faithful:
                 return models.sample_latents(self._models[1], padded, torch.Generator())
@@ -140,11 +155,14 @@ class DiffusionExtractor(torch.nn.Module):
     def stream(
         self, images: torch.Tensor, context: Conditioning, sink: Sink, *,
         masks: torch.Tensor | None = None, latents: torch.Tensor | None = None,
+        negative: Conditioning | None = None,
     ) -> None:  # fmt: skip
         """Call `sink(level, tap, feature)` with each feature BxCxhxw as it appears.
 
         `context`: text states of one prompt, of one per picture, or, with `masks` PxBx1xhxw of P
-        paths, of P prompts. `latents`: what `encode` returned for the pictures, if at hand. The
+        paths, of P prompts. `latents`: what `encode` returned for the pictures, if at hand.
+        `negative`: text states of one prompt, for classifier-free guidance (Ho and Salimans, 2022)
+        of the way between levels; no more rows where it is the prompt itself or is not needed. The
         edge is repeated up to a multiple of the total stride, and maps are cropped to the share of
         the picture, rounded up.
         """
@@ -154,13 +172,14 @@ class DiffusionExtractor(torch.nn.Module):
             for half in ("encoder", "decoder")
         )
         padded = tuple(side + -side % self.multiple for side in size)
+        is_training = torch.is_grad_enabled()  # a frozen network computes without, its readers may
 
         def deliver(level: int, tap: str, feature: torch.Tensor) -> None:
             rows, columns = (
                 -(-side * cells // full)
                 for side, cells, full in zip(size, feature.shape[-2:], padded, strict=True)
             )
-            with torch.enable_grad():
+            with torch.set_grad_enabled(is_training):
                 sink(level, self.taps.index(tap), feature[..., :rows, :columns])
 
         def deliver_vae(tap: str, value: torch.Tensor) -> None:
@@ -177,6 +196,8 @@ class DiffusionExtractor(torch.nn.Module):
                 Taps(vae, decoder, deliver_vae, early_exit=self.early_exit, at_block=False),
             ):
                 models.decode_latents(vae, latents)
+        if negative is not None and torch.equal(negative.states, context.states):
+            negative = None
         learns = len(self.trained) > 0 or context.states.requires_grad
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             walk = self.trajectory.walk(latents, self.schedule)
@@ -184,14 +205,15 @@ class DiffusionExtractor(torch.nn.Module):
             try:
                 visit = next(walk)
                 while True:
-                    output = self._evaluate(visit, context, masks, padded, deliver)
+                    output = self._evaluate(visit, context, negative, masks, padded, deliver)
                     visit = walk.send(output)
             except StopIteration:
                 pass
 
     def _evaluate(
-        self, visit: Visit, context: Conditioning, masks: torch.Tensor | None,
-        size_px: tuple[int, ...], deliver: Callable[[int, str, torch.Tensor], None],
+        self, visit: Visit, context: Conditioning, negative: Conditioning | None,
+        masks: torch.Tensor | None, size_px: tuple[int, ...],
+        deliver: Callable[[int, str, torch.Tensor], None],
     ) -> torch.Tensor | None:  # fmt: skip
         """Run the U-Net on all paths of a visit; None after an early exit."""
         batch, levels = len(visit.latents), len(visit.kept)
@@ -199,13 +221,19 @@ class DiffusionExtractor(torch.nn.Module):
         if masks is not None and levels > 1:
             masks = masks.repeat(1, levels, 1, 1, 1)
         paths = 1 if masks is None else len(masks)
-        if self.faithful:  # the empty negative prompt goes first
-            context = context.map(lambda t: torch.cat([t[:1], t]) if len(t) == paths else t)
+        if visit.is_last:
+            negative = None  # what it would guide is not needed
+        if self.faithful:
+            negative = context.map(lambda t: t[:1])
+        if negative is not None:  # its rows go first
+            context = beside(negative, context, paths, batch)
             paths += 1
         rows = context.map(lambda t: spread(t, paths, batch))
 
         def found(tap: str, value: torch.Tensor) -> None:
             feature = as_map(value, aspect).unflatten(0, (paths, batch))
+            if negative is not None and not self.faithful:
+                feature = feature[1:]
             merged = self._merge_features(tap, feature, masks)
             for kept, part in zip(visit.kept, merged.chunk(levels), strict=True):
                 if kept is not None:
@@ -222,8 +250,9 @@ class DiffusionExtractor(torch.nn.Module):
                 visit.latents.repeat(paths, 1, 1, 1), visit.timesteps.repeat(paths),
                 **rows.arguments((size_px[0], size_px[1])),
             ).sample.unflatten(0, (paths, batch))  # fmt: skip
-            if self.faithful:
-                output = output[:1] + self.faithful.scale * (output[1:] - output[:1])
+            if negative is not None:
+                scale = self.faithful.scale if self.faithful else self.guidance
+                output = output[:1] + scale * (output[1:] - output[:1])
             return masked_mean(output, masks)
         return None
 
@@ -253,6 +282,21 @@ class DiffusionExtractor(torch.nn.Module):
         return torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
 
 
+def beside(
+    negative: Conditioning, context: Conditioning, paths: int, batch: int
+) -> Conditioning:
+    """Return the rows of a negative prompt, then those of `context`, so that `spread` fits."""
+
+    def join(first: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        count = 1 if len(rows) == paths else batch  # one prompt per picture
+        return torch.cat([first.expand(count, *first.shape[1:]), rows])
+
+    pooled = None
+    if context.pooled is not None and negative.pooled is not None:
+        pooled = join(negative.pooled, context.pooled)
+    return Conditioning(join(negative.states, context.states), pooled)
+
+
 def spread(states: torch.Tensor, paths: int, batch: int) -> torch.Tensor:
     """Repeat 1, P or B rows of text to P*B rows, all pictures of the first path first."""
     if len(states) == 1:
@@ -278,8 +322,11 @@ def load_extractor(
 ) -> DiffusionExtractor:
     """Load the parts of `base` (and another U-Net's folder, if named) as an extractor.
 
-    `random_weights`: leave the U-Net as it is initialised, to see what its pretraining is worth.
+    `random_weights`: leave the U-Net as it is initialised, to see what its pretraining is worth;
+    for `training` "full" only, since weights that are not trained are not stored either.
     """
+    if random_weights and options.get("training") != "full":
+        raise UserError('random_weights: needs training="full"; frozen weights are never stored')
     base = models.find_base(base)
     vae = models.load_component(base, "vae")
     if unet:

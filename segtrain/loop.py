@@ -79,7 +79,8 @@ def train(
     model, prepared = accelerator.prepare(network, optimizer)
     network = accelerator.unwrap_model(model)
     modules = {"model": network} | ({"teacher": teacher} if teacher else {})
-    first = runs.load_checkpoint(plan.folder, modules, prepared.optimizer)
+    scaler = accelerator.scaler
+    first = runs.load_checkpoint(plan.folder, modules, prepared.optimizer, scaler)
     model.train()
     rank, world = accelerator.process_index, accelerator.num_processes
     bar = tqdm(
@@ -122,7 +123,7 @@ def train(
             loss_sum, counted = 0.0, 0
         if done % plan.checkpoint_every == 0 and done < plan.iterations:
             if accelerator.is_main_process:
-                runs.save_checkpoint(plan.folder, done, modules, prepared.optimizer)
+                runs.save_checkpoint(plan.folder, done, modules, prepared.optimizer, scaler)
             accelerator.wait_for_everyone()
     bar.close()
     seconds = time.monotonic() - started

@@ -4,25 +4,33 @@
         --images PICTURES --output predictions
 
 Writes a folder for each kind: `ids` (train ids), `color`, `overlay` (colours over the picture) and
-`cityscapes` (label ids for the benchmark's server). What is there already is skipped, so the same
-command continues. On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/predict.py ...
+`cityscapes` (label ids for the benchmark's server). A file is called like its picture, or like its
+sample where a dataset's pictures lie elsewhere. What is there already is skipped, so the same
+command continues; other settings need another folder, but for --kinds and --limit.
+On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/predict.py ...
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np  # noqa: E402
 
-from pipeline import files, labels  # noqa: E402
-from pipeline.config import parse, require_positive  # noqa: E402
+from pipeline import files, labels, models  # noqa: E402
+from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import find_pictures, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.recipes import require_scene, require_trained  # noqa: E402
+from segtrain.pictures import name_predictions  # noqa: E402
+from segtrain.recipes import (  # noqa: E402
+    SCENE_FILE,
+    WEIGHTS_FILE,
+    require_scene,
+    require_trained,
+)
 
 Kind = Literal["ids", "color", "overlay", "cityscapes"]
 
@@ -41,6 +49,8 @@ class Config:
     """What to write of each picture."""
     scene: Path | None = None
     """Output folder of segtrain/adapt.py, for a network with scene prompts."""
+    base: str = ""
+    """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
     opacity: float = 0.5
     """Share of the colours in an overlay, 0 to 1."""
     limit: int | None = None
@@ -68,17 +78,18 @@ def label_ids() -> np.ndarray:
     return table
 
 
-def targets(config: Config, picture: Path) -> dict[Kind, Path]:
-    """Return the file of each kind for a picture."""
-    relative = picture.relative_to(config.images).with_suffix(".png")
-    return {kind: config.output / kind / relative for kind in config.kinds}
+def targets(config: Config, name: Path) -> dict[Kind, Path]:
+    """Return the file of each kind for the relative name of a prediction."""
+    return {kind: config.output / kind / name for kind in config.kinds}
 
 
-def check(config: Config) -> list[Path]:
-    """Find bad input before torch or weights load. Returns the pictures."""
+def check(config: Config) -> dict[Path, Path]:
+    """Find bad input before torch or weights load. Returns the pictures by relative name."""
     require_trained(config.checkpoint)
     if config.scene:
         require_scene(config.scene)
+    if config.base:
+        models.find_base(config.base)
     if not config.kinds:
         raise UserError("--kinds: name at least one of ids, color, overlay, cityscapes")
     if not 0 <= config.opacity <= 1:
@@ -86,37 +97,55 @@ def check(config: Config) -> list[Path]:
     if config.limit is not None:
         require_positive(config, "limit")
     pictures = find_pictures(config.images)[: config.limit]
-    by_target: dict[Path, Path] = {}
-    for picture in pictures:
-        target = picture.relative_to(config.images).with_suffix("")
-        if target in by_target:
-            raise UserError(f"{picture}: would overwrite {by_target[target]}; rename one of them")
-        by_target[target] = picture
     files.require_writable(config.output)
-    return pictures
+    written = any((config.output / kind).exists() for kind in get_args(Kind))
+    if written and not (config.output / "config.json").exists():  # a run writes it first
+        raise UserError(
+            f"{config.output}: holds predictions without a record of their settings "
+            "(config.json); choose another --output"
+        )
+    return name_predictions(config.images, pictures)
 
 
-def run(config: Config, pictures: list[Path]) -> None:
+def stored_config(config: Config) -> dict[str, Any]:
+    """Return what all predictions in an output folder have in common."""
+    from segtrain.segmenter import digest_of, load_scene
+
+    stored = {**to_mapping(config), "weights": digest_of(config.checkpoint / WEIGHTS_FILE)}
+    if config.scene:
+        load_scene(config.scene, config.checkpoint)  # refuses a wrong one before it is recorded
+        stored["scene_tokens"] = digest_of(config.scene / SCENE_FILE)
+    for name in ("output", "kinds", "base", "limit"):
+        stored.pop(name)
+    return stored
+
+
+def run(config: Config, pictures: dict[Path, Path]) -> None:
     """Predict what is missing; each process takes every k-th picture."""
+    import torch
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from pipeline import runs
     from segtrain.segmenter import Segmenter
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    )
+    runs.open_run(config.output, stored_config(config), is_main=accelerator.is_main_process)
     index, count = accelerator.process_index, accelerator.num_processes
     missing = [
-        picture for picture in pictures[index::count]
-        if not all(path.exists() for path in targets(config, picture).values())
+        name for name in list(pictures)[index::count]
+        if not all(path.exists() for path in targets(config, name).values())
     ]  # fmt: skip
     if missing:
         segmenter = Segmenter.from_pretrained(
-            config.checkpoint, scene=config.scene, device=accelerator.device
+            config.checkpoint, scene=config.scene, base=config.base, device=accelerator.device
         )
-    for path in tqdm(missing, desc="predict", disable=not accelerator.is_main_process):
-        picture = read_image(path)
+    for name in tqdm(missing, desc="predict", disable=not accelerator.is_main_process):
+        picture = read_image(pictures[name])
         label = segmenter(picture)
-        for kind, target in targets(config, path).items():
+        for kind, target in targets(config, name).items():
             files.make_folder(target.parent)
             data = files.encode_png(render(kind, label, picture, config.opacity))
             files.write_bytes(target, data)

@@ -8,7 +8,7 @@ BMVC 2024). All text is encoded once, when the network is built.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ TEMPLATES = (
 class TextContext(nn.Module):
     """Builds the text states of a U-Net; `adapter` learns a gated residual of category tokens.
 
-    `token_class`: for each category token the index of its class, -1 for a token of none.
+    `negative`: what guidance leads away from. `token_class`: for each category token the index of
+    its class, -1 for a token of none.
     """
 
     def __init__(
@@ -41,23 +42,29 @@ class TextContext(nn.Module):
         templates: Sequence[str] = TEMPLATES,
         class_prompt: str = "a city street scene with {}",
         adapter: bool = False,
+        negative: str = "",
     ) -> None:
         super().__init__()
+        if categories not in get_args(Categories):
+            known = ", ".join(get_args(Categories))
+            raise UserError(f"categories {categories}: expected {known}")
         if not scenes:
             raise UserError('scenes: name at least one; [""] says nothing of the scene')
         if any("{}" not in template for template in (*templates, class_prompt)):
             raise UserError("templates and class_prompt: each needs {} where the class name goes")
         block, self.token_class = category_block(encoder, categories, class_names, templates)
-        encoded = encoder.encode(list(scenes))
+        encoded, away = encoder.encode(list(scenes)), encoder.encode([negative])
         length = encoded.states.shape[1]
         if categories != "none":  # beside category tokens, padding would only draw attention
-            length = min(length, max(len(tokens(encoder, scene)) for scene in scenes) + 2)
+            longest = max(len(tokens(encoder, text)) for text in (*scenes, negative))
+            length = min(length, longest + 2)
         classes = encoder.encode(["", *(class_prompt.format(name) for name in class_names)])
         encoder.free()
         for name, tensor in (
             ("categories", block), ("scenes", encoded.states[:, :length]),
             ("scenes_pooled", encoded.pooled), ("classes", classes.states),
-            ("classes_pooled", classes.pooled),
+            ("classes_pooled", classes.pooled), ("negative", away.states),
+            ("negative_pooled", away.pooled),
         ):  # fmt: skip
             self.register_buffer(name, tensor, persistent=False)
         width = encoded.states.shape[-1]
@@ -71,14 +78,24 @@ class TextContext(nn.Module):
         """Return the states 1xLxD for a scene: the number of a sentence, or tokens SxD."""
         number = 0 if torch.is_tensor(scene) else scene
         tokens = scene if torch.is_tensor(scene) else self.scenes[number]
+        pooled = None if self.scenes_pooled is None else self.scenes_pooled[number : number + 1]
+        return Conditioning(self._beside_categories(tokens), pooled)
+
+    def away(self, told: bool) -> Conditioning:
+        """Return the states of the negative prompt, fit for `forward`, or if `told` for `paths`."""
+        if told:
+            return Conditioning(self.negative, self.negative_pooled)
+        tokens = self.negative[0, : self.scenes.shape[1]]
+        return Conditioning(self._beside_categories(tokens), self.negative_pooled)
+
+    def _beside_categories(self, tokens: torch.Tensor) -> torch.Tensor:
         blocks = [tokens[None]]
         if self.categories is not None:
             block = self.categories
             if self.adapter is not None:
                 block = block + self.gate * self.adapter(block)
             blocks.insert(0, block[None])
-        pooled = None if self.scenes_pooled is None else self.scenes_pooled[number : number + 1]
-        return Conditioning(torch.cat(blocks, dim=1), pooled)
+        return torch.cat(blocks, dim=1)
 
     def paths(self, class_ids: Sequence[int]) -> Conditioning:
         """Return the states of the empty prompt and of a sentence about each class, 1+K rows."""

@@ -98,6 +98,14 @@ def diffusion_base(recipe: Any) -> dict[str, str]:
     return facts
 
 
+def features(model: Any) -> dict[str, Any]:
+    """Return what a diffusion backbone reads, in the order of its layers; empty for others."""
+    extractor = getattr(model.backbone, "extractor", None)
+    if extractor is None:
+        return {}
+    return {"timesteps": list(extractor.levels), "taps": list(extractor.taps)}
+
+
 def build_model(recipe: Any) -> Any:
     """Build the recipe's segmentor with initial weights drawn from torch's global stream."""
     from mmengine.config import ConfigDict
@@ -182,7 +190,8 @@ def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with files.replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary)
-    saved = {"recipe": as_json(recipe), "diffusion": diffusion_base(recipe), **facts}
+    diffusion = diffusion_base(recipe) | features(model)
+    saved = {"recipe": as_json(recipe), "diffusion": diffusion, **facts}
     files.write_json(folder / RECIPE_FILE, saved)
 
 
@@ -202,10 +211,12 @@ def require_scene(folder: Path) -> dict[str, Any]:
     return files.read_json(folder / "scene.json")
 
 
-def load_trained(folder: Path) -> tuple[Any, dict[str, Any]]:
+def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
     """Rebuild a trained model in eval mode. Returns it with its recipe.
 
-    Raises `UserError` if the diffusion model it was trained on is not the one found here.
+    `base`: where its diffusion model is now, empty for where it was in training.
+    Raises `UserError` if the diffusion model it was trained on is not the one found here, or if
+    its backbone, built anew, reads other noise levels or taps.
     """
     from safetensors.torch import load_file
 
@@ -213,12 +224,21 @@ def load_trained(folder: Path) -> tuple[Any, dict[str, Any]]:
 
     saved = require_trained(folder)
     recipe = saved["recipe"]
-    found = diffusion_base(recipe)
-    if found != saved["diffusion"]:
-        raise UserError(
-            f"{folder}: was trained on diffusion weights {saved['diffusion']}, but found {found}; "
-            "restore that base model, or train again"
-        )
+    if base:
+        if not saved["diffusion"]:
+            raise UserError(f"--base {base}: the backbone of {folder} is no diffusion; drop it")
+        recipe["model"]["backbone"]["base"] = saved["diffusion"]["base"] = base
+    _require_same(folder, saved["diffusion"], diffusion_base(recipe))
     model = build_model(recipe)
+    _require_same(folder, saved["diffusion"], features(model))
     model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     return model.eval(), recipe
+
+
+def _require_same(folder: Path, saved: dict[str, Any], found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if saved.get(name, value) != value:
+            raise UserError(
+                f"{folder}: was trained with {name} {saved[name]} of the diffusion model, but "
+                f"found {value}; restore that base model and version, or train again"
+            )

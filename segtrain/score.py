@@ -16,7 +16,7 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
+from pipeline import files, models  # noqa: E402
 from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
@@ -34,7 +34,9 @@ class Config:
     output: Path = Path("scores.json")
     """JSON file to write; the table goes beside it as .md."""
     scene: Path | None = None
-    """Output folder of segtrain/adapt.py; all checkpoints use its scene."""
+    """Output folder of segtrain/adapt.py, learned through the one checkpoint that is scored."""
+    base: str = ""
+    """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
     limit: int | None = None
     """Use the first N pictures of each target only."""
 
@@ -53,6 +55,10 @@ def check(config: Config) -> list[list[Sample]]:
         require_trained(folder)
     if config.scene:
         require_scene(config.scene)
+        if len(config.checkpoint) > 1:
+            raise UserError("--scene: goes with the checkpoint it was learned through; name one")
+    if config.base:
+        models.find_base(config.base)
     targets = [open_dataset(folder, labelled=True)[: config.limit] for folder in config.targets]
     for samples in targets:
         check_dataset(samples)
@@ -76,7 +82,9 @@ def run(config: Config, targets: list[list[Sample]]) -> None:
     for folder, name in zip(
         config.checkpoint, scoring.unique_names(config.checkpoint), strict=True
     ):
-        segmenter = Segmenter.from_pretrained(folder, scene=config.scene, device=accelerator.device)
+        segmenter = Segmenter.from_pretrained(
+            folder, scene=config.scene, base=config.base, device=accelerator.device
+        )
         scores = {
             target: scoring.score_target(segmenter, samples, accelerator, target)
             for target, samples in zip(target_names, targets, strict=True)

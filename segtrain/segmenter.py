@@ -5,6 +5,7 @@ segmenter = Segmenter.from_pretrained("runs/pocket/segtrain/generated")
 label = segmenter("street.png")  # HxW train ids
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,18 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, scene: str | Path | None = None, device: Any = "cpu"
-    ) -> "Segmenter":
-        """Load an output folder of segtrain/train.py, with one of segtrain/adapt.py if given."""
-        segmenter = cls(*recipes.load_trained(Path(folder)), device)
-        if scene:
-            segmenter.use_scene(Path(scene))
+        cls, folder: str | Path, *, scene: str | Path | None = None, base: str = "",
+        device: Any = "cpu",
+    ) -> "Segmenter":  # fmt: skip
+        """Load an output folder of segtrain/train.py, with one of segtrain/adapt.py if given.
+
+        `base`: where the diffusion model is, if it has moved since the training.
+        """
+        tokens = load_scene(Path(scene), Path(folder)) if scene else None
+        segmenter = cls(*recipes.load_trained(Path(folder), base), device)
+        if tokens is not None:
+            segmenter.model.scene = tokens.to(segmenter.device)
         return segmenter
-
-    def use_scene(self, folder: Path) -> None:
-        """Use the scene tokens that segtrain/adapt.py learned."""
-        from safetensors.torch import load_file
-
-        facts = recipes.require_scene(folder)
-        if facts["diffusion"] != recipes.diffusion_base(self.recipe) or not facts["diffusion"]:
-            raise UserError(f"{folder}: was adapted from a network with another diffusion model")
-        self.model.scene = load_file(folder / recipes.SCENE_FILE)["tokens"].float().to(self.device)
 
     @torch.no_grad()
     def __call__(self, image: Image) -> np.ndarray:
@@ -59,6 +56,16 @@ class Segmenter:
 
     def prepare(self, images: Sequence[Image]) -> tuple[torch.Tensor, list[Any]]:
         """Return the network's inputs BxCxhxw of pictures of one size, and their records."""
+        return self._stack(self._pack(images))
+
+    def prepare_by_size(self, images: Sequence[Image]) -> list[tuple[torch.Tensor, list[Any]]]:
+        """Return what `prepare` does for each group of pictures that reach the network alike."""
+        groups: dict[tuple[int, ...], list[Any]] = {}
+        for one in self._pack(images):
+            groups.setdefault(tuple(one["inputs"].shape), []).append(one)
+        return [self._stack(group) for group in groups.values()]
+
+    def _pack(self, images: Sequence[Image]) -> list[Any]:
         packed = []
         for image in images:
             pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
@@ -67,7 +74,33 @@ class Segmenter:
             packed.append(
                 self._transform({"img": np.ascontiguousarray(pixels[..., ::-1]), **facts})
             )
+        return packed
+
+    def _stack(self, packed: list[Any]) -> tuple[torch.Tensor, list[Any]]:
         data = self.model.data_preprocessor(
             {key: [one[key] for one in packed] for key in ("inputs", "data_samples")}
         )
         return data["inputs"].to(self.device), data["data_samples"]
+
+
+def digest_of(path: Path) -> str:
+    """Return a digest of a weights file, which names a network wherever its folder lies."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+
+
+def load_scene(folder: Path, checkpoint: Path) -> torch.Tensor:
+    """Return the scene tokens SxD that segtrain/adapt.py learned through a trained network.
+
+    Raises `UserError` if it was another one: tokens that help one network may harm the next.
+    """
+    from safetensors.torch import load_file
+
+    recipes.require_trained(checkpoint)
+    facts = recipes.require_scene(folder)
+    if facts["config"].get("weights") != digest_of(checkpoint / recipes.WEIGHTS_FILE):
+        raise UserError(
+            f"{folder}: its scene was not learned through {checkpoint}; run segtrain/adapt.py on "
+            "that checkpoint, into another folder"
+        )
+    return load_file(folder / recipes.SCENE_FILE)["tokens"].float()

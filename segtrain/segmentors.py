@@ -6,16 +6,18 @@ a random other one, and the prediction should not depend on which. IPKL (DIFF, J
 that is told nothing. Both use one head; at test only the plain branch runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.structures import PixelData
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
 from torch.nn import functional
 
 from pipeline.errors import UserError
-from segtrain.consistency import Kind, consistency, ramp
+from segtrain.consistency import Kind, consistency, ramp, require_kind
 
 PLAIN, SECOND = "plain", "second"
 
@@ -30,6 +32,9 @@ class Randomization:
     temperature: float = 1.0
     stop_gradient: bool = True
     ramp_steps: int = 0
+
+    def __post_init__(self) -> None:
+        require_kind(self.kind)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,9 @@ class Knowledge:
     temperature: float = 1.0
     stop_gradient: bool = True
     ramp_steps: int = 0
+
+    def __post_init__(self) -> None:
+        require_kind(self.kind)
 
 
 class DiffusionSegmentor(EncoderDecoder):
@@ -76,36 +84,58 @@ class DiffusionSegmentor(EncoderDecoder):
         return self.neck(maps) if self.with_neck else maps
 
     def encode_decode(self, inputs: torch.Tensor, batch_img_metas: list[Any]) -> torch.Tensor:
-        """Return the logits BxKxHxW of pictures."""
-        if not (self.knowledge and self.knowledge.second_pass):
-            return super().encode_decode(inputs, batch_img_metas)
+        """Return the logits BxKxHxW of pictures of any size."""
+        height, width = inputs.shape[-2:]
+        inputs = self.backbone.extractor.pad(inputs)  # or maps of other strides would not align
+        shape = inputs.shape[-2:]
+        metas = [{**meta, "img_shape": shape, "pad_shape": shape} for meta in batch_img_metas]
         latents = self.backbone.encode(inputs)
         maps = self.extract_feat(inputs, latents=latents)
-        logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
-        labels = functional.interpolate(logits, inputs.shape[-2:]).argmax(1, keepdim=True)
-        if told := self.conditional_options(labels, latents):
-            maps = self.extract_feat(inputs, latents=latents, **told)
-            logits = self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
-        return logits
+        logits = self.decode_head.predict(maps, metas, self.test_cfg)
+        if self.knowledge and self.knowledge.second_pass:
+            labels = functional.interpolate(logits, shape).argmax(1, keepdim=True)
+            if told := self.conditional_options(labels, latents):
+                maps = self.extract_feat(inputs, latents=latents, **told)
+                logits = self.decode_head.predict(maps, metas, self.test_cfg)
+        return logits[..., :height, :width]
 
     def loss(self, inputs: torch.Tensor, data_samples: list[Any]) -> dict[str, torch.Tensor]:
         """Return the named losses of a batch."""
         step = int(self.steps)
         self.steps += 1
+        inputs, data_samples = self._pad(inputs, data_samples)
         latents = self.backbone.encode(inputs)
         rule, second = self._second_branch(data_samples, latents)
-        losses, logits = self._branch(inputs, data_samples, latents, {}, PLAIN)
+        kind = rule.kind if rule else None
+        losses, plain = self._branch(inputs, data_samples, latents, {}, PLAIN, kind)
         if rule is None:
             return losses
-        more, other = self._branch(inputs, data_samples, latents, second, SECOND)
+        more, other = self._branch(inputs, data_samples, latents, second, SECOND, kind)
         # the plain branch learns from the one that knows more; another scene learns from the plain
-        student, teacher = (logits, other) if rule is self.knowledge else (other, logits)
-        value = consistency(
-            student, teacher, rule.kind, temperature=rule.temperature,
-            stop_gradient=rule.stop_gradient,
-        )  # fmt: skip
+        student, teacher = (plain, other) if rule is self.knowledge else (other, plain)
+        values = [
+            consistency(s, t, rule.kind, temperature=rule.temperature,
+                        stop_gradient=rule.stop_gradient)
+            for s, t in zip(student, teacher, strict=True)
+        ]  # fmt: skip
+        value = sum(values) / len(values)
         losses["consistency.loss"] = rule.weight * ramp(step, rule.ramp_steps) * value
         return losses | more
+
+    def _pad(
+        self, inputs: torch.Tensor, data_samples: list[Any]
+    ) -> tuple[torch.Tensor, list[Any]]:
+        """Return pictures padded to a size at which maps of all strides align, and their labels."""
+        padded = self.backbone.extractor.pad(inputs)
+        if padded.shape == inputs.shape:
+            return inputs, data_samples
+        more = [big - small for big, small in zip(padded.shape, inputs.shape, strict=True)]
+        ignore = self.decode_head.ignore_index
+        samples = [sample.clone() for sample in data_samples]
+        for sample in samples:
+            label = functional.pad(sample.gt_sem_seg.data, (0, more[3], 0, more[2]), value=ignore)
+            sample.gt_sem_seg = PixelData(data=label)
+        return padded, samples
 
     def _second_branch(
         self, data_samples: list[Any], latents: torch.Tensor
@@ -123,28 +153,44 @@ class DiffusionSegmentor(EncoderDecoder):
         if isinstance(rule, Knowledge):
             labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
             options = self.conditional_options(labels, latents, rule.paths)
-            return (rule, options) if options else (None, {})
+            return (rule, options) if self._all_have(options) else (None, {})
         others = len(self.backbone.text.scenes) - 1
         if others == 0:
             return None, {}
         return rule, {"scene": 1 + int(self._draw(others))}
 
     def _draw(self, limit: float) -> float:
-        return float(torch.rand(()) * limit)
+        """Return a number below `limit`, that of the first process in all: they meet in the head's
+        synchronised norms, so all must take the same branches."""
+        value = torch.rand(())
+        if torch.distributed.is_initialized():
+            value = value.to(self.steps.device)
+            torch.distributed.broadcast(value, src=0)
+        return float(value.cpu() * limit)
+
+    def _all_have(self, options: dict[str, Any] | None) -> bool:
+        """Tell whether every process has options for its second branch."""
+        have = torch.tensor(float(bool(options)), device=self.steps.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(have, torch.distributed.ReduceOp.MIN)
+        return bool(have)
 
     def _branch(
         self, inputs: torch.Tensor, data_samples: list[Any], latents: torch.Tensor,
-        options: dict[str, Any], name: str,
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:  # fmt: skip
-        """Return losses and, where a second branch may need them, logits."""
+        options: dict[str, Any], name: str, kind: Kind | None,
+    ) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor]]:  # fmt: skip
+        """Return losses, and what a consistency of `kind` compares: the maps or the logits."""
         maps, head = self.extract_feat(inputs, latents=latents, **options), self.decode_head
         if type(head).loss is BaseDecodeHead.loss:
             logits = head(maps)
             losses = head.loss_by_feat(logits, data_samples)
         else:  # a loss that is no function of the logits
             losses = head.loss(maps, data_samples, self.train_cfg)
-            logits = head(maps) if self.randomization or self.knowledge else None
-        return {f"{name}.{key}": value for key, value in losses.items()}, logits
+            logits = head(maps) if kind not in (None, "feature") else None
+        losses = {f"{name}.{key}": value for key, value in losses.items()}
+        if name == PLAIN and self.with_auxiliary_head:
+            losses |= self._auxiliary_head_forward_train(maps, data_samples)
+        return losses, maps if kind == "feature" else [logits]
 
     def conditional_options(
         self, labels: torch.Tensor, latents: torch.Tensor, paths: int | None = None

@@ -91,7 +91,12 @@ class Teacher(torch.nn.Module):
         """Return the packed samples with labels where the average is sure, void elsewhere."""
         with self._in_place() as network:
             data = network.data_preprocessor(
-                {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
+                {
+                    "inputs": [sample["inputs"] for sample in samples],
+                    # copies: padding grows their labels, and the loss will pad the samples again
+                    "data_samples": [sample["data_samples"].clone() for sample in samples],
+                },
+                training=True,
             )
             logits = network(data["inputs"], data["data_samples"], mode="tensor")
             logits = functional.interpolate(logits, data["inputs"].shape[-2:], mode="bilinear")

@@ -108,6 +108,9 @@ class Noised:
     timesteps: tuple[int, ...] = (100,)
     seed: int = 42
 
+    def __post_init__(self) -> None:
+        require_timesteps("timesteps", self.timesteps)
+
     @property
     def levels(self) -> tuple[int, ...]:
         return self.timesteps
@@ -136,8 +139,10 @@ class Inversion:
     to_the_end: bool = False
 
     def __post_init__(self) -> None:
+        require_timesteps("targets", self.targets)
+        require_timesteps("saved", self.saved)
         visited = (0, *self.targets[:-1])
-        if list(self.targets) != sorted(set(self.targets)) or not self.targets:
+        if list(self.targets) != sorted(self.targets):
             raise UserError(f"targets {self.targets}: must rise")
         if wrong := [level for level in self.saved if level not in visited]:
             raise UserError(f"saved {wrong}: never visited; visited are {visited}")
@@ -177,10 +182,17 @@ TRAJECTORIES = {
     "clean": Clean,
     "noised": Noised,
     "inversion": Inversion,
-    "diff37": partial(Inversion, DIFF_37, DIFF_37_SAVED),
-    "diff5": partial(Inversion, DIFF_5, DIFF_5_SAVED),
+    "diff37": partial(Inversion, targets=DIFF_37, saved=DIFF_37_SAVED),
+    "diff5": partial(Inversion, targets=DIFF_5, saved=DIFF_5_SAVED),
 }
 """By the names that recipes use."""
+
+
+def require_timesteps(name: str, values: Any) -> None:
+    """Raise `UserError` unless `values` are distinct timesteps."""
+    listed = isinstance(values, tuple) and all(isinstance(v, int) and v >= 0 for v in values)
+    if not listed or not values or len(set(values)) != len(values):
+        raise UserError(f"{name} {values}: give a list of distinct timesteps, whole numbers from 0")
 
 
 def draw(like: torch.Tensor, seed: int) -> torch.Tensor:

@@ -23,6 +23,8 @@ from pipeline.dataset import find_pictures, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.labels import CLASS_NAMES  # noqa: E402
 
+CATEGORIES = ("none", "eos", "words", "sentence")  # of segtrain.prompts, which imports torch
+
 
 @dataclass(frozen=True)
 class Config:
@@ -46,7 +48,7 @@ class Config:
     classes: tuple[str, ...] = ("road", "building", "vegetation", "sky", "car", "person")
     """Classes whose attention is shown."""
     categories: str = "words"
-    """How classes become tokens: eos, words or sentence."""
+    """How classes become tokens: eos, words or sentence; none without a tap of `:maps`."""
     limit: int = 6
     """Only the first N pictures."""
 
@@ -83,6 +85,10 @@ def check(config: Config) -> list[Path]:
     models.find_base(config.base)
     if wrong := [name for name in config.classes if name not in CLASS_NAMES]:
         raise UserError(f"--classes {', '.join(wrong)}: expected some of {', '.join(CLASS_NAMES)}")
+    if config.categories not in CATEGORIES:
+        raise UserError(f"--categories {config.categories}: expected {', '.join(CATEGORIES)}")
+    if config.categories == "none" and any(tap.endswith(":maps") for tap in config.taps):
+        raise UserError("--categories none: taps of :maps need eos, words or sentence")
     if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
         raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
     files.require_writable(config.output)
@@ -91,26 +97,29 @@ def check(config: Config) -> list[Path]:
 
 def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int], list[np.ndarray]]:
     """Return for each level and tap the CxhxW features of every picture."""
+    import torch
+
     from pipeline.text import PromptEncoder
     from segtrain.extractor import load_extractor
     from segtrain.prompts import TextContext
     from segtrain.trajectories import Clean, Noised
 
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     trajectory: Any = Clean(1) if config.timesteps == (1,) else Noised(config.timesteps)
     extractor = load_extractor(
         config.base, unet=config.unet, taps=config.taps, trajectory=trajectory
-    )
+    ).to(device)
     encoder = PromptEncoder(models.find_base(config.base))
-    text = TextContext(encoder, categories=config.categories)  # type: ignore[arg-type]
+    text = TextContext(encoder, categories=config.categories).to(device)  # type: ignore[arg-type]
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     for picture in pictures:
 
         def keep(level: int, tap: int, feature: Any) -> None:
             if config.taps[tap].endswith(":maps"):
                 feature = text.class_maps(feature, len(CLASS_NAMES))
-            found.setdefault((level, tap), []).append(feature[0].float().numpy())
+            found.setdefault((level, tap), []).append(feature[0].float().cpu().numpy())
 
-        extractor.stream(models.images_to_tensor([picture]), text(), keep)
+        extractor.stream(models.images_to_tensor([picture]).to(device), text(), keep)
     return found
 
 

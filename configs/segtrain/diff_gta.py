@@ -3,10 +3,10 @@
 accelerate launch segtrain/train.py configs/segtrain/diff_gta.py --base SD21_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
 Hardware: a GPU with 48 GB at batch 1. The published training took 61.6 hours on an RTX A6000 (Ji et
-al., ICASSP 2025; its log). Corrected: see docs/segmentation.md; `faithful=True`, `eta=1.0` and
-`to_the_end=True` in the backbone are the published faults. Published gain over the best before
-it, mIoU: Cityscapes +2.7, ACDC +4.98, Dark Zurich +11.69. This file has been parsed and its taps
-checked against the full-size model; it has not been trained.
+al., ICASSP 2025; its log). Corrected: see docs/segmentation.md; diff_faithful_gta.py has the
+published faults. Published gain over the best before it, mIoU: Cityscapes +2.7, ACDC +4.98, Dark
+Zurich +11.69. This file has been parsed and its shapes checked against the full-size model; it has
+not been trained.
 """
 
 _base_ = ["./segformer_gta.py"]

@@ -2,8 +2,8 @@
 
 accelerate launch segtrain/train.py configs/segtrain/diff_pocket.py --source DIR --output DIR
 Hardware: two CPU cores; 34 network evaluations a picture. Corrected (Ji et al., ICASSP 2025, and
-docs/segmentation.md on its faults); `faithful=True`, `eta=1.0` and `to_the_end=True` are the
-published ones. IPKL, whose conditional branch sees all classes, is `knowledge`; None leaves it out.
+docs/segmentation.md on its faults); diff_faithful_pocket.py has the published ones. IPKL, whose
+conditional branch sees all classes, is `knowledge`; None leaves it out.
 """
 
 _base_ = ["./diffusion_pocket.py"]

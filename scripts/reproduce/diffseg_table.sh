@@ -48,7 +48,7 @@ for seed in $SEEDS; do
                 --iterations "$iterations" --batch-size "$BATCH" --seed "$seed" --output "$run" \
                 --checkpoint-every 50 "${options[@]}"
             score "$run/scores.json" "$run" "" "${folders[@]}"
-            [ "$network" = ptdiffseg ] || continue
+            [[ $network = ptdiffseg || $network = streetforge ]] || continue  # have scene prompts
             for target in "${targets[@]}"; do
                 scene=$run/scene_$target
                 $python segtrain/adapt.py --checkpoint "$run" --target "$TARGETS/$target" \

@@ -1,17 +1,25 @@
 """Test-time adaptation: only scene tokens learn, runs resume, results are used."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from pipeline import labels
+from pipeline import labels, runs
+from pipeline.dataset import DatasetWriter
 from pipeline.errors import UserError
+from pipeline.seeding import DrawnSamples
 from pipeline.text import Conditioning
-from segtrain import adapt, recipes, score
+from segtrain import adapt, predict, recipes, score
+from segtrain.loop import training_loss
+from segtrain.mixing import SelfTraining
 from segtrain.segmenter import Segmenter
+from segtrain.self_training import Teacher, UnlabelledSamples
 
 
 def _tokens(folder: Path) -> torch.Tensor:
@@ -87,6 +95,61 @@ def adapt_order(config: adapt.Config, count: int) -> list[int]:
     return seeding.numpy_generator(config.seed, "order").permutation(count).tolist()
 
 
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_pictures_of_any_size_and_place_are_adapted_to(config, mode, tmp_path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    writer = DatasetWriter(tmp_path / "target", config={})
+    for index, size in enumerate(((32, 64), (40, 48), (32, 64), (48, 32))):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(path)
+        writer.append_row({"id": f"s{index}", "status": "ok", "image_file_name": str(path)})
+    config = dataclasses.replace(
+        config, target=tmp_path / "target", mode=mode, batch_size=3, objective="entropy"
+    )
+    straight = _adapt(config)
+    resumed = dataclasses.replace(config, output=tmp_path / "resumed")
+    real = runs.save_checkpoint
+
+    def stopping(*arguments: object) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_checkpoint", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            _adapt(resumed)
+    assert torch.equal(_adapt(resumed), straight)
+    names = sorted(p.name for p in (config.output / "predictions").rglob("*.png"))
+    assert names == ([f"s{index}.png" for index in range(4)] if mode == "online" else [])
+
+
+def test_pictures_are_grouped_by_size_and_keep_their_values(trained: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = ((32, 64), (40, 48), (32, 64))
+    pictures = [rng.integers(0, 255, (*size, 3), np.uint8) for size in sizes]
+    segmenter = Segmenter.from_pretrained(trained)
+    (pair, _), (single, _) = segmenter.prepare_by_size(pictures)
+    assert torch.equal(pair, segmenter.prepare([pictures[0], pictures[2]])[0])
+    assert torch.equal(single, segmenter.prepare(pictures[1:2])[0])
+
+
+def test_self_training_takes_pictures_smaller_than_the_crop(tiny_recipe, tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (24, 24)), ("b.png", (16, 64))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(tmp_path / name)
+    recipe = recipes.load_recipe(tiny_recipe)
+    model = recipes.build_model(recipe).train()
+    draw = UnlabelledSamples(sorted(tmp_path.glob("*.png")), recipe.train_pipeline)
+    teacher = Teacher(model, SelfTraining(confidence=0.0), draw)
+    samples = [DrawnSamples(draw, 0)[index] for index in range(6)]
+    sizes = [sample["inputs"].shape[1:] for sample in samples]
+    assert len(set(sizes)) > 1
+    labelled = teacher.label(samples)
+    assert [sample["data_samples"].gt_sem_seg.shape for sample in labelled] == sizes
+    assert all((sample["data_samples"].gt_sem_seg.data < 19).all() for sample in labelled)
+    assert torch.isfinite(training_loss(model, model, labelled))
+
+
 def test_a_learned_scene_is_used(config: adapt.Config, source: Path, tmp_path: Path) -> None:
     tokens = _adapt(dataclasses.replace(config, learning_rate=1.0))
     segmenter = Segmenter.from_pretrained(config.checkpoint, scene=config.output)
@@ -104,6 +167,24 @@ def test_a_learned_scene_is_used(config: adapt.Config, source: Path, tmp_path: P
     )  # fmt: skip
     score.run(scores, score.check(scores))
     assert (tmp_path / "scores.json").is_file()
+
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    for folder in (moved, other):
+        shutil.copytree(config.checkpoint, folder)
+    Segmenter.from_pretrained(moved, scene=config.output)
+    weights = load_file(other / recipes.WEIGHTS_FILE)
+    save_file({name: value * 2 for name, value in weights.items()}, other / recipes.WEIGHTS_FILE)
+    with pytest.raises(UserError, match="not learned through .*other; run segtrain/adapt.py"):
+        Segmenter.from_pretrained(other, scene=config.output)
+    wrong = predict.Config(
+        checkpoint=other, scene=config.output, images=source, output=tmp_path / "predictions"
+    )
+    with pytest.raises(UserError, match="not learned through"):
+        predict.run(wrong, predict.check(wrong))
+    right = dataclasses.replace(wrong, checkpoint=config.checkpoint, limit=1)
+    predict.run(right, predict.check(right))
+    with pytest.raises(UserError, match="holds another run .*weights"):
+        _adapt(dataclasses.replace(config, learning_rate=1.0, checkpoint=other))
 
 
 def test_two_processes_adapt(config, run_program, tmp_path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pipeline.errors import UserError
 from segtrain.aggregation import Aggregation, Bottleneck, FusionPyramid
 
 SHAPES = [(12, 8), (8, 4), (6, 8), (19, 4), (19, 4)]  # channels and stride of five taps
@@ -30,6 +31,20 @@ def test_streamed_bottleneck_equals_the_one_over_the_concatenation() -> None:
     ]
     torch.testing.assert_close(streamed, block.finish(*layers))
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(streamed.sum(), parts))
+
+
+@pytest.mark.parametrize("kind", ["direct", "mixing", "gated", "lstm", "taps"])
+def test_each_stride_may_have_a_width_of_its_own(kind: str) -> None:
+    aggregation, features = Aggregation(SHAPES, 2, kind, [16, 8]), _features(2)
+    collector = aggregation.open()
+    for key in sorted(features):
+        collector(*key, features[key])
+    maps = collector.finish()
+    assert [m.shape[1] for m in maps] == list(aggregation.out_channels)
+    assert {m.shape[1] for m in maps if m.shape[-1] == 16} == {16}
+    assert {m.shape[1] for m in maps if m.shape[-1] == 8} == {8}
+    with pytest.raises(UserError, match="one for each of 2 strides"):
+        Aggregation(SHAPES, 2, kind, [16])
 
 
 @pytest.mark.parametrize("kind", ["direct", "mixing", "gated", "lstm", "concat", "taps"])

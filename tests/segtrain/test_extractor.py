@@ -223,6 +223,32 @@ def test_guidance_between_equal_prompts_changes_hidden_states_by_a_factor(
         torch.testing.assert_close((1, 2)[number % 2] * a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_guidance_leads_away_from_a_prompt_that_differs(tiny_base: Path) -> None:
+    """Two evaluations by hand, eq. 6 of Ho and Salimans (2022); features are the prompt's own."""
+    prompt, other = (PromptEncoder(str(tiny_base)).encode([t]) for t in ("a road", "snow"))
+    options = {"taps": TAPS[:1], "trajectory": Inversion((10, 20), (10, 0))}
+    plain = load_extractor(str(tiny_base), **options)
+    guided = load_extractor(str(tiny_base), **options, guidance=3.0)
+    latents, rows, found = plain.encode(_image(32, 32)), [], {}
+    guided.unet.register_forward_pre_hook(lambda _m, arguments: rows.append(len(arguments[0])))
+    keep = lambda level, _tap, feature: found.setdefault(level, feature)  # noqa: E731
+    guided.stream(_image(32, 32), prompt, keep, latents=latents, negative=other)
+    assert rows == [4, 2], "the last evaluation guides nothing"
+    with torch.no_grad():
+        outputs = [plain.unet(latents, 0, text.states.expand(2, -1, -1)).sample
+                   for text in (other, prompt)]  # fmt: skip
+    output = outputs[0] + 3.0 * (outputs[1] - outputs[0])
+    clean, noise = plain.schedule.split(output, latents, 0)
+    at_10 = plain.schedule.noised(clean, noise, 10)
+    expected: list[torch.Tensor] = []
+    once = load_extractor(str(tiny_base), taps=TAPS[:1], trajectory=Clean(10))
+    once.stream(_image(32, 32), prompt, lambda _l, _t, f: expected.append(f), latents=at_10)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=1e-4)
+    rows.clear()
+    guided.stream(_image(32, 32), prompt, lambda *_: None, latents=latents, negative=prompt)
+    assert rows == [2, 2], "equal prompts need no rows of their own"
+
+
 @pytest.mark.parametrize("taps", [("up_blocks.7",), ("up_blocks.0:maps",), (), TAPS + TAPS])
 def test_unknown_tap_is_an_error_that_names_good_ones(tiny_base: Path, taps) -> None:
     with pytest.raises(UserError, match="up_blocks.0, up_blocks.1"):

@@ -1,5 +1,11 @@
 """Segmentors on a diffusion backbone: branches, losses, recipes, what is stored."""
 
+import gc
+import json
+import os
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import diffusers
@@ -9,9 +15,14 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from pipeline.errors import UserError
+from pipeline.text import Conditioning
 from segtrain import recipes
+from segtrain.aggregation import Aggregation, Collector
 from segtrain.consistency import consistency, entropy, ramp
-from segtrain.taps import check_taps
+from segtrain.diffusion_backbone import make_trajectory
+from segtrain.extractor import DiffusionExtractor
+from segtrain.taps import MAPS
+from segtrain.trajectories import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 SD15 = {"cross_attention_dim": 768}
@@ -68,6 +79,11 @@ def test_randomization_adds_a_branch_and_a_consistency(tiny_base: Path) -> None:
     assert losses["plain.loss_ce"] != losses["second.loss_ce"]
     sum(v for k, v in losses.items() if "loss" in k).backward()
     assert all(p.grad is not None for p in model.parameters())
+    logits = losses["consistency.loss"]
+    maps = _build(tiny_base, randomization={"weight": 0.5, "kind": "feature"}).train()
+    assert maps.loss(*_batch(0, 3))["consistency.loss"] != logits
+    with pytest.raises(UserError, match="consistency l1"):
+        _build(tiny_base, randomization={"kind": "l1"})
     never = _build(tiny_base, randomization={"probability": 0.0})
     assert set(never.loss(*_batch(0))) == {"plain.loss_ce", "plain.acc_seg"}
 
@@ -98,15 +114,18 @@ def test_knowledge_uses_the_classes_of_the_batch_and_their_masks(tiny_base: Path
 def test_teacher_gets_no_gradient_from_the_consistency(tiny_base: Path) -> None:
     student = torch.randn(2, 5, 4, 4, requires_grad=True)
     teacher = torch.randn(2, 5, 4, 4, requires_grad=True)
-    for kind in ("mse", "kl", "js"):
+    for kind in ("mse", "kl", "js", "feature"):
         for stop in (True, False):
             loss = consistency(student, teacher, kind, temperature=2.0, stop_gradient=stop)
             assert loss > 0
             gradients = torch.autograd.grad(loss, [student, teacher], allow_unused=True)
             assert (gradients[1] is None) == stop and gradients[0].abs().max() > 0
         assert abs(float(consistency(student, student.detach(), kind))) < 1e-6
-    with pytest.raises(ValueError, match="mse, kl or js"):
+    with pytest.raises(UserError, match="mse, kl, js, feature"):
         consistency(student, teacher, "l1")
+    unit = [x.detach() / x.detach().norm(dim=1, keepdim=True) for x in (student, teacher)]
+    expected = (2 - 2 * (unit[0] * unit[1]).sum(1)).mean()
+    torch.testing.assert_close(consistency(student, teacher, "feature").detach(), expected)
     p, q = (x.detach().softmax(1) for x in (teacher, student))
     expected = (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(consistency(student, teacher, "kl").detach(), expected)
@@ -161,19 +180,139 @@ def test_every_pocket_recipe_builds_and_takes_a_step(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/segtrain").glob("*_gta.py")), ids=str)
-def test_taps_of_gta_recipes_are_modules_of_the_full_size_model(path: Path) -> None:
+def test_maps_of_gta_recipes_fit_neck_and_head_on_the_full_size_model(path: Path) -> None:
     recipe = recipes.load_recipe(path)
     backbone = recipe.model.backbone
     if backbone.type != "StreetforgeDiffusionBackbone":
         return
-    with torch.device("meta"):  # no weights
-        unet = diffusers.UNet2DConditionModel(**(SD15 if "vpd" in path.stem else SD21))
-        vae = diffusers.AutoencoderKL()
-    check_taps(unet, vae, backbone.taps)
-    if backbone.aggregation != "concat":
-        strides = {int(tap.split(".")[1]) for tap in backbone.taps}
-        assert len(backbone.pyramid) == len(strides) + 1
-        assert list(backbone.pyramid) == list(recipe.model.decode_head.in_channels)
+    config = SD21 if path.stem.startswith("diff") else SD15
+    with torch.device("meta"):  # shapes without weights
+        unet = diffusers.UNet2DConditionModel(**config)
+        vae = diffusers.AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[128, 256, 512, 512], latent_channels=4,
+        )  # fmt: skip
+        states = torch.zeros(1, 77, config["cross_attention_dim"])
+    schedule = Schedule(diffusers.DDIMScheduler())
+    extractor = DiffusionExtractor(unet, vae, schedule, taps=backbone.taps)  # one level is enough
+    levels = len(make_trajectory(backbone.get("trajectory")).levels)
+    maps = {i for i, tap in enumerate(backbone.taps) if tap.endswith(MAPS)}
+    shapes = extractor.tap_shapes(Conditioning(states))
+    shapes = [(19 if i in maps else c, s) for i, (c, s) in enumerate(shapes)]
+    with torch.device("meta"):
+        aggregation = Aggregation(
+            shapes, levels, backbone.aggregation, backbone.get("out_channels", 64), averaged=maps
+        )
+    reader = recipe.model.get("neck") or recipe.model.decode_head
+    if backbone.get("pyramid"):
+        assert len(backbone.pyramid) == len(aggregation.strides) + 1
+        assert list(backbone.pyramid) == list(reader.in_channels)
+    else:
+        assert aggregation.out_channels == list(reader.in_channels)
+
+
+def test_a_picture_of_any_size_is_that_picture_with_its_edge_repeated(tiny_base: Path) -> None:
+    taps = ["up_blocks.0.resnets.0.conv2", "up_blocks.1"]
+    backbone = {"taps": taps, "aggregation": "direct", "pyramid": [8, 8, 8]}
+    model = _build(tiny_base, backbone=backbone).eval()
+    multiple = model.backbone.extractor.multiple
+    images = torch.rand(1, 3, 2 * multiple - 5, 3 * multiple - 3) * 2 - 1
+    size = images.shape[-2:]
+    metas = [{"img_shape": size, "pad_shape": size, "ori_shape": size}]
+    with torch.no_grad():
+        logits = model.encode_decode(images, metas)
+        padded = torch.nn.functional.pad(images, (0, 3, 0, 5), mode="replicate")
+        whole = model.encode_decode(padded, [{"img_shape": padded.shape[-2:]}])
+    assert logits.shape[-2:] == size and torch.equal(logits, whole[..., : size[0], : size[1]])
+    sample = SegDataSample(metainfo={"img_shape": size})
+    sample.gt_sem_seg = PixelData(data=torch.zeros((1, *size), dtype=torch.long))
+    assert torch.isfinite(model.loss(images, [sample])["plain.loss_ce"])
+    assert sample.gt_sem_seg.data.shape[-2:] == size, "the caller's labels stay as they are"
+
+
+def test_nothing_is_kept_for_a_gradient_that_never_comes(tiny_base: Path) -> None:
+    trajectory = {"type": "noised", "timesteps": [10, 50]}
+    model = _build(tiny_base, backbone={"aggregation": "direct", "trajectory": trajectory})
+    seen, at_the_end = [], []
+    collect, finished = Collector.__call__, Collector.finish
+
+    def watch(collector, level, tap, feature) -> None:
+        seen.append(weakref.ref(feature))
+        collect(collector, level, tap, feature)
+
+    def finish(collector):
+        gc.collect()
+        at_the_end.extend(ref() is not None for ref in seen)
+        return finished(collector)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(Collector, "__call__", watch)
+        patch.setattr(Collector, "finish", finish)
+        maps = model.extract_feat(_batch(0)[0])
+    assert at_the_end == [False, False] and not maps[0].requires_grad
+
+
+def test_an_auxiliary_head_learns_from_the_plain_branch(tiny_base: Path) -> None:
+    auxiliary = {"type": "FCNHead", "in_channels": 8, "in_index": 0, "num_convs": 1, **HEAD}
+    model = _build(tiny_base, auxiliary_head=auxiliary, knowledge={}).train()
+    losses = model.loss(*_batch(0, 3))
+    assert {"aux.loss_ce", "plain.loss_ce", "second.loss_ce"} <= set(losses)
+    sum(v for k, v in losses.items() if "loss" in k).backward()
+    assert all(p.grad is not None for p in model.auxiliary_head.conv_seg.parameters())
+
+
+AGREE = """
+import json, pathlib, sys, torch
+sys.path.insert(0, "tests/segtrain")
+from test_segmentors import _batch, _build
+import segtrain.registry
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+options = {"probability": 0.5}
+model = _build(sys.argv[1], randomization=options, knowledge=options).train()
+found = []
+for step in range(12):
+    inputs, samples = _batch(*([255, 255] if rank and step % 3 == 0 else [0, 3]))
+    torch.manual_seed(100 * step + rank)
+    found.append(sorted(model.loss(inputs, samples)))
+pathlib.Path(sys.argv[2], f"{rank}.json").write_text(json.dumps(found))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_all_processes_take_the_same_branches(tiny_base: Path, tmp_path: Path) -> None:
+    program = tmp_path / "agree.py"
+    program.write_text(AGREE)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         str(program), str(tiny_base), str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert {"consistency.loss" in names for names in first} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "rule"),
+    [
+        ({"aggregation": "concatenate"}, "aggregation concatenate: expected"),
+        ({"training": "Full"}, 'training "Full": expected'),
+        ({"categories": "EOS"}, "categories EOS: expected"),
+        ({"random_weights": True}, "random_weights: needs"),
+        ({"training": "full", "taps": ["vae.encoder.mid_block"]}, "no tap depends"),
+        ({"trajectory": {"timesteps": [10]}}, "trajectory type None"),
+        ({"trajectory": {"type": "noised", "timesteps": 100}}, "distinct timesteps"),
+        ({"trajectory": {"type": "noised", "timesteps": [1000]}}, "timestep 1000: the last"),
+        ({"trajectory": {"type": "diff5", "saved": []}}, "distinct timesteps"),
+        ({"trajectory": {"type": "diff5", "saved": [1, 1]}}, "distinct timesteps"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named(tiny_base: Path, backbone, rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        _build(tiny_base, backbone=backbone)
 
 
 def test_knowledge_and_attention_maps_do_not_go_together(tiny_base: Path) -> None:

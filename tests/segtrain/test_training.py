@@ -237,10 +237,13 @@ def test_scores_of_conditions_and_of_a_changed_base(
     scores = json.loads(config.output.read_text())["checkpoints"][0]["targets"]["acdc"]
     assert {c: s["pictures"] for c, s in scores["conditions"].items()} == {"fog": 2, "night": 2}
     saved = json.loads((run / "recipe.json").read_text())
-    saved["diffusion"]["revision"] = "0" * 16
-    (run / "recipe.json").write_text(json.dumps(saved))
-    with pytest.raises(UserError, match="restore that base model"):
-        recipes.load_trained(run)
+    assert saved["diffusion"]["taps"] == ["up_blocks.1", "up_blocks.0"]
+    assert saved["diffusion"]["timesteps"] == [1]
+    for name, other in (("timesteps", [7]), ("revision", "0" * 16)):
+        changed = {**saved, "diffusion": {**saved["diffusion"], name: other}}
+        (run / "recipe.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"{name}.*restore that base model"):
+            recipes.load_trained(run)
 
 
 @pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])

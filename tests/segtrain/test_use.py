@@ -1,16 +1,21 @@
 """Trained networks in use: the Python API, prediction of folders, pictures of features."""
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipeline import labels
-from pipeline.dataset import open_dataset, read_image
+from pipeline.dataset import DatasetWriter, open_dataset, read_image
 from pipeline.errors import UserError
-from segtrain import predict, visualise
+from segtrain import predict, prompts, visualise
+from segtrain.recipes import WEIGHTS_FILE
 from segtrain.segmenter import Segmenter
 
 
@@ -56,6 +61,70 @@ def test_every_kind_is_written_and_what_is_there_stays(trained, pictures, tmp_pa
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
+def test_another_run_is_refused_in_the_same_folder(trained, pictures, tmp_path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    weights = load_file(other / WEIGHTS_FILE)
+    save_file({name: value * 2 for name, value in weights.items()}, other / WEIGHTS_FILE)
+    config = predict.Config(
+        checkpoint=trained, images=pictures, output=tmp_path / "out", kinds=("ids",), limit=1
+    )
+    predict.run(config, predict.check(config))
+    for changes, text in (
+        ({"checkpoint": other}, r"weights: '\w+' -> '\w+'"),
+        ({"opacity": 0.7}, "opacity: 0.5 -> 0.7"),
+        ({"images": pictures / "a"}, "images"),
+    ):
+        changed = dataclasses.replace(config, **changes)
+        with pytest.raises(UserError, match=f"holds another run .*{text}.*another --output"):
+            predict.run(changed, predict.check(changed))
+    more = dataclasses.replace(config, kinds=("ids", "color"), limit=None)
+    predict.run(more, predict.check(more))
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 4
+
+
+def test_pictures_outside_of_the_dataset_go_by_their_sample(trained, pictures, tmp_path) -> None:
+    inside, outside = tmp_path / "dataset/images/x.png", pictures / "a/one.png"
+    writer = DatasetWriter(tmp_path / "dataset", config={})
+    inside.parent.mkdir()
+    shutil.copy(outside, inside)
+    for name, path in (("first", outside), ("second", "images/x.png"), ("third", "../in/two.jpg")):
+        writer.append_row({"id": name, "status": "ok", "image_file_name": str(path)})
+    config = predict.Config(
+        checkpoint=trained, images=tmp_path / "dataset", output=tmp_path / "out", kinds=("ids",)
+    )
+    predict.run(config, predict.check(config))
+    out = tmp_path / "out/ids"
+    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert found == {"first.png", "images/x.png", "third.png"}
+    assert labels.read_label(out / "third.png").shape == (32, 64)
+
+
+def test_a_moved_base_model_is_named(trained, tiny_base, pictures, tmp_path) -> None:
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(tiny_base, moved)
+    shutil.copytree(trained, run)
+    facts = (run / "recipe.json").read_text()
+    (run / "recipe.json").write_text(facts.replace(str(tiny_base), str(tmp_path / "gone")))
+    with pytest.raises(UserError, match="gone"):
+        Segmenter.from_pretrained(run)
+    picture = pictures / "a/one.png"
+    label = Segmenter.from_pretrained(run, base=str(moved))(picture)
+    assert np.array_equal(label, Segmenter.from_pretrained(trained)(picture))
+    config = predict.Config(
+        checkpoint=run, images=pictures, output=tmp_path / "out", kinds=("ids",), base=str(moved)
+    )
+    predict.run(config, predict.check(config))
+    assert np.array_equal(labels.read_label(tmp_path / "out/ids/a/one.png"), label)
+    weights = tmp_path / "other" / "unet/diffusion_pytorch_model.safetensors"
+    shutil.copytree(tiny_base, tmp_path / "other")
+    save_file({name: value * 2 for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match="trained with revision"):
+        Segmenter.from_pretrained(run, base=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="neither 'pocket'"):
+        predict.check(dataclasses.replace(config, base="nowhere"))
+
+
 def test_cityscapes_label_ids() -> None:
     table = predict.label_ids()
     assert [table[i] for i in (0, 1, 10, 11, 18)] == [7, 8, 23, 24, 33] and table[255] == 0
@@ -66,10 +135,11 @@ def test_two_processes_predict_what_one_does(trained, source, tmp_path, run_prog
     for name, launch in (
         ("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"))
     ):  # fmt: skip
-        run_program(
+        done = run_program(
             *launch, "segtrain/predict.py", "--checkpoint", trained, "--images", source,
-            "--output", tmp_path / name, "--kinds", "ids", ACCELERATE_USE_CPU="true",
+            "--output", tmp_path / name, "--kinds", "ids", CUDA_VISIBLE_DEVICES="",
         )  # fmt: skip
+        assert done.stdout.count("6 pictures") == 1  # one that believed itself alone would say so
         names[name] = {
             p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.png")
         }
@@ -81,9 +151,11 @@ def test_two_processes_predict_what_one_does(trained, source, tmp_path, run_prog
 def test_bad_input_of_prediction(trained: Path, pictures: Path, tmp_path: Path) -> None:
     good = predict.Config(checkpoint=trained, images=pictures, output=tmp_path / "out")
     (pictures / "two.png").write_bytes((pictures / "a/one.png").read_bytes())
+    (tmp_path / "before/overlay").mkdir(parents=True)
     for changes, text in (
         ({"checkpoint": tmp_path}, "no finished training"),
         ({"images": tmp_path / "none"}, "no such folder"),
+        ({"output": tmp_path / "before"}, "choose another --output"),
         ({"scene": tmp_path}, "no learned scene"),
         ({"opacity": 1.5}, "--opacity"),
         ({"kinds": ()}, "--kinds"),
@@ -107,8 +179,24 @@ def test_features_become_pictures(tiny_base: Path, source: Path, tmp_path: Path)
     found = visualise.extract(config, pictures)
     assert visualise.sheet(config, 0, pictures, found).shape == (2 * 32, 3 * 64, 3)
     assert visualise.sheet(config, 1, pictures, found).shape == (2 * 32, 7 * 64, 3)
-    with pytest.raises(UserError, match="--classes dog"):
-        visualise.check(dataclasses.replace(config, classes=("dog",)))
+    for changes, text in (
+        ({"classes": ("dog",)}, "--classes dog"),
+        ({"categories": "foo"}, "--categories foo: expected none, eos, words, sentence"),
+        ({"categories": "none"}, "--categories none: .* eos, words or sentence"),
+    ):
+        with pytest.raises(UserError, match=text):
+            visualise.check(dataclasses.replace(config, **changes))
+    visualise.check(dataclasses.replace(config, categories="none", taps=("up_blocks.1",)))
+    assert get_args(prompts.Categories) == visualise.CATEGORIES
+
+
+def test_features_are_computed_on_the_accelerator(tiny_base, source, monkeypatch) -> None:
+    meta = torch.device("meta")  # stands for one: it refuses tensors of the CPU, and to come back
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: meta)
+    config = visualise.Config(base=str(tiny_base), images=source, limit=1, taps=("up_blocks.1",))
+    picture = read_image(visualise.check(config)[0])
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        visualise.extract(config, [picture])
 
 
 def test_principal_components_find_the_directions_of_change() -> None:
