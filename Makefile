@@ -8,7 +8,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-PROCESSES ?= 1
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test setup lint doctor clean
@@ -17,7 +16,7 @@ TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 setup: $(STAMP)
 
 demo: $(STAMP)
-	$(RUN) pipeline/run.py --recipe pocket --num-processes $(PROCESSES)
+	$(RUN) pipeline/run.py --recipe pocket $(if $(PROCESSES),--num-processes $(PROCESSES))
 
 # One thread per test process: several run side by side.
 test: $(STAMP)

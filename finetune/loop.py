@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from finetune.settings import Training, learning_rate
 from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.seeding import DrawnSamples, batches, seed_of
-from pipeline.stopping import StopRequest, ignore_stop_signals
+from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 
 LossFunction = Callable[
     [torch.nn.Module, Any, torch.Generator], tuple[torch.Tensor, dict[str, Any]]
@@ -227,14 +226,3 @@ def train(
             whole.load_state_dict(state)
         return whole
     return average or model
-
-
-def leave(accelerator: Accelerator, stop: StopRequest, folder: Path, done: int) -> None:
-    """End the program after a stop signal, with the signal's exit code."""
-    if accelerator.is_main_process:
-        print(
-            f"streetforge: {folder}: stopped after step {done}; the same command continues",
-            file=sys.stderr,
-        )
-    accelerator.end_training()
-    raise SystemExit(stop.exit_code or 143)

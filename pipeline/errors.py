@@ -5,11 +5,14 @@ remedy. Exit codes: 0 done, 2 bad input or setting, 3 finished but with failed s
 stopped by SIGINT/SIGTERM.
 """
 
+from __future__ import annotations  # so that doctor.py starts on any Python
+
 import sys
 from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3
+PREFIX = "streetforge: "
 
 
 class UserError(Exception):
@@ -26,11 +29,11 @@ def guard(main: Callable[[], int | None]) -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"streetforge: {error}", file=sys.stderr)
+        print(f"{PREFIX}{error}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         if "--debug" in sys.argv:
             raise
-        print("streetforge: stopped; the same command continues", file=sys.stderr)
+        print(f"{PREFIX}stopped; the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(code or 0)

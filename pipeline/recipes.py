@@ -46,8 +46,8 @@ class Stage:
 
     `command` are the words after the launcher's, `output` is the file or folder it writes,
     `marker` the file it writes last, `inputs` the names of the stages it reads. `cpu_processes`
-    are started where no accelerator is, if fewer are asked for: for programs that share out
-    samples and write the same with any number of processes.
+    are started on a CPU if no number is asked for: for programs that share out samples and write
+    the same with any number of processes.
     """
 
     name: str

@@ -26,7 +26,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files  # noqa: E402
 from pipeline.config import parse, require_positive  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.errors import PREFIX, UserError, guard  # noqa: E402
 from pipeline.recipes import Recipe, Stage, find_recipe, load_recipe  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +40,9 @@ class Config:
     """Name of a file in configs/pipeline/, or a path to a recipe."""
     workspace: Path | None = None
     """Folder for everything the run writes. None: the one the recipe names."""
-    num_processes: int = 1
-    """Processes per accelerate stage; on a machine with GPUs, at most one per GPU."""
+    num_processes: int | None = None
+    """Processes per accelerate stage; on a machine with GPUs, at most one per GPU. None: one, or
+    on a CPU as many as the recipe says for the stage."""
     only: tuple[str, ...] = ()
     """Stages to consider; empty means all."""
     redo: tuple[str, ...] = ()
@@ -73,17 +74,17 @@ def launch_prefix(launcher: str, num_processes: int, accelerator: bool) -> list[
         # final -- from reading a stage's --n as an abbreviation of its own options.
         return [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 "--local-addr=127.0.0.1", f"--nproc-per-node={num_processes}", "--"]  # fmt: skip
-    return [sys.executable, "-m", "accelerate.commands.launch",
+    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet",
             f"--num_processes={num_processes}", "--num_machines=1", "--mixed_precision=no",
             "--dynamo_backend=no", *(["--multi_gpu"] if num_processes > 1 else []),
             *([] if accelerator else ["--cpu"])]  # fmt: skip
 
 
-def process_count(stage: Stage, asked: int, accelerator: bool) -> int:
-    """Return how many processes a stage gets: those asked for, on a CPU at least its own number."""
-    if accelerator:
-        return asked
-    return max(asked, min(stage.cpu_processes, os.cpu_count() or 1))
+def process_count(stage: Stage, asked: int | None, accelerator: bool) -> int:
+    """Return how many processes a stage gets: those asked for, else its own number on a CPU."""
+    if asked or accelerator:
+        return asked or 1
+    return min(stage.cpu_processes, os.cpu_count() or 1)
 
 
 def plan(recipe: Recipe, config: Config, record: dict[str, Any]) -> list[tuple[Stage, str]]:
@@ -154,8 +155,8 @@ def run_stage(
     save_record(workspace, record)
     if code != 0:
         raise UserError(
-            f"stage {stage.name} stopped with exit code {code}; its log is {log}, its command: "
-            f"{now['command']} ; mend the cause and run the same recipe again"
+            f"stage {stage.name} stopped with exit code {code}{complaint(log)}; its log is {log}, "
+            f"its command: {now['command']} ; mend the cause and run the same recipe again"
         )
     if not stage.marker.exists():
         raise UserError(
@@ -164,6 +165,16 @@ def run_stage(
         )
     now["finished_at"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     save_record(workspace, record)
+
+
+def complaint(log: Path) -> str:
+    """Return the line in which a stage's program said why it stopped; launchers add their own."""
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        if line.startswith(PREFIX):
+            return f" ({line.removeprefix(PREFIX)})"
+        if line.startswith("$ "):  # the command; above it are earlier attempts
+            break
+    return ""
 
 
 def remove_output(stage: Stage, workspace: Path) -> None:
@@ -222,7 +233,8 @@ def stop_on_sigterm(*_: Any) -> None:
 def main() -> int | None:
     """Run what is not complete; stop at the first stage that fails."""
     config, call = parse(Config, __doc__)
-    require_positive(config, "num_processes")
+    if config.num_processes is not None:
+        require_positive(config, "num_processes")
     recipe_file, workspace = find_recipe(config.recipe).resolve(), config.workspace
     if workspace is not None:
         workspace = workspace.resolve()

@@ -1,10 +1,15 @@
 """Stop signals: remembered, so that a program ends between two samples or two updates."""
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any, NoReturn
+
+from pipeline.errors import PREFIX
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 5.0  # launchers pass on a signal that the whole group already got
@@ -54,3 +59,12 @@ def ignore_stop_signals(_worker: int = 0) -> None:
     """Leave the decision to the parent: for loader processes, whose death would be an error."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave(accelerator: Any, stop: StopRequest, folder: Path, done: int) -> NoReturn:
+    """End a training that has saved its state, with the exit code of the signal."""
+    if accelerator.is_main_process:
+        message = f"{folder}: stopped after step {done}; the same command continues"
+        print(f"{PREFIX}{message}", file=sys.stderr)
+    accelerator.end_training()
+    raise SystemExit(stop.exit_code or 143)  # another process got the signal

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pipeline import runs, seeding
+from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 from segtrain.self_training import Teacher
 
 
@@ -45,6 +46,7 @@ def batches(
             batch_sampler=positions,
             num_workers=plan.workers,
             collate_fn=_as_list,
+            worker_init_fn=ignore_stop_signals,
         )
     )
 
@@ -73,6 +75,7 @@ def train(
 ) -> dict[str, Any]:
     """Train `network` in place from its newest checkpoint. Returns facts of this call.
 
+    A stop signal to any process ends all of them after the update at hand, which is saved.
     With a `teacher`, each batch is joined by as many unlabelled samples, which it labels.
     """
     initial_rates = [group["lr"] for group in optimizer.param_groups]
@@ -96,35 +99,41 @@ def train(
     if teacher:
         seed = seeding.seed_of(plan.seed, "unlabelled")
         unlabelled = batches(plan, teacher.draw, first, rank, world, seed)
-    for step, (samples, more) in enumerate(zip(labelled, unlabelled, strict=False), start=first):
-        torch.manual_seed(seeding.seed_of(plan.seed, "step", step, rank))  # dropout, drop path
-        factor = rate_factor(step)
-        for group, rate in zip(prepared.param_groups, initial_rates, strict=True):
-            group["lr"] = rate * factor
-        if teacher and step >= teacher.settings.start:
-            samples = samples + teacher.label(more)
-        loss = training_loss(model, network, samples)
-        value = loss.item()
-        runs.check_finite(value, step, plan.folder)
-        accelerator.backward(loss)
-        if plan.clip_norm is not None:
-            accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
-        prepared.step()
-        prepared.zero_grad()
-        if teacher:
-            teacher.follow()
-        loss_sum, counted = loss_sum + value, counted + 1
-        done = step + 1
-        bar.update(1)
-        if done % plan.log_every == 0 or done == plan.iterations:
-            mean = loss_sum / counted
-            bar.set_postfix(loss=f"{mean:.3f}")
-            accelerator.log({"loss": mean, "lr": initial_rates[0] * factor}, step=done)
-            loss_sum, counted = 0.0, 0
-        if done % plan.checkpoint_every == 0 and done < plan.iterations:
-            if accelerator.is_main_process:
-                runs.save_checkpoint(plan.folder, done, modules, prepared.optimizer, scaler)
-            accelerator.wait_for_everyone()
+    with StopRequest().listening() as stop:
+        pairs = zip(labelled, unlabelled, strict=False)
+        for step, (samples, more) in enumerate(pairs, start=first):
+            torch.manual_seed(seeding.seed_of(plan.seed, "step", step, rank))  # dropout, drop path
+            factor = rate_factor(step)
+            for group, rate in zip(prepared.param_groups, initial_rates, strict=True):
+                group["lr"] = rate * factor
+            if teacher and step >= teacher.settings.start:
+                samples = samples + teacher.label(more)
+            loss = training_loss(model, network, samples)
+            # One exchange per update: all processes see the same loss and stop at the same step
+            facts = torch.stack([loss.detach(), loss.new_tensor(float(stop.signal_number))])
+            value, stopping = accelerator.reduce(facts, "mean").tolist()
+            runs.check_finite(value, step, plan.folder)
+            accelerator.backward(loss)
+            if plan.clip_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
+            prepared.step()
+            prepared.zero_grad()
+            if teacher:
+                teacher.follow()
+            loss_sum, counted = loss_sum + value, counted + 1
+            done = step + 1
+            bar.update(1)
+            if done % plan.log_every == 0 or done == plan.iterations:
+                mean = loss_sum / counted
+                bar.set_postfix(loss=f"{mean:.3f}")
+                accelerator.log({"loss": mean, "lr": initial_rates[0] * factor}, step=done)
+                loss_sum, counted = 0.0, 0
+            if done < plan.iterations and (stopping or done % plan.checkpoint_every == 0):
+                if accelerator.is_main_process:
+                    runs.save_checkpoint(plan.folder, done, modules, prepared.optimizer, scaler)
+                accelerator.wait_for_everyone()
+                if stopping:
+                    leave(accelerator, stop, plan.folder, done)
     bar.close()
     seconds = time.monotonic() - started
     return {"first_step": first, "seconds": round(seconds, 1)}

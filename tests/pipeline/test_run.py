@@ -106,7 +106,10 @@ def test_failure_names_stage_log_and_command_and_stops(recipe: Path) -> None:
     assert len(lines) == 1
     for part in ("stage first stopped with exit code 2", "logs/first.log", "program.py", "again"):
         assert part in lines[0]
-    assert "other" not in done.stdout
+    assert "other" not in done.stdout and "(" not in lines[0].partition(";")[0]
+    text = "import sys; print('streetforge: no such file'); print('launcher noise'); sys.exit(2)"
+    (recipe.parent / "program.py").write_text(text)
+    assert "exit code 2 (no such file);" in start(recipe).stderr
     (recipe.parent / "program.py").write_text(WRITE)
     assert "(unfinished, continues)" in start(recipe).stdout
 
@@ -167,11 +170,11 @@ def test_a_stage_may_want_more_cpu_processes(
     recipe.write_text(text.replace("  - name: other", "  - cpu_processes: 2\n    name: other"))
     first, wide, _ = load_recipe(recipe).stages
     monkeypatch.setattr(runner.os, "cpu_count", lambda: 4)
-    counts = [runner.process_count(wide, asked, False) for asked in (1, 2, 3)]
-    assert counts == [2, 2, 3] and runner.process_count(first, 1, False) == 1
-    assert runner.process_count(wide, 1, True) == 1, "one GPU is not shared out"
+    counts = [runner.process_count(wide, asked, False) for asked in (None, 1, 3)]
+    assert counts == [2, 1, 3] and runner.process_count(first, None, False) == 1
+    assert runner.process_count(wide, None, True) == 1, "one GPU is not shared out"
     monkeypatch.setattr(runner.os, "cpu_count", lambda: 1)
-    assert runner.process_count(wide, 1, False) == 1
+    assert runner.process_count(wide, None, False) == 1
     recipe.write_text(recipe.read_text().replace("cpu_processes: 2", "cpu_processes: 0"))
     done = start(recipe)
     assert done.returncode == 2 and "cpu_processes of other is 0" in done.stderr

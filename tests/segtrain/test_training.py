@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,30 @@ def test_six_steps_equal_three_a_kill_and_three(
     assert not any("extractor" in name for name in weights)
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         _train(dataclasses.replace(resumed, seed=1))
+
+
+def test_a_stop_signal_saves_and_the_same_command_continues(
+    source: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    config = train.Config(recipe=tiny_recipe, source=source, output=tmp_path / "straight")
+    straight, stopped = _train(config), dataclasses.replace(config, output=tmp_path / "stopped")
+    real, calls = loop.training_loss, []
+
+    def signalled(*arguments: object) -> torch.Tensor:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_loss", signalled)
+        with pytest.raises(SystemExit) as left:
+            _train(stopped)
+    assert left.value.code == 128 + signal.SIGTERM and len(calls) == 3
+    assert "stopped after step 3; the same command continues" in capsys.readouterr().err
+    weights = _train(stopped)
+    assert json.loads((stopped.output / "finished.json").read_text())["first_step"] == 3
+    assert all(torch.equal(weights[name], straight[name]) for name in weights)
 
 
 def test_a_sample_does_not_depend_on_order_or_global_state(source: Path, tiny_recipe: Path) -> None:
