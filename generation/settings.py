@@ -45,7 +45,7 @@ class Config:
     """Size of the finished set; a larger number later adds to the same folder."""
     seed: int = 0
     """Seed of the run; sample i depends on it and on i alone."""
-    output: Path = Path("runs/pocket/generated")
+    output: Path = Path("runs/generated")
     """Dataset folder to write. The same command continues it."""
     plan_file: str = ""
     """With --dry-run: write label, crop, prompt and seed of every sample to this JSONL file."""

@@ -1,7 +1,7 @@
 """Write a dataset folder in the layout that another program reads.
 
-    python pipeline/export.py --data runs/pocket/generated --format mmseg --output runs/export/mmseg
-    python pipeline/export.py --data runs/pocket/generated --format webdataset \\
+    python pipeline/export.py --data runs/generated --format mmseg --output runs/export/mmseg
+    python pipeline/export.py --data runs/generated --format webdataset \\
         --output runs/export/shards --shard-samples 1000 --shard-mb 1000
 
 mmseg          img_dir/ ann_dir/ and a dataset entry for configs of mmsegmentation

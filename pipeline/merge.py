@@ -1,6 +1,6 @@
 """Put the rows of all processes into one metadata.jsonl, in id order.
 
-    python pipeline/merge.py --data runs/pocket/generated
+    python pipeline/merge.py --data runs/generated
 
 Each process of a run appends to a metadata file of its own. Readers take all of them together, so
 merging is not needed, but one sorted file is easier to read, to publish and to compare. Of several

@@ -1,7 +1,7 @@
 """Find every damaged, missing or swapped file of a dataset folder, one line per problem.
 
-    python pipeline/verify.py --data runs/pocket/generated
-    python pipeline/verify.py --data runs/pocket/generated --n 50000 --repair
+    python pipeline/verify.py --data runs/generated
+    python pipeline/verify.py --data runs/generated --n 50000 --repair
 
 Checks every row against its own hash, and every file against its row: presence, SHA-256, size,
 class ids, same stem. Finds broken, torn and repeated rows, rows of another run, gaps, unfinished

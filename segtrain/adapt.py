@@ -1,7 +1,7 @@
 """Adapt a network to a target by learning its scene prompt from unlabelled pictures.
 
-    accelerate launch segtrain/adapt.py --checkpoint runs/pocket/segtrain/ptdiffseg \\
-        --target runs/pocket/data/targets/dark_zurich --output runs/pocket/segtrain/at_night
+    accelerate launch segtrain/adapt.py --checkpoint runs/mine/segtrain/ptdiffseg \\
+        --target runs/mine/targets/dark_zurich --output runs/mine/segtrain/at_night
 
 The test-time domain adaptation of PTDiffSeg (Gong et al., BMVC 2024): only the scene tokens learn,
 everything else is frozen, and the result is a few kilobytes that segtrain/predict.py and
@@ -35,11 +35,11 @@ from segtrain.recipes import (  # noqa: E402
 class Config:
     """Settings of one adaptation."""
 
-    checkpoint: Path = Path("runs/pocket/segtrain/ptdiffseg")
+    checkpoint: Path = Path("runs/mine/segtrain/ptdiffseg")
     """Output folder of segtrain/train.py, of a recipe with a diffusion backbone."""
-    target: Path = Path("runs/pocket/data/targets/dark_zurich")
+    target: Path = Path("runs/mine/targets/dark_zurich")
     """Dataset folder or folder of pictures; labels are never read."""
-    output: Path = Path("runs/pocket/segtrain/adapted")
+    output: Path = Path("runs/mine/segtrain/adapted")
     """Folder to write to."""
     mode: Literal["offline", "online"] = "offline"
     """Learn from the target as a whole, or picture by picture after predicting it."""

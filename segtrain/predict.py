@@ -1,6 +1,6 @@
 """Predict label maps for a folder of pictures.
 
-    accelerate launch segtrain/predict.py --checkpoint runs/pocket/segtrain/generated \\
+    accelerate launch segtrain/predict.py --checkpoint runs/mine/segtrain/generated \\
         --images PICTURES --output predictions
 
 Writes a folder for each kind: `ids` (train ids), `color`, `overlay` (colours over the picture) and
@@ -39,9 +39,9 @@ Kind = Literal["ids", "color", "overlay", "cityscapes"]
 class Config:
     """Settings of one prediction."""
 
-    checkpoint: Path = Path("runs/pocket/segtrain/generated")
+    checkpoint: Path = Path("runs/mine/segtrain/generated")
     """Output folder of segtrain/train.py."""
-    images: Path = Path("runs/pocket/data/targets/cityscapes")
+    images: Path = Path("runs/mine/targets/dark_zurich")
     """Dataset folder, or any folder with PNG or JPEG files."""
     output: Path = Path("predictions")
     """Folder to write to."""

@@ -1,8 +1,8 @@
 """Score trained segmentation networks on labelled target folders: per-class IoU and mIoU.
 
-    accelerate launch segtrain/score.py --checkpoint runs/pocket/segtrain/source \\
-        --targets runs/pocket/data/targets/cityscapes runs/pocket/data/targets/acdc \\
-        --output runs/pocket/segtrain/source/scores.json
+    accelerate launch segtrain/score.py --checkpoint runs/mine/segtrain/source \\
+        --targets runs/mine/targets/acdc runs/mine/targets/dark_zurich \\
+        --output runs/mine/scores.json
 
 On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py ... A small version for
 the CPU: --limit 10. The table goes to the screen and, as markdown, beside the JSON file.

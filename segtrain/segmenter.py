@@ -1,7 +1,7 @@
 """Trained networks for use: a picture in, a label map out.
 
 from segtrain.segmenter import Segmenter
-segmenter = Segmenter.from_pretrained("runs/pocket/segtrain/generated")
+segmenter = Segmenter.from_pretrained("runs/mine/segtrain/generated")
 label = segmenter("street.png")  # HxW train ids
 """
 

@@ -59,6 +59,21 @@ class Knowledge:
         require_kind(self.kind)
 
 
+def require_fit(channels: Sequence[int], reader: Any) -> None:
+    """Raise `UserError` unless a neck or head reads maps of the `channels` a backbone gives."""
+    wanted, index = getattr(reader, "in_channels", None), getattr(reader, "in_index", None)
+    if wanted is None:
+        return
+    numbers = range(len(channels)) if index is None else index
+    numbers = [numbers] if isinstance(numbers, int) else numbers
+    found = [channels[i] for i in numbers if -len(channels) <= i < len(channels)]
+    if isinstance(wanted, int):  # one map, or several side by side
+        wanted, found = [wanted], [sum(found)]
+    if list(wanted) != found or len(found) == 0:
+        raise UserError(f"{type(reader).__name__}: in_channels {list(wanted)} do not fit the maps "
+                        f"of the backbone, which have {list(channels)}")  # fmt: skip
+
+
 class DiffusionSegmentor(EncoderDecoder):
     """`EncoderDecoder` whose backbone is a `DiffusionBackbone`.
 
@@ -75,6 +90,7 @@ class DiffusionSegmentor(EncoderDecoder):
         self.knowledge = Knowledge(**knowledge) if knowledge is not None else None
         if self.knowledge and self.backbone.maps:
             raise UserError("knowledge: its prompts have no token per class; drop the :maps taps")
+        require_fit(self.backbone.out_channels, self.neck if self.with_neck else self.decode_head)
         self.scene: torch.Tensor | int = 0
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 

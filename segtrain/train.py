@@ -1,8 +1,8 @@
 """Train a segmentation network on source pictures, alone or mixed with generated ones.
 
     accelerate launch segtrain/train.py configs/segtrain/segformer_pocket.py \\
-        --source runs/pocket/data/source --generated runs/pocket/generated \\
-        --generated-share 0.5 --output runs/pocket/segtrain/generated
+        --source runs/mine/source --generated runs/mine/generated \\
+        --generated-share 0.5 --output runs/mine/segtrain/generated
 
 On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/train.py ... The same command
 continues a stopped run. A small version for the CPU: --iterations 20 --batch-size 2.
@@ -37,9 +37,9 @@ class Config:
 
     recipe: tyro.conf.Positional[Path] = Path()
     """mmsegmentation config file, one of configs/segtrain."""
-    output: Path = Path("runs/pocket/segtrain/source")
+    output: Path = Path("runs/mine/segtrain/source")
     """Run folder: weights, recipe, metrics, checkpoints."""
-    source: Path = Path("runs/pocket/data/source")
+    source: Path = Path("runs/mine/source")
     """Labelled dataset folder of the source."""
     generated: Path | None = None
     """Labelled dataset folder of generated pictures."""

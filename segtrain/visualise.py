@@ -34,7 +34,7 @@ class Config:
     """Diffusion base model."""
     unet: str = ""
     """Folder of another U-Net for it."""
-    images: Path = Path("runs/pocket/data/source")
+    images: Path = Path("runs/mine/source")
     """Dataset folder, or any folder with PNG or JPEG files."""
     output: Path = Path("features")
     """Folder to write to."""

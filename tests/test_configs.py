@@ -1,6 +1,9 @@
 """Every file in configs/ loads into what reads it, and strictly."""
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import yaml
 
 from pipeline.config import from_mapping, load_yaml
 from pipeline.errors import UserError
-from pipeline.recipes import load_recipe
+from pipeline.recipes import FOLDER, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_YAMLS = sorted(
@@ -57,6 +60,40 @@ def test_pipeline_recipe_names_programs_and_configs_that_exist(path: Path) -> No
         for word in stage.command:
             if word.startswith("configs/"):
                 assert (ROOT / word).is_file(), word
+
+
+def default_outputs() -> dict[str, Path]:
+    """Return where each program writes unless told, if it has such a default."""
+    found = {}
+    for folder in ("pipeline", "finetune", "generation", "segtrain"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            if "    guard(main)\n" in path.read_text():
+                config = getattr(importlib.import_module(f"{folder}.{path.stem}"), "Config", None)
+                if output := getattr(config, "output", None):
+                    found[f"{folder}/{path.name}"] = Path(output)
+    return found
+
+
+def test_no_default_output_lies_in_a_recipes_workspace() -> None:
+    outputs = default_outputs()
+    assert outputs["generation/run.py"] == Path("runs/generated")
+    for recipe in map(load_recipe, PIPELINES):
+        for program, path in outputs.items():
+            meets = path.is_relative_to(recipe.workspace)
+            assert not meets, f"{program} writes {path}, where the recipe keeps its own"
+
+
+def test_pocket_table_names_the_stages_it_needs() -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / "reproduce" / "pocket_table.sh", "--dry-run"],
+        env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    named = [s.split(":")[0][2:] for s in done.stdout.splitlines() if s.startswith("# ")]
+    stages = {s.name: s for s in load_recipe(FOLDER / "pocket_experiment.yaml").stages}
+    assert "score" in named
+    for name in named:
+        assert set(stages[name].inputs) <= set(named), name
 
 
 def test_unknown_recipe_key_is_refused(tmp_path: Path) -> None:

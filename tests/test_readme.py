@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from generation.settings import Config
+from pipeline.recipes import FOLDER, load_recipe
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,6 +62,40 @@ def test_command_names_real_files_and_options(command: str) -> None:
             assert re.search(rf"{re.escape(word)}\b", text), f"{program} has no {word}"
         elif word.startswith("configs/"):
             assert (ROOT / word).is_file(), word
+
+
+def runs_paths(command: str) -> tuple[list[Path], list[Path]]:
+    """Return what a command of ours writes below runs/ and what it reads there."""
+    found = program_and_options(command)
+    if found is None:
+        return [], []
+    program, words = found
+    written, read = [], []
+    option = ""
+    for word in words:
+        option = word if word.startswith("--") else option
+        if word.startswith("runs/"):
+            (written if option in ("--output", "--plan-file") else read).append(Path(word))
+    if program == "generation/run.py" and "--output" not in words and "--dry-run" not in words:
+        written.append(Config().output)
+    return written, read
+
+
+def test_readme_commands_read_what_earlier_ones_wrote() -> None:
+    known: list[Path] = []
+    for command in commands(README):
+        written, read = runs_paths(command)
+        for path in read:
+            assert any(path.is_relative_to(k) for k in known), f"{path} is of no earlier: {command}"
+        known += written
+
+
+def test_readme_commands_write_outside_the_recipes_workspaces() -> None:
+    workspaces = [load_recipe(path).workspace for path in FOLDER.glob("*.yaml")]
+    for command in commands(README):
+        for path in runs_paths(command)[0]:
+            inside = [w for w in workspaces if path.is_relative_to(w) or w.is_relative_to(path)]
+            assert not inside, f"{path} would meet the recipe that writes {inside[0]}: {command}"
 
 
 def test_make_targets_exist() -> None:

@@ -44,6 +44,7 @@ DIFFUSION_MODEL = """
         scenes=["a city street scene by day", "a city street scene at night"],
     ),
     randomization=dict(),
+    knowledge=dict(probability=0.5),
     neck=dict(in_channels=[8, 8], out_channels=8, num_outs=2),
     decode_head=dict(in_channels=[8, 8], in_index=[0, 1], channels=16),
 """

@@ -9,7 +9,7 @@ from pipeline import models
 from pipeline.errors import UserError
 from pipeline.text import Conditioning, PromptEncoder
 from segtrain.extractor import DiffusionExtractor, Faithful, load_extractor, masked_mean
-from segtrain.taps import as_map
+from segtrain.taps import as_map, attention_maps
 from segtrain.trajectories import Clean, Inversion, Noised
 
 TAPS = ("up_blocks.1", "up_blocks.0")  # strides 4 and 4; the mid block has stride 8
@@ -166,6 +166,18 @@ def test_attention_maps_sum_to_one_over_tokens_on_any_aspect(tiny_base: Path) ->
     assert maps.shape == (2, text.states.shape[1], 8, 20)
     torch.testing.assert_close(maps.sum(1), torch.ones(2, 8, 20))
     assert hidden.shape == (2, 8, 8, 20)
+
+
+def test_attention_maps_are_those_of_diffusers(tiny_base: Path) -> None:
+    unet = load_extractor(str(tiny_base), taps=TAPS).unet
+    attention = unet.up_blocks[1].attentions[0].transformer_blocks[0].attn2
+    hidden = torch.randn(2, 12, attention.to_q.in_features)
+    states = torch.randn(2, 7, attention.to_k.in_features)
+    with torch.no_grad():
+        rows = [attention.head_to_batch_dim(f(x)) for f, x in
+                ((attention.to_q, hidden), (attention.to_k, states))]  # fmt: skip
+        scores = attention.get_attention_scores(*rows).unflatten(0, (2, attention.heads))
+        torch.testing.assert_close(attention_maps(attention, hidden, states), scores.mean(1))
 
 
 def test_tokens_become_maps_in_their_order() -> None:

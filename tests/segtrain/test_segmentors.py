@@ -177,6 +177,11 @@ def test_every_pocket_recipe_builds_and_takes_a_step(path: Path) -> None:
     total.backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert torch.isfinite(total) and missing == []
+    wrapper = recipe.optim_wrapper
+    rates = {group["lr"] for group in recipes.build_optimizer(recipe, model).param_groups}
+    keys = (wrapper.get("paramwise_cfg") or {}).get("custom_keys", {})
+    for options in keys.values():  # a key that names no parameter changes no rate
+        assert wrapper.optimizer.lr * options.get("lr_mult", 1.0) in rates
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/segtrain").glob("*_gta.py")), ids=str)
@@ -252,6 +257,15 @@ def test_nothing_is_kept_for_a_gradient_that_never_comes(tiny_base: Path) -> Non
     assert at_the_end == [False, False] and not maps[0].requires_grad
 
 
+def test_windows_slide_over_a_picture_of_any_size(tiny_base: Path) -> None:
+    model = _build(tiny_base, test_cfg={"mode": "slide", "crop_size": (32, 32), "stride": (24, 24)})
+    size = (40, 72)
+    metas = [{"img_shape": size, "pad_shape": size, "ori_shape": size}]
+    with torch.no_grad():
+        logits = model.eval().inference(torch.rand(1, 3, *size) * 2 - 1, metas)
+    assert logits.shape == (1, 19, *size) and torch.isfinite(logits).all()
+
+
 def test_an_auxiliary_head_learns_from_the_plain_branch(tiny_base: Path) -> None:
     auxiliary = {"type": "FCNHead", "in_channels": 8, "in_index": 0, "num_convs": 1, **HEAD}
     model = _build(tiny_base, auxiliary_head=auxiliary, knowledge={}).train()
@@ -307,6 +321,7 @@ def test_all_processes_take_the_same_branches(tiny_base: Path, tmp_path: Path) -
         ({"trajectory": {"type": "noised", "timesteps": 100}}, "distinct timesteps"),
         ({"trajectory": {"type": "noised", "timesteps": [1000]}}, "timestep 1000: the last"),
         ({"trajectory": {"type": "diff5", "saved": []}}, "distinct timesteps"),
+        ({"out_channels": 9}, r"FCNHead: in_channels \[8\] do not fit .* have \[9\]"),
         ({"trajectory": {"type": "diff5", "saved": [1, 1]}}, "distinct timesteps"),
     ],
 )  # fmt: skip
