@@ -7,18 +7,20 @@ import numpy as np
 from pipeline.pocket.geometry import Builder, Category, Facing, Point, bar, disc, upright
 from pipeline.pocket.materials import Material
 
+CROWN_ANGLES = np.arange(26) * (2.0 * math.pi / 26)
+CROWN_COS, CROWN_SIN = np.cos(CROWN_ANGLES), np.sin(CROWN_ANGLES)
+
 
 def _crown(
     rng: np.random.Generator, x: float, y: float, z: float, radius_x: float, radius_y: float
 ) -> list[Point]:
     """Return an irregular, lobed outline."""
-    num = 26
-    angles = np.arange(num) * (2.0 * math.pi / num)
+    angles = CROWN_ANGLES
     lobes = 1.0 + 0.11 * np.sin(angles * int(rng.integers(3, 6)) + float(rng.uniform(0, 6)))
     lobes += 0.07 * np.abs(np.sin(angles * 4.5 + float(rng.uniform(0, 6))))
-    radii = lobes * (0.97 + rng.uniform(-0.07, 0.07, num))
-    xs = (x + radius_x * radii * np.cos(angles)).tolist()
-    ys = (y + radius_y * radii * np.sin(angles)).tolist()
+    radii = lobes * (0.97 + rng.uniform(-0.07, 0.07, len(angles)))
+    xs = (x + radius_x * radii * CROWN_COS).tolist()
+    ys = (y + radius_y * radii * CROWN_SIN).tolist()
     return [(px, py, z) for px, py in zip(xs, ys, strict=True)]
 
 
