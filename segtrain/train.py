@@ -99,8 +99,13 @@ def check(config: Config) -> dict[str, list[Sample]]:
     if config.generated:
         sets["generated"] = open_dataset(config.generated, labelled=True)
     if os.environ.get("RANK", "0") == "0":
-        for samples in sets.values():
-            check_dataset(samples[:: -(-len(samples) // CHECKED_SAMPLES)])
+        for name, samples in sets.items():
+            step = -(-len(samples) // CHECKED_SAMPLES)
+            if step > 1:
+                folder = getattr(config, name)
+                note = f"{folder}: of {len(samples)} samples every {step}th is checked"
+                print(note, file=sys.stderr)
+            check_dataset(samples[::step])
     return sets
 
 
