@@ -87,9 +87,6 @@ def main() -> int | None:
     base = find_base(config.base)
     unet_folder = find_folder(config.unet) if config.unet else None
     init_folder = find_folder(config.init) if config.init else None
-    for name in ("color_jitter", "mix_with_init"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be in 0..1")
     if config.mix_with_init and not config.init:
         raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
     accelerator, folder = begin(config, call, samples)

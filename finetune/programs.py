@@ -1,16 +1,29 @@
 """The start that all fine-tuning programs share; torch comes after settings and files."""
 
 import json
+import math
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Invocation, require_extra, require_positive, to_mapping
+from pipeline.config import (
+    Invocation,
+    require_between,
+    require_extra,
+    require_positive,
+    to_mapping,
+)
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+AT_LEAST_ONE = {  # other numbers may be 0
+    "latent_channels", "norm_groups", "layers", "heads", "text_width", "text_layers", "text_length",
+    "vocabulary", "crops_per_image",
+}  # fmt: skip
+SHARES = {"caption_dropout", "color_jitter", "mix_with_init"}
 MAY_CHANGE = ("checkpoint_interval", "log_interval", "workers")  # without changing the result
 
 
@@ -32,6 +45,30 @@ def plan(config: Any, samples: list[Sample]) -> None:
     )
 
 
+def check_ranges(config: Any) -> None:
+    """Raise `UserError` for a number that cannot work; none may be negative."""
+    training, group = config.training, "training."
+    require_positive(
+        training, "steps", "batch_size", "accumulation", "clip_norm",
+        "checkpoint_interval", "log_interval", prefix=group,
+    )  # fmt: skip
+    require_between(training, 0, math.inf, *_numbers(training), prefix=group)
+    if training.ema_decay >= 1:
+        raise UserError(f"--training.ema-decay {training.ema_decay:g}: must be below 1")
+    names = _numbers(config)
+    require_between(config, 0, 1, *(name for name in names if name in SHARES))
+    require_positive(config, *(name for name in names if name in AT_LEAST_ONE))
+    require_between(config, 0, math.inf, *names)
+    for name, values in (("size-px", config.crop.size_px), ("scales", config.crop.scales)):
+        if not values or not min(values) > 0:
+            given = " ".join(map(str, values)) or "(none)"
+            raise UserError(f"--crop.{name} {given}: must be numbers above 0")
+
+
+def _numbers(config: Any) -> list[str]:
+    return [f.name for f in fields(config) if isinstance(getattr(config, f.name), int | float)]
+
+
 def begin(
     config: Any, call: Invocation, samples: list[Sample]
 ) -> "tuple[Accelerator | None, Path]":
@@ -41,14 +78,10 @@ def begin(
     `UserError` before torch is imported for bad files, settings or output folders.
     """
     folder = Path(config.output)
+    check_ranges(config)
     if call.dry_run:
         plan(config, samples)
         return None, folder
-    require_positive(config.training, "steps", "batch_size", "accumulation")
-    for name in ("min_snr_gamma", "lora_rank", "cached_crops", "previews"):
-        if getattr(config, name, 0) < 0:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(config, name)}: must be 0 (off) or more")
     if config.training.optimizer == "adamw_8bit":
         require_extra("--training.optimizer adamw_8bit", "bitsandbytes", "bitsandbytes")
     if getattr(config, "lora_rank", 0):

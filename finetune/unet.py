@@ -23,7 +23,7 @@ from finetune.crops import Crop, draw_image_crop, recolor_some  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
 from pipeline.models import find_base  # noqa: E402
 
 
@@ -63,8 +63,6 @@ class Config:
 def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
-    if not 0 <= config.color_jitter <= 1:
-        raise UserError(f"--color-jitter {config.color_jitter}: must be in 0..1")
     base = find_base(config.base)
     accelerator, folder = begin(config, call, samples)
     if accelerator is None:

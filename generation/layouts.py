@@ -17,7 +17,7 @@ from PIL import Image
 from generation.tiles import resize_nearest
 from pipeline import files, labels
 from pipeline.config import digest
-from pipeline.dataset import open_dataset, read_image
+from pipeline.dataset import check_end, image_size, open_dataset, read_image
 from pipeline.errors import UserError
 
 CACHE_NAME = "layouts.json"
@@ -56,7 +56,10 @@ class LayoutSource:
         return resize_nearest(label, (self.height_px, width))
 
     def read_picture(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Read the picture of map `index` as HxWx3 uint8 of `size`, by Lanczos."""
+        """Read the picture of map `index` as HxWx3 uint8 of `size`, by Lanczos.
+
+        They differ by `height_px` only, see `check_pictures`.
+        """
         picture = read_image(self.pictures[index])
         if picture.shape[:2] == size:
             return picture
@@ -161,6 +164,26 @@ def check_sizes(source: LayoutSource, layouts: list[Layout], crop: tuple[int, in
             f"crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or --layout-height-px "
             f"{int(np.ceil(layout.height * scale)) + 1}"
         )
+
+
+def check_pictures(source: LayoutSource) -> None:
+    """Raise `UserError` naming the first picture that is cut short or not of its map's size.
+
+    One of another size or shape would be stretched, and its pixels not be where the map says.
+    """
+
+    def check(name: str, picture: Path) -> None:
+        label = source.folder / name
+        size, expected = image_size(picture), image_size(label)
+        if size != expected:
+            raise UserError(
+                f"{picture}: picture is {size[0]}x{size[1]} but its label map {label} is "
+                f"{expected[0]}x{expected[1]}; both must have the same size"
+            )
+        check_end(picture)
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(check, source.names, source.pictures))
 
 
 def mostly_void(layouts: list[Layout]) -> str:

@@ -118,6 +118,8 @@ def read_inputs(config: Config) -> Inputs:
             f"{config.layouts_folder}: holds label maps alone, but --strength, --structure and "
             "--details source need their pictures; give a dataset folder"
         )
+    if config.needs_pictures:
+        layouts.check_pictures(source)
     found = layouts.scan_layouts(source, config.output / layouts.CACHE_NAME)
     layouts.check_sizes(source, found, config.crop_px)
     counts = np.array([layout.counts for layout in found], dtype=np.int64)

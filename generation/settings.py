@@ -9,10 +9,9 @@ import tyro
 from generation.prompts import Grammar
 from pipeline.config import require_positive, to_mapping
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_NAMES
+from pipeline.labels import CLASS_NAMES, shipped
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DEFAULT_LAYOUTS = REPOSITORY / "datasets" / "pocket_layouts"
+DEFAULT_LAYOUTS = shipped("pocket_layouts")
 SCHEDULERS = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),

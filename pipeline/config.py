@@ -6,11 +6,15 @@ imports torch, so `--help`, `--dry-run` and config errors come in about a second
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
+import math
+import re
 import sys
 import types
 import typing
@@ -110,25 +114,46 @@ def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple
     """Return the config of this call: dataclass defaults, then `--config`, then single flags."""
     import tyro
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--dry-run", action="store_true")
     first.add_argument("--debug", action="store_true")
-    own, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
+    try:
+        own, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see --help") from None
     description = (
         (doc or "").strip()
         + "\n\nAlso: --config FILE (YAML with any of the settings below), --dry-run (print the "
         "resolved settings and what would be done, then exit), --debug (show tracebacks)."
     )
     default = from_mapping(cls, load_yaml(own.config), str(own.config)) if own.config else cls()
-    config = tyro.cli(
-        cls,
-        args=_spell_out(cls, rest),
-        default=default,
-        description=description,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
-    )
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            config = tyro.cli(
+                cls,
+                args=_spell_out(cls, rest),
+                default=default,
+                description=description,
+                config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stopped:
+        if not stopped.code:  # --help
+            raise
+        raise UserError(_read_box(box.getvalue())) from None
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
+
+
+def _read_box(box: str) -> str:
+    """Return the fault in one of tyro's error boxes as one line, with the options it suggests."""
+    rows = [row.strip(" \u2502") for row in box.splitlines()[1:]]  # drawn in ASCII in some places
+    parts = re.split(r" ?[-\u2500]{9,} ?", " ".join(rows))
+    fault = next(filter(None, parts), box.strip()).rstrip(".")
+    similar = re.split("Perhaps you meant|Arguments similar", box, maxsplit=1)[1:]
+    meant = re.findall(r"^\u2502? {5,6}(--[\w.-]+)", "".join(similar), re.MULTILINE)
+    hint = f"did you mean {', '.join(dict.fromkeys(meant))}? " if meant else ""
+    return f"{fault}; {hint}see --help"
 
 
 def _spell_out(cls: type, words: list[str]) -> list[str]:
@@ -173,10 +198,26 @@ def require_extra(setting: str, module: str, extra: str) -> None:
         )
 
 
-def require_positive(config: Any, *names: str) -> None:
-    """Raise `UserError` unless every named numeric setting is above zero."""
+def require_positive(config: Any, *names: str, prefix: str = "") -> None:
+    """Raise `UserError` unless every named numeric setting is above zero.
+
+    `prefix` is the flag of the group they belong to, with its dot.
+    """
     for name in names:
         value = getattr(config, name)
-        if value <= 0:
+        if not value > 0:  # not a number is not
             rule = "above 0" if isinstance(value, float) else "1 or more"
-            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be {rule}")
+            raise UserError(f"{_flag(prefix, name)} {value:.12g}: must be {rule}")
+
+
+def require_between(config: Any, low: float, high: float, *names: str, prefix: str = "") -> None:
+    """Raise `UserError` unless every named numeric setting lies in low..high, both included."""
+    rule = f"{low:g} or more" if high == math.inf else f"in {low:g}..{high:.15g}"
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise UserError(f"{_flag(prefix, name)} {value:.12g}: must be {rule}")
+
+
+def _flag(prefix: str, name: str) -> str:
+    return f"--{prefix}{name.replace('_', '-')}"

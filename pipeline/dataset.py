@@ -9,9 +9,10 @@ file per process, and a row is written only when the files it names are on the d
 be absent in an unlabelled picture collection.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pipeline import files, labels
 from pipeline.errors import UserError
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
+JPEG_END = b"\xff\xd9"
+END_BYTES = 64  # of a picture in which its end mark is looked for
 
 
 @dataclass(frozen=True)
@@ -118,17 +121,24 @@ def find_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as HxWx3 uint8 RGB, or raise `UserError` naming it."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a PNG or JPEG; what is wrong with it, here or while it is decoded, names the file."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > labels.MAX_PIXELS:
-                raise UserError(f"{path}: more than {labels.MAX_PIXELS} pixels; scale it down")
-            return np.array(image.convert("RGB"))
+            yield image
     except FileNotFoundError:
         raise UserError(f"{path}: no such image; re-create the sample") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a readable image ({error}); re-create the file") from None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image file as HxWx3 uint8 RGB, or raise `UserError` naming it."""
+    with _opened(path) as image:
+        if image.width * image.height > labels.MAX_PIXELS:
+            raise UserError(f"{path}: more than {labels.MAX_PIXELS} pixels; scale it down")
+        return np.array(image.convert("RGB"))
 
 
 def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -143,20 +153,30 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return image, label
 
 
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            return image.size
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image; re-create the sample") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); re-create the file") from None
+def image_size(path: Path) -> tuple[int, int]:
+    """Return the (width, height) of a PNG or JPEG by its header, or raise `UserError` naming it."""
+    with _opened(path) as image:
+        return image.size
+
+
+def check_end(path: Path) -> None:
+    """Raise `UserError` if a PNG or JPEG stops in the middle; one with its end is not decoded."""
+    with open(path, "rb") as handle:
+        mark = labels.PNG_END if handle.read(4) == b"\x89PNG" else JPEG_END
+        handle.seek(max(0, handle.seek(0, os.SEEK_END) - END_BYTES))
+        tail = handle.read()
+    if mark not in tail:
+        read_image(path)  # more padding than that is no fault, and a fault gets its reason
 
 
 def check_dataset(samples: list[Sample]) -> None:
-    """Read every label and every image header before any weights load; first fault is raised."""
+    """Read every label and the head and end of every image before any weights load.
+
+    The first fault is raised.
+    """
     for sample in samples:
-        size = _image_size(sample.image)
+        size = image_size(sample.image)
+        check_end(sample.image)
         if sample.label is None:
             continue
         label = labels.read_label(sample.label)

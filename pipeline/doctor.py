@@ -6,6 +6,8 @@
 Exit code 0 if everything required is usable, 2 if not.
 """
 
+from __future__ import annotations  # an older Python must get as far as being told
+
 import argparse
 import contextlib
 import importlib
@@ -26,36 +28,23 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline.errors import EXIT_BAD_INPUT, guard  # noqa: E402
 
 REMEDY = "pip install -c constraints.txt -e ."
-FLOORS = {  # distribution: (lowest version, module)
-    "torch": ("2.10", "torch"),
-    "diffusers": ("0.38", "diffusers"),
-    "transformers": ("5.0", "transformers"),
-    "accelerate": ("1.10", "accelerate"),
-    "safetensors": ("0.8", "safetensors"),
-    "pillow": ("12.3", "PIL"),
-    "numpy": ("2.0", "numpy"),
-    "scipy": ("1.13", "scipy"),
-    "opencv-python": ("4.10", "cv2"),
-    "mmengine": ("0.10.7", "mmengine"),
-    "mmsegmentation": ("1.2.2", "mmseg"),
-    "mmcv-lite": ("2.0.1", "mmcv"),
-    "tyro": ("0.9", "tyro"),
-    "pyyaml": ("6.0", "yaml"),
-    "jinja2": ("3.1.6", "jinja2"),
+MODULES = {  # of distributions that are imported by another name; "" is not imported
+    "pillow": "PIL",
+    "opencv-python": "cv2",
+    "mmsegmentation": "",  # it wants mmcv's stand-in
+    "mmcv-lite": "mmcv",
+    "pyyaml": "yaml",
+    "controlnet-aux": "controlnet_aux",
 }
-OPTIONAL = {  # module: (what it is for, remedy)
-    "tensorboard": ("training curves in TensorBoard", "pip install tensorboard"),
-    "torchvision": (
-        "needed by controlnet_aux",
-        "install the build that belongs to your torch, from the same source",
-    ),
-    "xformers": ("faster attention on NVIDIA GPUs", "pip install -e '.[xformers]'"),
-    "controlnet_aux": ("depth or edges as second control", "pip install -e '.[controlnet-aux]'"),
-    "mmcv._ext": (
-        "full mmcv; only models with its compiled operators need it",
-        "pip uninstall mmcv-lite, then install mmcv 2.1 built for your torch",
-    ),
+EXTRAS = {
+    "lora": "adapters instead of whole networks",
+    "bitsandbytes": "8-bit optimizer",
+    "xformers": "faster attention on NVIDIA GPUs",
+    "controlnet-aux": "depth or edges as second control; wants the torchvision of your torch",
+    "export": "Parquet, and readers of the exports",
 }
+FULL_MMCV = "pip uninstall mmcv-lite, then install mmcv 2.1 built for your torch"
+MEMORY_GB = 6.0  # what the demo needs
 DISK_GB = 5.0  # the demo's environment and workspace together
 
 
@@ -69,9 +58,21 @@ class Finding:
 
 
 def as_numbers(version: str) -> tuple[int, ...]:
-    """Return the leading release numbers of a version: '2.13.0+cpu' -> (2, 13, 0)."""
+    """Return the leading release numbers of a version: '2.13.0+cpu' -> (2, 13, 0, 0)."""
     release = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in release.group().split(".")) if release else ()
+    numbers = [int(part) for part in release.group().split(".")] if release else []
+    return tuple(numbers + [0] * (4 - len(numbers)))
+
+
+def accepts(rule: str, version: str) -> bool:
+    """Tell whether a version lies within a rule such as '>=2.0.1,<2.2'; an empty rule takes all."""
+    found = as_numbers(version)
+    for part in filter(None, rule.split(",")):
+        sign, bound = re.match("([<>=]+)(.+)", part).groups()
+        wanted = as_numbers(bound)
+        if not {">=": found >= wanted, "<": found < wanted, "==": found == wanted}[sign]:
+            return False
+    return True
 
 
 def try_import(module: str) -> str:
@@ -88,36 +89,86 @@ def try_import(module: str) -> str:
     return ""
 
 
-def check_required() -> list[Finding]:
-    """Compare installed versions with the floors and import what is installed."""
+def read_requirements() -> dict[str, dict[str, str]]:
+    """Return the versions wanted of each distribution, by extra; "" is what is required."""
+    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    if project.is_file():
+        import tomllib
+
+        table = tomllib.loads(project.read_text())["project"]
+        groups = {"": table["dependencies"], **table["optional-dependencies"]}
+    else:  # installed from a wheel
+        groups = {}
+        for line in importlib.metadata.requires("streetforge") or []:
+            text, _, marker = line.partition(";")
+            groups.setdefault(marker.partition("==")[2].strip(" \"'"), []).append(text.strip())
+    return {
+        extra: dict(re.fullmatch(r"([\w-]+)(.*)", text).groups() for text in wanted)
+        for extra, wanted in groups.items()
+    }
+
+
+def examine(name: str, rule: str) -> tuple[str, str]:
+    """Return a distribution with its version, and what is wrong with it or an empty text."""
+    for installed in ("mmcv-lite", "mmcv") if name == "mmcv-lite" else (name,):
+        try:
+            version = importlib.metadata.version(installed)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if not accepts(rule, version):
+            return f"{installed} {version}", f"must be {rule}"
+        module = MODULES.get(name, name)
+        return f"{installed} {version}", try_import(module) if module else ""
+    return name, "not installed"
+
+
+def check_python() -> Finding:
+    """Compare this Python with the oldest one that works."""
     python = platform.python_version()
     if as_numbers(python) < (3, 11):
-        findings = [Finding("missing", f"Python {python} < 3.11", "install Python 3.11")]
-    else:
-        findings = [Finding("ok", f"Python {python}")]
-    for name, (floor, module) in FLOORS.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            if name == "mmcv-lite" and not try_import("mmcv"):
-                findings.append(Finding("ok", "mmcv (full)"))
-                continue
-            findings.append(Finding("missing", f"{name} is not installed", REMEDY))
-            continue
-        if as_numbers(version) < as_numbers(floor):
-            findings.append(Finding("missing", f"{name} {version} < {floor}", REMEDY))
-        elif module != "mmseg" and (reason := try_import(module)):  # mmseg wants mmcv's stand-in
-            findings.append(Finding("missing", f"{name} {version}: {reason}", "reinstall it"))
+        return Finding("missing", f"Python {python} < 3.11", "install Python 3.11")
+    return Finding("ok", f"Python {python}")
+
+
+def check_required() -> list[Finding]:
+    """Compare installed versions with what is required and import what is installed."""
+    findings = [check_python()]
+    for name, rule in read_requirements()[""].items():
+        what, problem = examine(name, rule)
+        if problem:
+            findings.append(Finding("missing", f"{what}: {problem}", REMEDY))
         else:
-            findings.append(Finding("ok", f"{name} {version} (at least {floor})"))
+            findings.append(Finding("ok", f"{what} ({rule})"))
     return findings
 
 
+def memory_gb() -> tuple[float, float]:
+    """Return the memory of this machine or container, and what of it is available."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()) / 1e9)
+    if try_import("psutil"):
+        return total, total
+    import psutil
+
+    return total, min(total, psutil.virtual_memory().available / 1e9)
+
+
+def check_memory() -> Finding:
+    """Compare the memory with what the demo needs."""
+    total, available = memory_gb()
+    text = f"{available:.1f} of {total:.1f} GB memory available"
+    if total < MEMORY_GB:
+        return Finding("missing", f"{text} < {MEMORY_GB:.0f} GB", "use a larger machine")
+    if available < MEMORY_GB:
+        return Finding("optional", f"{text} < {MEMORY_GB:.0f} GB", "close other programs first")
+    return Finding("ok", text)
+
+
 def check_devices() -> list[Finding]:
-    """List GPUs and CPU threads."""
+    """List CPU threads, memory and GPUs."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    findings = [Finding("ok", f"CPU: {threads} threads, {memory:.0f} GB memory")]
+    findings = [Finding("ok", f"CPU: {threads} threads"), check_memory()]
     if try_import("torch"):
         return findings
     import torch
@@ -128,7 +179,7 @@ def check_devices() -> list[Finding]:
         findings.append(Finding("ok", text))
     if torch.backends.mps.is_available():
         findings.append(Finding("ok", "GPU: Apple MPS"))
-    if len(findings) == 1:
+    if not any(finding.what.startswith("GPU") for finding in findings):
         remedy = "the demo runs on the CPU; for real runs install torch's CUDA build"
         findings.append(Finding("optional", "no GPU that this torch can use", remedy))
     return findings
@@ -153,16 +204,37 @@ def check_weights() -> Finding:
     return Finding("ok", "built-in pocket model")
 
 
-def check_optional() -> list[Finding]:
+def check_extras() -> list[Finding]:
     """Try the optional parts."""
-    findings = []
-    for module, (purpose, remedy) in OPTIONAL.items():
-        reason = try_import(module)
-        if not reason:
-            findings.append(Finding("ok", f"{module}: {purpose}"))
-        else:
-            findings.append(Finding("optional", f"{module}: not usable ({purpose})", remedy))
+    findings, requirements = [], read_requirements()
+    for extra, purpose in EXTRAS.items():
+        results = [examine(name, rule) for name, rule in requirements[extra].items()]
+        problems = [f"{what} {problem}" for what, problem in results if problem]
+        if not problems:
+            findings.append(Finding("ok", f"{extra}: {purpose}"))
+            continue
+        text = f"{extra}: not usable ({purpose}): {', '.join(problems)}"
+        findings.append(Finding("optional", text, f"pip install -e '.[{extra}]'"))
+    purpose = "full mmcv; only models with its compiled operators need it"
+    if try_import("mmcv._ext"):
+        findings.append(Finding("optional", f"mmcv._ext: not usable ({purpose})", FULL_MMCV))
+    else:
+        findings.append(Finding("ok", f"mmcv._ext: {purpose}"))
     return findings
+
+
+def examine_all(folder: Path) -> dict[str, list[Finding]]:
+    """Return all findings by title; under an old Python nothing else can be told."""
+    python = check_python()
+    if python.state == "missing":
+        return {"Required": [python]}
+    return {
+        "Required": check_required(),
+        "Built-in weights": [check_weights()],
+        "Devices": check_devices(),
+        "Disk": [check_disk(folder)],
+        "Optional": check_extras(),
+    }
 
 
 def main() -> int | None:
@@ -179,14 +251,7 @@ def main() -> int | None:
     if options.dry_run:
         print(f"would check versions, devices, built-in weights and the disk of {options.folder}")
         return 0
-    required = check_required()
-    groups = {
-        "Required": required,
-        "Built-in weights": [check_weights()],
-        "Devices": check_devices(),
-        "Disk": [check_disk(options.folder)],
-        "Optional": check_optional(),
-    }
+    groups = examine_all(options.folder)
     marks = {"ok": "ok      ", "missing": "MISSING ", "optional": "-       "}
     for title, findings in groups.items():
         print(title)

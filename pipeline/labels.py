@@ -20,8 +20,6 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-LABEL_SPACES = Path(__file__).resolve().parent.parent / "datasets" / "labelspaces"
-
 CLASS_NAMES = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
     "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
@@ -45,6 +43,16 @@ ID_MODES = ("L", "P", "RGB;16")  # the last is SYNTHIA's: the class is in the fi
 COLOR_MODES = ("RGB", "RGBA", "P")
 PNG_END = b"IEND\xaeB`\x82"
 _NOT_AN_ID = 254  # in the tables of label spaces: reading refuses the id or colour
+
+
+def shipped(name: str) -> Path:
+    """Return a folder of datasets/; a wheel keeps it inside this package, see pyproject.toml."""
+    package = Path(__file__).resolve().parent
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / "datasets" / name
+
+
+LABEL_SPACES = shipped("labelspaces")
 
 
 def colorize(label: np.ndarray) -> np.ndarray:
@@ -118,7 +126,7 @@ def check_ids(label: np.ndarray, name: str) -> None:
     if wrong.size:
         raise UserError(
             f"{name}: label ids {wrong.tolist()} are outside 0..{NUM_CLASSES - 1} and {VOID}; "
-            "convert the labels to Cityscapes train ids, or name their --label-space"
+            "convert them to Cityscapes train ids by pipeline/prepare.py --label-space NAME"
         )
 
 
@@ -143,7 +151,10 @@ def check_label_mode(mode: str, *, colors: bool) -> None:
     """
     if mode not in (COLOR_MODES if colors else ID_MODES):
         rule = "colours (mode RGB, RGBA or P)" if colors else "single-channel 8-bit ids (L or P)"
-        raise UserError(f"label has mode {mode}, but labels are {rule}; name their --label-space")
+        raise UserError(
+            f"label has mode {mode}, but labels are {rule}; convert them by pipeline/prepare.py "
+            "--label-space NAME"
+        )
 
 
 def read_label(path: str | Path, table: np.ndarray | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.config import parse, require_between, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import DatasetWriter, sample_id, write_card  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 
@@ -82,10 +82,14 @@ def render_sample(index: int, split: str, size_px: tuple[int, int]):  # noqa: AN
 
 
 def main() -> int | None:
+    from pipeline.pocket.scene import SEEDS_PER_SPLIT
+
     config, call = parse(Config, __doc__)
     if config.split not in SPLITS:
         raise UserError(f"--split {config.split}: must be one of {', '.join(SPLITS)}")
     require_positive(config, "n", "workers")
+    require_between(config, 1, SEEDS_PER_SPLIT, "n")
+    require_between(config, 0, SEEDS_PER_SPLIT - config.n, "first")
     if min(config.size_px) < 16:
         raise UserError(f"--size-px {config.size_px}: both sides must be 16 or more")
     if call.dry_run:

@@ -29,6 +29,7 @@ from pipeline.errors import UserError
 
 MARKER = "complete.json"
 CHECKPOINTS_KEPT = 2
+LEFT_BEHIND = ("checkpoints", "logs", "metrics.jsonl", "tensorboard")  # of an interrupted start
 
 
 class JsonlTracker(GeneralTracker):
@@ -90,18 +91,43 @@ def make_accelerator(folder: Path, *, accumulation: int = 1, precision: str = "n
     return accelerator
 
 
+def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless `folder` is new, empty or holds the run of `config`."""
+    path = folder / "config.json"
+    if not path.exists():
+        found = folder.iterdir() if folder.is_dir() else ()
+        others = sorted(p.name for p in found if not _is_ours(p))
+        if not others or path.exists():  # the main process of this run may just have started it
+            return
+        what = "is a dataset folder" if (folder / "run.json").exists() else f"holds {others[0]}"
+        raise UserError(
+            f"{folder}: {what} and no run of this program (no config.json); choose another --output"
+        )
+    stored = files.read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+        raise UserError(
+            f"{path}: is not the config of a run, is this a model folder? choose another --output"
+        )
+    lines = differences(stored["config"], dict(config))
+    if lines:
+        raise UserError(
+            f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another --output, "
+            "or repeat the command it was started with"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a run may leave this behind before its config, or a launcher or desktop did."""
+    hidden = path.name.startswith(".") or files.TEMPORARY_MARK in path.name
+    return hidden or path.name in LEFT_BEHIND or path.suffix in (".log", ".out", ".err")
+
+
 def open_run(folder: Path, config: Mapping[str, Any], *, is_main: bool) -> None:
     """Start or continue the run in `folder`; another config is refused with the differences."""
+    refuse_other_run(folder, config)
     files.require_writable(folder)
     path = folder / "config.json"
-    if path.exists():
-        lines = differences(files.read_json(path)["config"], dict(config))
-        if lines:
-            raise UserError(
-                f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another --output, "
-                "or repeat the command it was started with"
-            )
-    elif is_main:
+    if is_main and not path.exists():
         files.write_json(path, {"config": dict(config), "digest": digest(dict(config))})
 
 

@@ -21,7 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro  # noqa: E402
 
 from pipeline import files, models  # noqa: E402
-from pipeline.config import differences, parse, require_positive, to_mapping  # noqa: E402
+from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import Sample, check_dataset, find_pictures, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
@@ -149,7 +149,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     stored = stored_config(config, recipe, sets, world)
     files.require_writable(config.output)
-    refuse_other_run(config.output, stored)
+    runs.refuse_other_run(config.output, stored)
     accelerator = runs.make_accelerator(config.output, precision=config.precision)
     runs.open_run(config.output, stored, is_main=accelerator.is_main_process)
     iterations = recipe.train_cfg.max_iters
@@ -198,20 +198,6 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
         runs.mark_finished(config.output, iterations, processes=world, **facts)
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def refuse_other_run(folder: Path, stored: dict[str, Any]) -> None:
-    """Raise `UserError` if `folder` is a dataset or holds another run, before anything starts."""
-    path = folder / "config.json"
-    if path.exists():
-        lines = differences(files.read_json(path)["config"], stored)
-        if lines:
-            raise UserError(
-                f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another --output, "
-                "or repeat the command it was started with"
-            )
-    elif any(p.name == "metadata.jsonl" or p.name == "run.json" for p in folder.iterdir()):
-        raise UserError(f"{folder}: is a dataset folder; choose another --output")
 
 
 def main() -> int | None:

@@ -1,4 +1,4 @@
-"""DIFF as released, with its faults, on Stable Diffusion 2.1 and GTA; for comparison with diff_gta.py.
+"""DIFF as released, with its faults, on Stable Diffusion 2.1 and GTA; compare with diff_gta.py.
 
 accelerate launch segtrain/train.py configs/segtrain/diff_faithful_gta.py --base SD21_FOLDER \
     --source GTA_DATASET --output DIR

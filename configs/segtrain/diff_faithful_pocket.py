@@ -1,8 +1,9 @@
 """DIFF as released, with its faults, on the pocket model; for comparison with diff_pocket.py.
 
-accelerate launch segtrain/train.py configs/segtrain/diff_faithful_pocket.py --source DIR --output DIR
+accelerate launch segtrain/train.py configs/segtrain/diff_faithful_pocket.py --source DIR \
+    --output DIR
 Hardware: two CPU cores; 37 evaluations of two rows a picture, and of up to seven in its branch of
-IPKL. What the faults are: docs/segmentation.md. Noise and latent are drawn from a seed all the same.
+IPKL. What the faults are: docs/segmentation.md. Noise and latent come from a seed all the same.
 """
 
 _base_ = ["./diff_pocket.py"]

@@ -133,7 +133,19 @@ def test_unet_may_learn_the_source_in_random_colours(call, tiny_dataset, tmp_pat
         ("peft", ("--lora-rank", 2), r"--lora-rank 2: needs peft.*streetforge\[lora\]"),
         ("bitsandbytes", ("--training.optimizer", "adamw_8bit"), r"streetforge\[bitsandbytes\]"),
         ("", ("--cached-crops", -1), "--cached-crops -1: must be 0"),
-        ("", ("--color-jitter", 2), "--color-jitter 2.0: must be in 0..1"),
+        ("", ("--color-jitter", 2), "--color-jitter 2: must be in 0..1"),
+        ("", ("--training.steps", 0), "--training.steps 0: must be 1 or more"),
+        ("", ("--training.checkpoint-interval", 0), "--training.checkpoint-interval 0: must be 1"),
+        ("", ("--training.log-interval", -5), "--training.log-interval -5: must be 1"),
+        ("", ("--training.learning-rate", -1), "--training.learning-rate -1: must be 0 or more"),
+        ("", ("--training.learning-rate", "nan"), "--training.learning-rate nan: must be 0"),
+        ("", ("--training.clip-norm", 0), "--training.clip-norm 0: must be above 0"),
+        ("", ("--training.warmup-steps", -1), "--training.warmup-steps -1: must be 0 or more"),
+        ("", ("--training.ema-decay", 1), "--training.ema-decay 1: must be below 1"),
+        ("", ("--crop.size-px", 0, 64), "--crop.size-px 0 64: must be numbers above 0"),
+        ("", ("--crop.scales", 1, -1), "--crop.scales 1.0 -1.0: must be numbers above 0"),
+        ("", ("--crop.scales",), r"--crop.scales \(none\): must be numbers above 0"),
+        ("", ("--seed", -1), "--seed -1: must be 0 or more"),
     ],
 )
 def test_what_cannot_work_is_said_first(
@@ -143,6 +155,25 @@ def test_what_cannot_work_is_said_first(
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == module else find(n))
     with pytest.raises(UserError, match=message):
         call(unet, "--data", tiny_dataset(n=1), "--output", "nowhere", *arguments)
+
+
+def test_shares_lie_between_nothing_and_everything(call, tiny_dataset):
+    data = tiny_dataset(n=1)
+    for flag in ("--caption-dropout", "--mix-with-init"):
+        for value in (3, -0.1):
+            with pytest.raises(UserError, match=f"{flag} {value}: must be in 0..1"):
+                call(controlnet, "--data", data, "--output", "nowhere", "--init", "pocket",
+                     flag, value, "--dry-run")  # fmt: skip
+
+
+def test_folder_of_something_else_is_no_place_for_a_run(call, tiny_base, tiny_dataset):
+    data = tiny_dataset(n=1)
+    before = sorted(data.rglob("*"))
+    with pytest.raises(UserError, match="is a dataset folder and no run.*choose another --output"):
+        call(unet, "--data", data, "--output", data)
+    with pytest.raises(UserError, match="is not the config of a run.*choose another --output"):
+        call(unet, "--data", data, "--output", tiny_base / "unet")
+    assert sorted(data.rglob("*")) == before
 
 
 def test_eight_bit_optimizer_is_asked_for_by_name(monkeypatch, tmp_path):

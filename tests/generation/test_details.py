@@ -5,6 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from generation.details import transfer_details
 from generation.engine import Request, Sampler
@@ -78,8 +79,13 @@ def test_sampler_takes_details_from_the_source(networks, tiny_config, make_label
     assert np.array_equal(sharp, transfer_details(plain, source, label, 0.2 * 33))
 
 
-def test_label_maps_without_pictures_are_refused(tiny_config, tmp_path):
+def test_label_maps_without_pictures_of_their_size_are_refused(tiny_config, tiny_dataset, tmp_path):
     config = replace(tiny_config, details="source", output=tmp_path / "out")
+    stretched = tiny_dataset(1, 32, 64, folder=tmp_path / "stretched")
+    Image.new("RGB", (100, 90)).save(stretched / "images" / "0000" / "00000000.png")
+    for changes in ({}, {"details": "generated", "strength": 0.5}):
+        with pytest.raises(UserError, match="picture is 100x90 but its label map .* is 64x32"):
+            read_inputs(replace(config, layouts=str(stretched), **changes))
     with pytest.raises(UserError, match="--details source need their pictures"):
         read_inputs(config)
     with pytest.raises(UserError, match="--details-window 0: must be above 0"):

@@ -108,6 +108,22 @@ def test_dataset_folder_gives_its_labels(tiny_dataset):
     assert [n.startswith("labels/") for n in source.names] == [True] * 3
 
 
+def test_pictures_of_another_size_than_their_maps_are_refused(tiny_dataset, tmp_path):
+    folder = tiny_dataset(3, 16, 32, folder=tmp_path / "set")
+    layouts.check_pictures(opened(folder))
+    layouts.check_pictures(opened(folder, height_px=8))  # maps and pictures are scaled alike
+    picture = folder / "images" / "0000" / "00000001.png"
+    whole = picture.read_bytes()
+    save(picture, np.zeros((90, 100, 3)))
+    message = r"images/0000/00000001\.png: picture is 100x90 .*labels/0000/00000001\.png is 32x16; "
+    with pytest.raises(UserError, match=message) as caught:
+        layouts.check_pictures(opened(folder))
+    assert "\n" not in str(caught.value)
+    picture.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"00000001\.png: not a readable image"):
+        layouts.check_pictures(opened(folder))
+
+
 def test_maps_read_in_the_wrong_label_space_are_mentioned(tmp_path):
     ids = np.full((8, 16), 5, dtype=np.uint8)  # train id of walls; void among GTA's ids
     ids[:, :6] = 7  # train id of signs, GTA's road

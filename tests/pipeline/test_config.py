@@ -105,9 +105,31 @@ def test_broken_and_missing_yaml_are_named(tmp_path: Path) -> None:
         load_yaml(tmp_path / "none.yaml")
 
 
-def test_unknown_flag_ends_the_program() -> None:
-    with pytest.raises(SystemExit):
-        parse(Config, "doc", ["--colour", "red"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--colour", "3"], "Unrecognized options: --colour, 3; see --help"),
+        (["--foldre", "a"], "Unrecognized options: --foldre, a; did you mean --folder? see --help"),
+        (["--sampler.stesp", "1"], "--sampler.stesp, 1; did you mean --sampler.steps?"),
+        (["--n", "abc"], "Error parsing --n: invalid literal for int() with base 10: 'abc'; see"),
+        (["--sampler.kind", "euler"], "invalid choice 'euler' for argument '--sampler.kind'"),
+        (["--config"], "--config: expected one argument; see --help"),
+        (["--size", "64"], "Missing value for argument '--size'. Expected 2 values; see --help"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(Config, "doc", flags)
+    assert message in str(caught.value) and str(caught.value).isascii()
+    assert "\n" not in str(caught.value) and not capsys.readouterr().err
+
+
+def test_help_ends_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(Config, "doc", ["--help"])
+    assert not caught.value.code and "how many" in capsys.readouterr().out
 
 
 def test_digest_ignores_key_order_and_sees_values() -> None:

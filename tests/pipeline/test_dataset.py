@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline import files
+from pipeline import dataset, files
 from pipeline.dataset import (
     DatasetWriter,
+    Sample,
     check_dataset,
     open_dataset,
     read_pair,
@@ -125,6 +127,32 @@ def test_size_mismatch_and_truncated_image_are_found_by_the_check(tmp_path: Path
     samples[0].image.unlink()
     with pytest.raises(UserError, match="no such image"):
         check_dataset(samples)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_picture_cut_in_half_is_found_by_the_check(tmp_path: Path, kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{kind.lower()}"
+    Image.fromarray(noise).save(path, format=kind)
+    sample, whole = Sample("a", path, None, {}), path.read_bytes()
+    check_dataset([sample])
+    for padding in (8, 4096):  # some cameras and disks fill up
+        path.write_bytes(whole + bytes(padding))
+        check_dataset([sample])
+    for length in (len(whole) // 2, len(whole) - 40):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"a\.\w+: not a readable image.*re-create") as caught:
+            check_dataset([sample])
+        assert "\n" not in str(caught.value)
+
+
+def test_whole_pictures_are_not_decoded_by_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("png", "jpeg"):
+        Image.fromarray(IMAGE).save(tmp_path / f"a.{kind}")
+    monkeypatch.setattr(dataset, "read_image", lambda path: pytest.fail("decoded"))
+    check_dataset([Sample("a", path, None, {}) for path in tmp_path.iterdir()])
 
 
 def test_card_is_written(tmp_path: Path) -> None:

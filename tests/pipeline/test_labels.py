@@ -48,6 +48,7 @@ def test_wrong_labels_are_refused_by_name(tmp_path: Path, array: np.ndarray, mes
     with pytest.raises(UserError, match=message) as caught:
         labels.read_label(path)
     assert str(path) in str(caught.value)
+    assert str(caught.value).endswith("by pipeline/prepare.py --label-space NAME")
 
 
 def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -124,6 +124,35 @@ def test_other_config_is_refused_with_the_difference(tmp_path: Path) -> None:
         runs.open_run(tmp_path / "r", {"steps": 5, "lr": 0.2}, is_main=True)
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "unet", "finished.json", "run.json"])
+def test_folder_of_something_else_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    what = "is a dataset folder" if name == "run.json" else f"holds {name}"
+    with pytest.raises(UserError, match=f"{what} and no run.*choose another --output") as caught:
+        runs.open_run(tmp_path, {"steps": 5}, is_main=True)
+    assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("text", ['{"_class_name": "UNet2DConditionModel"}', "[1]"])
+def test_config_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: is not the config of a run.*--output"):
+        runs.open_run(tmp_path, {"steps": 5}, is_main=True)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_rests_of_an_interrupted_start_are_continued(tmp_path: Path) -> None:
+    for folder in ("checkpoints", "logs", "tensorboard"):
+        (tmp_path / folder).mkdir()
+    for name in ("metrics.jsonl", ".DS_Store", "config.json.part-1-0", "train.log"):
+        (tmp_path / name).touch()
+    runs.refuse_other_run(tmp_path, {"steps": 5})
+    runs.open_run(tmp_path, {"steps": 5}, is_main=True)
+    runs.open_run(tmp_path, {"steps": 5}, is_main=False)
+    runs.refuse_other_run(tmp_path / "new", {"steps": 5})
+    assert not (tmp_path / "new").exists()
+
+
 def test_finished_mark_counts_for_its_steps_only(tmp_path: Path) -> None:
     assert not runs.is_finished(tmp_path, 5)
     runs.mark_finished(tmp_path, 5, loss=0.1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import runs
 from pipeline.errors import UserError
 from segtrain import score, train
 
@@ -54,10 +55,10 @@ def test_missing_things_are_named(source: Path, tiny_recipe: Path, tmp_path: Pat
 
 def test_output_of_another_program_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dataset folder"):
-        train.refuse_other_run(source, {})
+        runs.refuse_other_run(source, {})
     (tmp_path / "config.json").write_text(json.dumps({"config": {"steps": 3}}))
     with pytest.raises(UserError, match="holds another run"):
-        train.refuse_other_run(tmp_path, {"seed": 1})
+        runs.refuse_other_run(tmp_path, {"seed": 1})
 
 
 def test_dry_run_and_errors_need_no_torch(
