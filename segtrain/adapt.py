@@ -153,6 +153,7 @@ def run(config: Config, pictures: list[Path]) -> None:
         config.checkpoint, base=config.base, device=accelerator.device
     )
     model = segmenter.model.requires_grad_(False)
+    pad = model.backbone.extractor.pad  # before they are mirrored
     scene = torch.nn.Module()
     initial = model.backbone.text.scenes[config.scene].clone()
     scene.tokens = torch.nn.Parameter(initial)
@@ -181,7 +182,7 @@ def run(config: Config, pictures: list[Path]) -> None:
         groups = segmenter.prepare_by_size([pictures[index] for index in chosen])
         loss = sum(  # each picture counts the same
             len(images) / len(chosen)
-            * objective_loss(config, network(scene.tokens), network(scene.average), images)
+            * objective_loss(config, network(scene.tokens), network(scene.average), pad(images))
             for images, _ in groups
         )  # fmt: skip
         value = float(accelerator.reduce(loss.detach(), "mean"))
