@@ -1,0 +1,75 @@
+"""How right the pseudo-labels are from which segtrain/adapt.py learns a scene prompt.
+
+    python benchmarks/pseudo_labels.py --checkpoint DIR [...] --targets DIR [...] [--limit N]
+
+Labels of pixels where a network trusts its prediction by `--confidence` or more, against the ground
+truth of targets: their share of all pixels, how many of them are right, and the mean over classes
+of how many pixels of a class that is named are of it. The truth is for this measurement alone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.dataset import Sample, open_dataset, read_pair  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.labels import NUM_CLASSES, VOID  # noqa: E402
+from segtrain.segmenter import Segmenter  # noqa: E402
+
+
+@torch.no_grad()
+def count(segmenter: Segmenter, sample: Sample, confidence: float) -> tuple[np.ndarray, int]:
+    """Return trusted pixels by (truth, prediction), 19x19, and the number of labelled pixels."""
+    network = segmenter.model
+    image, label = read_pair(sample)
+    inputs, _ = segmenter.prepare([image])
+    logits = network.decode_head(network.extract_feat(inputs))
+    shares = functional.interpolate(logits, label.shape, mode="bilinear").softmax(1)[0]
+    sure, ids = (found.cpu().numpy() for found in shares.max(0))
+    trusted = (label != VOID) & (sure >= confidence)
+    pairs = label[trusted].astype(np.int64) * NUM_CLASSES + ids[trusted]
+    table = np.bincount(pairs, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+    return table, int((label != VOID).sum())
+
+
+def row(segmenter: Segmenter, samples: list[Sample], confidence: float) -> str:
+    """Return share of trusted pixels, share of right ones, mean precision of classes, percent."""
+    counted = [count(segmenter, sample, confidence) for sample in tqdm(samples, leave=False)]
+    table = sum(found for found, _ in counted)
+    pixels = sum(number for _, number in counted)
+    named = table.sum(0)
+    precision = np.diag(table)[named > 0] / named[named > 0]
+    shares = (table.sum() / pixels, np.trace(table) / max(table.sum(), 1), precision.mean())
+    return " | ".join(f"{100 * share:.1f}" for share in shares)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, nargs="+", required=True)
+    parser.add_argument("--targets", type=Path, nargs="+", required=True)
+    parser.add_argument("--confidence", type=float, default=0.3, help="as of segtrain/adapt.py")
+    parser.add_argument("--limit", type=int, help="the first N pictures of each target")
+    options = parser.parse_args()
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit {options.limit}: must be 1 or more")
+    targets = {t: open_dataset(t, labelled=True)[: options.limit] for t in options.targets}
+    print("| network | target | trusted | right | right, mean of classes |\n|---|---|---|---|---|")
+    for folder in options.checkpoint:
+        segmenter = Segmenter.from_pretrained(folder)
+        for target, samples in targets.items():
+            found = row(segmenter, samples, options.confidence)
+            print(f"| {folder.name} | {target.name} | {found} |", flush=True)
+
+
+if __name__ == "__main__":
+    guard(main)
