@@ -133,8 +133,7 @@ def _weights_digest(folder: Path) -> str:
     for path in sorted(paths):
         digest.update(str(path.relative_to(folder)).encode())
         with open(path, "rb") as handle:
-            while block := handle.read(1 << 22):
-                digest.update(block)
+            hashlib.file_digest(handle, lambda: digest)
     return digest.hexdigest()[:16]
 
 

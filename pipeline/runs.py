@@ -60,6 +60,11 @@ class JsonlTracker(GeneralTracker):
             )
 
 
+def only_cpu() -> bool:
+    """Tell whether no accelerator is here; accelerate sees several CPU processes only if told."""
+    return not torch.cuda.is_available() and not torch.backends.mps.is_available()
+
+
 def make_accelerator(folder: Path, *, accumulation: int = 1, precision: str = "no") -> Accelerator:
     """Create the run's Accelerator with JSONL and, where installed, TensorBoard trackers.
 
@@ -74,7 +79,7 @@ def make_accelerator(folder: Path, *, accumulation: int = 1, precision: str = "n
     except ImportError:
         pass
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        cpu=only_cpu(),
         gradient_accumulation_steps=accumulation,
         mixed_precision=precision,
         log_with=trackers,

@@ -195,10 +195,14 @@ class Collector:
         self._advance(group)
 
     def _add(self, group: int, *values: torch.Tensor) -> None:
-        have = self._sums.get(group)
-        self._sums[group] = (
-            list(values) if have is None else [a + b for a, b in zip(have, values, strict=True)]
-        )
+        have = self._sums.setdefault(group, list(values))
+        if have[0] is values[0]:
+            return
+        if torch.is_grad_enabled():
+            self._sums[group] = [a + b for a, b in zip(have, values, strict=True)]
+        else:  # in place: on a CPU memory let go and asked for again costs as much as the sum
+            for total, value in zip(have, values, strict=True):
+                total += value
 
     def finish(self) -> tuple[torch.Tensor, ...]:
         """Return the maps, finest first; for "taps" level by level in the order of the taps."""

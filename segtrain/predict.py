@@ -122,16 +122,13 @@ def stored_config(config: Config) -> dict[str, Any]:
 
 def run(config: Config, pictures: dict[Path, Path]) -> None:
     """Predict what is missing; each process takes every k-th picture."""
-    import torch
     from accelerate import Accelerator
     from tqdm import tqdm
 
     from pipeline import runs
     from segtrain.segmenter import Segmenter
 
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    )
+    accelerator = Accelerator(cpu=runs.only_cpu())
     runs.open_run(config.output, stored_config(config), is_main=accelerator.is_main_process)
     index, count = accelerator.process_index, accelerator.num_processes
     missing = [

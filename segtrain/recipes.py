@@ -190,8 +190,8 @@ def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with files.replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary)
-    diffusion = diffusion_base(recipe) | features(model)
-    saved = {"recipe": as_json(recipe), "diffusion": diffusion, **facts}
+    diffusion = {"diffusion": diffusion_base(recipe), "features": features(model)}
+    saved = {"recipe": as_json(recipe), **diffusion, **facts}
     files.write_json(folder / RECIPE_FILE, saved)
 
 
@@ -228,17 +228,17 @@ def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
         if not saved["diffusion"]:
             raise UserError(f"--base {base}: the backbone of {folder} is no diffusion; drop it")
         recipe["model"]["backbone"]["base"] = saved["diffusion"]["base"] = base
-    _require_same(folder, saved["diffusion"], diffusion_base(recipe))
+    _require_same(folder, "diffusion weights", saved["diffusion"], diffusion_base(recipe))
     model = build_model(recipe)
-    _require_same(folder, saved["diffusion"], features(model))
+    if "features" in saved:  # the first versions did not record them
+        _require_same(folder, "diffusion features", saved["features"], features(model))
     model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     return model.eval(), recipe
 
 
-def _require_same(folder: Path, saved: dict[str, Any], found: dict[str, Any]) -> None:
-    for name, value in found.items():
-        if saved.get(name, value) != value:
-            raise UserError(
-                f"{folder}: was trained with {name} {saved[name]} of the diffusion model, but "
-                f"found {value}; restore that base model and version, or train again"
-            )
+def _require_same(folder: Path, what: str, saved: Any, found: Any) -> None:
+    if found != saved:
+        raise UserError(
+            f"{folder}: was trained on {what} {saved}, but found {found}; restore that base model, "
+            "or train again"
+        )

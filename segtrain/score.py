@@ -68,15 +68,13 @@ def check(config: Config) -> list[list[Sample]]:
 
 def run(config: Config, targets: list[list[Sample]]) -> None:
     """Score every checkpoint on every target and write the result."""
-    import torch
     from accelerate import Accelerator
 
+    from pipeline import runs
     from segtrain import scoring
     from segtrain.segmenter import Segmenter
 
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    )
+    accelerator = Accelerator(cpu=runs.only_cpu())
     target_names = scoring.unique_names(config.targets)
     results: list[dict[str, Any]] = []
     for folder, name in zip(

@@ -263,10 +263,12 @@ def test_scores_of_conditions_and_of_a_changed_base(
     scores = json.loads(config.output.read_text())["checkpoints"][0]["targets"]["acdc"]
     assert {c: s["pictures"] for c, s in scores["conditions"].items()} == {"fog": 2, "night": 2}
     saved = json.loads((run / "recipe.json").read_text())
-    assert saved["diffusion"]["taps"] == ["up_blocks.1", "up_blocks.0"]
-    assert saved["diffusion"]["timesteps"] == [1]
-    for name, other in (("timesteps", [7]), ("revision", "0" * 16)):
-        changed = {**saved, "diffusion": {**saved["diffusion"], name: other}}
+    assert saved["features"] == {"timesteps": [1], "taps": ["up_blocks.1", "up_blocks.0"]}
+    for part, name, other in (
+        ("features", "timesteps", [7]), ("diffusion", "revision", "0" * 16),
+        ("diffusion", "unet_revision", "0" * 16),
+    ):  # fmt: skip
+        changed = {**saved, part: {**saved[part], name: other}}
         (run / "recipe.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=f"{name}.*restore that base model"):
             recipes.load_trained(run)

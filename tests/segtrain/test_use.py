@@ -119,7 +119,7 @@ def test_a_moved_base_model_is_named(trained, tiny_base, pictures, tmp_path) -> 
     weights = tmp_path / "other" / "unet/diffusion_pytorch_model.safetensors"
     shutil.copytree(tiny_base, tmp_path / "other")
     save_file({name: value * 2 for name, value in load_file(weights).items()}, weights)
-    with pytest.raises(UserError, match="trained with revision"):
+    with pytest.raises(UserError, match="trained on diffusion weights .*revision.*but found"):
         Segmenter.from_pretrained(run, base=str(tmp_path / "other"))
     with pytest.raises(UserError, match="neither 'pocket'"):
         predict.check(dataclasses.replace(config, base="nowhere"))
