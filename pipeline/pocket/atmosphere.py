@@ -25,19 +25,20 @@ def _soft_noise(rng: np.random.Generator, height: int, width: int, cells: int) -
 
 
 def _sky(
-    scene: Scene, drawn: Drawn, rng: np.random.Generator, shape: tuple[int, int]
+    scene: Scene, drawn: Drawn, rng: np.random.Generator, shape: tuple[int, int], seen: int
 ) -> np.ndarray:
+    """Return the upper `seen` rows of the sky, float32 [seen, w, 3]."""
     height, width = shape
     top = np.array(drawn.look.sky_top, dtype=np.float32)
     low = np.array(drawn.look.sky_low, dtype=np.float32)
-    rows = (np.arange(height, dtype=np.float32) + 0.5) / height
+    rows = (np.arange(seen, dtype=np.float32) + 0.5) / height
     blend = np.clip(rows / np.float32(scene.view.horizon), 0, 1)[:, None, None] ** 1.3
     sky = np.repeat(top * (1 - blend) + low * blend, width, axis=1)
     cover = drawn.values["clouds"]
     if cover > 0.02:
         noise = _soft_noise(rng, height, width, 7) + 0.5 * _soft_noise(rng, height, width, 16)
         noise += 0.25 * _soft_noise(rng, height, width, 40)
-        amount = np.clip((noise - 0.9 + 1.2 * cover) * 0.7, 0, 1) * (0.25 + 0.45 * cover)
+        amount = np.clip((noise[:seen] - 0.9 + 1.2 * cover) * 0.7, 0, 1) * (0.25 + 0.45 * cover)
         white = 0.45 * low + 0.55 * np.float32(255.0) * low.max() / 255.0
         white = white * (1.0 - 0.14 * cover)
         sky += _three(amount) * (_row(white, width) - sky)
@@ -100,7 +101,8 @@ def finish_picture(
     height, width = masks.shape[:2]
     values, look = drawn.values, drawn.look
     grain = rng.standard_normal((height, width), dtype=np.float32)
-    grain = grain * 0.06 + 0.07 * _soft_noise(rng, height, width, max(8, width // 4))
+    grain *= 0.06
+    grain += 0.07 * _soft_noise(rng, height, width, max(8, width // 4))
     grain += 0.05 * _soft_noise(rng, height, width, 12)
     leafy = glow[..., 3] > 150.0
     leaves = _soft_noise(rng, height, width, max(8, int(width / 2.2)))
@@ -116,8 +118,9 @@ def finish_picture(
         picture *= tint * level + pools * np.float32(1.25 * (1.15 - min(level, 1.0)))
     else:
         picture *= tint * level
-    sky = np.ascontiguousarray(masks[..., 1]) * np.float32(1.0 / 255.0)
-    picture += _sky(scene, drawn, rng, (height, width)) * _three(sky)
+    sky = masks[..., 1] * np.float32(1.0 / 255.0)
+    seen = int(np.flatnonzero(sky.any(axis=1)).max(initial=-1)) + 1
+    picture[:seen] += _sky(scene, drawn, rng, (height, width), seen) * _three(sky[:seen])
     emitted = np.ascontiguousarray(glow[..., :3])
     picture = np.maximum(picture, emitted)
     if values["wet"] > 0.05:
@@ -178,7 +181,7 @@ def _precipitation(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) 
         layer = cv2.GaussianBlur(layer, (3, 3), 0)
         veil = _three(layer.astype(np.float32) * np.float32(0.2 / 255.0))
         top = np.float32(min(235.0, 60.0 + float(picture.mean()) * 1.5))
-        picture = picture + veil * (top - picture)
+        picture += veil * (top - picture)
     if flakes > 0.0:
         layer = np.zeros((height, width), dtype=np.float32)
         num = int(flakes * 240)
@@ -189,7 +192,7 @@ def _precipitation(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) 
             spot = (int(rng.integers(0, width)), int(rng.integers(0, height)))
             cv2.circle(layer, spot, max(1, height // 100), 0.75, -1)
         top = np.float32(min(250.0, 90.0 + float(picture.mean()) * 1.6))
-        picture = picture + _three(np.minimum(layer, 0.85)) * (top - picture)
+        picture += _three(np.minimum(layer, 0.85)) * (top - picture)
     return picture
 
 
@@ -200,30 +203,38 @@ def _camera(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> np.n
     if values["glass"] > 0.0:
         veil = np.clip(_soft_noise(rng, height, width, 6), 0, 2)
         veil *= np.linspace(0.3, 1.0, height, dtype=np.float32)[:, None]
-        picture = picture + _three(veil * np.float32(26.0 * values["glass"]))
+        picture += _three(veil * np.float32(26.0 * values["glass"]))
     sigma = values["blur"] * width / 256.0
     if sigma > 0.15:
         picture = cv2.GaussianBlur(picture, (0, 0), sigma)
     gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    three = cv2.merge((gray, gray, gray))
-    picture = three + np.float32(values["saturation"]) * (picture - three)
+    three = _three(gray)
+    picture -= three
+    picture *= np.float32(values["saturation"])
+    picture += three
     white = 1.0 + values["jitter"] * rng.uniform(-1.0, 1.0, 3).astype(np.float32)
     contrast = np.float32(values["contrast"])
     pivot = np.float32(min(118.0, float(gray.mean())))
-    picture = (picture - pivot) * contrast + pivot
+    picture -= pivot
+    picture *= contrast
+    picture += pivot
     if values["fade"] > 0.0:
         fade = np.float32(values["fade"])
         sepia = _row((62.0, 46.0, 24.0), width)
-        picture = picture * (1.0 - 0.28 * fade) + sepia * fade
+        picture *= 1.0 - 0.28 * fade
+        picture += sepia * fade
     if values["vignette"] > 0.0:
         x = np.linspace(-1.0, 1.0, width, dtype=np.float32)
         y = np.linspace(-1.0, 1.0, height, dtype=np.float32)
         corner = (x[None] ** 2 + y[:, None] ** 2) * np.float32(0.5 * values["vignette"])
-        picture = picture * _three(1.0 - corner)
+        picture *= _three(1.0 - corner)
     if values["noise"] > 0.0:
         noise = rng.standard_normal((height, width, 3), dtype=np.float32)
-        picture = picture + noise * np.float32(values["noise"])
-    picture = np.clip(picture * _row(white * np.float32(values["gain"]), width), 0, 255)
+        noise *= np.float32(values["noise"])
+        picture += noise
+    picture *= _row(white * np.float32(values["gain"]), width)
+    np.clip(picture, 0, 255, out=picture)
+    picture *= np.float32(4.0)
     curve = np.arange(1021, dtype=np.float64) / 1020.0
     table = np.rint(255.0 * curve ** values["gamma"]).astype(np.uint8)
-    return np.take(table, np.rint(picture * np.float32(4.0)).astype(np.int32))
+    return np.take(table, np.rint(picture, out=picture).astype(np.int32))

@@ -33,13 +33,14 @@ def _grid(
     columns = max(1, min(7, round(length / 2.6)))
     pitch = length / columns
     floor = (height - base - 0.4) / count
+    sides = [[surface((column + share) * pitch, 0.0) for share in (0.25, 0.75)]
+             for column in range(columns)]
     rings = []
     for row in range(count):
         y0 = base + (row + 0.18) * floor
         y1 = base + (row + 0.8) * floor
-        for column in range(columns):
-            a0, a1 = (column + 0.25) * pitch, (column + 0.75) * pitch
-            rings.append([surface(a0, y0), surface(a1, y0), surface(a1, y1), surface(a0, y1)])
+        rings += [[(x0, y0, z0), (x1, y0, z1), (x1, y1, z1), (x0, y1, z0)]
+                  for (x0, _, z0), (x1, _, z1) in sides]
     return rings
 
 

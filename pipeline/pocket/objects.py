@@ -1,27 +1,35 @@
 """Things that stand along a street: trees, lamps, traffic lights, signs, fences, walls, bins."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.pocket.geometry import Builder, Category, Facing, Point, bar, disc, upright
+from pipeline.pocket.geometry import Builder, Category, Facing, Ring, bar, disc, upright
 from pipeline.pocket.materials import Material
 
 CROWN_ANGLES = np.arange(26) * (2.0 * math.pi / 26)
 CROWN_COS, CROWN_SIN = np.cos(CROWN_ANGLES), np.sin(CROWN_ANGLES)
 
 
-def _crown(
-    rng: np.random.Generator, x: float, y: float, z: float, radius_x: float, radius_y: float
-) -> list[Point]:
-    """Return an irregular, lobed outline."""
-    angles = CROWN_ANGLES
-    lobes = 1.0 + 0.11 * np.sin(angles * int(rng.integers(3, 6)) + float(rng.uniform(0, 6)))
-    lobes += 0.07 * np.abs(np.sin(angles * 4.5 + float(rng.uniform(0, 6))))
-    radii = lobes * (0.97 + rng.uniform(-0.07, 0.07, len(angles)))
-    xs = (x + radius_x * radii * CROWN_COS).tolist()
-    ys = (y + radius_y * radii * CROWN_SIN).tolist()
-    return [(px, py, z) for px, py in zip(xs, ys, strict=True)]
+def _crowns(
+    rng: np.random.Generator, z: float, ellipses: Sequence[tuple[float, float, float, float]]
+) -> list[Ring]:
+    """Return irregular, lobed outlines for ellipses (x, y, radius across, radius upwards)."""
+    count = len(CROWN_ANGLES)
+    draws = [
+        (rng.integers(3, 6), rng.uniform(0, 6), rng.uniform(0, 6), *rng.uniform(-0.07, 0.07, count))
+        for _ in ellipses
+    ]
+    lobes, first, second, rough = np.split(np.array(draws), (1, 2, 3), axis=1)
+    radii = 1.0 + 0.11 * np.sin(CROWN_ANGLES * lobes + first)
+    radii += 0.07 * np.abs(np.sin(CROWN_ANGLES * 4.5 + second))
+    radii = radii * (0.97 + rough)
+    x, y, radius_x, radius_y = np.array(ellipses).T[..., None]
+    outlines = np.full((len(ellipses), count, 3), z)
+    outlines[..., 0] = x + radius_x * radii * CROWN_COS
+    outlines[..., 1] = np.maximum(y + radius_y * radii * CROWN_SIN, 0.0)
+    return outlines.tolist()
 
 
 def add_tree(builder: Builder, rng: np.random.Generator, x: float, z: float, size: float) -> None:
@@ -59,9 +67,9 @@ def add_tree(builder: Builder, rng: np.random.Generator, x: float, z: float, siz
     )
     if builder.view.span(size, z) < 0.12:
         layers = layers[:4:3] + layers[1:2]
-    for material, dx, dy, scale, facing in layers:
-        ring = _crown(rng, x + dx * radius_x, y + dy * radius_y, z, scale * radius_x,
-                      scale * radius_y)
+    ellipses = [(x + dx * radius_x, y + dy * radius_y, scale * radius_x, scale * radius_y)
+                for _, dx, dy, scale, _ in layers]
+    for (material, *_, facing), ring in zip(layers, _crowns(rng, z, ellipses), strict=True):
         builder.add([ring], category, material, variant=variant, facing=facing)
 
 
@@ -69,10 +77,11 @@ def add_bush(builder: Builder, rng: np.random.Generator, x: float, z: float, siz
     """Add a bush of `size` metres (class vegetation)."""
     builder.at(z)
     variant = int(rng.integers(0, 240))
-    for material, dy, scale in ((Material.FOLIAGE_DARK, 0.4, 1.0), (Material.FOLIAGE, 0.55, 0.75)):
-        ring = _crown(rng, x, dy * size, z, scale * size * 0.8, scale * size * 0.55)
-        clipped = [(px, max(py, 0.0), pz) for px, py, pz in ring]
-        builder.add([clipped], Category.VEGETATION, material, variant=variant)
+    shapes = ((0.4, 1.0), (0.55, 0.75))
+    ellipses = [(x, dy * size, scale * size * 0.8, scale * size * 0.55) for dy, scale in shapes]
+    materials = (Material.FOLIAGE_DARK, Material.FOLIAGE)
+    for material, ring in zip(materials, _crowns(rng, z, ellipses), strict=True):
+        builder.add([ring], Category.VEGETATION, material, variant=variant)
 
 
 def _pole(builder: Builder, x: float, z: float, height: float, width: float = 0.12) -> None:

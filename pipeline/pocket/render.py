@@ -10,6 +10,11 @@ from pipeline.pocket.geometry import Category, Facing, Scene
 from pipeline.pocket.look import Drawn, Look, draw
 from pipeline.pocket.materials import SURFACES, Color, Material
 
+# glibc learns from a large block that is freed to keep memory (mallopt(3), M_MMAP_THRESHOLD); else
+# it gives every array back, to be faulted in again: a sixth of the time.
+_block = np.empty(1 << 24, dtype=np.uint8)
+del _block
+
 SUPERSAMPLING = 2
 _SHIFT = 4
 _SNOW_COLOR = np.array((238.0, 242.0, 248.0), dtype=np.float32)
@@ -18,6 +23,12 @@ _FOLIAGE = {
     Material.FOLIAGE: 1.0, Material.FOLIAGE_LIGHT: 1.2, Material.FOLIAGE_DARK: 0.66,
     Material.HILL: 0.9,
 }
+_PALETTES = [np.array(SURFACES[m].palette, dtype=np.float32) for m in Material]
+_WET, _SNOW, _TEXTURES = (
+    np.array([getattr(SURFACES[m], name) for m in Material], dtype=np.float32)
+    for name in ("wet", "snow", "texture")
+)
+_GLOWS = np.array([SURFACES[m].glow or (0, 0, 0) for m in Material], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,11 @@ def _material_colors(drawn: Drawn) -> list[np.ndarray]:
     autumn = drawn.values["autumn"]
     palettes = []
     for material in Material:
-        colors = SURFACES[material].palette
+        palette = _PALETTES[material]
         if material is Material.FACADE:
-            colors = drawn.place.facades
+            palette = np.array(drawn.place.facades, dtype=np.float32)
         if material in overrides:
-            colors = (overrides[material],)
-        palette = np.array(colors, dtype=np.float32)
+            palette = np.array((overrides[material],), dtype=np.float32)
         if material in _FOLIAGE:
             palette = palette * np.array(drawn.place.foliage_gain, dtype=np.float32)
             if autumn > 0.0 and material is not Material.HILL:
@@ -102,9 +112,8 @@ def primitive_colors(scene: Scene, drawn: Drawn) -> np.ndarray:
     color = color * scene.tones[:, None]
     # Weather on surfaces.
     values = drawn.values
-    wet = np.array([SURFACES[m].wet for m in Material], dtype=np.float32)[materials]
-    color = color * (1.0 - values["wet"] * wet)[:, None]
-    cover = np.array([SURFACES[m].snow for m in Material], dtype=np.float32)[materials]
+    color = color * (1.0 - values["wet"] * _WET[materials])[:, None]
+    cover = _SNOW[materials]
     is_up = scene.facings == Facing.UP
     cover = np.where(is_up, np.maximum(cover, 0.75), cover)
     cover = np.where(is_up & (materials == Material.SHADOW), 0.2, cover)
@@ -135,16 +144,15 @@ def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
     first[:, 3] = np.where(is_ground, 255, np.clip(np.rint(haze * 250.0), 0, 250))
     second = np.zeros((len(color), 4), dtype=np.uint8)
     second[:, :3] = emission(scene, drawn)
-    textures = np.array([SURFACES[m].texture for m in Material], dtype=np.float32)
-    second[:, 3] = np.rint(255.0 * textures[scene.materials])
+    second[:, 3] = np.rint(255.0 * _TEXTURES[scene.materials])
     size = (buffer.width, buffer.height)
     planes = [
         np.take(table.view(np.uint32).ravel(), buffer.index).view(np.uint8).reshape(
             *buffer.index.shape, 4)
         for table in (first, second)
     ]
-    ground = np.where(planes[0][..., 3] == 255, np.uint8(255), np.uint8(0))
-    sky = np.where(buffer.index == 0, np.uint8(255), np.uint8(0))
+    ground = cv2.compare(cv2.extractChannel(planes[0], 3), 255, cv2.CMP_EQ)
+    sky = cv2.compare(buffer.index, 0, cv2.CMP_EQ)
     extra = cv2.merge([ground, sky])
     solid, glow, masks = (
         cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -175,8 +183,7 @@ def emission(scene: Scene, drawn: Drawn) -> np.ndarray:
     gains[Material.STREET_LAMP] = values["lamps"]
     gains[[Material.WINDOW_LIT, Material.SHOP_GLASS, Material.CABIN_GLASS]] = (
         0.8 * values["windows"])
-    glows = np.array([SURFACES[m].glow or (0, 0, 0) for m in Material], dtype=np.float32)
-    table = np.clip(glows * gains[:, None], 0, 255).astype(np.uint8)
+    table = np.clip(_GLOWS * gains[:, None], 0, 255).astype(np.uint8)
     result = table[scene.materials]
     result[scene.class_ids == Category.SKY] = 0
     return result
