@@ -119,7 +119,7 @@ def finish_picture(
     else:
         picture *= tint * level
     sky = masks[..., 1] * np.float32(1.0 / 255.0)
-    seen = int(np.flatnonzero(sky.any(axis=1)).max(initial=-1)) + 1
+    seen = int(np.flatnonzero(sky.any(axis=1)).max(initial=0)) + 1
     picture[:seen] += _sky(scene, drawn, rng, (height, width), seen) * _three(sky[:seen])
     emitted = np.ascontiguousarray(glow[..., :3])
     picture = np.maximum(picture, emitted)

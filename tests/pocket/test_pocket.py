@@ -1,5 +1,7 @@
 """Pocket City: scenes, labels and looks keep their promises."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,13 @@ def test_any_size(size: tuple[int, int]) -> None:
     for look in (GAME, LOOKS["rainy_night"], TARGETS["bdd100k"]):
         image, label = render_pair(make_scene(2), look, *size, 1)
         assert image.shape == (*size, 3) and label.shape == size and label.dtype == np.uint8
+
+
+def test_a_street_without_sky() -> None:
+    scene = make_scene(2)
+    covered = replace(scene, rings=(scene.rings[0], scene.rings[0], *scene.rings[2:]))
+    image, label = render_pair(covered, LOOKS["clear"], 128, 256, 1)
+    assert image.shape == (128, 256, 3) and 10 not in label
 
 
 def test_label_agrees_across_sizes() -> None:
