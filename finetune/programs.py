@@ -1,6 +1,5 @@
 """The start that all fine-tuning programs share; torch comes after settings and files."""
 
-import json
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from pipeline.config import (
     require_between,
     require_extra,
     require_positive,
+    show,
     to_mapping,
 )
 from pipeline.dataset import Sample, check_dataset, open_dataset
@@ -36,7 +36,7 @@ def open_sources(folders: tuple[str, ...], *, labelled: bool) -> list[Sample]:
 
 def plan(config: Any, samples: list[Sample]) -> None:
     """Print the resolved settings and what a run would do."""
-    print(json.dumps(to_mapping(config), indent=2))
+    show(config)
     training = config.training
     drawn = training.steps * training.batch_size * training.accumulation
     print(

@@ -171,6 +171,11 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def show(config: Any) -> None:
+    """Print a config as JSON, for --dry-run."""
+    print(json.dumps(to_mapping(config), indent=2))
+
+
 def digest(mapping: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of a JSON value with sorted keys."""
     text = json.dumps(mapping, sort_keys=True, default=str)

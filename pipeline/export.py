@@ -17,7 +17,6 @@ void. The same command continues a stopped export and does nothing when all is d
 may share an output: --split val.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from pipeline.config import (  # noqa: E402
     digest,
     parse,
     require_positive,
+    show,
     to_mapping,
 )
 from pipeline.dataset import Sample, open_dataset  # noqa: E402
@@ -137,7 +137,7 @@ def main() -> int | None:
     """Run the program; see the module docstring."""
     config, call = parse(Config, __doc__)
     if call.dry_run:
-        print(json.dumps(to_mapping(config), indent=2))
+        show(config)
         return None
     check(config)
     samples = read_samples(config)

@@ -9,7 +9,6 @@ dropped; other broken lines stop the program (see pipeline/verify.py). It refuse
 to the folder; the run can be continued afterwards. The same command goes on after a kill.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import parse, to_mapping  # noqa: E402
+from pipeline.config import parse, show  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.rows import choose, scan_rows, write_merged  # noqa: E402
 
@@ -34,7 +33,7 @@ def main() -> int | None:
     """Run the program; see the module docstring."""
     config, call = parse(Config, __doc__)
     if call.dry_run:
-        print(json.dumps(to_mapping(config), indent=2))
+        show(config)
         return None
     if not config.data:
         raise UserError("--data: no folder given; name the dataset folder to merge")

@@ -9,7 +9,6 @@ targets cityscapes, bdd100k, mapillary, acdc, dark_zurich. No two splits share a
 is a function of (split, i, size), so a larger n only adds pictures; the same command continues.
 """
 
-import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import parse, require_between, require_positive, to_mapping  # noqa: E402
+from pipeline.config import parse, require_between, require_positive, show  # noqa: E402
 from pipeline.dataset import DatasetWriter, sample_id, write_card  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 
@@ -93,7 +92,7 @@ def main() -> int | None:
     if min(config.size_px) < 16:
         raise UserError(f"--size-px {config.size_px}: both sides must be 16 or more")
     if call.dry_run:
-        print(json.dumps(to_mapping(config), indent=2))
+        show(config)
         return None
     if not config.output:
         raise UserError("--output: no folder given; name the dataset folder to write")

@@ -10,7 +10,6 @@ means no fault, 2 that at least one is listed.
 """
 
 import functools
-import json
 import multiprocessing
 import os
 import signal
@@ -38,7 +37,7 @@ from pipeline.catalogue import (  # noqa: E402
     list_pairs,
     open_selection,
 )
-from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.config import parse, require_positive, show  # noqa: E402
 from pipeline.dataset import read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 
@@ -196,7 +195,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     require_positive(config, "workers")
     if call.dry_run:
-        print(json.dumps(to_mapping(config), indent=2))
+        show(config)
         return None
     _, listing = open_selection(config)
     faults = check_listing(listing, depth=config.depth, workers=config.workers)

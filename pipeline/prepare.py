@@ -14,7 +14,6 @@ and does nothing when all is done. The source tree is only written to by
 """
 
 import functools
-import json
 import re
 import sys
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from pipeline.catalogue import (  # noqa: E402
     Selection,
     open_selection,
 )
-from pipeline.config import digest, parse, require_positive, to_mapping  # noqa: E402
+from pipeline.config import digest, parse, require_positive, show  # noqa: E402
 from pipeline.dataset import (  # noqa: E402
     SHARD_SIZE,
     DatasetWriter,
@@ -196,7 +195,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     require_positive(config, "workers")
     if call.dry_run:
-        print(json.dumps(to_mapping(config), indent=2))
+        show(config)
         return None
     if not config.output:
         raise UserError("--output: no folder given; name the dataset folder to write")

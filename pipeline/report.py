@@ -7,7 +7,6 @@ works too.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -20,7 +19,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files  # noqa: E402
-from pipeline.config import parse, to_mapping  # noqa: E402
+from pipeline.config import parse, show  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 
 TEMPLATE = "report.html.j2"
@@ -164,7 +163,7 @@ def main() -> int | None:
         raise UserError(f"--per-condition {config.per_condition}: must be 1 or more")
     output = Path(config.output) if config.output else config.workspace / "report.html"
     if call.dry_run:
-        print(json.dumps(to_mapping(config), indent=2))
+        show(config)
         print(f"would write {output}")
         return 0
     page = render(gather(config.workspace.resolve(), config.per_condition)).encode()

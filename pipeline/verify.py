@@ -14,7 +14,6 @@ again, and no others. Exit codes: 0 sound, 2 bad input, 3 problems remain.
 """
 
 import io
-import json
 import os
 import re
 import sys
@@ -30,7 +29,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from PIL import Image  # noqa: E402
 
 from pipeline import files, labels  # noqa: E402
-from pipeline.config import digest, parse, require_positive, to_mapping  # noqa: E402
+from pipeline.config import digest, parse, require_positive, show  # noqa: E402
 from pipeline.dataset import sample_id, seal  # noqa: E402
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
 from pipeline.rows import (  # noqa: E402
@@ -216,7 +215,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     require_positive(config, "threads")
     if call.dry_run:
-        print(json.dumps(to_mapping(config), indent=2))
+        show(config)
         return None
     if not config.data:
         raise UserError("--data: no folder given; name the dataset folder to verify")

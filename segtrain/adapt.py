@@ -19,7 +19,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files  # noqa: E402
-from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.config import parse, require_positive, show, to_mapping  # noqa: E402
 from pipeline.dataset import find_pictures, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from segtrain.pictures import name_predictions  # noqa: E402
@@ -212,8 +212,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     pictures = check(config)
     if call.dry_run:
-        for key, value in to_mapping(config).items():
-            print(f"{key}: {value}")
+        show(config)
         print(f"would adapt on {len(pictures)} pictures of {config.target}")
         return 0
     run(config, pictures)

@@ -16,10 +16,11 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, models  # noqa: E402
-from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline import files, labels, models  # noqa: E402
+from pipeline.config import parse, require_positive, show  # noqa: E402
 from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
+from segtrain.pictures import name_predictions  # noqa: E402
 from segtrain.recipes import require_scene, require_trained  # noqa: E402
 
 
@@ -29,6 +30,9 @@ class Config:
 
     checkpoint: tuple[Path, ...] = ()
     """Output folders of segtrain/train.py."""
+    predictions: Path | None = None
+    """Folder of predicted train ids to score in place of a checkpoint: `ids` of
+    segtrain/predict.py, or `predictions` of segtrain/adapt.py --mode online. Needs one target."""
     targets: tuple[Path, ...] = ()
     """Labelled dataset folders to score on."""
     output: Path = Path("scores.json")
@@ -43,8 +47,10 @@ class Config:
 
 def check(config: Config) -> list[list[Sample]]:
     """Find bad input before torch or weights load. Returns the samples of each target."""
-    if not config.checkpoint:
+    if not config.checkpoint and not config.predictions:
         raise UserError("--checkpoint: give at least one output folder of segtrain/train.py")
+    if config.predictions and (config.checkpoint or config.scene or len(config.targets) != 1):
+        raise UserError("--predictions: goes with one target, without --checkpoint and --scene")
     if not config.targets:
         raise UserError("--targets: give at least one labelled dataset folder")
     if config.limit is not None:
@@ -62,8 +68,19 @@ def check(config: Config) -> list[list[Sample]]:
     targets = [open_dataset(folder, labelled=True)[: config.limit] for folder in config.targets]
     for samples in targets:
         check_dataset(samples)
+        for path in written(config, samples).values():
+            if not path.is_file():
+                raise UserError(f"{path}: no such prediction; --limit scores the first pictures")
     files.require_writable(config.output.parent)
     return targets
+
+
+def written(config: Config, samples: list[Sample]) -> dict[Path, Path]:
+    """Return where the prediction of each picture is, with `--predictions`."""
+    if not config.predictions:
+        return {}
+    names = name_predictions(config.targets[0], [sample.image for sample in samples])
+    return {picture: config.predictions / name for name, picture in names.items()}
 
 
 def run(config: Config, targets: list[list[Sample]]) -> None:
@@ -77,14 +94,21 @@ def run(config: Config, targets: list[list[Sample]]) -> None:
     accelerator = Accelerator(cpu=runs.only_cpu())
     target_names = scoring.unique_names(config.targets)
     results: list[dict[str, Any]] = []
-    for folder, name in zip(
-        config.checkpoint, scoring.unique_names(config.checkpoint), strict=True
-    ):
+
+    def predictor(folder: Path) -> scoring.Predict:
+        if config.predictions:
+            paths = written(config, targets[0])
+            return lambda path, _: labels.read_label(paths[path])
         segmenter = Segmenter.from_pretrained(
             folder, scene=config.scene, base=config.base, device=accelerator.device
         )
+        return lambda _, image: segmenter(image)
+
+    folders = config.checkpoint or (config.predictions,)
+    for folder, name in zip(folders, scoring.unique_names(folders), strict=True):
+        predict = predictor(folder)
         scores = {
-            target: scoring.score_target(segmenter, samples, accelerator, target)
+            target: scoring.score_target(predict, samples, accelerator, target)
             for target, samples in zip(target_names, targets, strict=True)
         }
         mean = scoring.mean_miou(scores)
@@ -107,8 +131,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     targets = check(config)
     if call.dry_run:
-        for key, value in to_mapping(config).items():
-            print(f"{key}: {value}")
+        show(config)
         for folder, samples in zip(config.targets, targets, strict=True):
             print(f"would score {len(samples)} pictures of {folder}")
         return 0

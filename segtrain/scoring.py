@@ -6,7 +6,9 @@ process takes every k-th picture and areas are summed, so no picture is counted 
 without a pixel in the ground truth has no IoU (null) and is left out of the mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from tqdm import tqdm
 
 from pipeline import labels
 from pipeline.dataset import Sample, read_pair
-from segtrain.segmenter import Segmenter
+from pipeline.errors import UserError
 
+Predict = Callable[[Path, np.ndarray], np.ndarray]
+"""From a picture's path and HxWx3 RGB to HxW train ids."""
 AREAS = 4  # intersection, union, prediction, ground truth
 
 
@@ -47,7 +51,7 @@ def score_of(areas: torch.Tensor, pictures: int) -> dict[str, Any]:
 
 
 def score_target(
-    segmenter: Segmenter, samples: Sequence[Sample], accelerator: Accelerator, name: str
+    predict: Predict, samples: Sequence[Sample], accelerator: Accelerator, name: str
 ) -> dict[str, Any]:
     """Score one target folder, and each condition in it where its rows name several."""
     conditions = sorted({str(s.row.get("condition") or "") for s in samples})
@@ -56,7 +60,10 @@ def score_target(
     for sample in tqdm(mine, desc=name, disable=not accelerator.is_main_process, leave=False):
         assert sample.label is not None
         image, ids = read_pair(sample)
-        prediction, label = (torch.from_numpy(a.astype(np.int64)) for a in (segmenter(image), ids))
+        found = predict(sample.image, image)
+        if found.shape != ids.shape:
+            raise UserError(f"{sample.label}: has shape {ids.shape}, its prediction {found.shape}")
+        prediction, label = (torch.from_numpy(a.astype(np.int64)) for a in (found, ids))
         place = conditions.index(str(sample.row.get("condition") or ""))
         total[place] += areas_of(prediction, label)
     total = accelerator.reduce(total.to(accelerator.device), reduction="sum").cpu()
@@ -93,24 +100,19 @@ def _cell(value: float | None) -> str:
 def table(scores: dict[str, Any]) -> str:
     """Return the scores as two markdown tables: mIoU by target, and IoU by class."""
     results = scores["checkpoints"]
-    columns = []
+    columns: list[tuple[str, tuple[str, ...]]] = []
     for target in scores["targets"]:
-        columns.append((target, lambda r, t=target: r["targets"][t]))
+        columns.append((target, (target,)))
         for condition in results[0]["targets"][target].get("conditions", {}):
-            columns.append(
-                (
-                    f"{target}/{condition}",
-                    lambda r, t=target, c=condition: r["targets"][t]["conditions"][c],
-                )
-            )
+            columns.append((f"{target}/{condition}", (target, "conditions", condition)))
     rows = [["mIoU %", *[name for name, _ in columns], "mean"]]
     for result in results:
-        cells = [_cell(get(result)["miou"]) for _, get in columns]
+        cells = [_cell(reduce(getitem, keys, result["targets"])["miou"]) for _, keys in columns]
         rows.append([result["name"], *cells, _cell(result["mean_miou"])])
     by_class = [["IoU %", *[f"{r['name']}: {n}" for r in results for n, _ in columns]]]
+    found = [reduce(getitem, keys, r["targets"])["iou"] for r in results for _, keys in columns]
     for name in labels.CLASS_NAMES:
-        values = [get(result)["iou"][name] for result in results for _, get in columns]
-        by_class.append([name, *[_cell(value) for value in values]])
+        by_class.append([name, *[_cell(iou[name]) for iou in found]])
     note = "A dash is a class without a pixel in the ground truth; it is left out of the mean."
     return f"{_markdown(rows)}\n\n{_markdown(by_class)}\n\n{note}"
 

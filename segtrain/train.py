@@ -21,7 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro  # noqa: E402
 
 from pipeline import files, models  # noqa: E402
-from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
+from pipeline.config import parse, require_positive, show, to_mapping  # noqa: E402
 from pipeline.dataset import Sample, check_dataset, find_pictures, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
@@ -205,8 +205,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     sets = check(config)
     if call.dry_run:
-        for key, value in to_mapping(config).items():
-            print(f"{key}: {value}")
+        show(config)
         for name, samples in sets.items():
             share = config.generated_share if name == "generated" else 1 - config.generated_share
             print(f"would draw {share:.0%} of the samples from {len(samples)} {name} pictures")

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import labels
 from pipeline.dataset import DatasetWriter, open_dataset, read_image
 from pipeline.errors import UserError
-from segtrain import predict, prompts, visualise
+from pipeline.files import read_json
+from segtrain import predict, prompts, score, visualise
 from segtrain.recipes import WEIGHTS_FILE
 from segtrain.segmenter import Segmenter
 
@@ -59,6 +60,31 @@ def test_every_kind_is_written_and_what_is_there_stays(trained, pictures, tmp_pa
     predict.run(config, predict.check(config))
     assert (out / "ids/two.png").exists()
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_predictions_score_as_the_network_that_made_them(trained, source, tmp_path) -> None:
+    made = predict.Config(checkpoint=trained, images=source, output=tmp_path / "out")
+    predict.run(made, predict.check(made))
+    network = score.Config(checkpoint=(trained,), targets=(source,), output=tmp_path / "a.json")
+    ids = tmp_path / "out/ids"
+    folder = score.Config(predictions=ids, targets=(source,), output=tmp_path / "b.json")
+    scores = []
+    for config in (network, folder):
+        score.run(config, score.check(config))
+        scores.append(read_json(config.output)["checkpoints"][0]["targets"])
+    assert scores[0] == scores[1]
+
+    for changes, text in (
+        ({"checkpoint": (trained,)}, "goes with one target, without --checkpoint"),
+        ({"targets": (source, source)}, "goes with one target"),
+        ({"predictions": tmp_path}, "no such prediction"),
+    ):
+        with pytest.raises(UserError, match=text):
+            score.check(dataclasses.replace(folder, **changes))
+    first = next(iter(score.written(folder, open_dataset(source, labelled=True)).values()))
+    Image.fromarray(np.zeros((3, 5), np.uint8)).save(first)
+    with pytest.raises(UserError, match=r"its prediction \(3, 5\)"):
+        score.run(folder, score.check(folder))
 
 
 def test_another_run_is_refused_in_the_same_folder(trained, pictures, tmp_path) -> None:
