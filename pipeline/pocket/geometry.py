@@ -170,9 +170,7 @@ class Builder:
             spans.append((start, len(self._points)))
         self._rings.append(tuple(spans))
         own_depth = self._key if depth is None else depth
-        self._rows.append(
-            (self._key, int(class_id), int(material), variant, tone, int(facing), own_depth)
-        )
+        self._rows.append((self._key, class_id, material, variant, tone, facing, own_depth))
 
     def light(self, point: Point, material: Material) -> None:
         """Register a light source at a world point."""

@@ -112,6 +112,7 @@ def place_for(look: Look, seed: int) -> str:
 def draw(look: Look, seed: int) -> Drawn:
     """Draw the parameters of a look for one picture."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 2))))
-    values = {name: float(rng.uniform(*getattr(look, name))) for name in RANGE_FIELDS}
+    low, high = np.array([getattr(look, name) for name in RANGE_FIELDS]).T
+    values = dict(zip(RANGE_FIELDS, rng.uniform(low, high).tolist(), strict=True))
     side = float(rng.choice([-1.0, 1.0]))
     return Drawn(look=look, place=PLACES[place_for(look, seed)], values=values, sun_side=side)

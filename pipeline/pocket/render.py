@@ -146,8 +146,9 @@ def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
     second[:, :3] = emission(scene, drawn)
     second[:, 3] = np.rint(255.0 * _TEXTURES[scene.materials])
     size = (buffer.width, buffer.height)
+    index = buffer.index.astype(np.intp)
     planes = [
-        np.take(table.view(np.uint32).ravel(), buffer.index).view(np.uint8).reshape(
+        np.take(table.view(np.uint32).ravel(), index).view(np.uint8).reshape(
             *buffer.index.shape, 4)
         for table in (first, second)
     ]
