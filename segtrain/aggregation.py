@@ -200,7 +200,7 @@ class Collector:
             return
         if torch.is_grad_enabled():
             self._sums[group] = [a + b for a, b in zip(have, values, strict=True)]
-        else:  # in place: on a CPU memory let go and asked for again costs as much as the sum
+        else:  # in place, without new memory for each sum; nothing else refers to these values
             for total, value in zip(have, values, strict=True):
                 total += value
 

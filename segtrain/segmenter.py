@@ -7,7 +7,6 @@ label = segmenter("street.png")  # HxW train ids
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,6 @@ class Segmenter:
         return data["inputs"].to(self.device), data["data_samples"]
 
 
-@cache
 def digest_of(path: Path) -> str:
     """Return a digest of a weights file, which names a network wherever its folder lies."""
     with open(path, "rb") as handle:

@@ -167,6 +167,7 @@ def _reflect(
 
 
 def _precipitation(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> np.ndarray:
+    """Draw streaks of rain and flakes of snow over float32 [h, w, 3], in place."""
     height, width = picture.shape[:2]
     rain, flakes = drawn.values["rain"], drawn.values["flakes"]
     if rain > 0.0:
@@ -197,7 +198,7 @@ def _precipitation(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) 
 
 
 def _camera(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> np.ndarray:
-    """Apply lens, sensor and grading."""
+    """Apply lens, sensor and grading to float32 [h, w, 3], which is overwritten; return uint8."""
     values = drawn.values
     height, width = picture.shape[:2]
     if values["glass"] > 0.0:
