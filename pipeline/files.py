@@ -19,6 +19,7 @@ import psutil
 from PIL import Image
 
 from pipeline.errors import UserError
+from pipeline.reading import read_json as read_json  # beside write_json
 
 TEMPORARY_MARK = ".part-"
 ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
@@ -172,16 +173,6 @@ def json_bytes(value: Any) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON."""
     write_bytes(path, json_bytes(value))
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or broken file is a `UserError` that names it."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the folder given") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: broken JSON ({error}); delete it and run again") from None
 
 
 def encode_png(array: np.ndarray) -> bytes:
