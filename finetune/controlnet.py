@@ -89,7 +89,8 @@ def main() -> int | None:
     init_folder = find_folder(config.init) if config.init else None
     if config.mix_with_init and not config.init:
         raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
-    accelerator, folder = begin(config, call, samples)
+    models_of = {"base": base, "unet": unet_folder, "init": init_folder}
+    accelerator, folder = begin(config, call, samples, models_of)
     if accelerator is None:
         return None
 

@@ -82,7 +82,7 @@ def main() -> int | None:
     samples = open_sources(config.data, labelled=False)
     vae_folder = find_folder(config.vae or "vae")
     init = find_base(config.init) if config.init else None
-    accelerator, folder = begin(config, call, samples)
+    accelerator, folder = begin(config, call, samples, {"vae": vae_folder, "init": init})
     if accelerator is None:
         return None
 

@@ -1,6 +1,8 @@
 """The start that all fine-tuning programs share; torch comes after settings and files."""
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from pipeline.config import (
 )
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
+from pipeline.identity import run_identity
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,12 +73,16 @@ def _numbers(config: Any) -> list[str]:
 
 
 def begin(
-    config: Any, call: Invocation, samples: list[Sample]
+    config: Any,
+    call: Invocation,
+    samples: list[Sample],
+    models: Mapping[str, str | Path | None] | None = None,
 ) -> "tuple[Accelerator | None, Path]":
     """Check input and settings, then open the run.
 
-    Returns (None, folder) if there is nothing to do: a dry run, or a run that is finished. Raises
-    `UserError` before torch is imported for bad files, settings or output folders.
+    `models` are the folders or pinned hub ids that the run starts from, by the name of their
+    setting. Returns (None, folder) if there is nothing to do: a dry run, or a run that is
+    finished. Raises `UserError` before torch is imported for bad files, settings or output folders.
     """
     folder = Path(config.output)
     check_ranges(config)
@@ -92,15 +99,24 @@ def begin(
 
     from pipeline import runs
 
-    mapping = to_mapping(config)
-    mapping.pop("output")
-    mapping.pop("previews", None)
-    for name in MAY_CHANGE:
-        mapping["training"].pop(name)
-    finished = runs.is_finished(folder, config.training.steps)
-    runs.open_run(folder, mapping, is_main=not finished)
-    if finished:
+    if runs.is_finished(folder, config.training.steps):
+        runs.refuse_other_run(folder, identify(config, samples, models))
         print(f"{folder}: finished already, nothing to do")
         return None, folder
+    if os.environ.get("RANK", "0") == "0":  # the others wait for it when they meet
+        runs.open_run(folder, identify(config, samples, models), is_main=True)
     accelerator = runs.make_accelerator(folder, accumulation=1, precision=config.training.precision)
     return accelerator, folder
+
+
+def identify(
+    config: Any, samples: list[Sample], models: Mapping[str, str | Path | None] | None
+) -> dict[str, Any]:
+    """Return what makes two runs the same run; settings without effect on the result stay out."""
+    settings = to_mapping(config)
+    for name in ("output", "previews"):
+        settings.pop(name, None)
+    for name in MAY_CHANGE:
+        settings["training"].pop(name)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return run_identity(settings, models=models, data={"data": samples}, processes=processes)

@@ -75,7 +75,7 @@ def main() -> int | None:
     init_folder = find_folder(config.init) if config.init else None
     if config.decoder_only and not config.init:
         raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
-    accelerator, folder = begin(config, call, samples)
+    accelerator, folder = begin(config, call, samples, {"init": init_folder})
     if accelerator is None:
         return None
 

@@ -115,9 +115,12 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         )
     lines = differences(stored["config"], dict(config))
     if lines:
+        empty = all(p == path or _is_ours(p) for p in folder.iterdir())
+        empty = empty and latest_checkpoint(folder) is None
+        begun = "delete it, nothing was made yet" if empty else "repeat the command that began it"
         raise UserError(
             f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another --output, "
-            "or repeat the command it was started with"
+            f"or {begun}"
         )
 
 
@@ -139,7 +142,12 @@ def open_run(folder: Path, config: Mapping[str, Any], *, is_main: bool) -> None:
 def is_finished(folder: Path, steps: int) -> bool:
     """Tell whether the run's final weights for `steps` steps are in place."""
     path = folder / "finished.json"
-    return path.exists() and files.read_json(path).get("steps") == steps
+    if not path.exists():
+        return False
+    mark = files.read_json(path)
+    if not isinstance(mark, dict):
+        raise UserError(f"{path}: is no mark of a finished run; delete it and run again")
+    return mark.get("steps") == steps
 
 
 def mark_finished(folder: Path, steps: int, **facts: Any) -> None:

@@ -1,0 +1,66 @@
+"""A run goes on only with the models, data, settings and processes it was begun with."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from finetune import controlnet
+from pipeline.errors import UserError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def perturb(folder: Path) -> None:
+    """Change one weight of a model folder in place."""
+    tensors = load_file(folder / WEIGHTS)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("base", r"models\.base\.vae: "),
+        ("unet", r"models\.unet: "),
+        ("init", r"models\.init: "),
+        ("data", r"data\.data: '2 items, \w+' -> '3 items, \w+'"),
+        ("processes", "processes: 1 -> 2"),
+        ("seed", "seed: 0 -> 1"),
+        ("nothing", ""),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_changed_is_named(
+    change, named, finished, call, tiny_base, tiny_controlnet, tiny_dataset, tmp_path, monkeypatch
+):
+    base, unet, init = (tmp_path / name for name in ("base", "unet", "init"))
+    shutil.copytree(tiny_base, base)
+    shutil.copytree(tiny_base / "unet", unet)
+    shutil.copytree(tiny_controlnet, init)
+    data, output = tiny_dataset(n=2), tmp_path / "run"
+    arguments = [
+        "--data", data, "--base", base, "--unet", unet, "--init", init, "--output", output,
+        "--training.steps", 1, "--rare-classes.min-pixels", 10,
+    ]  # fmt: skip
+    call(controlnet, *arguments)
+    if not finished:
+        (output / "finished.json").unlink()
+    if change == "data":
+        shutil.rmtree(data)
+        tiny_dataset(n=3, folder=data)
+    elif change == "processes":
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    elif change == "seed":
+        arguments += ["--seed", 1]
+    elif change != "nothing":
+        perturb({"base": base / "vae", "unet": unet, "init": init}[change])
+    kept = (output / "config.json").read_bytes()
+    if change == "nothing":
+        call(controlnet, *arguments)
+    else:
+        with pytest.raises(UserError, match=rf"holds another run \({named}"):
+            call(controlnet, *arguments)
+    assert (output / "config.json").read_bytes() == kept
