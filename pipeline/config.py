@@ -21,11 +21,12 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from pipeline.errors import UserError
+from pipeline.reading import shortened
+from pipeline.yaml_files import load_yaml as load_yaml
 
 T = TypeVar("T")
+LARGEST = 10**15  # of any number in a setting: whole numbers up to there are exact as floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,34 +51,81 @@ def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
         return _coerce(value, kinds[0], where)
     if origin is typing.Literal:
         if value not in typing.get_args(kind):
-            raise UserError(f"{where}: {value!r} is not one of {list(typing.get_args(kind))}")
+            raise UserError(f"{where}: {_said(value)} is not one of {list(typing.get_args(kind))}")
         return value
     if origin is tuple:
-        args = typing.get_args(kind)
-        if isinstance(value, str) and args == (str, Ellipsis):
-            value = [value]  # `data: folder` says the same as `data: [folder]`
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{where}: expected a list, got {value!r}")
-        item_kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(item_kinds) != len(value):
-            raise UserError(f"{where}: expected {len(item_kinds)} values, got {len(value)}")
-        return tuple(_coerce(v, k, where) for v, k in zip(value, item_kinds, strict=True))
+        return _coerce_items(value, typing.get_args(kind), where)
     if origin is dict:
-        if isinstance(value, list | tuple) and typing.get_args(kind) == (str, float):
-            value = dict.fromkeys(value, 1.0)  # a list of names means even shares
+        key_kind, value_kind = typing.get_args(kind)
+        if isinstance(value, list | tuple) and value_kind is float:
+            value = {_coerce(k, key_kind, where): 1.0 for k in value}  # names mean even shares
         if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a mapping, got {value!r}")
-        return {k: _coerce(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            raise UserError(f"{where}: expected a mapping, got {_said(value)}")
+        keys = {k: _coerce(k, key_kind, where) for k in value}
+        return {keys[k]: _coerce(v, value_kind, f"{where}.{keys[k]}") for k, v in value.items()}
+    return _coerce_plain(value, kind, where)
+
+
+def _coerce_items(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    """Convert a YAML list to a tuple of the annotated types."""
+    if isinstance(value, str) and kinds == (str, Ellipsis):
+        value = [value]  # `data: folder` says the same as `data: [folder]`
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{where}: expected a list, got {_said(value)}")
+    each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
+    if len(each) != len(value):
+        raise UserError(f"{where}: expected {len(each)} values, got {len(value)}")
+    return tuple(_coerce(v, k, where) for v, k in zip(value, each, strict=True))
+
+
+def _coerce_plain(value: Any, kind: Any, where: str) -> Any:
+    """Convert a YAML value to text, a path, a truth value or a number."""
+    truth = isinstance(value, bool)
+    if kind is float and isinstance(value, int | float | str) and not truth:
         try:
-            return float(value)  # YAML reads 1e-5 as text
-        except ValueError:
-            raise UserError(f"{where}: {value!r} is not a number") from None
-    if kind is Path:
-        return Path(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where}: expected {kind.__name__}, got {value!r}")
+            value = float(value)  # YAML reads 1e-5 as text
+        except (ValueError, OverflowError):
+            raise UserError(f"{where}: {_said(value)} is not a number") from None
+        _check_number(value, where)
+        return value
+    if kind in (str, Path):
+        if not isinstance(value, str):
+            advice = ", as YAML reads yes, no, on and off" if truth else ""
+            raise UserError(
+                f"{where}: expected text, got {_said(value)}{advice}; put it in quotes"
+            )
+        if "\0" in value:
+            raise UserError(f"{where}: {_said(value)} holds a NUL character; leave it out")
+        return kind(value)
+    if not isinstance(value, kind) or (kind is int and truth):
+        raise UserError(f"{where}: expected {kind.__name__}, got {_said(value)}")
+    if kind is int:
+        _check_number(value, where)
     return value
+
+
+def _said(value: Any) -> str:
+    """Return a value as a message shows it."""
+    return shortened(repr(value), 80)
+
+
+def _check_number(value: float, where: str) -> None:
+    """Raise `UserError` for what no setting can mean: not finite, or beyond `LARGEST`."""
+    if not abs(value) <= LARGEST:  # not a number is not
+        shown = f"{value:.3g}" if isinstance(value, float) else shortened(value, 30)
+        raise UserError(f"{where} {shown}: must be a number from -{LARGEST:.0e} to {LARGEST:.0e}")
+
+
+def _check_numbers(config: Any, prefix: str = "") -> None:
+    """Apply `_check_number` to every number of a config; `prefix` is the flag of its group."""
+    for item in dataclasses.fields(config):
+        value, flag = getattr(config, item.name), _flag(prefix, item.name)
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{flag.removeprefix('--')}.")
+        values = value.values() if isinstance(value, dict) else value
+        for number in values if isinstance(value, dict | tuple | list) else (value,):
+            if isinstance(number, int | float):
+                _check_number(number, flag)
 
 
 def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = None) -> T:
@@ -87,27 +135,16 @@ def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = Non
     """
     default = cls() if default is None else default
     if not isinstance(mapping, dict):
-        raise UserError(f"{where}: expected a mapping of settings, got {mapping!r}")
+        raise UserError(f"{where}: expected a mapping of settings, got {_said(mapping)}")
     kinds = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(mapping) - set(known))
+    unknown = [key for key in mapping if key not in known]
     if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(known)}")
+        raise UserError(f"{where}: unknown key {_said(unknown[0])}; known keys: {', '.join(known)}")
     values = {
         k: _coerce(v, kinds[k], f"{where}: {k}", getattr(default, k)) for k, v in mapping.items()
     }
     return dataclasses.replace(default, **values)  # type: ignore[type-var]
-
-
-def load_yaml(path: Path) -> Any:
-    """Read a YAML file; missing or broken files are `UserError`s that name it."""
-    try:
-        return yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check --config") from None
-    except yaml.YAMLError as error:
-        place = str(error).replace("\n", " ")
-        raise UserError(f"{path}: not valid YAML ({place}); mend the file") from None
 
 
 def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple[T, Invocation]:
@@ -142,6 +179,7 @@ def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple
         if not stopped.code:  # --help
             raise
         raise UserError(_read_box(box.getvalue())) from None
+    _check_numbers(config)
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
 
 

@@ -7,29 +7,44 @@ stopped by SIGINT/SIGTERM.
 
 from __future__ import annotations  # so that doctor.py starts on any Python
 
+import io
 import sys
 from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3
 PREFIX = "streetforge: "
+LONGEST = 4000  # characters of a message
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what, the rule, the remedy."""
 
 
+def one_line(message: str) -> str:
+    """Return a message as one line that a terminal shows as it is: other characters as escapes."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
+
+
 def guard(main: Callable[[], int | None]) -> None:
     """Run `main` and leave the process with its exit code; `UserError` becomes one stderr line.
 
-    `--debug` anywhere on the command line shows the traceback instead.
+    So does a file that the system refuses (its rights, its name, its kind, a full disk): readers
+    and writers that know a better remedy say it themselves. `--debug` anywhere on the command line
+    shows the traceback instead.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
-    except UserError as error:
-        if "--debug" in sys.argv:
+    except (UserError, OSError) as error:
+        if "--debug" in sys.argv or not (isinstance(error, UserError) or error.filename):
             raise
-        print(f"{PREFIX}{error}", file=sys.stderr)
+        message = str(error)
+        if isinstance(error, OSError):
+            message = f"{error.filename}: {error.strerror}; check the path and its rights"
+        print(f"{PREFIX}{one_line(message)}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:
         if "--debug" in sys.argv:

@@ -101,7 +101,7 @@ def test_broken_and_missing_yaml_are_named(tmp_path: Path) -> None:
     path.write_text("a: [1\n")
     with pytest.raises(UserError, match="not valid YAML"):
         load_yaml(path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file; check"):
         load_yaml(tmp_path / "none.yaml")
 
 
