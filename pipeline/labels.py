@@ -8,14 +8,16 @@ written back into a label.
 import functools
 import io
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from pipeline.config import load_yaml
 from pipeline.errors import UserError
+from pipeline.reading import read_bytes
+from pipeline.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +41,9 @@ VOID = 255
 CONTROL_CHANNELS = NUM_CLASSES + 1
 SMALL_CLASSES = (5, 6, 7, 11, 12)  # pole, traffic light, traffic sign, person, rider
 MAX_PIXELS = 40_000_000  # refuse decompression bombs well below Pillow's own limit
+MAX_LABEL_BYTES = 512 << 20  # of a label file, more than MAX_PIXELS of 16-bit RGB need
 ID_MODES = ("L", "P", "RGB;16")  # the last is SYNTHIA's: the class is in the first channel
+WIDE_MODES = ("RGB", "RGBA", "LA", "I;16")  # ids that programs left in several channels or bytes
 COLOR_MODES = ("RGB", "RGBA", "P")
 PNG_END = b"IEND\xaeB`\x82"
 _NOT_AN_ID = 254  # in the tables of label spaces: reading refuses the id or colour
@@ -74,49 +78,140 @@ def label_space(name: str) -> np.ndarray:
     """Return the table of a label space: a name in datasets/labelspaces or the path of a YAML.
 
     Keys `train_ids` (id: train id) and `void` (ids) give 256 entries for `read_label`, keys
-    `train_colors` (train id: colour) and `void_colors` give one entry per 24-bit colour.
+    `train_colors` (train id: colour, or a list of colours) and `void_colors` give one entry per
+    24-bit colour. The key `classes` is for `merged_classes`.
     """
+    path = space_file(name)
+    return _load_space(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+def space_file(name: str) -> Path:
+    """Return the YAML of a label space given by name or path."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = LABEL_SPACES / f"{name}.yaml"
-        if not path.is_file():
+        if "/" in name or not path.is_file():
             known = ", ".join(sorted(p.stem for p in LABEL_SPACES.glob("*.yaml")))
             raise UserError(
                 f"--label-space {name}: not known; use one of {known}, or the path of a YAML"
             )
-    return _load_space(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    return path
+
+
+def space_content(name: str) -> dict[str, Any]:
+    """Return what a label space says, as JSON values, for the record of what it converted."""
+    space = load_yaml(space_file(name))
+    label_space(name)  # its faults
+    return {
+        key: {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        for key, value in space.items()
+    }
 
 
 @functools.lru_cache(maxsize=4)
 def _load_space(path: Path, _changed_ns: int) -> np.ndarray:
     space = load_yaml(path)
-    keys = set(space) if isinstance(space, dict) else set()
+    keys = set(space) - {"classes"} if isinstance(space, dict) else set()
     if keys == {"train_ids", "void"}:
-        size = 256
-        pairs = [*space["train_ids"].items(), *((i, VOID) for i in space["void"])]
+        size, pairs = 256, _id_pairs(space, path)
     elif keys == {"train_colors", "void_colors"}:
-        size = 1 << 24
-        colors = [(c, t) for t, c in space["train_colors"].items()]
-        colors += [(c, VOID) for c in space["void_colors"]]
-        try:
-            pairs = [(int.from_bytes(bytes(c), "little"), t) for c, t in colors]
-        except (TypeError, ValueError):
-            raise UserError(f"{path}: a colour is a list of three numbers 0..255") from None
+        size, pairs = 1 << 24, _color_pairs(space, path)
     else:
         raise UserError(
             f"{path}: a label space has exactly the keys train_ids and void, or train_colors and "
-            "void_colors"
+            "void_colors, and may have classes"
         )
     table = np.full(size, _NOT_AN_ID, dtype=np.uint8)
     for source, target in pairs:
-        whole = isinstance(source, int) and isinstance(target, int) and 0 <= source < size
+        whole = type(source) is int and type(target) is int and 0 <= source < size  # no booleans
         if not whole or not (0 <= target < NUM_CLASSES or target == VOID):
             raise UserError(
                 f"{path}: {source}: {target} does not map an id or colour to 0..18 or 255"
             )
+        if table[source] not in (_NOT_AN_ID, target):
+            shown = source if size == 256 else [source & 255, source >> 8 & 255, source >> 16]
+            raise UserError(f"{path}: {shown} is mapped twice, to {table[source]} and {target}")
         table[source] = target
+    if not (table < NUM_CLASSES).any():
+        raise UserError(f"{path}: maps nothing to a class; fill in its train ids")
     table.setflags(write=False)  # it is shared by everybody who asks for this space
     return table
+
+
+def _id_pairs(space: dict[str, Any], path: Path) -> list[tuple[Any, Any]]:
+    """Return (id, train id) of all ids that a label space names."""
+    ids, void = space["train_ids"], space["void"]
+    if not isinstance(ids, dict) or not isinstance(void, list):
+        raise UserError(f"{path}: train_ids is a mapping of ids to train ids, void a list of ids")
+    return [*ids.items(), *((i, VOID) for i in void)]
+
+
+def _color_pairs(space: dict[str, Any], path: Path) -> list[tuple[Any, Any]]:
+    """Return (r + 256 g + 65536 b, train id) of all colours that a label space names."""
+    classes, void = space["train_colors"], space["void_colors"]
+    if not isinstance(classes, dict) or not isinstance(void, list):
+        raise UserError(
+            f"{path}: train_colors is a mapping of train ids to colours, void_colors a list of them"
+        )
+    colors = [(c, VOID) for c in void]
+    for target, value in classes.items():
+        several = isinstance(value, list) and value and isinstance(value[0], list)
+        colors += [(color, target) for color in (value if several else [value])]
+    for color, _ in colors:
+        numbers = color if isinstance(color, list) and len(color) == 3 else [None]
+        if not all(type(n) is int and 0 <= n < 256 for n in numbers):
+            raise UserError(f"{path}: {color!r:.60}: a colour is a list of three numbers 0..255")
+    return [(int.from_bytes(bytes(color), "little"), target) for color, target in colors]
+
+
+@dataclass(frozen=True)
+class MergedClasses:
+    """The classes of a data set that has fewer than 19, to score networks of 19 classes in them.
+
+    `merge` turns HxW train ids (predictions and labels alike) into indices of `names`; train ids
+    of none of them become `other`, a class of no label, so that predicting it is wrong; void stays
+    void.
+    """
+
+    names: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...]
+    """train ids of each class"""
+
+    @property
+    def other(self) -> int:
+        """The index of everything that is none of the classes."""
+        return len(self.names)
+
+    def merge(self, label: np.ndarray) -> np.ndarray:
+        """Return HxW uint8 indices of `names`, `other` or 255 for HxW train ids."""
+        table = np.full(256, self.other, dtype=np.uint8)
+        table[VOID] = VOID
+        for index, ids in enumerate(self.members):
+            table[list(ids)] = index
+        return table[label]
+
+
+def merged_classes(name: str) -> MergedClasses | None:
+    """Return the classes that a label space merges train ids to, None if it keeps all 19."""
+    path = space_file(name)
+    space = load_yaml(path)
+    classes = space.get("classes") if isinstance(space, dict) else None
+    return None if classes is None else parse_merged(classes, f"{path}: classes")
+
+
+def parse_merged(classes: Any, where: str) -> MergedClasses:
+    """Check a mapping of class names to lists of train ids, no train id in two of them."""
+    if not isinstance(classes, dict) or not classes:
+        raise UserError(f"{where}: is a mapping of class names to lists of train ids")
+    seen: set[int] = set()
+    for class_name, ids in classes.items():
+        sound = isinstance(ids, list) and all(type(i) is int and 0 <= i < NUM_CLASSES for i in ids)
+        if not isinstance(class_name, str) or not sound or not ids:
+            raise UserError(f"{where}.{class_name!r:.60}: is a list of train ids 0..18")
+        if twice := sorted(seen & set(ids)):
+            raise UserError(f"{where}.{class_name}: train id {twice[0]} stands in two classes")
+        seen |= set(ids)
+    return MergedClasses(tuple(classes), tuple(tuple(ids) for ids in classes.values()))
 
 
 def check_ids(label: np.ndarray, name: str) -> None:
@@ -144,17 +239,20 @@ def png_header(head: bytes) -> tuple[int, int, str]:
     return width, height, mode
 
 
-def check_label_mode(mode: str, *, colors: bool) -> None:
+def check_label_mode(mode: str, *, colors: bool, converted: bool = False) -> None:
     """Raise `UserError` (without a file name) unless labels of this PNG mode can be read.
 
-    Grey PNGs of fewer than 8 bits are refused: decoders scale their values.
+    `converted`: they are read through a label space, where ids may also lie in a channel of RGB or
+    in 16 bits. Grey PNGs of fewer than 8 bits are refused: decoders scale their values.
     """
-    if mode not in (COLOR_MODES if colors else ID_MODES):
+    wide = WIDE_MODES if converted and not colors else ()
+    if mode not in (*(COLOR_MODES if colors else ID_MODES), *wide):
         rule = "colours (mode RGB, RGBA or P)" if colors else "single-channel 8-bit ids (L or P)"
-        raise UserError(
-            f"label has mode {mode}, but labels are {rule}; convert them by pipeline/prepare.py "
-            "--label-space NAME"
-        )
+        remedy = (
+            "save them so" if converted
+            else "convert them by pipeline/prepare.py --label-space NAME"
+        )  # fmt: skip
+        raise UserError(f"label has mode {mode}, but labels are {rule}; {remedy}")
 
 
 def read_label(path: str | Path, table: np.ndarray | None = None) -> np.ndarray:
@@ -162,16 +260,16 @@ def read_label(path: str | Path, table: np.ndarray | None = None) -> np.ndarray:
 
     Palette PNGs are read as ids, never expanded to colour; of 16-bit RGB PNGs (SYNTHIA) the first
     channel is read. `table` (see `label_space`, `id_table`) converts another label space or
-    colours. Raises `UserError` naming the file for unreadable files, wrong modes and ids or
-    colours outside the table.
+    colours; a table of ids also takes RGB whose channels are equal or where green and blue are
+    empty, and 16-bit grey. Raises `UserError` naming the file for unreadable files, wrong modes
+    and ids or colours outside the table.
     """
     colors = table is not None and table.size > 256
+    data = read_bytes(Path(path), MAX_LABEL_BYTES, "check the folder or re-create the label")
     try:
-        codes = _decode(Path(path).read_bytes(), colors)
+        codes = _decode(data, colors, table is not None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such label; check the folder or re-create the file") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a readable PNG ({error}); re-create the file") from None
     label = codes if table is None else np.take(table, codes)
@@ -187,12 +285,12 @@ def read_label(path: str | Path, table: np.ndarray | None = None) -> np.ndarray:
     return label
 
 
-def _decode(data: bytes, colors: bool) -> np.ndarray:
+def _decode(data: bytes, colors: bool, converted: bool) -> np.ndarray:
     """Return the HxW ids of PNG bytes, or colours as r + 256 g + 65536 b."""
     width, height, mode = png_header(data)
-    check_label_mode(mode, colors=colors)
-    if width * height > MAX_PIXELS:
-        raise UserError(f"more than {MAX_PIXELS} pixels; is this a label map?")
+    check_label_mode(mode, colors=colors, converted=converted)
+    if not 0 < width * height <= MAX_PIXELS:
+        raise UserError(f"has {width}x{height} pixels, more than {MAX_PIXELS}; is this a label map?")
     if mode == "RGB;16":  # Pillow keeps the high bytes only, and OpenCV decodes truncated files
         import cv2
 
@@ -201,9 +299,30 @@ def _decode(data: bytes, colors: bool) -> np.ndarray:
             raise ValueError("truncated")
         return np.minimum(pixels[..., 2], _NOT_AN_ID).astype(np.uint8)  # BGR
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if not colors:
-            return np.array(image)
-        return np.array(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+        if colors:
+            return np.array(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+        return _single_channel(np.array(image), mode)
+
+
+def _single_channel(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """Return HxW uint8 ids of decoded pixels that may have channels or two bytes."""
+    if mode == "I;16":
+        if pixels.max() > VOID:
+            raise UserError(
+                f"16-bit label has values up to {pixels.max()}, as maps of instances do; use the "
+                "map of classes"
+            )
+        return pixels.astype(np.uint8)
+    if pixels.ndim == 2:
+        return pixels
+    if mode != "LA":
+        first, others = pixels[..., :1], pixels[..., 1:3]
+        if others.any() and (others != first).any():
+            raise UserError(
+                f"label has mode {mode} and three channels that differ: its colours need a label "
+                "space of train_colors; ids in the first channel alone need the others emptied"
+            )
+    return np.ascontiguousarray(pixels[..., 0])
 
 
 def one_hot_control(labels: "torch.Tensor") -> "torch.Tensor":

@@ -40,6 +40,7 @@ from pipeline.catalogue import (  # noqa: E402
 from pipeline.config import parse, require_positive, show  # noqa: E402
 from pipeline.dataset import read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.reading import open_regular  # noqa: E402
 
 Depth = Literal["headers", "full"]
 IMAGE_MODES = ("L", "RGB", "RGBA", "P")
@@ -72,7 +73,9 @@ class Config(Selection):
 def read_header(path: Path) -> tuple[int, int, str]:
     """Return (width, height, mode) of a whole PNG or JPEG, or raise a nameless `UserError`."""
     try:
-        with open(path, "rb") as handle:
+        if not path.exists():
+            raise UserError("is missing; restore it, or remove its partner")
+        with open_regular(path) as handle:
             head = handle.read(32)
             size = handle.seek(0, 2)
             handle.seek(max(0, size - TAIL_BYTES))
@@ -84,8 +87,6 @@ def read_header(path: Path) -> tuple[int, int, str]:
         else:
             end = labels.PNG_END
             width, height, mode = labels.png_header(head)
-    except FileNotFoundError:
-        raise UserError("is missing; restore it, or remove its partner") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"not a readable PNG or JPEG ({error}); copy or download it again"
@@ -106,7 +107,10 @@ def check_pair(pair: Pair, label_space: str, depth: Depth) -> list[Fault]:
             width, height, mode = read_header(path)
             sizes.append((width, height))
             if path == pair.label:
-                labels.check_label_mode(mode, colors=table.size > 256)
+                colors = table.size > 256
+                labels.check_label_mode(mode, colors=colors, converted=True)
+                if not colors and mode in labels.WIDE_MODES and depth == "headers":
+                    labels.read_label(path, table)  # only its pixels tell whether these are ids
             elif mode not in IMAGE_MODES:
                 raise UserError(f"picture has mode {mode}; save it as 8-bit RGB")
             if depth == "full":

@@ -55,13 +55,13 @@ def test_own_space_from_a_yaml(tmp_path):
 def test_first_bad_file_in_name_order_is_named(tmp_path):
     for name in "abcdef":
         save(tmp_path / f"{name}.png", np.zeros((8, 8)))
-    save(tmp_path / "e.png", np.zeros((8, 8, 3)))
+    save(tmp_path / "e.png", np.full((8, 8, 3), (70, 70, 7)))
     whole = (tmp_path / "c.png").read_bytes()
     (tmp_path / "c.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"c\.png: not a readable PNG"):
         layouts.scan_layouts(opened(tmp_path))
     (tmp_path / "c.png").write_bytes(whole)
-    with pytest.raises(UserError, match=r"e\.png: label has mode RGB"):
+    with pytest.raises(UserError, match=r"e\.png: label has mode RGB and three"):
         layouts.scan_layouts(opened(tmp_path))
 
 

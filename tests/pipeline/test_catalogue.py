@@ -63,7 +63,7 @@ def test_every_entry_is_complete_and_its_label_spaces_exist() -> None:
     names = known_datasets()
     assert set(names) == {
         "gta", "synthia", "urbansyn", "cityscapes", "bdd100k", "mapillary_v1_2", "mapillary_v2_0",
-        "acdc", "dark_zurich", "nighttime_driving", "pocket_city", "dginstyle", "own",
+        "acdc", "dark_zurich", "nighttime_driving", "pocket_city", "dginstyle", "own", "camvid",
     }  # fmt: skip
     for name in names:
         spec = load_spec(name)

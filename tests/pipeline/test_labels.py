@@ -1,5 +1,6 @@
 """Ids, palette, void, reading, and the control tensor."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,14 +59,14 @@ def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None
     for name in ("cut.png", "text.png"):
         with pytest.raises(UserError, match="not a readable PNG"):
             labels.read_label(tmp_path / name)
-    with pytest.raises(UserError, match="no such label"):
+    with pytest.raises(UserError, match="no such file; .*re-create the label"):
         labels.read_label(tmp_path / "none.png")
 
 
 def test_huge_label_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "MAX_PIXELS", 10)
     files.write_bytes(tmp_path / "a.png", files.encode_png(all_ids()))
-    with pytest.raises(UserError, match="more than 10 pixels"):
+    with pytest.raises(UserError, match="5x4 pixels, more than 10"):
         labels.read_label(tmp_path / "a.png")
 
 
@@ -86,3 +87,145 @@ def test_colours_and_names() -> None:
     assert tuple(colours[0, 0]) == (128, 64, 128) and tuple(colours[3, 4]) == (0, 0, 0)
     assert labels.present_class_names(np.array([[255, 13, 0]])) == ["road", "car"]
     assert len(labels.CLASS_NAMES) == len(labels.PALETTE) == 19
+
+
+SPACE = "train_ids: {0: 10, 1: 2}\nvoid: [11]\n"
+BAD_SPACES = {
+    "null lists": ("train_ids:\nvoid:\n", "train_ids is a mapping"),
+    "list for map": ("train_ids: [1, 2]\nvoid: [3]\n", "train_ids is a mapping"),
+    "map for list": ("train_ids: {1: 2}\nvoid: {3: 4}\n", "void a list"),
+    "text for list": ("train_ids: {1: 2}\nvoid: abc\n", "void a list"),
+    "boolean id": ("train_ids: {true: 2}\nvoid: [3]\n", "True: 2 does not map"),
+    "boolean train id": ("train_ids: {1: yes}\nvoid: [3]\n", "1: True does not map"),
+    "boolean void": ("train_ids: {1: 2}\nvoid: [no]\n", "False: 255 does not map"),
+    "text id": ("train_ids: {'1': 2}\nvoid: [3]\n", "1: 2 does not map"),
+    "float id": ("train_ids: {1.0: 2}\nvoid: [3]\n", "1.0: 2 does not map"),
+    "train id 19": ("train_ids: {1: 19}\nvoid: [3]\n", "1: 19 does not map"),
+    "id 256": ("train_ids: {256: 1}\nvoid: [3]\n", "256: 1 does not map"),
+    "huge id": (f"train_ids: {{{10**30}: 1}}\nvoid: [3]\n", "does not map"),
+    "class and void": ("train_ids: {1: 2}\nvoid: [1]\n", "1 is mapped twice, to 2 and 255"),
+    "nothing": ("train_ids: {}\nvoid: [1]\n", "maps nothing to a class"),
+    "no mapping": ("- 1\n", "exactly the keys"),
+    "empty": ("", "exactly the keys"),
+    "null colours": ("train_colors: {0: null}\nvoid_colors: []\n", "three numbers 0..255"),
+    "colour of two": ("train_colors: {0: [1, 2]}\nvoid_colors: []\n", "three numbers 0..255"),
+    "boolean colour": ("train_colors: {0: [1, 2, yes]}\nvoid_colors: []\n", "three numbers"),
+    "colour 256": ("train_colors: {0: [1, 2, 256]}\nvoid_colors: []\n", "three numbers"),
+    "text colour": ("train_colors: {0: '#404040'}\nvoid_colors: []\n", "three numbers"),
+    "mixed colours": ("train_colors: {0: [[1, 2, 3], 4]}\nvoid_colors: []\n", "three numbers"),
+    "list of colours": ("train_colors: [[1, 2, 3]]\nvoid_colors: []\n", "train_colors is a mapping"),
+    "null void": ("train_colors: {0: [1, 2, 3]}\nvoid_colors:\n", "void_colors a list"),
+    "colour twice": (
+        "train_colors: {0: [1, 2, 3], 1: [1, 2, 3]}\nvoid_colors: []\n",
+        r"\[1, 2, 3\] is mapped twice, to 0 and 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SPACES)
+def test_bad_label_spaces_are_one_line(tmp_path: Path, name: str) -> None:
+    text, told = BAD_SPACES[name]
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=told) as caught:
+        labels.label_space(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["none", "../labelspaces/gta", "gta/../gta", "/etc/passwd"])
+def test_a_name_is_only_looked_for_in_the_folder_of_label_spaces(name: str) -> None:
+    with pytest.raises(UserError, match="not known; use one of .*cityscapes_ids"):
+        labels.label_space(name)
+
+
+def test_several_colours_may_be_one_class(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("train_colors: {0: [[1, 0, 0], [24, 0, 0]], 13: [14, 0, 0]}\nvoid_colors: []\n")
+    colors = np.array([[(1, 0, 0), (24, 0, 0), (14, 0, 0)]], dtype=np.uint8)
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    found = labels.read_label(tmp_path / "a.png", labels.label_space(str(path)))
+    assert found.tolist() == [[0, 0, 13]]
+
+
+def test_ids_in_channels_or_two_bytes_are_read_through_a_label_space(tmp_path: Path) -> None:
+    ids = np.array([[7, 26, 3], [33, 0, 21]], dtype=np.uint8)
+    expected = [[0, 13, 255], [18, 255, 8]]
+    table = labels.label_space("gta")
+    empty, full = np.zeros_like(ids), np.full_like(ids, 255)
+    for name, array in {
+        "grey": np.stack([ids] * 3, -1),
+        "grey_alpha": np.stack([ids, ids, ids, full], -1),
+        "red": np.stack([ids, empty, empty], -1),
+        "red_alpha": np.stack([ids, empty, empty, full], -1),
+        "luminance_alpha": np.stack([ids, full], -1),
+        "two_bytes": ids.astype(np.uint16),
+    }.items():
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(array).save(path)
+        assert labels.read_label(path, table).tolist() == expected, name
+    for name, array, told in (
+        ("colours", labels.colorize(np.array([[0, 13, 255]], np.uint8)), "three channels that"),
+        ("instances", np.array([[26001, 7]], np.uint16), "values up to 26001"),
+    ):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+        with pytest.raises(UserError, match=told):
+            labels.read_label(tmp_path / f"{name}.png", table)
+
+
+def test_label_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match="not a regular file"):
+            labels.read_label(path)
+
+
+def test_colour_of_static_in_the_palette_of_gta_is_void(tmp_path: Path) -> None:
+    colors = np.array([[(20, 20, 20), (0, 0, 142), (111, 74, 0)]], dtype=np.uint8)
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    table = labels.label_space("cityscapes_colors")
+    assert labels.read_label(tmp_path / "a.png", table).tolist() == [[255, 13, 255]]
+
+
+def test_camvid_merges_nineteen_classes_into_its_eleven() -> None:
+    merged = labels.merged_classes("camvid")
+    assert merged is not None and labels.merged_classes("gta") is None
+    found = merged.merge(np.arange(256, dtype=np.uint8)[None])[0]
+    # by hand, in the order of the train ids
+    order = ["road", "pavement", "building", "building", "fence", "pole", "sign symbol",
+             "sign symbol", "tree", "tree", "sky", "pedestrian", "bicyclist", "car", "car", "car",
+             "car", "bicyclist", "bicyclist"]  # fmt: skip
+    assert [merged.names[i] for i in found[:19]] == order
+    assert found[255] == 255 and set(found[19:255]) == {merged.other} == {11}
+    table = labels.label_space("camvid")
+    back = merged.merge(table[np.arange(12, dtype=np.uint8)][None])[0].tolist()
+    assert back == [*range(11), 255]  # its own labels keep their ids
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        ("[a, b]", "is a mapping of class names"),
+        ("{}", "is a mapping of class names"),
+        ("{a: 1}", "is a list of train ids"),
+        ("{a: []}", "is a list of train ids"),
+        ("{a: [yes]}", "is a list of train ids"),
+        ("{a: [19]}", "is a list of train ids"),
+        ("{1: [0]}", "is a list of train ids"),
+        ("{a: [0, 1], b: [1]}", "train id 1 stands in two classes"),
+    ],
+)
+def test_bad_classes_of_a_label_space_are_one_line(
+    tmp_path: Path, classes: str, told: str
+) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"{SPACE}classes: {classes}\n")
+    with pytest.raises(UserError, match=told):
+        labels.merged_classes(str(path))
+
+
+def test_predictions_of_no_class_count_as_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(f"{SPACE}classes: {{sky: [10], building: [2]}}\n")
+    merged = labels.merged_classes(str(path))
+    assert merged is not None
+    assert merged.merge(np.array([[10, 2, 0, 255]], np.uint8)).tolist() == [[0, 1, 2, 255]]

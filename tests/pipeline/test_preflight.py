@@ -30,8 +30,8 @@ def spoil(root: Path) -> dict[str, str]:
         path = folder / f"0000{number}.png"
         path.write_bytes(path.read_bytes()[:-9])
     grey(label / "00003.png", 7, (8, 11))
-    Image.new("RGB", (12, 8)).save(label / "00004.png")
-    grey(label / "00005.png", 7, dtype=np.uint16)
+    Image.new("RGB", (12, 8), (70, 70, 7)).save(label / "00004.png")
+    grey(label / "00005.png", 700, dtype=np.uint16)
     grey(image / "00006.png", 700, dtype=np.uint16)
     (label / "00007.png").unlink()
     (image / "00008.png").write_bytes(b"")
@@ -51,8 +51,8 @@ def spoil(root: Path) -> dict[str, str]:
         "images/00001.png": "is truncated",
         "labels/00002.png": "is truncated",
         "labels/00003.png": "label is 11x8 but its picture is 12x8",
-        "labels/00004.png": "mode RGB, but labels are single-channel",
-        "labels/00005.png": "mode I;16, but labels are single-channel",
+        "labels/00004.png": "three channels that differ",
+        "labels/00005.png": "16-bit label has values up to 700",
         "images/00006.png": "mode I;16; save it as 8-bit RGB",
         "labels/00007.png": "is missing; restore it",
         "images/00008.png": "not a readable PNG or JPEG",
