@@ -20,6 +20,8 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 
 CATALOGUE = Path(__file__).resolve().parent.parent / "datasets"
+FIELD = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+MAX_FIELDS = 8  # of a template: matching a name takes a power of them
 DERIVED = "_labelTrainIds.png"  # the field's converters leave these beside the labels
 OWN_KEYS = (
     "id", "status", "error", "image_file_name", "label_file_name", "image_sha256", "label_sha256",
@@ -113,7 +115,7 @@ def load_spec(name: str) -> DatasetSpec:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = CATALOGUE / f"{name}.yaml"
-        if not path.is_file():
+        if "/" in name or not path.is_file():
             raise UserError(
                 f"--dataset {name!r}: not in the catalogue; use one of "
                 f"{', '.join(known_datasets())}, or the path of a YAML"
@@ -122,26 +124,70 @@ def load_spec(name: str) -> DatasetSpec:
     for key in ("title", "licence", "splits"):
         if not getattr(spec, key):
             raise UserError(f"{path}: {key} is missing; every entry states it")
+    for name, split in spec.splits.items():
+        _check_relative(split.folder or name, f"{path}: splits.{name}: folder")
     for layout in spec.layouts:
-        unknown = _fields(layout.label) - _fields(layout.image) - {"split"}
-        if unknown:
+        fields = {}
+        for kind in ("image", "label"):
+            template = getattr(layout, kind)
+            fields[kind] = set(_read_template(template, f"{path}: {kind} {template}"))
+        if unknown := sorted(fields["label"] - fields["image"] - {"split"}):
             raise UserError(
-                f"{path}: label {layout.label}: {{{unknown.pop()}}} is no field of its image; "
+                f"{path}: label {layout.label}: {{{unknown[0]}}} is no field of its image; "
                 "use the same fields in both"
             )
         labels.label_space(layout.label_space)
     return spec
 
 
-def _fields(template: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(template) if name}
+def _check_relative(name: str, where: str) -> None:
+    """Raise `UserError` unless `name` is a path below the root."""
+    parts = name.split("/")
+    if not name or name.startswith("/") or "\\" in name or {"", ".", ".."} & set(parts):
+        raise UserError(f"{where}: {name!r} must be a plain path below --root, with slashes")
+
+
+def _read_template(template: str, where: str) -> list[str]:
+    """Check a path template and return its fields, `split` among them."""
+    _check_relative(template, where)
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; close every brace, write {{name}} for a field") from None
+    fields = []
+    for text, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if not FIELD.fullmatch(name):
+            raise UserError(f"{where}: {{{name}}}: field names are letters, digits and _")
+        if spec or conversion:
+            raise UserError(f"{where}: {{{name}}} has a format or conversion; write {{{name}}}")
+        if fields and not text and "split" not in (name, fields[-1]):
+            raise UserError(f"{where}: {{{fields[-1]}}}{{{name}}} need text between them")
+        fields.append(name)
+    if len(fields) > MAX_FIELDS:
+        raise UserError(f"{where}: has more than {MAX_FIELDS} fields; use fewer")
+    return fields
+
+
+def _fill(template: str, fields: dict[str, str]) -> str:
+    """Return a checked template with its fields filled in."""
+    parts = string.Formatter().parse(template)
+    return "".join(text + (fields[name] if name else "") for text, name, _, _ in parts)
+
+
+def _any_case(suffix: str) -> str:
+    """Return the glob mask of a suffix in upper or lower case: cameras and archives write both."""
+    return "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else glob.escape(c) for c in suffix)
 
 
 @functools.lru_cache
 def _matcher(template: str, split: str) -> tuple[str, re.Pattern[str]]:
-    """Return the glob mask and the regular expression of a template."""
+    """Return the glob mask and the regular expression of a template; the suffix in any case."""
+    suffix = Path(template).suffix
+    suffix = "" if "}" in suffix else suffix
     mask, pattern, seen = "", "", set()
-    for text, name, _, _ in string.Formatter().parse(template):
+    for text, name, _, _ in string.Formatter().parse(template.removesuffix(suffix)):
         mask, pattern = mask + glob.escape(text), pattern + re.escape(text)
         if name == "split":
             mask, pattern = mask + glob.escape(split), pattern + re.escape(split)
@@ -149,7 +195,7 @@ def _matcher(template: str, split: str) -> tuple[str, re.Pattern[str]]:
             mask += "*"
             pattern += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+)"
             seen.add(name)
-    return mask, re.compile(pattern)
+    return mask + _any_case(suffix), re.compile(f"{pattern}(?i:{re.escape(suffix)})")
 
 
 def _matches(root: Path, template: str, split: str) -> dict[str, dict[str, str]]:
@@ -192,8 +238,10 @@ def _list_layouts(spec: DatasetSpec, root: Path, split: str) -> Listing:
             f"{root}: no {split} split of {spec.title} ({tried}); check --root, it holds these"
         )
     pairs = []
+    spelt = {_plain_suffix(name): name for name in found}
     for name, fields in images.items():
-        label = layout.label.format(**{**fields, "split": folder})
+        label = _fill(layout.label, {**fields, "split": folder})
+        label = spelt.get(_plain_suffix(label), label)
         found.pop(label, None)
         by_name = (c for p, c in spec.prefixes.items() if Path(name).name.startswith(p))
         condition = fields.get("condition") or next(by_name, spec.condition)
@@ -203,6 +251,12 @@ def _list_layouts(spec: DatasetSpec, root: Path, split: str) -> Listing:
     if not layout.label.endswith(DERIVED):
         found = {name: fields for name, fields in found.items() if not name.endswith(DERIVED)}
     return Listing(pairs, [root / name for name in found], layout.label_space)
+
+
+def _plain_suffix(name: str) -> str:
+    """Return a name with its suffix in lower case."""
+    path = Path(name)
+    return str(path.with_suffix(path.suffix.lower()))
 
 
 def _list_own(root: Path) -> Listing:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.reading import read_bytes
+from pipeline.reading import read_bytes, read_json
 from pipeline.yaml_files import load_yaml
 
 if TYPE_CHECKING:
@@ -197,6 +197,21 @@ def merged_classes(name: str) -> MergedClasses | None:
     space = load_yaml(path)
     classes = space.get("classes") if isinstance(space, dict) else None
     return None if classes is None else parse_merged(classes, f"{path}: classes")
+
+
+def classes_of_folder(folder: Path) -> MergedClasses | None:
+    """Return the own classes of a prepared dataset folder, None if it is scored in all 19.
+
+    They are those of the label space it was converted from, which `prepare` left in its run.json.
+    """
+    path = folder / "run.json"
+    classes = read_json(path, dict).get("classes") if path.is_file() else None
+    if classes is None:
+        return None
+    try:
+        return parse_merged(dict(classes), f"{path}: classes")
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: classes is a list of [name, train ids]; prepare again") from None
 
 
 def parse_merged(classes: Any, where: str) -> MergedClasses:

@@ -13,6 +13,7 @@ and does nothing when all is done. The source tree is only written to by
 `--write-into-source True`.
 """
 
+import contextlib
 import functools
 import re
 import sys
@@ -32,7 +33,7 @@ from pipeline.catalogue import (  # noqa: E402
     Selection,
     open_selection,
 )
-from pipeline.config import digest, parse, require_positive, show  # noqa: E402
+from pipeline.config import differences, digest, parse, require_positive, show  # noqa: E402
 from pipeline.dataset import (  # noqa: E402
     SHARD_SIZE,
     DatasetWriter,
@@ -47,7 +48,9 @@ from pipeline.preflight import (  # noqa: E402
     in_processes,
     report,
 )
+from pipeline.reading import read_bytes  # noqa: E402
 
+NUM_LOOKED_AT = 8  # labels whose classes are counted before anything is written
 REMEDY = "mend or remove them, or leave them out with --policy skip"
 
 
@@ -79,7 +82,7 @@ def convert(
     except UserError as error:
         return Fault(pair.label, str(error).removeprefix(f"{pair.label}: "))
     place = f"{index // SHARD_SIZE:04d}/{sample_id(index)}"
-    image, encoded = pair.image.read_bytes(), files.encode_png(label)
+    image, encoded = read_bytes(pair.image), files.encode_png(label)
     image_name, label_name = str(pair.image.resolve()), f"labels/{place}.png"
     files.write_bytes(folder / label_name, encoded)
     if copy_images:
@@ -148,34 +151,112 @@ def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) ->
     class_stats.write_field_stats(target, counts)
 
 
-def open_writer(config: Config, listing: Listing) -> DatasetWriter:
-    """Open the output for this selection; another selection or file list is refused."""
+def warn_of_void(pixels: list[int], total: int, label_space: str, where: str) -> None:
+    """Say if fewer than half of all pixels are of a class; raise `UserError` if none is.
+
+    Train ids read as GTA's ids look so, and other label spaces that do not fit.
+    """
+    share = sum(pixels) / total
+    if share >= 0.5:
+        return
+    message = (
+        f"{where}: {'none' if not sum(pixels) else f'only {share:.1%}'} of the pixels are of a "
+        f"class, the rest is void; label space {label_space} may not be that of these labels, "
+        "name the right one by --label-space (train_ids, say)"
+    )
+    if not sum(pixels):
+        raise UserError(message)
+    print(f"notice: {message}", file=sys.stderr)
+
+
+def look_at_some(listing: Listing, faults: list[Fault]) -> None:
+    """Raise `UserError` if a few labels, spread over the set, hold no pixel of any class."""
+    bad = {fault.path for fault in faults}
+    good = [p for p in listing.pairs if p.label not in bad]
+    table, pixels, total = labels.label_space(listing.label_space), [0], 0
+    for pair in good[:: max(1, len(good) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]:
+        with contextlib.suppress(UserError):  # a fault that the conversion lists
+            label = labels.read_label(pair.label, table)
+            total += label.size
+            pixels.append(int(labels.count_classes(label).sum()))
+    if total and not sum(pixels):
+        warn_of_void(pixels, total, listing.label_space, f"{good[0].label} and others")
+
+
+def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
+    """Return what a finished folder depends on."""
+    pictures = [pair.facts for pair in listing.pairs]  # what the dataset's YAML made of the tree
+    return {
+        "dataset": config.dataset,
+        "root": str(Path(config.root).resolve()),
+        "split": config.split,
+        "condition": config.condition,
+        "label_space": listing.label_space,
+        "label_space_content": labels.space_content(listing.label_space),
+        "copy_images": config.copy_images,
+        "pictures": f"{len(pictures)}, {digest(pictures)}",  # ids number them
+    }
+
+
+def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
+    """Tell whether a folder is of these settings, but of an earlier content of the label space."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return False
+    stored = files.read_json(path, dict).get("config")
+    lines = differences(stored, settings) if isinstance(stored, dict) else [""]
+    return bool(lines) and all(line.startswith("label_space_content") for line in lines)
+
+
+def open_writer(config: Config, listing: Listing, settings: dict[str, Any]) -> DatasetWriter:
+    """Open the output for this selection; another selection or file list is refused.
+
+    If only the content of the label space changed, the rows go: all labels are converted anew.
+    """
     root, folder = Path(config.root).resolve(), Path(config.output).resolve()
     if folder.is_relative_to(root) and not config.write_into_source:
         raise UserError(
             f"{folder}: lies in the source tree {root}; choose another --output, or allow it with "
             "--write-into-source True"
         )
-    pictures = [pair.facts["original_image"] for pair in listing.pairs]
-    settings = {
-        "dataset": config.dataset,
-        "root": str(root),
-        "split": config.split,
-        "condition": config.condition,
-        "label_space": listing.label_space,
-        "copy_images": config.copy_images,
-        "pictures": f"{len(pictures)}, {digest(pictures)}",  # ids number them
-    }
-    writer = DatasetWriter(folder, config=settings, facts={"streetforge": __version__})
+    merged = labels.merged_classes(listing.label_space)
+    facts: dict[str, Any] = {"streetforge": __version__}
+    if merged:  # for whoever scores in the set's own classes, see labels.classes_of_folder
+        facts["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
+    if is_mapped_otherwise(settings, folder):
+        print(f"{folder}: {listing.label_space} was changed, all labels are converted anew")
+        for path in folder.glob("metadata*.jsonl"):
+            path.unlink()
+        record = {**facts, "config": settings, "digest": digest(settings)}
+        files.write_json(folder / "run.json", record)  # after the rows: nothing old is left
+    writer = DatasetWriter(folder, config=settings, facts=facts)
     files.sweep_temporaries(folder)
     return writer
 
 
-def finish(config: Config, spec: DatasetSpec, folder: Path) -> int:
+def is_own_row(row: dict[str, Any]) -> bool:
+    """Tell whether a row has what `convert` puts into it, of the right kinds."""
+    counts, name = row.get("class_pixels"), row.get("original_label")
+    if not isinstance(counts, list) or len(counts) != labels.NUM_CLASSES:
+        return False
+    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return inside and all(type(n) is int for n in (*counts, row.get("height"), row.get("width")))
+
+
+def finish(config: Config, spec: DatasetSpec, folder: Path, label_space: str) -> int:
     """Write what follows from all rows and return their number."""
     rows = [r for _, r in sorted(read_rows(folder).items()) if r.get("status") == "ok"]
     if not rows:
         raise UserError(f"{folder}: no pair was good; see the faults above")
+    for row in rows:
+        if not is_own_row(row):
+            raise UserError(
+                f"{folder}: row {row['id']} is not one that this program wrote; prepare the set in "
+                "another folder"
+            )
+    pixels = [sum(row["class_pixels"]) for row in rows]
+    total = sum(row["height"] * row["width"] for row in rows)
+    warn_of_void(pixels, total, label_space, str(folder))
     class_stats.write_class_stats(folder, rows)
     if config.field_files or config.write_into_source:
         target = Path(config.root) if config.write_into_source else folder / "field_files"
@@ -200,18 +281,21 @@ def main() -> int | None:
     if not config.output:
         raise UserError("--output: no folder given; name the dataset folder to write")
     spec, listing = open_selection(config)
-    num_pairs, faults = len(listing.pairs), []
-    done = [r for r in read_rows(Path(config.output)).values() if r.get("status") == "ok"]
+    num_pairs, faults, output = len(listing.pairs), [], Path(config.output)
+    settings, done = settings_of(config, listing), []
+    if not is_mapped_otherwise(settings, output):
+        done = [r for r in read_rows(output).values() if r.get("status") == "ok"]
     if len(done) < num_pairs:
         faults = check_listing(listing, workers=config.workers)
         if config.policy == "stop":  # before anything is written
             report(faults, num_pairs, REMEDY)
-    writer = open_writer(config, listing)
+        look_at_some(listing, faults)
+    writer = open_writer(config, listing, settings)
     if len(done) < num_pairs:
         faults = convert_all(config, writer, listing, faults)
         if config.policy == "stop":
             report(faults, num_pairs, REMEDY)
-    num_samples = finish(config, spec, writer.folder)
+    num_samples = finish(config, spec, writer.folder, listing.label_space)
     for fault in faults:
         print(fault)
     news = "nothing to do, " if len(done) == num_samples else ""

@@ -318,3 +318,107 @@ def test_real_gta_and_bdd_files(
     for sample in open_dataset(tmp_path / "out", labelled=True):
         ids = np.array(Image.open(root / sample.row["original_label"]))
         assert np.array_equal(labels.read_label(sample.label), ids)
+
+
+def own_space(folder: Path, text: str) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(text)
+    return path
+
+
+def write_pairs(root: Path, *arrays: np.ndarray, suffix: str = ".png") -> Path:
+    """Write pairs of a black picture and a label in the layout of GTA."""
+    for number, array in enumerate(arrays, start=1):
+        for folder, image in (
+            ("images", Image.new("RGB", array.shape[::-1])),
+            ("labels", Image.fromarray(array.astype(np.uint8))),
+        ):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            image.save(root / folder / f"{number}{suffix}", format="PNG")
+    return root
+
+
+def test_a_mended_label_space_converts_all_labels_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, odd = np.array([[1, 2]]), np.array([[1, 77]])
+    root, out = write_pairs(tmp_path / "r", good, odd), tmp_path / "out"
+    space = own_space(tmp_path, "train_ids: {1: 9, 2: 2}\nvoid: []\n")
+    flags = ("--label-space", str(space))
+    with pytest.raises(UserError, match="1 faults in 2 pairs"):
+        run(monkeypatch, root, out, *flags)
+    assert labels.read_label(out / "labels/0000/00000000.png").tolist() == [[9, 2]]
+    own_space(tmp_path, "train_ids: {1: 8, 2: 2}\nvoid: [77]\n")
+    assert run(monkeypatch, root, out, *flags) is None
+    assert "all labels are converted anew" in capsys.readouterr().out
+    found = [labels.read_label(s.label).tolist() for s in open_dataset(out, labelled=True)]
+    assert found == [[[8, 2]], [[8, 255]]]
+    record = json.loads((out / "run.json").read_text())["config"]["label_space_content"]
+    assert record == {"train_ids": {"1": 8, "2": 2}, "void": [77]}
+    assert run(monkeypatch, root, out, *flags) is None
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_suffixes_in_upper_case_are_pictures_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_pairs(tmp_path / "r", np.array([[7, 26]]), suffix=".PNG")
+    write_pairs(root, np.array([[8, 26]]), np.array([[11, 26]]))
+    (root / "labels" / "2.png").rename(root / "labels" / "2.Png")
+    (root / "images" / "1.png").unlink()
+    (root / "labels" / "1.png").unlink()
+    assert run(monkeypatch, root, tmp_path / "out") is None
+    found = [labels.read_label(s.label).tolist() for s in open_dataset(tmp_path / "out",
+                                                                       labelled=True)]
+    assert found == [[[0, 13]], [[2, 13]]]
+
+
+def test_labels_that_become_void_are_said_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_ids = np.array([[0, 1, 2, 8, 10, 10, 10, 11]])  # of GTA's ids, 8 and 11 are classes
+    root = write_pairs(tmp_path / "r", train_ids)
+    assert run(monkeypatch, root, tmp_path / "out") is None
+    told = capsys.readouterr().err
+    assert "only 25.0% of the pixels are of a class" in told and "--label-space" in told
+    root = write_pairs(tmp_path / "void", np.zeros((2, 3)))
+    with pytest.raises(UserError, match="none of the pixels are of a class.*--label-space"):
+        run(monkeypatch, root, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_own_classes_of_a_set_travel_with_the_prepared_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "r"
+    ids = np.arange(12, dtype=np.uint8)[None]
+    for folder, image in (("val", Image.new("RGB", (12, 1))), ("valannot", Image.fromarray(ids))):
+        (root / "CamVid" / folder).mkdir(parents=True)
+        image.save(root / "CamVid" / folder / "0016E5_07959.png")
+    monkeypatch.setattr(sys, "argv", [
+        "x", "--dataset", "camvid", "--root", str(root), "--split", "val",
+        "--output", str(tmp_path / "out"), "--workers", "1",
+    ])  # fmt: skip
+    assert prepare.main() is None
+    (sample,) = open_dataset(tmp_path / "out", labelled=True)
+    assert sample.row["condition"] == "day"
+    merged = labels.classes_of_folder(tmp_path / "out")
+    assert merged == labels.merged_classes("camvid") and merged is not None
+    assert merged.merge(labels.read_label(sample.label)).tolist() == [[*range(11), 255]]
+    assert labels.classes_of_folder(tmp_path) is None
+
+
+@pytest.mark.parametrize("change", [{"class_pixels": [1]}, {"original_label": "../../x.png"},
+                                    {"height": "8"}, {"class_pixels": None}])  # fmt: skip
+def test_rows_of_others_in_the_output_are_refused(
+    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
+) -> None:  # fmt: skip
+    root, out = gta_tree(2), tmp_path / "out"
+    run(monkeypatch, root, out)
+    rows = [json.loads(line) for line in (out / "metadata-000.jsonl").read_text().splitlines()]
+    rows[0] |= change
+    rows[0].pop("row_sha256")
+    (out / "metadata-000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="row 00000000"):
+        run(monkeypatch, root, out, "--field-files", "True")
