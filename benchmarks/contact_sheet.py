@@ -68,11 +68,11 @@ def generated_cells(generated: list[str], source: Path, conditions: list[str]) -
 
 def rendered_cells(looks: list[str], seed: int) -> list[np.ndarray]:
     """Return one scene of the source in each of the looks."""
-    from pipeline.pocket.looks import GAME, LOOKS, TARGETS
+    from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS, TARGETS
     from pipeline.pocket.render import render_pair
     from pipeline.pocket.scene import make_scene, scene_seed
 
-    table = {"game": GAME, **LOOKS, **TARGETS}
+    table = {"game": GAME, **LOOKS, **TARGETS, **DEVELOPMENT}
     scene = make_scene(scene_seed("source", seed))
     pictures = [(name, render_pair(scene, table[name], 128, 256, seed)) for name in looks]
     cells = [titled(image, name.replace("_", " ")) for name, (image, _) in pictures]

@@ -104,6 +104,7 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
         ("U_P + C trained on U_S (the method)", "generated", main.get("generated_0")),
         ("the same without the source's details", "plain", scores.get("plain")),
         ("the source in random colours", "random_colors", scores.get("random_colors")),
+        ("the source in the collection's colours", "color_transfer", scores.get("color_transfer_0")),
         ("U_S + C, no swap", "no_swap", scores.get("no_swap")),
         ("U_P + C trained on U_P", "direct", scores.get("direct")),
     ):
@@ -115,6 +116,15 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
         top1 = f"{looks[folder]['top1']:.1f}" if folder in looks else "-"
         rows.append([name, top1, fidelity, gain])
     return table(["arm", "look top-1 %", "oracle mIoU", "five-target mIoU, seed 0 (gain)"], rows)
+
+
+def choice_table(scores: Scores) -> str:
+    """Return the arms on the development target and on held-out renders."""
+    sets = list(next(iter(scores.values()))["targets"])
+    rows = [
+        [name, *(f"{e['targets'][s]['miou']:.1f}" for s in sets)] for name, e in scores.items()
+    ]
+    return table(["arm", *sets], rows)
 
 
 def oracle_table(oracle: Scores) -> str:
@@ -152,12 +162,14 @@ def main() -> None:
     parser.add_argument("--workspace", required=True, type=Path)
     workspace = parser.parse_args().workspace
     folder = workspace / "scores"
-    scores, arms, oracle, swap = (
-        load(folder / f"{n}.json") for n in ("main", "arms", "oracle", "oracle_swap")
+    scores, arms, oracle, swap, choices = (
+        load(folder / f"{n}.json") for n in ("main", "arms", "oracle", "oracle_swap", "dev")
     )
     adherence = merged(folder / "adherence.json", folder / "adherence_direct.json")
-    arms |= load(folder / "direct.json")
     print(heading())
+    if choices:
+        print("## Development target and held-out renders, mIoU in percent\n")
+        print(choice_table(choices))
     if scores:
         print("## Five targets, mIoU in percent\n")
         print(main_table(scores))

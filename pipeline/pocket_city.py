@@ -3,14 +3,15 @@
     python pipeline/pocket_city.py --split source --n 400 --output DIR       # labelled, look `game`
     python pipeline/pocket_city.py --split collection --n 5000 --output DIR  # captioned, no labels
     python pipeline/pocket_city.py --split acdc --n 100 --output DIR         # a labelled target
+    python pipeline/pocket_city.py --split dev --n 60 --output DIR           # to make choices on
 
-Splits: source, collection, oracle (labelled renders of all looks, for measuring only) and the
-targets cityscapes, bdd100k, mapillary, acdc, dark_zurich. No two splits share a scene. Picture i
-is a function of (split, i, size), so a larger n only adds pictures; the same command continues.
+Splits: source; collection; oracle (labelled renders of all looks, for measuring only); the targets
+cityscapes, bdd100k, mapillary, acdc, dark_zurich, for final tables only; and dev, a sixth unseen
+set on which every choice is made. No two splits share a scene. Image i is a function of
+(split, i, size), so a larger n only adds images; the same command continues.
 """
 
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipeline.dataset import DatasetWriter, sample_id, write_card  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
-SPLITS = ("source", "collection", "oracle", *TARGETS)
+SPLITS = ("source", "collection", "oracle", "dev", *TARGETS)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Config:
     """Settings of the written part."""
 
     split: str = "source"
-    """source, collection, oracle, cityscapes, bdd100k, mapillary, acdc or dark_zurich"""
+    """source, collection, oracle, dev, cityscapes, bdd100k, mapillary, acdc or dark_zurich"""
     n: int = 400
     """pictures of the finished set"""
     first: int = 0
@@ -46,7 +47,7 @@ class Config:
 
 def look_of(split: str, index: int):  # noqa: ANN201
     """Return (name, Look) of picture `index`; the looks of a split take turns."""
-    from pipeline.pocket.looks import GAME, LOOKS
+    from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS
     from pipeline.pocket.looks import TARGETS as TARGET_LOOKS
 
     if split == "source":
@@ -54,6 +55,8 @@ def look_of(split: str, index: int):  # noqa: ANN201
     table = LOOKS
     if split == "oracle":
         table = {"game": GAME, **LOOKS}
+    elif split == "dev":
+        table = DEVELOPMENT
     elif split in TARGETS:
         table = {k: v for k, v in TARGET_LOOKS.items() if k == split or k.startswith(f"{split}_")}
     name = sorted(table)[index % len(table)]
@@ -99,6 +102,8 @@ def main() -> int | None:
 
     from tqdm import tqdm
 
+    from pipeline.preflight import in_processes
+
     folder = Path(config.output)
     settings = {
         "world": "Pocket City 1",
@@ -112,12 +117,10 @@ def main() -> int | None:
     missing = [i for i in indices if sample_id(i) not in done]
     job = partial(render_sample, split=config.split, size_px=config.size_px)
     bar = tqdm(total=config.n, initial=config.n - len(missing), unit="picture", desc=config.split)
-    with ProcessPoolExecutor(config.workers) as pool:
-        for index, (image, label, row) in zip(
-            missing, pool.map(job, missing, chunksize=8), strict=True
-        ):
-            writer.write(index, image, label, row)
-            bar.update()
+    rendered = in_processes(job, missing, config.workers, chunk=8)
+    for index, (image, label, row) in zip(missing, rendered, strict=True):
+        writer.write(index, image, label, row)
+        bar.update()
     bar.close()
     kind = "unlabelled pictures with captions" if config.split == "collection" else "labelled"
     write_card(

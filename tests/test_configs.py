@@ -62,6 +62,31 @@ def test_pipeline_recipe_names_programs_and_configs_that_exist(path: Path) -> No
                 assert (ROOT / word).is_file(), word
 
 
+FIVE = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=name_of)
+def test_nothing_learns_from_a_target_and_no_choice_rests_on_one(path: Path) -> None:
+    """Targets are rendered, scored and shown; what is compared there is scored on dev as well."""
+    stages = load_recipe(path).stages
+    rendered = {s.command[s.command.index("--split") + 1]: s for s in stages
+                if s.command[0] == "pipeline/pocket_city.py"}  # fmt: skip
+    targets = {rendered[name].name for name in FIVE if name in rendered}
+    scored: dict[bool, set[str]] = {True: set(), False: set()}  # by: on one of the five targets
+    for stage in stages:
+        if targets & set(stage.inputs):
+            assert stage.command[0] in ("segtrain/score.py", "pipeline/report.py"), stage.name
+        if stage.command[0] == "segtrain/score.py":
+            words = list(stage.command)
+            checkpoints = words[words.index("--checkpoint") + 1 : words.index("--targets")]
+            sets = {words[i] for i in range(words.index("--targets") + 1, len(words))}
+            five = any(str(rendered[name].output) in sets for name in FIVE if name in rendered)
+            if five or ("dev" in rendered and str(rendered["dev"].output) in sets):
+                scored[five] |= set(checkpoints)
+    # The demo compares three fixed networks; a recipe that weighs variants does it on dev.
+    assert scored[True] == scored[False] or len(scored[True]) <= 3
+
+
 def default_outputs() -> dict[str, Path]:
     """Return where each program writes unless told, if it has such a default."""
     found = {}

@@ -23,7 +23,8 @@ __all__ = ["SPLITS", "Camera", "Scene", "make_scene", "scene_seed"]
 
 SPLITS = (
     "source", "collection", "oracle", "cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich",
-)
+    "dev",
+)  # a split's scenes follow from its position: new ones go to the end
 SEEDS_PER_SPLIT = 10_000_000
 
 STYLES = ("canyon", "city", "suburb", "park")

@@ -23,6 +23,17 @@ def test_another_range_of_a_split_holds_other_scenes(
     assert [s.id for s in open_dataset(tmp_path, labelled=True)] == ["00000001", "00000002"]
 
 
+def test_the_development_set_takes_its_conditions_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(monkeypatch, "--split", "dev", "--n", 6, "--size-px", 16, 32, "--workers", 1,
+         "--output", tmp_path)  # fmt: skip
+    rows = [s.row for s in open_dataset(tmp_path, labelled=True)]
+    assert [r["condition"] for r in rows] == ["day", "fog", "night", "rain", "snow", "day"]
+    assert [r["seed"] for r in rows] == [80_000_000 + i for i in range(6)]
+    assert all("prompt" not in r for r in rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

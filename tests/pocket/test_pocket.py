@@ -1,15 +1,17 @@
 """Pocket City: scenes, labels and looks keep their promises."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from pipeline.pocket.looks import GAME, LOOKS, PLACES, TARGETS, caption, place_for
+from pipeline.pocket.look import RANGE_FIELDS
+from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS, PLACES, TARGETS, caption, place_for
 from pipeline.pocket.render import label_map, rasterize, render, render_pair
 from pipeline.pocket.scene import SPLITS, make_scene, scene_seed
 
-ALL_LOOKS = [GAME, *LOOKS.values(), *TARGETS.values()]
+ALL_LOOKS = [GAME, *LOOKS.values(), *TARGETS.values(), *DEVELOPMENT.values()]
 CLASS_IDS = {*range(19), 255}
 WORDS = ("snowy", "rainy", "foggy", "night", "sunny", "overcast", "dusk", "dawn", "autumn",
          "dusty", "old photograph")
@@ -78,6 +80,10 @@ def test_classes_and_their_long_tail(labels: list[np.ndarray]) -> None:
 def test_split_seeds_are_disjoint() -> None:
     spans = [(scene_seed(split, 0), scene_seed(split, 9_999_999)) for split in SPLITS]
     assert all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
+    # Published numbers rest on these scenes: a new split must not move the old ones.
+    firsts = {split: scene_seed(split, 0) // 10_000_000 for split in SPLITS}
+    assert firsts == {"source": 0, "collection": 1, "oracle": 2, "cityscapes": 3, "bdd100k": 4,
+                      "mapillary": 5, "acdc": 6, "dark_zurich": 7, "dev": 8}  # fmt: skip
     with pytest.raises(ValueError, match="choose one of"):
         scene_seed("nowhere", 0)
     with pytest.raises(ValueError, match="must be in"):
@@ -97,13 +103,45 @@ def test_captions_name_the_look() -> None:
 
 
 def test_targets_differ_from_the_source() -> None:
-    for look in TARGETS.values():
+    for look in [*TARGETS.values(), *DEVELOPMENT.values()]:
         gaps = []
         for seed in range(5):
             scene = make_scene(seed)
             game = render(scene, GAME, 64, 128, seed).astype(np.float32)
             gaps.append(np.abs(render(scene, look, 64, 128, seed) - game).mean())
         assert np.mean(gaps) > 20.0, look.name
+
+
+def test_the_development_set_is_none_of_the_others() -> None:
+    """It mixes day, weather and night under a camera and a palette that no other set has."""
+    others = [GAME, *LOOKS.values(), *TARGETS.values()]
+    assert {name.removeprefix("dev_") for name in DEVELOPMENT} == {
+        "day", "fog", "night", "rain", "snow"
+    }  # fmt: skip
+    colors = ("sky_top", "sky_low", "fog_color", "tint")
+    for look in DEVELOPMENT.values():
+        for other in others:
+            assert look.camera != other.camera and look.overrides != other.overrides
+            assert not any(getattr(look, name) == getattr(other, name) for name in colors)
+    # Cameras stand where no other camera stands: the heights and horizons of the source and of
+    # three targets do not even overlap.
+    camera = DEVELOPMENT["dev_day"].camera
+    for other in (GAME, TARGETS["cityscapes"], TARGETS["bdd100k"], TARGETS["dark_zurich"]):
+        assert other.camera.height_m[1] < camera.height_m[0]
+    # And the images differ from those of any other look of the same scene.
+    images = {look.name: [render(make_scene(seed), look, 64, 128, seed).astype(np.float32)
+                          for seed in range(3)] for look in ALL_LOOKS}  # fmt: skip
+    for name in DEVELOPMENT:
+        for other in others:
+            gap = np.mean([np.abs(a - b).mean()
+                           for a, b in zip(images[name], images[other.name], strict=True)])
+            assert gap > 6.0, (name, other.name)
+
+
+def test_looks_are_told_apart_by_their_ranges() -> None:
+    varied = [f.name for f in fields(GAME) if f.name in (*RANGE_FIELDS, "sky_top", "sky_low")]
+    for one, other in combinations(ALL_LOOKS, 2):
+        assert any(getattr(one, n) != getattr(other, n) for n in varied), (one.name, other.name)
 
 
 def test_label_map_of_a_scene_needs_a_size() -> None:
