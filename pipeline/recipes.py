@@ -5,17 +5,26 @@ for the workspace folder. A stage reads another one if its command names a path 
 other's output; nothing about this is written by hand.
 """
 
+import math
+import re
 import shlex
+import string
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import files
-from pipeline.config import digest, from_mapping, load_yaml
+from pipeline.config import digest, from_mapping
 from pipeline.errors import UserError
+from pipeline.yaml_files import load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "configs" / "pipeline"
 LAUNCHERS = ("python", "accelerate")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage: it names its log file
+LONGEST = 10_000  # characters of a text with its fields filled in
+FACTS = {"seconds": (int, float), "peak_mb": (int, float), "finished_at": (str, type(None)),
+         "digest": str, "inputs": dict, "command": str}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,20 +102,19 @@ def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
     folder = workspace or Path(text.workspace)
     values = {"workspace": str(folder)}
     for key, value in (text.values or {}).items():
+        if not key.isidentifier() or key in values:
+            raise UserError(f"{path}: values: {key!r} must be a new name of letters and digits")
         values[key] = _fill(value, values, path)
     stages: list[Stage] = []
     for entry in text.stages:
-        if not (entry.name and entry.command and entry.output):
-            raise UserError(f"{path}: stage {entry.name!r} needs `name`, `command` and `output`")
-        if entry.launcher not in LAUNCHERS:
-            raise UserError(f"{path}: launcher {entry.launcher!r} of {entry.name} is not one of "
-                            f"{', '.join(LAUNCHERS)}")  # fmt: skip
-        if entry.cpu_processes < 1:
-            raise UserError(f"{path}: cpu_processes of {entry.name} is {entry.cpu_processes}; it "
-                            "must be 1 or more")  # fmt: skip
+        _check_stage(entry, path)
         if entry.name in [s.name for s in stages]:
             raise UserError(f"{path}: two stages are called {entry.name}; rename one")
-        words = tuple(_fill(word, values, path) for word in shlex.split(entry.command))
+        try:
+            split = shlex.split(entry.command)
+        except ValueError as error:
+            raise UserError(f"{path}: command of {entry.name}: {error}; close every quote") from None
+        words = tuple(_fill(word, values, path) for word in split)
         output = Path(_fill(entry.output, values, path))
         inputs = tuple(s.name for s in stages if _reads(words, s.output))
         marker = output / entry.done
@@ -115,12 +123,67 @@ def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
     return Recipe(folder, tuple(stages))
 
 
+def _check_stage(entry: StageText, path: Path) -> None:
+    """Raise `UserError` unless a stage has what it needs, and plain names."""
+    if not (entry.name and entry.command.strip() and entry.output):
+        raise UserError(f"{path}: stage {entry.name!r} needs `name`, `command` and `output`")
+    if not NAME.fullmatch(entry.name):
+        raise UserError(
+            f"{path}: stage name {entry.name[:100]!r} must be letters, digits, '.', '_' and '-', "
+            "as it names a log file"
+        )
+    if entry.launcher not in LAUNCHERS:
+        raise UserError(f"{path}: launcher {entry.launcher!r} of {entry.name} is not one of "
+                        f"{', '.join(LAUNCHERS)}")  # fmt: skip
+    if entry.cpu_processes < 1:
+        raise UserError(f"{path}: cpu_processes of {entry.name} is {entry.cpu_processes}; it "
+                        "must be 1 or more")  # fmt: skip
+    if ".." in Path(entry.output).parts or ".." in Path(entry.done).parts or entry.done[:1] == "/":
+        raise UserError(
+            f"{path}: output and done of {entry.name} must not lead out of their folder by '..' "
+            "or '/'; name the file within it"
+        )
+
+
 def _fill(text: str, values: dict[str, str], path: Path) -> str:
+    """Return a text with its `{name}` fields filled in; nothing else of a format is allowed."""
+    filled = ""
     try:
-        return text.format_map(values)
-    except (KeyError, ValueError, IndexError) as error:
+        for plain, name, form, conversion in string.Formatter().parse(text):
+            if form or conversion:
+                raise ValueError(f"{{{name}}} has a format or conversion")
+            filled += plain + ("" if name is None else values[name])
+            if len(filled) > LONGEST:
+                raise ValueError(f"it grows longer than {LONGEST} characters")
+    except (KeyError, ValueError) as error:
         known = ", ".join(f"{{{name}}}" for name in values)
-        raise UserError(f"{path}: {text!r} cannot be filled in ({error}); known: {known}") from None
+        raise UserError(
+            f"{path}: {text[:200]!r} cannot be filled in ({error}); known: {known}"
+        ) from None
+    return filled
+
+
+def read_record(path: Path, needed: tuple[str, ...] = tuple(FACTS)) -> dict[str, dict[str, Any]]:
+    """Return what a timings.json says of each stage, the `needed` facts checked; {} if absent."""
+    if not path.exists():
+        return {}
+    remedy = "move it away; stages that are complete are then looked at again"
+    stages = files.read_json(path, dict, remedy=remedy).get("stages")
+    if not isinstance(stages, dict):
+        raise UserError(f"{path}: has no mapping `stages`; {remedy}")
+    for name, facts in stages.items():
+        if not isinstance(facts, dict):
+            raise UserError(f"{path}: {name} is no mapping; {remedy}")
+        for key in needed:
+            value = facts.get(key)
+            sound = isinstance(value, FACTS[key]) and not isinstance(value, bool)
+            if key not in facts or not sound or (isinstance(value, float) and not _is_time(value)):
+                raise UserError(f"{path}: {key} of {name} is not what run.py writes; {remedy}")
+    return stages
+
+
+def _is_time(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
 
 
 def _reads(words: tuple[str, ...], output: Path) -> bool:

@@ -21,6 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files  # noqa: E402
 from pipeline.config import parse, show  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.recipes import read_record  # noqa: E402
 
 TEMPLATE = "report.html.j2"
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
@@ -58,13 +59,10 @@ def machine() -> dict[str, str]:
 
 def stage_lines(workspace: Path) -> list[dict[str, Any]]:
     """Return the stages of timings.json with the width of their bar in percent."""
-    path = workspace / "timings.json"
-    if not path.is_file():
-        return []
-    stages = files.read_json(path)["stages"]
+    stages = read_record(workspace / "timings.json", ("seconds", "peak_mb", "finished_at"))
     longest = max((s["seconds"] for s in stages.values()), default=0) or 1
     return [
-        {"name": name, "bar": 100 * s["seconds"] / longest, **s}
+        {"command": "", **s, "name": name, "bar": 100 * s["seconds"] / longest}
         for name, s in stages.items()
         if s["finished_at"]
     ]
@@ -123,7 +121,7 @@ def header(
     facts = []
     if generated:
         facts.append((str(len(generated)), "labelled pictures generated"))
-        conditions = {s.row.get("condition") for s in generated}
+        conditions = {str(s.row.get("condition")) for s in generated}
         facts.append((str(len(conditions)), "conditions"))
     if rows:
         for arm, cell in zip(scores, rows[-1].cells, strict=True):
@@ -166,7 +164,11 @@ def main() -> int | None:
         show(config)
         print(f"would write {output}")
         return 0
-    page = render(gather(config.workspace.resolve(), config.per_condition)).encode()
+    files.require_writable(output.absolute().parent)
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; name the HTML file by --output")
+    text = render(gather(config.workspace.resolve(), config.per_condition))
+    page = text.encode(errors="xmlcharrefreplace")  # names of files may hold what is no text
     if len(page) > LARGEST_MB * 1_000_000:
         raise UserError(f"{output}: would be larger than {LARGEST_MB} MB; lower --per-condition")
     files.write_bytes(output, page)

@@ -5,6 +5,7 @@ Everything is read from dataset folders. A folder that is not there yields an em
 
 import base64
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.dataset import Sample, open_dataset, read_image, read_pair
 from pipeline.errors import UserError
 
 JPEG_QUALITY = 88
+LONGEST_NAME = 500
 CLOSE_UP_PX = 40  # side of the square window before enlarging
 CLOSE_UP_SCALE = 5
 
@@ -47,10 +49,16 @@ def label_picture(label: np.ndarray, text: str = "label") -> Picture:
 
 
 def samples_of(folder: Path) -> list[Sample]:
-    """List the samples of a dataset folder, empty if there is none."""
+    """List the samples of a dataset folder, empty if it is not there or holds none yet.
+
+    A folder that cannot be read is left out too, and said on stderr.
+    """
+    if not folder.is_dir():
+        return []
     try:
         return open_dataset(folder, labelled=False)
-    except UserError:
+    except UserError as error:
+        print(f"notice: left out, {error}", file=sys.stderr)
         return []
 
 
@@ -97,14 +105,20 @@ def source_picture(sample: Sample, source: Path) -> np.ndarray | None:
     """Return the source picture behind a generated sample, None if it is not known."""
     name = str(sample.row.get("source_label", ""))
     path = source / name.replace("labels/", "images/", 1)
-    if not name or not path.is_file():
+    outside = Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name
+    if not name or outside or len(name) > LONGEST_NAME or not path.is_file():
         return None
     image = read_image(path)
     crop = sample.row.get("crop")
-    if crop:
-        top, left, height, width = crop
-        image = image[top : top + height, left : left + width]
-    return image
+    if not crop:
+        return image
+    if not isinstance(crop, list) or len(crop) != 4 or not all(type(n) is int for n in crop):
+        return None
+    top, left, height, width = crop
+    inside = 0 <= top < top + height <= image.shape[0] and 0 <= left < left + width
+    if not inside or left + width > image.shape[1]:
+        return None
+    return image[top : top + height, left : left + width]
 
 
 def collection_sheet(samples: Sequence[Sample], per_look: int = 2) -> list[Picture]:

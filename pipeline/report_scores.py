@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, labels
+from pipeline.errors import UserError
 
+REMEDY = "score again, or move the file away"
 BASELINE = "source_only"
 ARM_TITLES = {
     "source_only": "source only",
@@ -34,11 +36,42 @@ class Row:
 
 def read_scores(path: Path) -> dict[str, Any]:
     """Read a score file of segtrain/score.py by arm (checkpoint name); the baseline comes first."""
-    if not path.is_file():
+    if not path.exists():
         return {}
-    found = {entry["name"]: entry for entry in files.read_json(path)["checkpoints"]}
+    found: dict[str, Any] = {}
+    for entry in files.read_json(path, dict, remedy=REMEDY).get("checkpoints") or [None]:
+        if not _is_checkpoint(entry):
+            raise UserError(f"{path}: is not what segtrain/score.py writes; {REMEDY}")
+        found[entry["name"]] = entry
     order = [*ARM_TITLES, *found]
     return {arm: found[arm] for arm in dict.fromkeys(order) if arm in found}
+
+
+def _is_checkpoint(entry: Any) -> bool:
+    """Tell whether an entry has a name and scores of targets, each a percentage or unknown."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    targets = entry.get("targets")
+    if not isinstance(targets, dict) or not _is_score(entry.get("mean_miou")):
+        return False
+    parts = list(targets.values())
+    for target in targets.values():
+        conditions = target.get("conditions") if isinstance(target, dict) else None
+        if conditions is not None and not isinstance(conditions, dict):
+            return False
+        parts += (conditions or {}).values()
+    return all(
+        isinstance(part, dict)
+        and _is_score(part.get("miou"))
+        and isinstance(part.get("iou", {}), dict)
+        and all(map(_is_score, part.get("iou", {}).values()))
+        for part in parts
+    )
+
+
+def _is_score(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and 0 <= value <= 100)
 
 
 def table(scores: dict[str, Any]) -> list[Row]:

@@ -25,11 +25,12 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files  # noqa: E402
-from pipeline.config import parse, require_positive  # noqa: E402
+from pipeline.config import parse, require_between  # noqa: E402
 from pipeline.errors import PREFIX, UserError, guard  # noqa: E402
-from pipeline.recipes import Recipe, Stage, find_recipe, load_recipe  # noqa: E402
+from pipeline.recipes import Recipe, Stage, find_recipe, load_recipe, read_record  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_PROCESSES = 1024  # of one stage on one machine
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def main() -> int | None:
     """Run what is not complete; stop at the first stage that fails."""
     config, call = parse(Config, __doc__)
     if config.num_processes is not None:
-        require_positive(config, "num_processes")
+        require_between(config, 1, MOST_PROCESSES, "num_processes")
     recipe_file, workspace = find_recipe(config.recipe).resolve(), config.workspace
     if workspace is not None:
         workspace = workspace.resolve()
@@ -247,7 +248,7 @@ def main() -> int | None:
         raise UserError(f"{unknown[0]}: no such stage; {config.recipe} has {names}")
     accelerator = has_accelerator()
     timings = recipe.workspace / "timings.json"
-    record = files.read_json(timings)["stages"] if timings.exists() else {}
+    record = read_record(timings)
     planned = plan(recipe, config, record)
     if call.dry_run:
         for stage, reason in planned:

@@ -137,7 +137,7 @@ def test_sigterm_ends_the_child_too(recipe: Path) -> None:
 
 def test_bad_settings_are_one_line(recipe: Path) -> None:
     assert "no such stage; " in start(recipe, "--only", "third").stderr
-    assert "must be 1 or more" in start(recipe, "--num-processes", "0").stderr
+    assert "must be in 1..1024" in start(recipe, "--num-processes", "0").stderr
     with pytest.raises(UserError, match="recipes: .*pocket"):
         find_recipe("no-such-recipe")
     recipe.write_text(recipe.read_text().replace("{workspace}/other", "{somewhere}/other"))
