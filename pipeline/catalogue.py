@@ -19,7 +19,7 @@ from pipeline.config import from_mapping, load_yaml
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 
-CATALOGUE = Path(__file__).resolve().parent.parent / "datasets"
+CATALOGUE = labels.shipped("dataset_specs")
 FIELD = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 MAX_FIELDS = 8  # of a template: matching a name takes a power of them
 DERIVED = "_labelTrainIds.png"  # the field's converters leave these beside the labels

@@ -50,10 +50,17 @@ _NOT_AN_ID = 254  # in the tables of label spaces: reading refuses the id or col
 
 
 def shipped(name: str) -> Path:
-    """Return a folder of datasets/; a wheel keeps it inside this package, see pyproject.toml."""
+    """Return a folder of the checkout; a wheel keeps it inside this package, see pyproject.toml.
+
+    `name` is configs, dataset_specs (the catalogue, datasets/ itself), labelspaces or
+    pocket_layouts.
+    """
     package = Path(__file__).resolve().parent
     installed = package / name
-    return installed if installed.is_dir() else package.parent / "datasets" / name
+    if installed.is_dir():
+        return installed
+    places = {"configs": "configs", "dataset_specs": "datasets"}
+    return package.parent / places.get(name, f"datasets/{name}")
 
 
 LABEL_SPACES = shipped("labelspaces")

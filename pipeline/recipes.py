@@ -16,10 +16,13 @@ from typing import Any
 from pipeline import files
 from pipeline.config import digest, from_mapping
 from pipeline.errors import UserError
+from pipeline.labels import shipped
 from pipeline.yaml_files import load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "configs" / "pipeline"
+CONFIGS = shipped("configs")
+FOLDER = CONFIGS / "pipeline"
+IN_CHECKOUT = CONFIGS.parent == ROOT
 LAUNCHERS = ("python", "accelerate")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage: it names its log file
 LONGEST = 10_000  # characters of a text with its fields filled in
@@ -70,7 +73,8 @@ class Stage:
 
     def fingerprint(self) -> str:
         """Return a digest of the command and of the config files it names."""
-        named = [ROOT / word for word in self.command if word.startswith("configs/")]
+        named = [ROOT / word for word in self.command if Path(word).parts[:1] == ("configs",)
+                 or Path(word).is_relative_to(CONFIGS)]  # fmt: skip
         contents = [files.sha256(path.read_bytes()) for path in named if path.is_file()]
         return digest([*self.command, *contents])
 
@@ -114,7 +118,7 @@ def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
             split = shlex.split(entry.command)
         except ValueError as error:
             raise UserError(f"{path}: command of {entry.name}: {error}; close every quote") from None
-        words = tuple(_fill(word, values, path) for word in split)
+        words = tuple(locate(_fill(word, values, path)) for word in split)
         output = Path(_fill(entry.output, values, path))
         inputs = tuple(s.name for s in stages if _reads(words, s.output))
         marker = output / entry.done
@@ -143,6 +147,18 @@ def _check_stage(entry: StageText, path: Path) -> None:
             f"{path}: output and done of {entry.name} must not lead out of their folder by '..' "
             "or '/'; name the file within it"
         )
+
+
+def locate(word: str) -> str:
+    """Return a word of a command; a program or config of ours by its path outside a checkout."""
+    if IN_CHECKOUT:
+        return word  # runs start there, and relative names keep records valid when it moves
+    first, _, rest = word.partition("/")
+    if first == "configs" and rest:
+        return str(CONFIGS / rest)
+    if first in ("pipeline", "finetune", "generation", "segtrain") and rest.endswith(".py"):
+        return str(ROOT / word)
+    return word
 
 
 def _fill(text: str, values: dict[str, str], path: Path) -> str:

@@ -27,7 +27,14 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files  # noqa: E402
 from pipeline.config import parse, require_between  # noqa: E402
 from pipeline.errors import PREFIX, UserError, guard  # noqa: E402
-from pipeline.recipes import Recipe, Stage, find_recipe, load_recipe, read_record  # noqa: E402
+from pipeline.recipes import (  # noqa: E402
+    IN_CHECKOUT,
+    Recipe,
+    Stage,
+    find_recipe,
+    load_recipe,
+    read_record,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_PROCESSES = 1024  # of one stage on one machine
@@ -240,7 +247,8 @@ def main() -> int | None:
     if workspace is not None:
         workspace = workspace.resolve()
         workspace = workspace.relative_to(ROOT) if ROOT in workspace.parents else workspace
-    os.chdir(ROOT)  # recipes name programs and configs from here
+    if IN_CHECKOUT:
+        os.chdir(ROOT)  # recipes name programs and configs from here
     recipe = load_recipe(recipe_file, workspace)
     unknown = sorted({*config.only, *config.redo} - {s.name for s in recipe.stages})
     if unknown:
