@@ -60,8 +60,8 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
     """Return the published loop on stock copies of the same weights."""
     config = sampler.config
     base = models.find_base(config.base)
-    controlnet = models.load_component(
-        str(models.find_folder(config.controlnet)), "controlnet", subfolder=None
+    controlnet = models.load_network(
+        "controlnet", base, models.find_folder(config.controlnet, "controlnet")
     )
     return Plain(
         unet=models.load_component(base, "unet"), controlnet=controlnet, vae=networks.vae,

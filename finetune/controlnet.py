@@ -31,7 +31,7 @@ from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.models import find_base, find_folder  # noqa: E402
+from pipeline.models import check_fit, find_base, find_folder  # noqa: E402
 from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
 
 
@@ -85,12 +85,20 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=True)
     base = find_base(config.base)
-    unet_folder = find_folder(config.unet) if config.unet else None
-    init_folder = find_folder(config.init) if config.init else None
+    unet_folder = find_folder(config.unet, "unet") if config.unet else None
+    init_folder = find_folder(config.init, "controlnet") if config.init else None
+    for kind, name, found in (
+        ("unet", config.unet, unet_folder), ("controlnet", config.init, init_folder)
+    ):  # fmt: skip
+        if found:
+            setting = "--init" if kind == "controlnet" else "--unet"
+            check_fit(f"{setting} {name}", kind, found, base)
     if config.mix_with_init and not config.init:
         raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
-    models_of = {"base": base, "unet": unet_folder, "init": init_folder}
-    accelerator, folder = begin(config, call, samples, models_of)
+    accelerator, folder = begin(
+        config, call, samples, base=("base", base), unet=("unet", unet_folder),
+        init=("controlnet", init_folder),
+    )  # fmt: skip
     if accelerator is None:
         return None
 
@@ -109,15 +117,11 @@ def main() -> int | None:
     frozen = FrozenBase(base, device, min_snr_gamma=config.min_snr_gamma)
 
     def load_unet(folder):  # noqa: ANN001, ANN202
-        if folder:
-            unet = models.load_component(str(folder), "unet", subfolder=None)
-        else:
-            unet = models.load_component(base, "unet")
-        return unet.requires_grad_(False)
+        return models.load_network("unet", base, folder).requires_grad_(False)
 
     unet = load_unet(unet_folder)
     if init_folder:
-        controlnet = models.load_component(str(init_folder), "controlnet", subfolder=None)
+        controlnet = models.load_network("controlnet", base, init_folder)
     else:
         torch.manual_seed(config.seed)
         levels = len(frozen.vae.config.block_out_channels)  # shrinks the label as the VAE does

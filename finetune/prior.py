@@ -80,9 +80,11 @@ class Config:
 def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
-    vae_folder = find_folder(config.vae or "vae")
+    vae_folder = find_folder(config.vae or "vae", "vae")
     init = find_base(config.init) if config.init else None
-    accelerator, folder = begin(config, call, samples, {"vae": vae_folder, "init": init})
+    accelerator, folder = begin(
+        config, call, samples, vae=("vae", vae_folder), init=("base", init)
+    )
     if accelerator is None:
         return None
 
@@ -107,7 +109,7 @@ def main() -> int | None:
 
     # Models
     torch.manual_seed(config.seed)
-    vae = models.load_component(str(vae_folder), "vae", subfolder=None)
+    vae = models.load_network("vae", None, vae_folder)
     vae = vae.requires_grad_(False).to(accelerator.device)
     if init:
         unet, text_encoder, scheduler, tokenizer = load_prior(init)

@@ -76,13 +76,14 @@ def begin(
     config: Any,
     call: Invocation,
     samples: list[Sample],
-    models: Mapping[str, str | Path | None] | None = None,
+    **inputs: tuple[str, str | Path | None],
 ) -> "tuple[Accelerator | None, Path]":
     """Check input and settings, then open the run.
 
-    `models` are the folders or pinned hub ids that the run starts from, by the name of their
-    setting. Returns (None, folder) if there is nothing to do: a dry run, or a run that is
-    finished. Raises `UserError` before torch is imported for bad files, settings or output folders.
+    `inputs` are the models that the run starts from, by the name of their setting: kind of network
+    ("base" for a whole base model) and folder or pinned hub id. Returns (None, folder) if there is
+    nothing to do: a dry run, or a run that is finished. Raises `UserError` for bad files, settings
+    or output folders before anything is written or any weights are loaded.
     """
     folder = Path(config.output)
     check_ranges(config)
@@ -97,20 +98,21 @@ def begin(
         raise UserError("--output: no folder given; name the folder the run shall be written to")
     check_dataset(samples)
 
-    from pipeline import runs
+    from pipeline import models, runs
 
     if runs.is_finished(folder, config.training.steps):
-        runs.refuse_other_run(folder, identify(config, samples, models))
+        runs.refuse_other_run(folder, identify(config, samples, inputs))
         print(f"{folder}: finished already, nothing to do")
         return None, folder
+    models.check_loadable(*inputs.values())
     if os.environ.get("RANK", "0") == "0":  # the others wait for it when they meet
-        runs.open_run(folder, identify(config, samples, models), is_main=True)
+        runs.open_run(folder, identify(config, samples, inputs), is_main=True)
     accelerator = runs.make_accelerator(folder, accumulation=1, precision=config.training.precision)
     return accelerator, folder
 
 
 def identify(
-    config: Any, samples: list[Sample], models: Mapping[str, str | Path | None] | None
+    config: Any, samples: list[Sample], inputs: Mapping[str, tuple[str, str | Path | None]]
 ) -> dict[str, Any]:
     """Return what makes two runs the same run; settings without effect on the result stay out."""
     settings = to_mapping(config)
@@ -119,4 +121,5 @@ def identify(
     for name in MAY_CHANGE:
         settings["training"].pop(name)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    models = {name: place for name, (_, place) in inputs.items()}
     return run_identity(settings, models=models, data={"data": samples}, processes=processes)

@@ -64,7 +64,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
     base = find_base(config.base)
-    accelerator, folder = begin(config, call, samples, {"base": base})
+    accelerator, folder = begin(config, call, samples, base=("base", base))
     if accelerator is None:
         return None
 

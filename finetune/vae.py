@@ -72,10 +72,10 @@ class Config:
 def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
-    init_folder = find_folder(config.init) if config.init else None
+    init_folder = find_folder(config.init, "vae") if config.init else None
     if config.decoder_only and not config.init:
         raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
-    accelerator, folder = begin(config, call, samples, {"init": init_folder})
+    accelerator, folder = begin(config, call, samples, init=("vae", init_folder))
     if accelerator is None:
         return None
 
@@ -91,7 +91,7 @@ def main() -> int | None:
     torch.manual_seed(config.seed)
     levels = len(config.channels)
     if init_folder:
-        vae = models.load_component(str(init_folder), "vae", subfolder=None).train()
+        vae = models.load_network("vae", None, init_folder).train()
     else:
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * levels,

@@ -126,15 +126,12 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     attend = find_attention(config.attention)
     text = PromptEncoder(base, device, dtype)
     text.load()
-    if config.unet:
-        folder = models.find_folder(config.unet)
-        unet = models.load_component(str(folder), "unet", subfolder=None)
-    else:
-        unet = models.load_component(base, "unet")
-    controls = [Control(_load_controlnet(config.controlnet), config.control_scale)]
+    swapped = models.find_folder(config.unet, "unet") if config.unet else None
+    unet = models.load_network("unet", base, swapped)
+    controls = [Control(_load_controlnet(base, config.controlnet), config.control_scale)]
     if config.structure.kind != "none":
         structure = config.structure
-        controls.append(Control(_load_controlnet(structure.controlnet), structure.scale))
+        controls.append(Control(_load_controlnet(base, structure.controlnet), structure.scale))
     vae = models.load_component(base, "vae")
     latent_px = models.latent_factor(vae)
     unit = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
@@ -165,8 +162,8 @@ def guide_from(config: Config) -> int:
     return round(config.steps * config.guide_control_from)
 
 
-def _load_controlnet(name: str) -> Any:
-    return models.load_component(str(models.find_folder(name)), "controlnet", subfolder=None)
+def _load_controlnet(base: str, name: str) -> Any:
+    return models.load_network("controlnet", base, models.find_folder(name, "controlnet"))
 
 
 def align(module: torch.nn.Module) -> None:

@@ -61,36 +61,30 @@ class Inputs:
 
 
 def check_models(config: Config) -> None:
-    """Check the model folders by their config files alone; a hub id is checked when loaded."""
-    base = Path(models.find_base(config.base))
-    control = files.read_json(models.find_folder(config.controlnet) / "config.json")
-    if control.get("conditioning_channels") != CONTROL_CHANNELS:
+    """Check all models by their files alone; a hub id that is not here is checked when fetched."""
+    base = models.find_base(config.base)
+    folder = models.find_folder(config.controlnet, "controlnet")
+    channels = models.read_config(folder, "controlnet")["conditioning_channels"]
+    if channels != CONTROL_CHANNELS:
         raise UserError(
-            f"--controlnet {config.controlnet}: takes {control.get('conditioning_channels')} "
-            f"condition channels, but label control has {CONTROL_CHANNELS}; give a semantic "
-            "ControlNet written by finetune/controlnet.py"
+            f"--controlnet {config.controlnet}: takes {channels} condition channels, but label "
+            f"control has {CONTROL_CHANNELS}; give a semantic ControlNet written by "
+            "finetune/controlnet.py"
         )
+    models.check_fit(f"--controlnet {config.controlnet}", "controlnet", folder, base)
     if config.unet:
-        models.find_folder(config.unet)
+        folder = models.find_folder(config.unet, "unet")
+        models.check_fit(f"--unet {config.unet}", "unet", folder, base)
     if config.structure.kind != "none":
-        folder = models.find_folder(config.structure.controlnet)
-        if files.read_json(folder / "config.json").get("conditioning_channels") != 3:
+        folder = models.find_folder(config.structure.controlnet, "controlnet")
+        if models.read_config(folder, "controlnet")["conditioning_channels"] != 3:
             raise UserError(
                 f"--structure.controlnet {folder}: does not take 3 condition channels; give a "
                 f"ControlNet trained on {config.structure.kind} pictures"
             )
-    if not base.is_dir():
-        return
-    unet = files.read_json(base / "unet" / "config.json")
-    latent_px, unit = models.grid_px(base)
-    check_grid(config, latent_px, unit)
-    control_px = 2 ** (len(control["conditioning_embedding_out_channels"]) - 1)
-    if control_px != latent_px or control["cross_attention_dim"] != unet["cross_attention_dim"]:
-        raise UserError(
-            f"--controlnet {config.controlnet}: does not fit --base {config.base} (latent pixel "
-            f"{control_px} against {latent_px}, text width {control['cross_attention_dim']} "
-            f"against {unet['cross_attention_dim']}); use the base it was trained on"
-        )
+        models.check_fit(f"--structure.controlnet {folder}", "controlnet", folder, base)
+    if (home := models.find_local(base)) is not None:
+        check_grid(config, *models.grid_px(home))
 
 
 def check_output(folder: Path) -> None:
@@ -137,8 +131,10 @@ def model_revisions(config: Config) -> dict[str, str]:
     """Return the revision of every model of the run."""
     base = models.find_base(config.base)
     revisions = {"base": models.revision(base)}
-    revisions["controlnet"] = models.revision(models.find_folder(config.controlnet))
-    unet = models.find_folder(config.unet) if config.unet else None
+    revisions["controlnet"] = models.revision(
+        models.find_folder(config.controlnet, "controlnet")
+    )
+    unet = models.find_folder(config.unet, "unet") if config.unet else None
     revisions["unet"] = models.revision(unet) if unet else "the base's own"
     return revisions
 
@@ -234,6 +230,15 @@ def main() -> int | None:
 
 def fill(config: Config, inputs: Inputs, process_index: int) -> int:
     """Make what is missing in the output folder and return the exit code."""
+    if inputs.missing:
+        controls = [config.controlnet]
+        if config.structure.kind != "none":
+            controls.append(config.structure.controlnet)
+        models.check_loadable(
+            ("base", models.find_base(config.base)),
+            *(("controlnet", models.find_folder(name, "controlnet")) for name in controls),
+            ("unet", models.find_folder(config.unet, "unet") if config.unet else None),
+        )
     revisions = model_revisions(config)
     writer = open_output(config, inputs, revisions, process_index)
     rows, is_main, stopped = inputs.rows, process_index == 0, 0

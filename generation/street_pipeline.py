@@ -49,9 +49,9 @@ class StreetPipeline:
 
     def __init__(self, settings: Config, device: str | torch.device = "cpu") -> None:
         models.find_base(settings.base)
-        models.find_folder(settings.controlnet)
+        models.find_folder(settings.controlnet, "controlnet")
         if settings.unet:
-            models.find_folder(settings.unet)
+            models.find_folder(settings.unet, "unet")
         self.settings, self.device = settings, torch.device(device)
         self._networks: Networks | None = None
 
@@ -151,13 +151,13 @@ class StreetPipeline:
         files.require_writable(Path(folder))
         base = models.find_base(self.settings.base)
         index = models.load_index(base)
-        control = models.find_folder(self.settings.controlnet)
+        control = models.find_folder(self.settings.controlnet, "controlnet")
         names = [name for name in models.COMPONENTS if (index.get(name) or [None])[0]]
         parts = {name: models.load_component(base, name) for name in names}
-        parts["controlnet"] = models.load_component(str(control), "controlnet", subfolder=None)
+        parts["controlnet"] = models.load_network("controlnet", base, control)
         if self.settings.unet:
-            swapped = str(models.find_folder(self.settings.unet))
-            parts["unet"] = models.load_component(swapped, "unet", subfolder=None)
+            swapped = models.find_folder(self.settings.unet, "unet")
+            parts["unet"] = models.load_network("unet", base, swapped)
         parts["scheduler"] = models.load_scheduler(base, index["scheduler"][1])
         if "text_encoder_2" in parts:
             zeros = bool(index.get("force_zeros_for_empty_prompt"))

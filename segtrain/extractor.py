@@ -329,10 +329,7 @@ def load_extractor(
         raise UserError('random_weights: needs training="full"; frozen weights are never stored')
     base = models.find_base(base)
     vae = models.load_component(base, "vae")
-    if unet:
-        network = models.load_component(str(models.find_folder(unet)), "unet", subfolder=None)
-    else:
-        network = models.load_component(base, "unet")
+    network = models.load_network("unet", base, models.find_folder(unet, "unet") if unet else None)
     if random_weights:
         network = type(network).from_config(network.config)
     return DiffusionExtractor(network, vae, Schedule(models.load_scheduler(base)), **options)

@@ -94,7 +94,7 @@ def diffusion_base(recipe: Any) -> dict[str, str]:
     revision = models.revision(models.find_base(backbone["base"]))
     facts = {"base": backbone["base"], "revision": revision}
     if backbone.get("unet"):
-        facts["unet_revision"] = models.revision(models.find_folder(backbone["unet"]))
+        facts["unet_revision"] = models.revision(models.find_folder(backbone["unet"], "unet"))
     return facts
 
 

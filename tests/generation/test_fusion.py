@@ -60,7 +60,7 @@ def test_reference_preset_equals_the_published_loop(networks, tiny_config, make_
     sampler = Sampler(networks, config)
     plain = Plain(
         unet=models.load_component(config.base, "unet"),
-        controlnet=models.load_component(config.controlnet, "controlnet", subfolder=None),
+        controlnet=models.load_network("controlnet", None, config.controlnet),
         vae=networks.vae, scheduler=networks.scheduler, base=TILE, canvas=CANVAS, tile=TILE,
         stride=stride, large_area=config.large_area, guidance_scale=7.5,
         control_scale=config.control_scale,

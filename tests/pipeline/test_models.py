@@ -19,7 +19,21 @@ def test_names_of_bases(tiny_base: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="40-digit commit"):
             models.find_base(name)
     with pytest.raises(UserError, match="has no config.json"):
-        models.find_folder(str(tmp_path))
+        models.find_folder(str(tmp_path), "unet")
+
+
+@pytest.mark.parametrize("kind", ["unet", "vae", "controlnet"])
+def test_the_built_in_network_of_each_kind_has_its_class(kind: str) -> None:
+    folder = models.find_folder("pocket", kind)
+    assert models.read_config(folder, kind)["_class_name"] == models.COMPONENTS[kind]
+
+
+def test_a_network_of_another_kind_is_no_substitute(tiny_base: Path, tiny_controlnet: Path) -> None:
+    for folder, kind in ((tiny_controlnet, "unet"), (tiny_base / "unet", "controlnet")):
+        with pytest.raises(UserError, match=f"is of a .* but a {models.COMPONENTS[kind]}"):
+            models.find_folder(str(folder), kind)
+    with pytest.raises(UserError, match=f"here it is {tiny_base / 'unet'}"):
+        models.find_folder(str(tiny_base), "unet")
 
 
 @pytest.mark.parametrize(("name", "copy"), models.REMOVED.items())

@@ -1,0 +1,78 @@
+"""Base models of the Hugging Face hub, pinned to a commit, as local folders.
+
+Only configs and one set of safetensors per part are fetched: no pickles, no code, no second
+precision. What a machine has already is found without asking the hub.
+"""
+
+from functools import cache
+from pathlib import Path
+
+from pipeline import model_files
+from pipeline.errors import UserError
+from pipeline.identity import BASE_PARTS
+
+
+def split(base: str) -> tuple[str, str] | None:
+    """Return (repository, commit) of a pinned hub id, None for a folder."""
+    repository, _, commit = base.rpartition("@")
+    return (repository, commit) if repository and not Path(base).is_dir() else None
+
+
+def find_local(base: str) -> Path | None:
+    """Return the folder of a base if it is complete on this machine; the hub is not asked."""
+    pinned = split(base)
+    if pinned is None:
+        return Path(base)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(pinned[0], revision=pinned[1], local_files_only=True))
+        model_files.check_base(folder)
+    except (OSError, ValueError, UserError):  # nothing of it is here, or only some
+        return None
+    return folder
+
+
+@cache
+def fetch(base: str) -> Path:
+    """Return the folder of a base, downloaded to the hub's cache if it is not there.
+
+    Raises `UserError` if it cannot be had.
+    """
+    if (found := find_local(base)) is not None:
+        return found
+    from huggingface_hub import HfApi, snapshot_download
+
+    repository, commit = split(base) or (base, "")
+    try:
+        names = HfApi().list_repo_files(repository, revision=commit)
+        return Path(
+            snapshot_download(repository, revision=commit, allow_patterns=choose_files(names))
+        )
+    except Exception as error:  # of the hub's client, its transport and the network below
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"base model {base}: is not in this machine's cache and cannot be fetched ({reason}); "
+            f"run `hf download {repository} --revision {commit}` where the hub is reachable, or "
+            "give a folder"
+        ) from error
+
+
+def choose_files(names: list[str]) -> list[str]:
+    """Return the files of a repository that the parts of a base need, by their names alone."""
+    chosen = ["model_index.json"]
+    for part in BASE_PARTS:
+        inside = [n for n in names if n.startswith(f"{part}/") and n.count("/") == 1]
+        chosen += [n for n in inside if n.endswith((".json", ".txt")) and ".index." not in n]
+        stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+        for mark in ("", ".fp16"):
+            single = f"{part}/{stem}{mark}.safetensors"
+            index = [n for n in inside if n in (f"{part}/{stem}.safetensors.index{mark}.json",
+                                                f"{part}/{stem}{mark}.safetensors.index.json")]  # fmt: skip
+            if single in inside or index:
+                shards = f"{part}/{stem}{mark}-"
+                chosen += [single] if single in inside else [
+                    *index, *(n for n in inside if n.startswith(shards) and n.endswith("tensors"))
+                ]  # fmt: skip
+                break
+    return chosen
