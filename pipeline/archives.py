@@ -5,9 +5,12 @@ can hold is refused. The folder appears under its name when it is whole, or not 
 """
 
 import gzip
+import lzma
 import os
+import shlex
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import uuid
@@ -18,27 +21,47 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline import files
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
+from pipeline.reading import open_regular, pointer_remedy
 
 CHUNK_BYTES = 1 << 20
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 MAX_MEMBERS = 500_000
 MAX_GROWTH = 50  # times the archive's size, on top of the spare: pictures hardly shrink
 SPARE_BYTES = 1 << 30
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError,
-          NotImplementedError, OverflowError, ValueError)  # fmt: skip
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError,
+          EOFError, NotImplementedError, ArithmeticError, LookupError, RecursionError, struct.error,
+          ValueError)  # fmt: skip
+OTHER_FORMATS = {  # sound archives that are not read here, by how they start
+    b"\xfd7zXZ\0": "tar -xJf", b"BZh": "tar -xjf", b"\x28\xb5\x2f\xfd": "tar --zstd -xf",
+    b"7z\xbc\xaf\x27\x1c": "7z x", b"Rar!": "7z x",
+}  # fmt: skip
+
+
+class _Unsupported(Exception):
+    """The archive may be whole, but only another program reads it; holds that command."""
 
 
 class _Bounded:
-    """A tar stream that refuses huge reads: the headers of a tar name their own length."""
+    """A tar stream of bounded length: headers name sizes, and a few bytes of gzip hold many."""
 
-    def __init__(self, stream: Any) -> None:
-        self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
+    def __init__(self, stream: Any, budget: int) -> None:
+        self.tell, self._stream, self._budget = stream.tell, stream, budget
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= 16 * CHUNK_BYTES:
             raise ValueError("a header is too long")
+        self._check(self._stream.tell() + size)
         return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._check(offset)  # tarfile seeks from the start alone
+        return self._stream.seek(offset, whence)
+
+    def _check(self, end: int) -> None:
+        if end > self._budget:
+            raise ValueError("it unpacks to far too much")
 
 
 def unpack(
@@ -60,10 +83,23 @@ def unpack(
             try:
                 for member, stream in _members(name, path, plain):
                     _place(staging, member, stream, path, seen)
-            except DAMAGE as error:
+            except _Unsupported as error:
                 raise UserError(
-                    f"{path}: {error}; nothing was unpacked, get the archive from its source again"
+                    f"{path}: is not a zip, tar or tar.gz that can be read here; unpack it yourself"
+                    f" into {output} ({error} {shlex.quote(path.name)}) and prepare it with "
+                    f"pipeline/prepare.py --root {output}"
                 ) from None
+            except DAMAGE as error:
+                reason = "its headers go too deep" if isinstance(error, RecursionError) else error
+                raise UserError(
+                    f"{path}: {one_line(str(reason))}; nothing was unpacked, get the archive from "
+                    "its source again"
+                ) from None
+        if not seen:
+            raise UserError(
+                f"{', '.join(map(str, sources.values()))}: no file is in it; get the archive from "
+                "its source again"
+            )
         root = staging
         while len(inside := list(root.iterdir())) == 1 and inside[0].is_dir():
             root = inside[0]
@@ -100,8 +136,8 @@ def _place(
 
 def _members(name: str, path: Path, plain: bool) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield (name, content) of the files of a zip, tar or tar.gz while it stays within limits."""
-    budget = SPARE_BYTES + MAX_GROWTH * path.stat().st_size
-    with open(path, "rb") as handle:
+    with open_regular(path) as handle:
+        budget = SPARE_BYTES + MAX_GROWTH * os.fstat(handle.fileno()).st_size
         start = handle.read(512)
         handle.seek(0)
         if plain and not name.lower().endswith(SUFFIXES):
@@ -110,37 +146,45 @@ def _members(name: str, path: Path, plain: bool) -> Iterator[tuple[str, IO[bytes
         if start.startswith(b"PK"):
             found = _zip_members(handle)
         elif start.startswith(b"\x1f\x8b"):
-            found = _tar_members(gzip.GzipFile(fileobj=handle))
+            found = _tar_members(gzip.GzipFile(fileobj=handle), 2 * budget)
         elif start[257:262] == b"ustar":
-            found = _tar_members(handle)
+            found = _tar_members(handle, 2 * budget)  # twice: headers and padding
         else:
+            for mark, command in OTHER_FORMATS.items():
+                if start.startswith(mark):
+                    raise _Unsupported(command)
+            if remedy := pointer_remedy(path):
+                raise UserError(f"{path}: {remedy}")
             raise ValueError("neither a zip, a tar nor a tar.gz file (a saved web page?)")
         for number, (member, size, stream) in enumerate(found):
             budget -= size  # what a member claims; the readers hold it to that
             if number >= MAX_MEMBERS or size < 0 or budget < 0:
                 raise ValueError(f"member {member[:200]!r} makes it unpack to far too much")
-            yield member, stream
+            if stream is not None:
+                yield member, stream
 
 
-def _zip_members(handle: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _zip_members(handle: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     with zipfile.ZipFile(handle) as archive:
         for info in archive.infolist():
             name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
-                raise ValueError(f"member {name!r} is a link, a device or encrypted")
-            if not info.is_dir():
-                yield name, info.file_size, archive.open(info)
+            name = name.replace("\\", "/")  # some programs of Windows write these
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise ValueError(f"member {name!r} is a link or a device")
+            if info.flag_bits & 1 or info.compress_type not in ZIP_METHODS:
+                raise _Unsupported("7z x")
+            folder = name.endswith("/")
+            yield name, info.file_size, None if folder else archive.open(info)
 
 
-def _tar_members(stream: Any) -> Iterator[tuple[str, int, IO[bytes]]]:
-    bounded = _Bounded(stream)
+def _tar_members(stream: Any, budget: int) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    bounded = _Bounded(stream, budget)
     with tarfile.open(fileobj=bounded, mode="r:") as archive:  # type: ignore[call-overload]
         for info in archive:
             if not (info.isreg() or info.isdir()) or info.issparse():
                 raise ValueError(f"member {info.name!r} is a link, a device or sparse")
             content = archive.extractfile(info)
-            if content:
-                yield info.name, info.size, content
+            yield info.name, info.size, content  # of a folder: none
             archive.members.clear()  # tarfile remembers every header
         bounded.seek(archive.offset)
         if bounded.read(512) != bytes(512):  # tarfile takes garbage after a member for the end

@@ -56,14 +56,14 @@ def write_safetensors(path: Path, state: StateDict) -> None:
 def main() -> int | None:
     """Convert one model."""
     config, call = parse(Config, __doc__)
-    settings = files.read_json(config.config_file)
+    settings = files.read_json(config.config_file, dict, remedy="give the model's config.json")
     state = StateDict(config.weights)
     num_bytes = sum(tensor.num_bytes for tensor in state.tensors.values())
     if num_bytes > 4 * config.weights.stat().st_size:  # shared storages are written several times
         raise UserError(f"{config.weights}: its tensors overlap; ask its author for safetensors")
-    if not isinstance(settings, dict):
-        raise UserError(f"{config.config_file}: is no mapping; give the model's config.json")
     entry = state.tensors.get(CONDITION_ENTRY)
+    if entry and len(entry.shape) != 4:
+        raise UserError(f"{config.weights}: {CONDITION_ENTRY} is no kernel of a ControlNet")
     if entry and settings.setdefault("conditioning_channels", entry.shape[1]) != entry.shape[1]:
         raise UserError(
             f"{config.config_file}: conditioning_channels is not the {entry.shape[1]} of the "
@@ -71,7 +71,11 @@ def main() -> int | None:
         )
     target = config.output / f"{config.weights.stem.removeprefix('pytorch_')}.safetensors"
     print(f"{target}: {len(state.tensors)} tensors, {num_bytes / 1e6:.1f} MB")
+    old = config.output / "config.json"
+    if old.exists() and files.read_json(old, dict) != settings:
+        raise UserError(f"{config.output}: holds another model; choose another --output")
     if not call.dry_run:
+        files.require_writable(config.output)
         write_safetensors(target, state)
         files.write_json(config.output / "config.json", settings)
     return 0

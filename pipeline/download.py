@@ -23,6 +23,7 @@ from pipeline.catalogue import load_spec  # noqa: E402
 from pipeline.config import from_mapping, parse  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.fetching import RemoteFile, fetch, verify  # noqa: E402
+from pipeline.git_source import GitSource, check_git, fetch_git  # noqa: E402
 
 DRIVE = "https://drive.usercontent.google.com/download"
 
@@ -62,12 +63,13 @@ class Registration:
 
 @dataclass(frozen=True)
 class Sources:
-    """The `get` block of a data set: one of four ways."""
+    """The `get` block of a data set: one of five ways."""
 
     huggingface: Hub | None = None
     url: tuple[RemoteFile, ...] = ()
     google_drive: RemoteFile | None = None
     registration: Registration | None = None
+    git: GitSource | None = None
 
     def archives(self) -> list[RemoteFile]:
         """Return the archives of the set, each under the name it is kept by."""
@@ -75,6 +77,8 @@ class Sources:
             file = self.google_drive
             address = f"{DRIVE}?id={file.file_id}&export=download&confirm=t"
             return [replace(file, name=file.name or f"{file.file_id}.archive", address=address)]
+        if self.git:
+            return [RemoteFile(name=self.git.name, address=self.git.address)]
         found = self.registration.files if self.registration else self.url
         return [replace(f, name=f.name or PurePosixPath(f.address).name) for f in found]
 
@@ -101,11 +105,15 @@ def read_sources(config: Config) -> Sources:
                 f"https://huggingface.co/datasets/{hub.repo}/commits/main"
             )
         sources = replace(sources, huggingface=hub)
+    if sources.git:
+        check_git(sources.git, where)
     for file in sources.archives():
         if not re.fullmatch(r"\w[\w.-]*", file.name):
             raise UserError(f"{where}: {file.name!r} is no plain file name; give a `name`")
         if file.address.startswith("http:") and not file.has_hash:
             raise UserError(f"{where}: {file.address}: needs https, or a hash to check")
+        if not sources.registration and not re.match("https?://[^/]", file.address):
+            raise UserError(f"{where}: address {file.address!r} is not one of the web")
     return sources
 
 
@@ -155,7 +163,9 @@ def obtain(config: Config, sources: Sources) -> dict[str, Path]:
         path = config.output.with_name(f"{config.output.name}.downloads") / file.name
         if not path.is_file() and config.offline:
             raise UserError(f"{path}: not here, and --offline is set; give it by --archive")
-        if not path.is_file():
+        if not path.is_file() and sources.git:
+            fetch_git(sources.git, path)
+        elif not path.is_file():
             fetch(file, path)
         found[file.name] = path
     return {file.name: found[file.name] for file in wanted}
@@ -166,9 +176,14 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     sources = read_sources(config)
     hub = sources.huggingface
-    facts: dict[str, Any] = {"dataset": config.dataset, "revision": hub.revision if hub else ""}
+    if config.output.name in ("", ".."):
+        raise UserError(f"--output {config.output}: must name a new folder; give its path")
+    pinned = hub or sources.git
+    facts: dict[str, Any] = {
+        "dataset": config.dataset, "revision": pinned.revision if pinned else "",
+    }  # fmt: skip
     marker = config.output / "download.json"
-    if marker.is_file() and facts.items() <= files.read_json(marker).items():
+    if marker.exists() and facts.items() <= files.read_json(marker, dict).items():
         print(f"{config.output}: is complete already")
         return 0
     if config.output.is_file() or (config.output.is_dir() and any(config.output.iterdir())):

@@ -44,6 +44,10 @@ class _Interrupted(Exception):
     """The transfer broke in a way that may pass."""
 
 
+class _Restarted(_Interrupted):
+    """What we had cannot be continued; the next attempt asks for all of the file."""
+
+
 def verify(path: Path, file: RemoteFile, name: str) -> str:
     """Compare length and hash of `path`, called `name`, with what is known; return its SHA-256."""
     found: dict[str, object] = {"bytes": path.stat().st_size}
@@ -67,19 +71,21 @@ def fetch(file: RemoteFile, path: Path, *, timeout_s: float = 60.0, wait_s: floa
 
     path.parent.mkdir(parents=True, exist_ok=True)
     headers = {"Accept-Encoding": "identity", "User-Agent": "streetforge"}
-    num_failures = 0
+    known: dict[str, str] = {}
+    num_failures = num_restarts = 0
     with _own_copy(path, file.has_hash) as own:
         while True:
             before = _size(own)
             try:
-                _attempt(file, own, headers, timeout_s)
+                _attempt(file, own, headers, known, timeout_s)
                 break
             except _Interrupted as error:
                 reason = str(error)
+                num_restarts += isinstance(error, _Restarted)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = type(error).__name__  # its text can hold a signed address
             num_failures = 0 if _size(own) > before else num_failures + 1
-            if num_failures == NUM_ATTEMPTS:
+            if NUM_ATTEMPTS in (num_failures, num_restarts):
                 raise UserError(
                     f"{file.address}: {reason}; run the same command again later, or save the file "
                     "with a browser and give it by --archive"
@@ -118,28 +124,49 @@ def _own_copy(path: Path, keep: bool) -> Iterator[Path]:
             os.rename(own, path.with_name(f"{path.name}.part"))
 
 
-def _attempt(file: RemoteFile, own: Path, headers: dict[str, str], timeout_s: float) -> None:
-    """Ask for what is missing and append it."""
+def _part(file: RemoteFile, answer: Any) -> tuple[int, int]:
+    """Return where the part that a server sends starts, -1 if unsaid, and how long the file is.
+
+    In `bytes a-b/*` the length is not known; b is then its last byte, as we ask for all the rest.
+    """
+    length = answer.headers.get("Content-Length", "")
+    total = int(length) if re.fullmatch("[0-9]{1,15}", length) else file.bytes
+    if answer.status_code != 206:
+        return 0, total
+    numbers = "bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15}|[*])"
+    place = re.fullmatch(numbers, answer.headers.get("Content-Range", ""))
+    if not place:
+        return -1, total
+    return int(place[1]), int(place[2]) + 1 if place[3] == "*" else int(place[3])
+
+
+def _attempt(
+    file: RemoteFile, own: Path, headers: dict[str, str], known: dict[str, str], timeout_s: float
+) -> None:
+    """Ask for what is missing and append it; `known` keeps which version of the file we have."""
     import requests
     from tqdm import tqdm
 
     have = _size(own)
     if have and have == file.bytes:
         return
-    ask = {**headers, "Range": f"bytes={have}-"} if have else headers
+    ask = {**headers, "Range": f"bytes={have}-"} if have else dict(headers)
+    version = known.get("version", "")
+    if have and version and not version.startswith("W/"):
+        ask["If-Range"] = version  # what changed meanwhile comes anew
     with requests.get(file.address, headers=ask, stream=True, timeout=timeout_s) as answer:
         _check_answer(file, answer)
-        place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-        start = int(place[1]) if place else 0
-        if answer.status_code == 416 or start not in (0, have):
-            own.unlink()
-            raise _Interrupted("the server could not continue the file")
-        length = place[2] if place else answer.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else file.bytes
+        start, total = _part(file, answer)
+        version = answer.headers.get("ETag", "") or answer.headers.get("Last-Modified", "")
+        now = {"version": version, "length": str(total)}
+        changed = {**now, **known} != now
+        if answer.status_code == 416 or start not in (0, have) or (start and changed):
+            own.unlink(missing_ok=True)
+            known.clear()
+            raise _Restarted("the server could not continue the file, or changed it meanwhile")
+        known.update(now)
         if not total or (file.bytes and total != file.bytes):
             raise _refusal(file, f"offers {total or '?'} bytes, {file.bytes or '?'} are expected")
-        if answer.headers.get("ETag", "").startswith('"'):
-            headers["If-Range"] = answer.headers["ETag"]  # what changed meanwhile comes anew
         with (
             open(own, "ab" if start else "wb") as handle,
             tqdm(desc=file.name, total=total, initial=start, unit="B", unit_scale=True,

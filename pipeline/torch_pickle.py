@@ -7,6 +7,7 @@ for a flat dict of tensors is understood: everything else is refused, so nothing
 import math
 import pickletools
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.reading import open_regular, refuse_pointer
 
 LARGEST_PICKLE = 64 << 20
+MAX_DIMENSIONS = 16  # numpy reads 64, torch writes more, no network has ten
+LARGEST = 1 << 40  # items of a tensor, or steps of a stride
+NAME_CHARACTERS = 500
 STORAGES = {
     "torch DoubleStorage": ("F64", 8), "torch FloatStorage": ("F32", 4),
     "torch HalfStorage": ("F16", 2), "torch BFloat16Storage": ("BF16", 2),
@@ -26,7 +31,7 @@ STORAGES = {
 REBUILD = "torch._utils _rebuild_tensor_v2"
 DICT = "collections OrderedDict"
 DAMAGE = (zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError, RuntimeError,
-          EOFError)  # fmt: skip
+          ArithmeticError, EOFError, struct.error)  # fmt: skip
 CONSTANTS = {"NEWTRUE": True, "NEWFALSE": False, "NONE": None, "EMPTY_TUPLE": ()}
 
 
@@ -62,8 +67,10 @@ class StateDict:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_pointer(path)
+        handle = open_regular(path, "check --weights")
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(handle)
             (name,) = [n for n in self._zip.namelist() if re.fullmatch(r"[^/]+/data\.pkl", n)]
             self._prefix = name.removesuffix("data.pkl")
             order = f"{self._prefix}byteorder"
@@ -145,6 +152,10 @@ def _read_pickle(data: bytes) -> dict[str, StoredTensor]:
             case "STOP":
                 if not all(type(value) is StoredTensor for value in stack[-1].values()):
                     raise ValueError("it holds more than tensors")
+                for key in stack[-1]:  # the last is how safetensors calls its own remarks
+                    if not 0 < len(key) <= NAME_CHARACTERS or key == "__metadata__":
+                        raise ValueError("a tensor has no name that safetensors can keep")
+                    key.encode()
                 return stack[-1]
             case name:
                 raise ValueError(f"it has the opcode {name}")
@@ -166,10 +177,11 @@ def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
         return {}
     storage, start, shape, strides = arguments[:4]
     numbers = (start, *shape, *strides)
-    sound = type(storage) is _Storage and all(type(n) is int and n >= 0 for n in numbers)
+    sound = type(storage) is _Storage and all(type(n) is int and 0 <= n < LARGEST for n in numbers)
+    sound = sound and len(shape) <= MAX_DIMENSIONS
     if function != _Global(REBUILD) or not sound:
         raise ValueError("it calls something that describes no tensor")
     last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) > storage.num_items or (0 not in shape and last >= storage.num_items):
+    if start > storage.num_items or math.prod(shape) > storage.num_items or (0 not in shape and last >= storage.num_items):
         raise ValueError("a tensor is larger than its storage")
     return StoredTensor(*STORAGES[storage.kind], storage, start, shape, strides)

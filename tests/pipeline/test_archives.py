@@ -1,7 +1,9 @@
 """Archives unpack whole or not at all, and only to plain files below the folder."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import random
 import stat
@@ -117,10 +119,39 @@ def long_header(path: Path) -> Path:
     return path
 
 
+def chained(path: Path) -> Path:
+    """A tar of thousands of extended headers, each about the next one."""
+    record = b"30 path=" + b"a" * 21 + b"\n"
+    info = special("x", tarfile.XHDTYPE)
+    info.size = len(record)
+    path.write_bytes((info.tobuf() + record.ljust(512, b"\0")) * 3000 + bytes(1024))
+    return path
+
+
 BAD = {
     "zip traversal": (zip_of("good", "../evil"), "outside the folder"),
     "zip absolute": (zip_of("/evil"), "outside the folder"),
-    "zip backslash": (zip_of("a\\..\\evil"), "characters"),
+    "zip backslash": (zip_of("a\\..\\evil"), "outside the folder"),
+    "zip share": (zip_of("\\\\server\\evil"), "outside the folder"),
+    "zip empty": (zip_of(), "no file is in it"),
+    "zip of folders": (zip_of("a/", "a/b/"), "no file is in it"),
+    "tar of folders": (tar_of(special("a", tarfile.DIRTYPE)), "no file is in it"),
+    "tar chained headers": (chained, "headers go too deep"),
+    "tar.xz": (lambda p: p.write_bytes(lzma.compress(b"x")) and p, r"tar -xJf x\) and prepare"),
+    "tar.bz2": (lambda p: p.write_bytes(bz2.compress(b"x")) and p, "tar -xjf x"),
+    "7z": (lambda p: p.write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(600)) and p, "7z x x"),
+    "rar": (lambda p: p.write_bytes(b"Rar!" + bytes(600)) and p, "7z x x"),
+    "deflate64": (
+        lambda p: (
+            p.write_bytes(zip_of("e")(p).read_bytes().replace(b"\x14\0\0\0\x08", b"\x14\0\0\0\x09"))
+            and p
+        ),
+        "unpack it yourself into .*7z x x",
+    ),
+    "git lfs pointer": (
+        lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n") and p,
+        "Git LFS pointer.*git lfs pull",
+    ),
     "zip dot": (zip_of("a/./b"), "outside the folder"),
     "zip control character": (zip_of("a\nb"), "characters"),
     "zip link": (zip_of("l", external_attr=link_mode(stat.S_IFLNK)), "link"),
@@ -132,7 +163,7 @@ BAD = {
             )
             and path
         ),
-        "encrypted",
+        "unpack it yourself into .*7z x x",
     ),
     "zip case clash": (zip_of("a/B", "a/b"), "twice"),
     "zip normalisation clash": (zip_of("\u00e9.png", "e\u0301.png"), "twice"),
@@ -168,6 +199,33 @@ def test_bad_archives_are_refused_and_nothing_is_left(name: str, tmp_path: Path)
     assert "\n" not in str(caught.value)
     left = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert left == [source]
+
+
+def test_back_slashes_are_slashes(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "x", {"images\\1.png": b"a", "labels\\": b"", "labels/1.png": b"b"})
+    assert archives.unpack({"x": path}, tmp_path / "out", {}) == 2
+    assert tree(tmp_path / "out") == {"images/1.png": b"a", "labels/1.png": b"b"}
+
+
+def test_a_pipe_is_no_archive(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(UserError, match="is a pipe"):
+        archives.unpack({"x": tmp_path / "x"}, tmp_path / "out", {})
+
+
+def test_folders_and_headers_count_towards_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [special(f"{number}", tarfile.DIRTYPE) for number in range(200)]
+    path = write_tar(tmp_path / "x.gz", ("a", b"x"), *folders)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 100)
+    with pytest.raises(UserError, match="far too much"):
+        archives.unpack({"x": path}, tmp_path / "out", {})
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 10_000)
+    monkeypatch.setattr(archives, "SPARE_BYTES", 1 << 10)
+    monkeypatch.setattr(archives, "MAX_GROWTH", 1)
+    with pytest.raises(UserError, match="far too much"):
+        archives.unpack({"x": path}, tmp_path / "out", {})
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])

@@ -127,6 +127,9 @@ def tensor_pickle(arguments: str, numel: int = 4, key: str = "0") -> bytes:
     return text.encode("latin-1")
 
 
+HUGE = "\x8a\x0a" + "\xff" * 9 + "\x7f"  # opcode LONG1 of a number of ten bytes
+
+
 def save(state: Callable[[Path], Any], **options: Any) -> Callable[[Path, Path], None]:
     return lambda path, canary: torch.save(state(canary), path, **options)
 
@@ -166,7 +169,40 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "no data": (pickled(tensor_pickle("K\0K\4\x85K\1\x85", key="7")), "w is damaged"),
     "cut data": (pickled(tensor_pickle("K\0K\4\x85K\1\x85", numel=5)), "w is damaged"),
     "other zip": (lambda p, _: zipfile.ZipFile(p, "w").writestr("a/b", "x"), "not the zip"),
-    "missing": (lambda p, _: None, "No such file.*check --weights"),
+    "missing": (lambda p, _: None, "no such file; check --weights"),
+    "pipe": (lambda p, _: os.mkfifo(p), "is a pipe.*check --weights"),
+    "folder": (lambda p, _: p.mkdir(), "is a folder.*check --weights"),
+    "pointer": (
+        lambda p, _: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n") and None,
+        "Git LFS pointer.*git lfs pull",
+    ),
+    "70 dimensions": (
+        pickled(tensor_pickle("K\0(" + "K\1" * 70 + "t(" + "K\1" * 70 + "t")), "no tensor"
+    ),
+    "17 dimensions": (
+        pickled(tensor_pickle("K\0(" + "K\1" * 17 + "t(" + "K\1" * 17 + "t")), "no tensor"
+    ),
+    "huge empty": (
+        pickled(tensor_pickle(f"K\0K\0{HUGE}\x86K\1K\1\x86")), "no tensor"
+    ),
+    "huge stride of one item": (pickled(tensor_pickle(f"K\0K\1\x85{HUGE}\x85")), "no tensor"),
+    "huge start of nothing": (
+        pickled(tensor_pickle("J\xff\xff\xff\x7fK\0\x85K\1\x85")), "larger than its storage"
+    ),
+    "stride that leaves the storage": (
+        pickled(tensor_pickle("K\0K\2\x85K\4\x85")), "larger than its storage"
+    ),
+    "shape of text": (pickled(tensor_pickle("K\0X\1\0\0\0a\x85K\1\x85")), "no tensor"),
+    "shape of truth": (pickled(tensor_pickle("K\0\x88\x85K\1\x85")), "no tensor"),
+    "shape is a number": (pickled(tensor_pickle("K\0K\4K\1\x85")), "not the zip file"),
+    "name of safetensors": (
+        pickled(tensor_pickle("K\0K\4\x85K\1\x85").replace(
+            b"X\1\0\0\0w", b"X\x0c\0\0\0__metadata__")), "no name that safetensors can keep"
+    ),
+    "empty name": (
+        pickled(tensor_pickle("K\0K\4\x85K\1\x85").replace(b"X\1\0\0\0w", b"X\0\0\0\0")),
+        "no name that safetensors can keep",
+    ),
 }  # fmt: skip
 
 
@@ -181,6 +217,27 @@ def test_other_pickles_are_refused_and_not_executed(
         convert(weights)
     assert str(weights) in str(caught.value) and "\n" not in str(caught.value)
     assert not canary.exists() and not list(tmp_path.rglob("*.safetensors*"))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (20, 4)])
+def test_a_condition_kernel_of_another_rank_is_one_line(
+    shape: tuple[int, ...], tmp_path: Path, convert: Convert
+) -> None:
+    torch.save({convert_weights.CONDITION_ENTRY: torch.zeros(shape)}, tmp_path / "x.bin")
+    with pytest.raises(UserError, match="is no kernel of a ControlNet"):
+        convert(tmp_path / "x.bin")
+
+
+def test_another_model_in_the_output_is_never_overwritten(
+    tmp_path: Path, convert: Convert
+) -> None:
+    torch.save({"w": torch.zeros(2)}, tmp_path / "x.bin")
+    output = convert(tmp_path / "x.bin", {"_class_name": "A"})
+    before = {p.name: p.read_bytes() for p in output.iterdir()}
+    with pytest.raises(UserError, match="holds another model; choose another --output"):
+        convert(tmp_path / "x.bin", {"_class_name": "B"})
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+    convert(tmp_path / "x.bin", {"_class_name": "A"})
 
 
 def test_the_canary_would_notice(tmp_path: Path) -> None:

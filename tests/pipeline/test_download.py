@@ -4,6 +4,8 @@ import hashlib
 import http.server
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -39,6 +41,11 @@ class Page:
     changes_to: bytes = b""
     """what the file becomes after the first answer"""
     length: bool = True
+    etag: bool = True
+    total: str = ""
+    """what stands for the length in Content-Range; empty: the length"""
+    keeps_changing: bool = False
+    """a new content with each answer, and no heed to If-Range"""
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -68,22 +75,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         page = self.server.pages.get(self.path) or Page(b"", 404)
         data, status, start = page.data, page.status, 0
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
-        changed = self.headers.get("If-Range", etag) != etag
+        changed = self.headers.get("If-Range", etag) != etag and not page.keeps_changing
         if wanted and page.ranges and status == 200 and not changed:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             status = 206 if start < len(data) else 416
         self.send_response(status)
         if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            total = page.total or len(data)
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{total}")
         body = data[start:] if status != 416 else b""
         if page.length:
             self.send_header("Content-Length", str(len(body)))
-        for key, value in {"ETag": etag, **page.headers}.items():
+        tags = {"ETag": etag} if page.etag else {}
+        for key, value in {**tags, **page.headers}.items():
             self.send_header(key, value)
         self.end_headers()
         if with_body:
             self.wfile.write(body[: page.cuts.pop(0)] if page.cuts else body)
             page.data = page.changes_to or page.data
+            if page.keeps_changing:
+                page.data = page.data[1:] + page.data[:1]
         self.close_connection = True
 
 
@@ -167,6 +178,39 @@ def test_file_that_changes_between_attempts_comes_anew(server: Server, tmp_path:
     server.pages["/set.zip"] = Page(cuts=[300_000], changes_to=other)
     fetch(remote(server, sha256=""), tmp_path / "set.zip", wait_s=0)
     assert (tmp_path / "set.zip").read_bytes() == other
+
+
+def test_a_part_of_unsaid_length_is_continued(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page(cuts=[300_000], total="*")
+    fetch(remote(server, sha256=""), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+    assert [wanted for _, wanted in server.log] == ["", "bytes=300000-"]
+
+
+@pytest.mark.parametrize("total", ["?", "a", "12345678901234567890", "-3"])
+def test_a_part_that_does_not_say_where_it_belongs_is_not_used(
+    server: Server, tmp_path: Path, total: str
+) -> None:
+    server.pages["/set.zip"] = Page(cuts=[300_000], total=total)
+    fetch(remote(server, sha256=""), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+    assert [wanted for _, wanted in server.log] == ["", "bytes=300000-", ""]
+
+
+def test_a_shorter_file_between_attempts_comes_anew_without_a_tag(
+    server: Server, tmp_path: Path
+) -> None:
+    other = DATA[::-1][:-5]
+    server.pages["/set.zip"] = Page(cuts=[300_000], changes_to=other, etag=False)
+    fetch(remote(server, sha256=""), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == other
+
+
+def test_a_file_that_never_stays_the_same_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page(cuts=[1000] * 50, keeps_changing=True)
+    with pytest.raises(UserError, match="changed it meanwhile; run the same"):
+        fetch(remote(server, sha256=""), tmp_path / "set.zip", wait_s=0)
+    assert not (tmp_path / "set.zip").exists()
 
 
 def test_two_downloads_at_once_give_one_good_file(server: Server, tmp_path: Path) -> None:
@@ -371,6 +415,18 @@ def test_registration_tells_where_and_what(
         ({"huggingface": {"repo": "a/b", "revision": "main"}}, (), "40-digit revision"),
         ({"huggingface": {"repo": "a/b"}}, ("--archive", "x"), "--archive: has no meaning"),
         ({"google_drive": {"file_id": "F"}}, ("--revision", COMMIT), "--revision: has no"),
+        ({"url": [{"address": "file:///etc/a"}]}, (), "not one of the web"),
+        ({"url": [{"address": "a.zip"}]}, (), "not one of the web"),
+        ({"url": [{"address": "https://a/b.zip", "bytes": 10**30}]}, (), "must be a number from"),
+        ({"url": "https://a/b.zip"}, (), "expected a list"),
+        ({"git": {"address": "ext::sh -c id", "revision": COMMIT}}, (), "plain https address"),
+        ({"git": {"address": "--upload-pack=id"}}, (), "plain https address"),
+        ({"git": {"address": "https://a/b", "revision": "main"}}, (), "40-digit revision"),
+        ({"git": {"address": "https://a/b", "revision": COMMIT}}, (), "names no folders"),
+        ({"git": {"address": "https://a/b", "revision": COMMIT, "folders": ["../x"]}}, (),
+         "plain path"),
+        ({"google_drive": {"file_id": "F"}}, ("--output", "."), "must name a new folder"),
+        ({"google_drive": {"file_id": "F"}}, ("--output", "/"), "must name a new folder"),
     ],
 )
 def test_faults_in_settings(run: Callable, get: Any, flags: tuple[str, ...], message: str) -> None:
@@ -390,6 +446,58 @@ def test_every_get_block_of_the_catalogue_is_sound(name: str) -> None:
     for file in sources.archives():
         assert {len(file.sha256), len(file.md5)} <= {0, 32, 64}
         assert file.address.startswith("https://") or sources.registration
+    if sources.git:
+        assert re.fullmatch("[0-9a-f]{40}", sources.git.revision)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> tuple[Path, str]:
+    """A git repository and the name of its commit."""
+    folder = tmp_path / "origin"
+    for name, data in {"Set/val/1.png": "a", "Set/valannot/1.png": "b", "README": "c"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(data)
+
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(
+            ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "a")
+    git("config", "uploadpack.allowAnySHA1InWant", "true")
+    return folder, git("rev-parse", "HEAD")
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_folders_of_a_pinned_commit_come_by_git_and_then_offline(
+    run: Callable, repository: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, commit = repository
+    address = "https://example.invalid/owner/Set.git"
+    monkeypatch.setenv("GIT_ALLOW_PROTOCOL", "file")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{folder}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", address)
+    get = {"git": {"address": address, "revision": "b" * 40, "folders": ["Set"]}}
+    with pytest.raises(UserError, match="git: .*or clone https://example.invalid/owner/Set.git"):
+        run(get)
+    get["git"]["revision"] = commit
+    code, output = run(get)
+    assert code == 0 and tree(output) == {"val/1.png": b"a", "valannot/1.png": b"b"}
+    assert files.read_json(output / "download.json")["revision"] == commit
+    assert names(output.with_name("set.downloads")) == [f"Set-{commit[:12]}.tar"]
+    shutil.rmtree(output)
+    shutil.rmtree(folder)
+    assert run(get, "--offline", "True")[0] == 0 and (output / "val" / "1.png").exists()
+    shutil.rmtree(output.parent)
+    with pytest.raises(UserError, match="--offline is set"):
+        run(get, "--offline", "True")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(UserError, match="git: is not installed.*clone https://example.invalid"):
+        run(get)
 
 
 def test_output_must_be_new_and_disk_faults_are_named(
