@@ -24,6 +24,7 @@ from pipeline.dataset import DatasetWriter, sample_id, write_card  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
+MAX_PIXELS = 2048 * 4096  # a process needs about 240 bytes for each
 SPLITS = ("source", "collection", "oracle", "dev", *TARGETS)
 
 
@@ -85,15 +86,21 @@ def render_sample(index: int, split: str, size_px: tuple[int, int]):  # noqa: AN
 
 def main() -> int | None:
     from pipeline.pocket.scene import SEEDS_PER_SPLIT
+    from pipeline.preflight import MOST_WORKERS
 
     config, call = parse(Config, __doc__)
     if config.split not in SPLITS:
         raise UserError(f"--split {config.split}: must be one of {', '.join(SPLITS)}")
-    require_positive(config, "n", "workers")
+    require_positive(config, "n")
+    require_between(config, 1, MOST_WORKERS, "workers")
     require_between(config, 1, SEEDS_PER_SPLIT, "n")
     require_between(config, 0, SEEDS_PER_SPLIT - config.n, "first")
-    if min(config.size_px) < 16:
-        raise UserError(f"--size-px {config.size_px}: both sides must be 16 or more")
+    height, width = config.size_px
+    if min(height, width) < 16 or height * width > MAX_PIXELS:
+        raise UserError(
+            f"--size-px {height} {width}: both sides must be 16 or more, together at most "
+            f"{MAX_PIXELS} pixels (2048 x 4096)"
+        )
     if call.dry_run:
         show(config)
         return None

@@ -37,12 +37,13 @@ from pipeline.catalogue import (  # noqa: E402
     list_pairs,
     open_selection,
 )
-from pipeline.config import parse, require_positive, show  # noqa: E402
+from pipeline.config import parse, require_between, show  # noqa: E402
 from pipeline.dataset import read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.reading import open_regular  # noqa: E402
 
 Depth = Literal["headers", "full"]
+MOST_WORKERS = 256
 IMAGE_MODES = ("L", "RGB", "RGBA", "P")
 TAIL_BYTES = 4096  # room for what some programs append after the end of the picture
 JPEG_END = b"\xff\xd9"  # never within compressed data, where ff is followed by 00
@@ -197,7 +198,7 @@ def report(faults: list[Fault], num_pairs: int, remedy: str) -> None:
 
 def main() -> int | None:
     config, call = parse(Config, __doc__)
-    require_positive(config, "workers")
+    require_between(config, 1, MOST_WORKERS, "workers")
     if call.dry_run:
         show(config)
         return None

@@ -33,7 +33,7 @@ from pipeline.catalogue import (  # noqa: E402
     Selection,
     open_selection,
 )
-from pipeline.config import differences, digest, parse, require_positive, show  # noqa: E402
+from pipeline.config import differences, digest, parse, require_between, show  # noqa: E402
 from pipeline.dataset import (  # noqa: E402
     SHARD_SIZE,
     DatasetWriter,
@@ -43,6 +43,7 @@ from pipeline.dataset import (  # noqa: E402
 )
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
 from pipeline.preflight import (  # noqa: E402
+    MOST_WORKERS,
     Fault,
     check_listing,
     in_processes,
@@ -274,7 +275,7 @@ def finish(config: Config, spec: DatasetSpec, folder: Path, label_space: str) ->
 
 def main() -> int | None:
     config, call = parse(Config, __doc__)
-    require_positive(config, "workers")
+    require_between(config, 1, MOST_WORKERS, "workers")
     if call.dry_run:
         show(config)
         return None
