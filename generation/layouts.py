@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ from PIL import Image
 from generation.tiles import resize_nearest
 from pipeline import files, labels
 from pipeline.config import digest
-from pipeline.dataset import check_end, image_size, open_dataset, read_image
+from pipeline.dataset import find_files, open_dataset, require_same_size, say_hidden
 from pipeline.errors import UserError
+from pipeline.images import image_size, read_image
+from pipeline.metadata import is_dataset
 
 CACHE_NAME = "layouts.json"
 
@@ -71,12 +73,15 @@ def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int
     """List the label maps of a dataset folder or of a folder of PNGs, in name order."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of label maps; check --layouts")
-    if any(folder.glob("metadata*.jsonl")):
+    if is_dataset(folder):
         samples = open_dataset(folder, labelled=True)
         found = {str(s.label.relative_to(folder)): s.image for s in samples if s.label}
     else:
-        plain = (p for p in folder.rglob(pattern) if files.TEMPORARY_MARK not in p.name)
-        found = {str(p.relative_to(folder)): None for p in plain}
+        plain, hidden = find_files(folder, (".png",))
+        say_hidden(folder, hidden)
+        names = (path.relative_to(folder) for path in plain)
+        lower = pattern.lower()  # suffixes come in capitals too
+        found = {str(p): None for p in names if PurePosixPath(str(p).lower()).match(lower)}
     names = sorted(found)
     if not names:
         raise UserError(
@@ -174,13 +179,7 @@ def check_pictures(source: LayoutSource) -> None:
 
     def check(name: str, picture: Path) -> None:
         label = source.folder / name
-        size, expected = image_size(picture), image_size(label)
-        if size != expected:
-            raise UserError(
-                f"{picture}: picture is {size[0]}x{size[1]} but its label map {label} is "
-                f"{expected[0]}x{expected[1]}; both must have the same size"
-            )
-        check_end(picture)
+        require_same_size(image_size(picture), image_size(label), label)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         list(pool.map(check, source.names, source.pictures))

@@ -9,23 +9,29 @@ file per process, and a row is written only when the files it names are on the d
 be absent in an unlabelled picture collection.
 """
 
-import contextlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import yaml
 
-from pipeline import files, labels
+from pipeline import files, images, labels
 from pipeline.errors import UserError
+from pipeline.images import read_image as read_image  # beside read_pair
+from pipeline.metadata import encode_row, is_dataset, is_ok, metadata_files, seal
+from pipeline.metadata import read_rows as read_rows
+from pipeline.paths import Enclosure
+from pipeline.proof import Proof
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
-JPEG_END = b"\xff\xd9"
-END_BYTES = 64  # of a picture in which its end mark is looked for
+THREADS = 8  # that check files
+METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(64))]
+MAX_FOLDERS = 20_000  # that are looked through for images
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,14 @@ class Sample:
     image: Path
     label: Path | None
     row: dict[str, Any]
+    state: str = ""
+    """of its files, by names, sizes and times: see `pipeline.proof`"""
+    folder: Path | None = None
 
     @property
     def caption(self) -> str:
         """The prompt or caption of the row, empty if it has none."""
-        return str(self.row.get("prompt", ""))
+        return self.row.get("prompt") or ""
 
 
 def sample_id(index: int) -> str:
@@ -48,143 +57,148 @@ def sample_id(index: int) -> str:
     return f"{index:08d}"
 
 
-def seal(row: dict[str, Any]) -> dict[str, Any]:
-    """Return `row` as JSON gives it back, with a hash of all its other values."""
-    plain = json.loads(json.dumps({k: v for k, v in row.items() if k != "row_sha256"}))
-    return plain | {"row_sha256": files.sha256(json.dumps(plain, sort_keys=True).encode())}
-
-
-def is_sealed(row: dict[str, Any]) -> bool:
-    """Tell whether the hash of a row is right; rows of others may have none."""
-    return "row_sha256" not in row or seal(row)["row_sha256"] == row["row_sha256"]
-
-
-def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read the rows of all metadata files, by id; a torn last line is ignored.
-
-    Of several rows with one id, an `ok` row wins over a failed one. A broken line elsewhere is a
-    `UserError`.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("metadata*.jsonl")):
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                key = row["id"]
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-                if number == len(lines):
-                    continue  # no newline yet: the writer died here, the sample does not exist
-                raise UserError(f"{path}:{number}: broken row; remove that line") from None
-            if key not in rows or rows[key].get("status") != "ok":
-                rows[key] = row
-    return rows
-
-
 def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
     """List the `ok` samples of a dataset folder in id order.
 
-    Raises `UserError` if the folder or its metadata is missing, if it is empty, or if `labelled`
-    is asked for and a row has no label.
+    Raises `UserError` if the folder or its metadata is missing, if it is empty, if `labelled` is
+    asked for and a row has no label, or if a row names what is no regular file of the folder.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such dataset folder; check the path or create it first")
-    if not any(folder.glob("metadata*.jsonl")):
-        raise UserError(f"{folder}: has no metadata.jsonl; is this a dataset folder?")
-    samples = []
+    metadata_files(folder)
+    enclosure, samples = Enclosure(folder), []
     for key, row in sorted(read_rows(folder).items()):
-        if row.get("status", "ok") != "ok":
+        if not is_ok(row):
             continue
-        name = row.get("label_file_name")
-        if labelled and not name:
+        if labelled and not row.get("label_file_name"):
             raise UserError(f"{folder}: sample {key} has no label; a labelled dataset is needed")
-        samples.append(
-            Sample(key, folder / row["image_file_name"], folder / name if name else None, row)
-        )
+        samples.append(_open_sample(folder, key, row, enclosure))
     if not samples:
         raise UserError(f"{folder}: holds no finished sample; run the stage that writes it")
     return samples
 
 
+def _open_sample(folder: Path, key: str, row: dict[str, Any], enclosure: Enclosure) -> Sample:
+    facts: list[object] = []
+    for kind in ("image", "label"):
+        if name := row.get(f"{kind}_file_name"):
+            try:
+                found = enclosure.find(name)
+            except UserError as error:
+                raise UserError(f"{folder / name}: {kind} of sample {key} {error}") from None
+            facts += [name, found.st_size, found.st_mtime_ns]
+    label = row.get("label_file_name")
+    return Sample(
+        key, folder / row["image_file_name"], folder / label if label else None, row,
+        Proof.state_of(facts), folder,
+    )  # fmt: skip
+
+
+def find_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Return the files below a folder whose names end so, in any case, and hidden things left out.
+
+    Links to folders are followed, each folder once, but none that holds `folder` itself. Both
+    lists are in name order.
+    """
+    top = os.path.realpath(folder)
+    found, hidden, seen = [], [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        above = real != top and os.path.commonpath((real, top)) == real
+        if above or real in seen or len(seen) >= MAX_FOLDERS:
+            folders.clear()
+            continue
+        seen.add(real)
+        hidden += [Path(place, name) for name in (*folders, *names) if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown = (n for n in names if not n.startswith(".") and files.TEMPORARY_MARK not in n)
+        found += [Path(place, name) for name in shown if name.lower().endswith(tuple(suffixes))]
+    if len(seen) >= MAX_FOLDERS:
+        raise UserError(f"{folder}: holds {MAX_FOLDERS} folders and more; name the right one")
+    return sorted(found), sorted(hidden)
+
+
+def say_hidden(folder: Path, hidden: Sequence[Path]) -> None:
+    """Say on stderr which hidden files and folders are left out, if there are any."""
+    if hidden:
+        some = ", ".join(ascii(str(path.relative_to(folder)))[1:-1] for path in hidden[:3])
+        more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
+        print(f"notice: {folder}: hidden, left out: {some}{more}", file=sys.stderr)
+
+
 def find_pictures(folder: Path) -> list[Path]:
-    """List the pictures of a dataset folder, or all PNG and JPEG files of any other folder."""
+    """List the pictures of a dataset folder, or all PNG and JPEG files of any other folder.
+
+    Hidden files and folders, which systems and editors leave behind, are not among them.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a dataset folder or one with pictures")
-    if any(folder.glob("metadata*.jsonl")):
+    if is_dataset(folder):
         return [sample.image for sample in open_dataset(folder, labelled=False)]
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    found, hidden = find_files(folder, images.SUFFIXES)
+    say_hidden(folder, hidden)
     if not found:
         raise UserError(f"{folder}: holds no PNG or JPEG file; check the path")
     return found
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a PNG or JPEG; what is wrong with it, here or while it is decoded, names the file."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            yield image
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image; re-create the sample") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); re-create the file") from None
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image file as HxWx3 uint8 RGB, or raise `UserError` naming it."""
-    with _opened(path) as image:
-        if image.width * image.height > labels.MAX_PIXELS:
-            raise UserError(f"{path}: more than {labels.MAX_PIXELS} pixels; scale it down")
-        return np.array(image.convert("RGB"))
+def require_same_size(image: tuple[int, int], label: tuple[int, int], path: Path) -> None:
+    """Raise `UserError` unless (width, height) of an image and of its label at `path` agree."""
+    if image != label:
+        raise UserError(
+            f"{path}: label is {label[0]}x{label[1]} but its image is {image[0]}x{image[1]}; both "
+            "must have the same size"
+        )
 
 
 def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Read (image HxWx3 RGB, label HxW train ids) and check that the sizes agree."""
     assert sample.label is not None
     image, label = read_image(sample.image), labels.read_label(sample.label)
-    if image.shape[:2] != label.shape:
-        raise UserError(
-            f"{sample.label}: label is {label.shape[1]}x{label.shape[0]} but its image is "
-            f"{image.shape[1]}x{image.shape[0]}; both must have the same size"
-        )
+    require_same_size(image.shape[1::-1], label.shape[::-1], sample.label)
     return image, label
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return the (width, height) of a PNG or JPEG by its header, or raise `UserError` naming it."""
-    with _opened(path) as image:
-        return image.size
-
-
-def check_end(path: Path) -> None:
-    """Raise `UserError` if a PNG or JPEG stops in the middle; one with its end is not decoded."""
-    with open(path, "rb") as handle:
-        mark = labels.PNG_END if handle.read(4) == b"\x89PNG" else JPEG_END
-        handle.seek(max(0, handle.seek(0, os.SEEK_END) - END_BYTES))
-        tail = handle.read()
-    if mark not in tail:
-        read_image(path)  # more padding than that is no fault, and a fault gets its reason
-
-
-def check_dataset(samples: list[Sample]) -> None:
-    """Read every label and the head and end of every image before any weights load.
-
-    The first fault is raised.
-    """
-    for sample in samples:
-        size = image_size(sample.image)
-        check_end(sample.image)
-        if sample.label is None:
-            continue
+def check_sample(sample: Sample) -> None:
+    """Read a sample's label and the head and end of its image; `UserError` names what is wrong."""
+    header = images.read_header(sample.image)
+    with images.naming(sample.image, "image"):
+        images.check_image_mode(header.mode)
+    if sample.label is not None:
         label = labels.read_label(sample.label)
-        if size != label.shape[::-1]:
-            raise UserError(
-                f"{sample.label}: label is {label.shape[1]}x{label.shape[0]} but its image is "
-                f"{size[0]}x{size[1]}; both must have the same size"
-            )
+        size = (header.width, header.height)
+        require_same_size(size, label.shape[::-1], sample.label)
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Read the head and end of image files before any weights load; the first fault is raised."""
+    check_dataset([Sample(path.stem, path, None, {}) for path in paths])
+
+
+def check_dataset(samples: Sequence[Sample]) -> None:
+    """Check samples before any weights load; the first fault in their order is raised.
+
+    Those that the proof of their folder covers are not read again (`pipeline.proof`). Of the
+    processes of a run the first one checks; the others wait for it at their first exchange.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    proofs = {folder: Proof.read(folder) for folder in {s.folder for s in samples} if folder}
+    todo = [s for s in samples if s.folder is None or not proofs[s.folder].covers(s.id, s.state)]
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        for _ in pool.map(check_sample, todo):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for folder, proof in proofs.items():
+        proof.add({s.id: s.state for s in todo if s.folder == folder})
+
+
+def prove_checked(folder: Path, ids: set[str]) -> None:
+    """Keep that samples are sound, by the program that has just read or written them."""
+    if ids:
+        samples = open_dataset(folder, labelled=False)
+        Proof.read(folder).add({s.id: s.state for s in samples if s.id in ids})
 
 
 class DatasetWriter:
@@ -211,17 +225,16 @@ class DatasetWriter:
         files.require_writable(folder)
         run_file, classes_file = folder / "run.json", folder / "classes.json"
         self.digest = digest(config)
+        record = {**(facts or {}), "config": config, "digest": self.digest}
         if not run_file.exists():
             others = any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir())
             if others and not run_file.exists():  # a run that starts beside us writes it first
-                raise UserError(
-                    f"{folder}: is not empty and has no run.json; choose another folder"
-                )
-            files.create(
-                run_file,
-                files.json_bytes({**(facts or {}), "config": config, "digest": self.digest}),
-            )
-        lines = differences(files.read_json(run_file).get("config", {}), config)
+                self._restore(run_file, record, "is not empty and has no run.json")
+            files.create(run_file, files.json_bytes(record))
+        stored = _read_record(run_file)
+        if stored is None:
+            self._restore(run_file, record, "has a damaged run.json")
+        lines = differences(stored["config"], config) if stored else []
         if lines:
             raise UserError(
                 f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another "
@@ -233,6 +246,17 @@ class DatasetWriter:
                 classes_file, {"names": list(labels.CLASS_NAMES), "palette": palette, "void": 255}
             )
 
+    def _restore(self, path: Path, record: dict[str, Any], problem: str) -> None:
+        """Write run.json anew if the rows prove that they are of this run, else raise."""
+        digests = {row.get("digest") for row in read_rows(self.folder).values()}
+        if digests != {self.digest}:
+            raise UserError(
+                f"{self.folder}: {problem}; restore that file from a copy, repeat the very command "
+                "that made the folder, or choose another folder"
+            )
+        files.write_json(path, record)
+        print(f"notice: {path}: written anew, all rows are of this run", file=sys.stderr)
+
     @property
     def metadata(self) -> Path:
         """The metadata file of this process."""
@@ -240,7 +264,7 @@ class DatasetWriter:
 
     def done_ids(self) -> set[str]:
         """Return the ids that have an `ok` row in any metadata file of the folder."""
-        return {k for k, row in read_rows(self.folder).items() if row.get("status") == "ok"}
+        return {k for k, row in read_rows(self.folder).items() if is_ok(row)}
 
     def write(
         self, index: int, image: np.ndarray, label: np.ndarray | None, row: dict[str, Any]
@@ -287,7 +311,7 @@ class DatasetWriter:
         if not self._clean:
             repair_tail(path)
         size = path.stat().st_size if path.exists() else None
-        lines = "".join(json.dumps(seal(row), sort_keys=True) + "\n" for row in rows)
+        lines = "".join(encode_row(seal(row)) for row in rows)
         self._clean = False
         try:
             files.write_data(path, lines.encode(), os.O_APPEND)
@@ -301,6 +325,15 @@ class DatasetWriter:
         self._clean = True
 
 
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Return the content of a run.json, None if it is damaged."""
+    try:
+        record = files.read_json(path, dict)
+    except UserError:
+        return None
+    return record if isinstance(record.get("config"), dict) else None
+
+
 def repair_tail(path: Path) -> None:
     """Cut a torn last line that a killed writer left, so that appending starts cleanly."""
     if not path.exists():
@@ -312,6 +345,30 @@ def repair_tail(path: Path) -> None:
         files.sync_file(path)
 
 
+def card_header(title: str, configs: list[dict[str, Any]] | None = None) -> str:
+    """Return the YAML that the Hugging Face hub and `datasets.load_dataset` read of a card.
+
+    `configs` say how files become splits; the default fits a dataset folder, merged or not, whose
+    labels would else be taken for images.
+    """
+    of_folder = {
+        "config_name": "default",
+        "data_files": [{"split": "train", "path": "**"}],
+        "metadata_filenames": METADATA_NAMES,
+        "filters": [["status", "==", "ok"]],
+    }
+    header = {
+        "pretty_name": title,
+        "license": "other",
+        "task_categories": ["image-segmentation"],
+        "tags": ["semantic-segmentation", "street-scenes"],
+        "configs": [of_folder] if configs is None else configs,
+    }
+    text = yaml.safe_dump(header, sort_keys=False, default_flow_style=None, width=10_000)
+    return f"---\n{text}---\n"
+
+
 def write_card(folder: Path, title: str, text: str) -> None:
     """Write the dataset card."""
-    files.write_bytes(folder / "README.md", f"# {title}\n\n{text.strip()}\n".encode())
+    card = f"{card_header(title)}# {title}\n\n{text.strip()}\n"
+    files.write_bytes(folder / "README.md", card.encode())

@@ -20,14 +20,15 @@ may share an output: --split val.
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import exporters, files, panoptic, shards  # noqa: E402
+from pipeline import exporters, files, images, labels, panoptic, shards  # noqa: E402
 from pipeline.config import (  # noqa: E402
     differences,
     digest,
@@ -36,7 +37,7 @@ from pipeline.config import (  # noqa: E402
     show,
     to_mapping,
 )
-from pipeline.dataset import Sample, open_dataset  # noqa: E402
+from pipeline.dataset import Sample, open_dataset, require_same_size  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 
 WRITERS: dict[str, Callable[[exporters.Job], str]] = {
@@ -94,18 +95,41 @@ def check(config: Config) -> None:
 
 
 def read_samples(config: Config) -> list[Sample]:
-    """List the samples, whose ids must be fit for names and whose files must be there."""
+    """List the samples, whose ids must be fit for names and whose files must be whole."""
     samples = open_dataset(config.data, labelled=config.format not in WITHOUT_LABELS)
+    seen: dict[str, str] = {}
     for sample in samples:
         if not re.fullmatch("[A-Za-z0-9_-]+", sample.id):
             raise UserError(
                 f"{config.data}: id {sample.id!r} is no file name that all readers split alike; "
                 "use letters, digits, _ and -"
             )
-        for path in (sample.image, sample.label):
-            if path and not path.is_file():
-                raise UserError(f"{path}: is missing; see pipeline/verify.py --repair")
-    return samples
+        if (other := seen.setdefault(sample.id.lower(), sample.id)) != sample.id:
+            raise UserError(
+                f"{config.data}: ids {other} and {sample.id} differ in capitals alone, which some "
+                "file systems do not tell apart; rename one of them"
+            )
+        if sample.image.suffix.lower() not in images.SUFFIXES:
+            raise UserError(f"{sample.image}: has none of the suffixes {', '.join(images.SUFFIXES)}")
+    pool = ThreadPoolExecutor(exporters.THREADS)
+    try:
+        return list(pool.map(check_files, samples))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_files(sample: Sample) -> Sample:
+    """Return the sample, its row with the size of its image; damaged files are refused."""
+    header = images.read_header(sample.image)
+    size = header.width, header.height
+    with images.naming(sample.image, "image"):
+        images.check_image_mode(header.mode)
+    if sample.label:
+        of_label = images.read_header(sample.label, "label")
+        with images.naming(sample.label, "label"):
+            labels.check_label_mode(of_label.mode, colors=False)
+        require_same_size(size, (of_label.width, of_label.height), sample.label)
+    return replace(sample, row={**sample.row, "width": size[0], "height": size[1]})
 
 
 def open_output(config: Config, samples: list[Sample]) -> Path:
@@ -117,8 +141,8 @@ def open_output(config: Config, samples: list[Sample]) -> Path:
     settings = {k: v for k, v in to_mapping(config).items() if k not in ("output", "workers")}
     record = {**settings, "data": str(Path(config.data).resolve()), "samples": len(samples)}
     record["rows"] = digest([exporters.facts(sample) for sample in samples])
-    others = [files.read_json(other) for other in folder.glob("export*.json")]
-    if path.exists() and (lines := differences(files.read_json(path), record)):
+    others = [files.read_json(other, dict) for other in sorted(folder.glob("export*.json"))]
+    if path.exists() and (lines := differences(files.read_json(path, dict), record)):
         raise UserError(
             f"{folder}: holds another export ({'; '.join(lines[:6])}); choose another --output"
         )

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import class_stats, files, labels
-from pipeline.dataset import SHARD_SIZE, Sample
+from pipeline import class_stats, files, images, labels
+from pipeline.dataset import SHARD_SIZE, Sample, card_header
 from pipeline.errors import UserError
 from pipeline.preflight import in_processes
 
 OWN_KEYS = (
     "status", "error", "image_file_name", "label_file_name", "row_sha256", "class_pixels",
     "seconds", "drawn_at",
+)  # fmt: skip
+TEXTS = (
+    "id", "prompt", "condition", "look", "time", "place", "source_label", "digest",
+    "image_sha256", "label_sha256",
 )  # fmt: skip
 THREADS = 8
 
@@ -30,7 +34,7 @@ class Job:
     samples: list[Sample]
     output: Path
     split: str
-    link: Literal["hard", "copy", "symlink"]
+    link: files.Placing
     shard_samples: int
     shard_mb: int
     workers: int
@@ -47,19 +51,30 @@ def facts(sample: Sample) -> dict[str, Any]:
 
 
 def table(samples: list[Sample]) -> list[dict[str, Any]]:
-    """Return the facts of all samples as a table: each column everywhere and of one simple type.
+    """Return a row of the same columns and types for each sample, whatever its set knows of it.
 
-    Lists and mappings become JSON text, and so does a column of several types.
+    Splits that are exported one by one, of different sets even, then have equal features: text is
+    empty where a set does not say it, and all else is JSON in `facts`.
     """
-    rows = [facts(sample) for sample in samples]
-    for key in dict.fromkeys(key for row in rows for key in row):
-        kinds = {type(row[key]) for row in rows if row.get(key) is not None}
-        plain = len(kinds) <= 1 or kinds == {int, float}
-        as_text = not plain or bool(kinds & {list, dict})
-        for row in rows:
-            value = row.get(key)
-            row[key] = json.dumps(value) if as_text and value is not None else value
+    rows = []
+    for sample in samples:
+        known = facts(sample)
+        row: dict[str, Any] = {name: str(known.pop(name, None) or "") for name in TEXTS}
+        row |= {name: known.pop(name) for name in ("height", "width")}
+        rows.append({**row, "facts": json.dumps(known, sort_keys=True)})
     return rows
+
+
+def write_hub_card(job: Job) -> None:
+    """Write README.md with the header that the Hugging Face hub reads, unless there is one."""
+    path, title = job.output / "README.md", "Street scenes with label maps"
+    if not path.exists():
+        text = (
+            "Labels are the 19 Cityscapes train ids, 255 is void. Licence: that of the exported "
+            "set, see its card. Columns: what most sets know of a sample; all else is JSON in "
+            "`facts`."
+        )
+        files.write_bytes(path, f"{card_header(title, [])}# {title}\n\n{text}\n".encode())
 
 
 def image_suffix(job: Job) -> str:
@@ -152,6 +167,7 @@ def write_imagefolder(job: Job) -> str:
             row["label_file_name"] = f"labels/{place}.png"
         lines.append(json.dumps(row) + "\n")
     files.write_changed(job.output / job.split / "metadata.jsonl", "".join(lines).encode())
+    write_hub_card(job)
     return f'datasets.load_dataset("imagefolder", data_dir="{job.output}")'
 
 
@@ -168,7 +184,8 @@ def read_checked(sample: Sample, kind: Literal["image", "label"]) -> bytes:
     """Return the bytes of a picture or label, which its row's hash must match."""
     path = sample.image if kind == "image" else sample.label
     assert path is not None
-    data = path.read_bytes()
-    if sample.row.get(f"{kind}_sha256", digest := files.sha256(data)) != digest:
+    data = images.read_file(path)
+    stated = sample.row.get(f"{kind}_sha256")
+    if stated is not None and stated != files.sha256(data):
         raise UserError(f"{path}: differs from its {kind}_sha256; run pipeline/verify.py")
     return data

@@ -25,6 +25,8 @@ TEMPORARY_MARK = ".part-"
 ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRANSIENT = (errno.EIO, errno.ESTALE)  # often gone a second later on network file systems
+Placing = Literal["hard", "copy", "symlink"]
+"""How a file gets a second name."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of some file systems
 
 
@@ -146,7 +148,18 @@ def create(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def place(source: Path, target: Path, how: Literal["hard", "copy", "symlink"] = "hard") -> None:
+def can_link(source: Path, folder: Path) -> bool:
+    """Tell whether the file system gives a hard link to `source` in `folder`."""
+    probe = temporary_name(folder / ".link")
+    try:
+        os.link(source.resolve(), probe)
+    except OSError:
+        return False
+    probe.unlink()
+    return True
+
+
+def place(source: Path, target: Path, how: Placing = "hard") -> None:
     """Give a file a second name; copy it where the file system has no hard link for it."""
     with replacing(target) as temporary:
         if how == "symlink":

@@ -6,17 +6,15 @@ written back into a label.
 """
 
 import functools
-import io
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
+from pipeline import images
 from pipeline.errors import UserError
-from pipeline.reading import read_bytes, read_json
+from pipeline.reading import read_json
 from pipeline.yaml_files import load_yaml
 
 if TYPE_CHECKING:
@@ -40,12 +38,9 @@ NUM_CLASSES = len(CLASS_NAMES)
 VOID = 255
 CONTROL_CHANNELS = NUM_CLASSES + 1
 SMALL_CLASSES = (5, 6, 7, 11, 12)  # pole, traffic light, traffic sign, person, rider
-MAX_PIXELS = 40_000_000  # refuse decompression bombs well below Pillow's own limit
-MAX_LABEL_BYTES = 512 << 20  # of a label file, more than MAX_PIXELS of 16-bit RGB need
 ID_MODES = ("L", "P", "RGB;16")  # the last is SYNTHIA's: the class is in the first channel
 WIDE_MODES = ("RGB", "RGBA", "LA", "I;16")  # ids that programs left in several channels or bytes
 COLOR_MODES = ("RGB", "RGBA", "P")
-PNG_END = b"IEND\xaeB`\x82"
 _NOT_AN_ID = 254  # in the tables of label spaces: reading refuses the id or colour
 
 
@@ -247,20 +242,6 @@ def check_ids(label: np.ndarray, name: str) -> None:
         )
 
 
-def png_header(head: bytes) -> tuple[int, int, str]:
-    """Return (width, height, mode) of a PNG from its first 26 bytes, or raise `ValueError`.
-
-    The mode is Pillow's; other than 8 bits a channel are marked, as in "RGB;16", palettes never.
-    """
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or len(head) < 26:
-        raise ValueError("no PNG header")
-    width, height, bits, kind = struct.unpack(">IIBB", head[16:26])
-    mode = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(kind, "unknown")
-    if bits != 8 and mode != "P":
-        mode = "I;16" if (mode, bits) == ("L", 16) else f"{mode};{bits}"
-    return width, height, mode
-
-
 def check_label_mode(mode: str, *, colors: bool, converted: bool = False) -> None:
     """Raise `UserError` (without a file name) unless labels of this PNG mode can be read.
 
@@ -286,14 +267,19 @@ def read_label(path: str | Path, table: np.ndarray | None = None) -> np.ndarray:
     empty, and 16-bit grey. Raises `UserError` naming the file for unreadable files, wrong modes
     and ids or colours outside the table.
     """
+    return decode_label(images.read_file(path), path, table)
+
+
+def decode_label(data: bytes, path: str | Path, table: np.ndarray | None = None) -> np.ndarray:
+    """Do what `read_label` does with the bytes of the file, which messages call `path`."""
     colors = table is not None and table.size > 256
-    data = read_bytes(Path(path), MAX_LABEL_BYTES, "check the folder or re-create the label")
-    try:
-        codes = _decode(data, colors, table is not None)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable PNG ({error}); re-create the file") from None
+    with images.naming(path, "PNG"):
+        header = images.header_of(data)
+        check_label_mode(header.mode, colors=colors, converted=table is not None)
+        images.check_size(header)
+        codes = images.decode_codes(data, header, colors=colors)
+        if not colors:
+            codes = _single_channel(codes, header.mode)
     label = codes if table is None else np.take(table, codes)
     if table is not None and (unknown := label == _NOT_AN_ID).any():
         found = np.unique(codes[unknown])[:8].tolist()
@@ -307,25 +293,6 @@ def read_label(path: str | Path, table: np.ndarray | None = None) -> np.ndarray:
     return label
 
 
-def _decode(data: bytes, colors: bool, converted: bool) -> np.ndarray:
-    """Return the HxW ids of PNG bytes, or colours as r + 256 g + 65536 b."""
-    width, height, mode = png_header(data)
-    check_label_mode(mode, colors=colors, converted=converted)
-    if not 0 < width * height <= MAX_PIXELS:
-        raise UserError(f"has {width}x{height} pixels, more than {MAX_PIXELS}; is this a label map?")
-    if mode == "RGB;16":  # Pillow keeps the high bytes only, and OpenCV decodes truncated files
-        import cv2
-
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is None or PNG_END not in data:
-            raise ValueError("truncated")
-        return np.minimum(pixels[..., 2], _NOT_AN_ID).astype(np.uint8)  # BGR
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        if colors:
-            return np.array(image.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
-        return _single_channel(np.array(image), mode)
-
-
 def _single_channel(pixels: np.ndarray, mode: str) -> np.ndarray:
     """Return HxW uint8 ids of decoded pixels that may have channels or two bytes."""
     if mode == "I;16":
@@ -335,6 +302,8 @@ def _single_channel(pixels: np.ndarray, mode: str) -> np.ndarray:
                 "map of classes"
             )
         return pixels.astype(np.uint8)
+    if mode == "RGB;16":
+        return np.minimum(pixels[..., 0], _NOT_AN_ID).astype(np.uint8)
     if pixels.ndim == 2:
         return pixels
     if mode != "LA":

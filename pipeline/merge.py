@@ -18,7 +18,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.config import parse, show  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.rows import choose, scan_rows, write_merged  # noqa: E402
+from pipeline.rows import choose, require_ours, scan_rows, write_merged  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,15 @@ def main() -> int | None:
         raise UserError("--data: no folder given; name the dataset folder to merge")
     folder = Path(config.data)
     scan = scan_rows(folder)
+    require_ours(folder, scan)
     broken = [fault for fault in scan.faults if fault.kind != "torn"]
     if broken:
         raise UserError(
             f"{broken[0]} ({len(broken)} such rows); run pipeline/verify.py --data {folder} "
             "--repair first"
         )
+    if not scan.rows:
+        raise UserError(f"{folder}: its metadata holds no row; run the stage that writes it")
     rows = [choose(found) for found in scan.rows.values()]
     num_parts = write_merged(folder, rows, scan.sizes)
     print(f"{folder}: {len(rows)} rows in metadata.jsonl, {num_parts} other files merged into it")

@@ -26,9 +26,9 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from PIL import Image  # noqa: E402
+import numpy as np  # noqa: E402
 
-from pipeline import labels  # noqa: E402
+from pipeline import images, labels  # noqa: E402
 from pipeline.catalogue import (  # noqa: E402
     DatasetSpec,
     Listing,
@@ -38,15 +38,12 @@ from pipeline.catalogue import (  # noqa: E402
     open_selection,
 )
 from pipeline.config import parse, require_between, show  # noqa: E402
-from pipeline.dataset import read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.reading import open_regular  # noqa: E402
+from pipeline.images import read_image  # noqa: E402
+from pipeline.reading import shortened  # noqa: E402
 
 Depth = Literal["headers", "full"]
 MOST_WORKERS = 256
-IMAGE_MODES = ("L", "RGB", "RGBA", "P")
-TAIL_BYTES = 4096  # room for what some programs append after the end of the picture
-JPEG_END = b"\xff\xd9"  # never within compressed data, where ff is followed by 00
 
 
 @dataclass(frozen=True)
@@ -71,53 +68,36 @@ class Config(Selection):
     """processes"""
 
 
-def read_header(path: Path) -> tuple[int, int, str]:
-    """Return (width, height, mode) of a whole PNG or JPEG, or raise a nameless `UserError`."""
-    try:
-        if not path.exists():
-            raise UserError("is missing; restore it, or remove its partner")
-        with open_regular(path) as handle:
-            head = handle.read(32)
-            size = handle.seek(0, 2)
-            handle.seek(max(0, size - TAIL_BYTES))
-            tail = handle.read()
-        if head[:2] == JPEG_END[:1] + b"\xd8":
-            end = JPEG_END
-            with Image.open(path, formats=("JPEG",)) as image:
-                width, height, mode = *image.size, image.mode
-        else:
-            end = labels.PNG_END
-            width, height, mode = labels.png_header(head)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"not a readable PNG or JPEG ({error}); copy or download it again"
-        ) from None
-    if width * height > labels.MAX_PIXELS:
-        raise UserError(f"has {width}x{height} pixels, more than {labels.MAX_PIXELS}; remove it")
-    if end not in tail:
-        raise UserError("is truncated, its end is missing; copy or download it again")
-    return width, height, mode
+def check_file(path: Path, table: np.ndarray, depth: Depth, *, label: bool) -> tuple[int, int]:
+    """Return (width, height) as shown of a picture or label without fault, or raise `UserError`."""
+    if not path.exists():
+        raise UserError("is missing; restore it, or remove its partner")
+    header = images.read_header(path, "label" if label else "image")
+    if label:
+        colors = table.size > 256
+        with images.naming(path, "label"):
+            labels.check_label_mode(header.mode, colors=colors, converted=True)
+        wide = not colors and header.mode in labels.WIDE_MODES
+        if depth == "full" or wide or header.kind != "PNG":
+            labels.read_label(path, table)  # of wide modes only the pixels tell whether it is ids
+    else:
+        with images.naming(path, "image"):
+            images.check_image_mode(header.mode)
+        if depth == "full":
+            read_image(path)
+    return header.width, header.height
 
 
 def check_pair(pair: Pair, label_space: str, depth: Depth) -> list[Fault]:
     """Return the faults of one pair: of each file, and if there is none, of both together."""
     faults, sizes = [], []
     table = labels.label_space(label_space)
-    for path in (pair.image, pair.label):
+    for path, is_label in ((pair.image, False), (pair.label, True)):
         try:
-            width, height, mode = read_header(path)
-            sizes.append((width, height))
-            if path == pair.label:
-                colors = table.size > 256
-                labels.check_label_mode(mode, colors=colors, converted=True)
-                if not colors and mode in labels.WIDE_MODES and depth == "headers":
-                    labels.read_label(path, table)  # only its pixels tell whether these are ids
-            elif mode not in IMAGE_MODES:
-                raise UserError(f"picture has mode {mode}; save it as 8-bit RGB")
-            if depth == "full":
-                labels.read_label(path, table) if path == pair.label else read_image(path)
+            sizes.append(check_file(path, table, depth, label=is_label))
         except UserError as error:
-            faults.append(Fault(path, str(error).removeprefix(f"{path}: ")))
+            message = str(error).removeprefix(f"{path}: ").removeprefix(f"{shortened(path)}: ")
+            faults.append(Fault(path, message))
     if not faults and sizes[0] != sizes[1]:
         (a, b), (c, d) = sizes
         message = f"label is {c}x{d} but its picture is {a}x{b}; both must have the same size"

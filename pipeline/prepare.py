@@ -5,8 +5,10 @@
         --output runs/data/acdc_night --policy skip
 
 All files are checked first (pipeline/preflight.py); bad ones are listed and stop the run, or are
-left out by `--policy skip`. Labels are converted to train ids; pictures stay where they are
-unless `--copy-images True`. The rows of `metadata*.jsonl` hold the pixels of each class, which
+left out by `--policy skip`. Labels are converted to train ids. Pictures get a second name in the
+output (a hard link, which takes no room) and are copied where the file system has none, or with
+`--copy-images True`. `--symlink-images True` leaves them where they are; readers follow such links
+only into folders that STREETFORGE_STORES names. The rows of `metadata*.jsonl` hold the pixels of each class, which
 rare class sampling reads, and `class_stats.json` sums them up. `--field-files True` also writes
 the files that DAFormer, HRDA and DGInStyle read. The same command continues an interrupted run,
 and does nothing when all is done. The source tree is only written to by
@@ -15,6 +17,7 @@ and does nothing when all is done. The source tree is only written to by
 
 import contextlib
 import functools
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import __version__, class_stats, files, labels  # noqa: E402
+from pipeline import __version__, class_stats, files, images, labels  # noqa: E402
 from pipeline.catalogue import (  # noqa: E402
     DERIVED,
     DatasetSpec,
@@ -37,11 +40,13 @@ from pipeline.config import differences, digest, parse, require_between, show  #
 from pipeline.dataset import (  # noqa: E402
     SHARD_SIZE,
     DatasetWriter,
+    prove_checked,
     read_rows,
     sample_id,
     write_card,
 )
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
+from pipeline.paths import STORES_VARIABLE, is_declared  # noqa: E402
 from pipeline.preflight import (  # noqa: E402
     MOST_WORKERS,
     Fault,
@@ -49,7 +54,6 @@ from pipeline.preflight import (  # noqa: E402
     in_processes,
     report,
 )
-from pipeline.reading import read_bytes  # noqa: E402
 
 NUM_LOOKED_AT = 8  # labels whose classes are counted before anything is written
 REMEDY = "mend or remove them, or leave them out with --policy skip"
@@ -66,7 +70,9 @@ class Config(Selection):
     policy: Literal["stop", "skip"] = "stop"
     """what bad files do: stop the run, or leave out their pairs (exit code 3)"""
     copy_images: bool = False
-    """copy the pictures, so that the folder stands alone"""
+    """copy the pictures, so that later changes of the source do not reach the folder"""
+    symlink_images: bool = False
+    """link to the pictures where they are; all programs then need STREETFORGE_STORES=ROOT"""
     field_files: bool = False
     """also write *_labelTrainIds.png, sample_class_stats.json and samples_with_class.json"""
     write_into_source: bool = False
@@ -74,7 +80,7 @@ class Config(Selection):
 
 
 def convert(
-    job: tuple[int, Pair], *, folder: Path, label_space: str, copy_images: bool
+    job: tuple[int, Pair], *, folder: Path, label_space: str, how: files.Placing
 ) -> dict[str, Any] | Fault:
     """Write the label (and picture) of one pair and return its row, or its fault."""
     index, pair = job
@@ -83,12 +89,11 @@ def convert(
     except UserError as error:
         return Fault(pair.label, str(error).removeprefix(f"{pair.label}: "))
     place = f"{index // SHARD_SIZE:04d}/{sample_id(index)}"
-    image, encoded = read_bytes(pair.image), files.encode_png(label)
-    image_name, label_name = str(pair.image.resolve()), f"labels/{place}.png"
+    encoded, label_name = files.encode_png(label), f"labels/{place}.png"
+    image_name = f"images/{place}{pair.image.suffix.lower()}"
     files.write_bytes(folder / label_name, encoded)
-    if copy_images:
-        image_name = f"images/{place}{pair.image.suffix.lower()}"
-        files.write_bytes(folder / image_name, image)
+    files.place(pair.image, folder / image_name, how)
+    image = images.read_file(folder / image_name)
     return {
         "id": sample_id(index),
         "status": "ok",
@@ -101,6 +106,29 @@ def convert(
         "class_pixels": labels.count_classes(label).tolist(),
         **pair.facts,
     }
+
+
+def placing(config: Config) -> files.Placing:
+    """Return how pictures come into the output; links that no reader would follow are refused."""
+    if config.copy_images and config.symlink_images:
+        raise UserError("--symlink-images: --copy-images is given too; choose one of them")
+    root = os.path.realpath(config.root)
+    if config.symlink_images and not is_declared(root):
+        raise UserError(
+            f"--symlink-images: links that leave the folder are followed only if {STORES_VARIABLE} "
+            f"names where they lead; set {STORES_VARIABLE}={root} here and for later programs"
+        )
+    return "copy" if config.copy_images else "symlink" if config.symlink_images else "hard"
+
+
+def say_copies(config: Config, listing: Listing, folder: Path) -> None:
+    """Say it if pictures must be copied."""
+    if placing(config) == "hard" and not files.can_link(listing.pairs[0].image, folder):
+        print(
+            f"notice: {folder}: {len(listing.pairs)} pictures are copied, the file system gives no "
+            "hard links to them; --symlink-images True leaves them where they are",
+            file=sys.stderr,
+        )
 
 
 def convert_all(
@@ -120,7 +148,7 @@ def convert_all(
         convert,
         folder=writer.folder,
         label_space=listing.label_space,
-        copy_images=config.copy_images,
+        how=placing(config),
     )
     results = in_processes(work, jobs, config.workers, chunk=8)
     for (index, _), result in zip(jobs, tqdm(results, "labels", len(jobs)), strict=True):
@@ -128,7 +156,7 @@ def convert_all(
             rejected[index] = result
             faults = [*faults, result]
         else:
-            writer.append_row(result)
+            writer.append_row({**result, "digest": writer.digest})
     for index, fault in rejected.items() if config.policy == "skip" else ():
         row = old.get(sample_id(index), {})
         if row.get("status") != "ok" and row.get("error") != str(fault):  # not known before
@@ -194,7 +222,7 @@ def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
         "condition": config.condition,
         "label_space": listing.label_space,
         "label_space_content": labels.space_content(listing.label_space),
-        "copy_images": config.copy_images,
+        "images": placing(config),
         "pictures": f"{len(pictures)}, {digest(pictures)}",  # ids number them
     }
 
@@ -244,8 +272,10 @@ def is_own_row(row: dict[str, Any]) -> bool:
     return inside and all(type(n) is int for n in (*counts, row.get("height"), row.get("width")))
 
 
-def finish(config: Config, spec: DatasetSpec, folder: Path, label_space: str) -> int:
-    """Write what follows from all rows and return their number."""
+def finish(
+    config: Config, spec: DatasetSpec, folder: Path, label_space: str, known: set[str]
+) -> int:
+    """Write what follows from all rows and return their number; `known` were there before."""
     rows = [r for _, r in sorted(read_rows(folder).items()) if r.get("status") == "ok"]
     if not rows:
         raise UserError(f"{folder}: no pair was good; see the faults above")
@@ -259,6 +289,7 @@ def finish(config: Config, spec: DatasetSpec, folder: Path, label_space: str) ->
     total = sum(row["height"] * row["width"] for row in rows)
     warn_of_void(pixels, total, label_space, str(folder))
     class_stats.write_class_stats(folder, rows)
+    prove_checked(folder, {row["id"] for row in rows} - known)
     if config.field_files or config.write_into_source:
         target = Path(config.root) if config.write_into_source else folder / "field_files"
         write_field_files(folder, rows, target)
@@ -293,10 +324,12 @@ def main() -> int | None:
         look_at_some(listing, faults)
     writer = open_writer(config, listing, settings)
     if len(done) < num_pairs:
+        say_copies(config, listing, writer.folder)
         faults = convert_all(config, writer, listing, faults)
         if config.policy == "stop":
             report(faults, num_pairs, REMEDY)
-    num_samples = finish(config, spec, writer.folder, listing.label_space)
+    known = {row["id"] for row in done}
+    num_samples = finish(config, spec, writer.folder, listing.label_space, known)
     for fault in faults:
         print(fault)
     news = "nothing to do, " if len(done) == num_samples else ""

@@ -1,10 +1,10 @@
 """The rows of a dataset folder as they stand, sound or not, and one file in place of many.
 
-`pipeline.dataset.read_rows` is for readers: it takes what is sound and stops at damage. This module
+`pipeline.metadata.read_rows` is for readers: it takes what is sound and stops at damage. This module
 is for the programs that find and mend damage.
 """
 
-import json
+import itertools
 import os
 import time
 from dataclasses import dataclass, field
@@ -12,8 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import files
-from pipeline.dataset import is_sealed
 from pipeline.errors import UserError
+from pipeline.metadata import (
+    GUIDE,
+    encode_row,
+    is_ok,
+    is_sealed,
+    is_torn,
+    metadata_files,
+    parse_row,
+    read_lines,
+)
+from pipeline.reading import read_json
 
 LEASE_S = 180.0  # a claim so long untouched is dead: several beats of a generation process, and
 # the minute for which network file systems may show old times
@@ -42,38 +52,18 @@ class Scan:
     """Bytes of each metadata file when it was read."""
 
 
-def parse_row(line: bytes) -> dict[str, Any]:
-    """Return the row of a line, or raise `ValueError` that says what is wrong with it."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise ValueError("is not JSON" if line.strip() else "is empty") from None
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-        raise ValueError("has no id")
-    if not is_sealed(row):
-        raise ValueError("differs from its row_sha256")
-    return row
-
-
 def scan_rows(folder: Path) -> Scan:
     """Read every line of every metadata file; broken ones become faults, none stops the scan."""
     scan = Scan()
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such dataset folder; check the path or create it first")
-    paths = sorted(folder.glob("metadata*.jsonl"))
-    if not paths:
-        raise UserError(f"{folder}: has no metadata.jsonl; is this a dataset folder?")
-    for path in paths:
-        data = path.read_bytes()
-        scan.sizes[path] = len(data)
-        lines = data.split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if number == len(lines) and not line:
-                continue
+    for path in metadata_files(folder):
+        scan.sizes[path] = path.stat().st_size
+        for number, line, ended in read_lines(path):
             try:
                 row = parse_row(line)
+                if not is_sealed(row):
+                    raise ValueError("differs from its row_sha256")
             except ValueError as error:
-                kind = "torn" if number == len(lines) else "broken"
+                kind = "torn" if is_torn(line, ended) else "broken"
                 message = f"{kind} row, it {error}; it counts as absent"
                 scan.faults.append(Fault(f"{path}:{number}", message, kind))
             else:
@@ -81,9 +71,18 @@ def scan_rows(folder: Path) -> Scan:
     return scan
 
 
-def is_ok(row: dict[str, Any]) -> bool:
-    """Tell whether a row stands for a finished sample."""
-    return row.get("status", "ok") == "ok"
+def require_ours(folder: Path, scan: Scan) -> None:
+    """Raise `UserError` before anything is changed in a folder that is somebody else's.
+
+    Such a folder has no run.json and no sound row. Its lines are not ours to judge.
+    """
+    if scan.rows or (folder / "run.json").exists():
+        return
+    first = f"; {scan.faults[0].where}: {scan.faults[0].message.partition(';')[0]}"
+    raise UserError(
+        f"{folder}: is no dataset folder of ours and is left as it is: it has no run.json, and no "
+        f"row with an id{first if scan.faults else ''}; {GUIDE}"
+    )
 
 
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,35 +94,53 @@ def require_idle(folder: Path) -> None:
     """Raise `UserError` while a process is known to write to `folder`."""
     for path in sorted(folder.glob("claims/*")):
         try:
-            holder, age_s = json.loads(path.read_bytes()), time.time() - path.stat().st_mtime
-        except (OSError, ValueError):
+            holder, age_s = read_json(path, dict), time.time() - path.stat().st_mtime
+        except (OSError, UserError):
             continue
-        here = holder.get("host_id") == files.host_id()
-        if files.is_running(holder["pid"]) if here else age_s < LEASE_S:
+        pid, here = holder.get("pid"), holder.get("host_id") == files.host_id()
+        if not isinstance(pid, int):
+            continue
+        if files.is_running(pid) if here else age_s < LEASE_S:
             raise UserError(
-                f"{folder}: process {holder['pid']} on {holder.get('host')} is writing to it; wait "
+                f"{folder}: process {pid} on {holder.get('host')} is writing to it; wait "
                 "for its end, or stop it"
             )
 
 
-def write_merged(folder: Path, rows: list[dict[str, Any]], sizes: dict[Path, int]) -> int:
+def write_merged(
+    folder: Path, rows: list[dict[str, Any]], sizes: dict[Path, int], *, keep: bool = False
+) -> int:
     """Put `rows` in id order into metadata.jsonl, then remove the other files; return how many.
 
-    `sizes` are those of the scan that `rows` come from. A kill leaves every row in at least one
-    file, and the same command goes on.
+    `sizes` are those of the scan that `rows` come from. With `keep` all metadata files as they were
+    stay in a folder of their own below `replaced/`. A kill leaves every row in at least one file,
+    and the same command goes on.
     """
     require_idle(folder)
     target = folder / "metadata.jsonl"
     ordered = sorted(rows, key=lambda row: row["id"])
-    data = "".join(json.dumps(row, sort_keys=True) + "\n" for row in ordered).encode()
+    data = "".join(map(encode_row, ordered)).encode()
     _require_same(folder, sizes)
-    files.write_changed(target, data)
-    _require_same(folder, {p: size for p, size in sizes.items() if p != target})
-    parts = [path for path in sizes if path != target]
-    for path in parts:
-        path.unlink()
-    files.fsync_folder(folder)
+    with files.storage_errors(folder, lambda: len(data)):
+        if keep:
+            _keep(folder, list(sizes))
+        files.write_changed(target, data)
+        _require_same(folder, {p: size for p, size in sizes.items() if p != target})
+        parts = [path for path in sizes if path != target]
+        for path in parts:
+            path.unlink()
+        files.fsync_folder(folder)
     return len(parts)
+
+
+def _keep(folder: Path, paths: list[Path]) -> None:
+    """Copy metadata files into the next free folder below `replaced/`."""
+    for number in itertools.count(1):
+        place = folder / "replaced" / f"{number:03d}"
+        if not place.exists():
+            break
+    for path in paths:
+        files.write_bytes(place / path.name, path.read_bytes())
 
 
 def _require_same(folder: Path, sizes: dict[Path, int]) -> None:

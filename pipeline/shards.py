@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.exporters import Job, facts, read_checked, table
+from pipeline.exporters import TEXTS, Job, facts, read_checked, table, write_hub_card
 
 ROW_GROUP = 100  # samples that a reader of Parquet must hold at once
 
@@ -60,6 +60,7 @@ def write_webdataset(job: Job) -> str:
                     add_member(archive, f"{sample.id}.label.png", read_checked(sample, "label"))
                 row = json.dumps(facts(sample), sort_keys=True).encode()
                 add_member(archive, f"{sample.id}.json", row)
+    write_hub_card(job)
     last = len(ranges(job)) - 1
     return f'webdataset.WebDataset("{job.output}/{job.split}-{{000000..{last:06d}}}.tar")'
 
@@ -82,11 +83,12 @@ def write_parquet(job: Job) -> str:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from datasets import Features, Image
+    from datasets import Features, Image, Value
 
     rows = table(job.samples)
-    features = Features.from_arrow_schema(pa.Table.from_pylist(rows).schema)
-    features = Features({**features, "image": Image(), "label": Image()})
+    columns: dict[str, Any] = {name: Value("string") for name in (*TEXTS, "facts")}
+    columns |= {name: Value("int64") for name in ("height", "width")}
+    features = Features({**columns, "image": Image(), "label": Image()})
 
     def picture(sample: Any, kind: Any) -> dict[str, Any] | None:
         path = sample.image if kind == "image" else sample.label
@@ -104,4 +106,5 @@ def write_parquet(job: Job) -> str:
                     for i in chosen
                 ]
                 writer.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
+    write_hub_card(job)
     return f'datasets.load_dataset("parquet", data_dir="{job.output}")'

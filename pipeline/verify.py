@@ -9,11 +9,12 @@ samples, files without a row, and damage to run.json and classes.json. Works for
 and generated folders; in pictures kept elsewhere it finds later changes.
 
 `--repair` withdraws the rows of bad samples and writes all rows into one sound metadata.jsonl. It
-deletes no picture or label. The command that made the folder then makes the withdrawn samples
-again, and no others. Exit codes: 0 sound, 2 bad input, 3 problems remain.
+deletes no picture or label, and keeps the rows as they were below `replaced/`. It withdraws a
+sample for damage to its own row or files alone, and touches no folder that is not one of ours. The
+command that made the folder then makes the withdrawn samples again, and no others. Exit codes: 0
+sound, 2 bad input, 3 problems remain.
 """
 
-import io
 import os
 import re
 import sys
@@ -26,23 +27,30 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from PIL import Image  # noqa: E402
-
-from pipeline import files, labels  # noqa: E402
-from pipeline.config import digest, parse, require_positive, show  # noqa: E402
-from pipeline.dataset import sample_id, seal  # noqa: E402
+from pipeline import files, images, labels  # noqa: E402
+from pipeline.config import (  # noqa: E402
+    digest,
+    parse,
+    require_between,
+    require_positive,
+    show,
+)
+from pipeline.dataset import sample_id  # noqa: E402
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
+from pipeline.metadata import KINDS, is_ok, seal  # noqa: E402
+from pipeline.paths import Enclosure  # noqa: E402
 from pipeline.rows import (  # noqa: E402
     Fault,
     Scan,
     choose,
-    is_ok,
     require_idle,
+    require_ours,
     scan_rows,
     write_merged,
 )
 
-KINDS = ("label", "image")
+MAX_SAMPLES = 10**12
+RESTORE = "restore it from a copy"
 
 
 @dataclass(frozen=True)
@@ -59,66 +67,90 @@ class Config:
     """withdraw the rows of bad samples, so that they are made again, and mend the metadata"""
 
 
-def check_file(folder: Path, row: dict[str, Any], kind: str, owners: dict[str, str]) -> str:
-    """Return what is wrong with the label or image of a row, empty if nothing is.
+class Checker:
+    """Tells what is wrong with the files of one folder's rows.
 
-    `owners` says to which sample each hash belongs, to name the other one of a swap.
+    `run_digest` is that of the folder's run, empty where it is not known. `owners` says to which
+    sample each hash belongs, to name the other one of a swap.
     """
-    name, expected = row.get(f"{kind}_file_name"), row.get(f"{kind}_sha256")
-    if not isinstance(name, str) or not isinstance(expected, str):
-        return f"its row has no {kind}_file_name or {kind}_sha256"
-    path = folder / name
-    if not Path(name).is_absolute() and path.stem != row["id"]:
-        return f"{name} is not the {kind} of this sample by its name"
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        return f"{name} {'is missing' if missing else f'cannot be read ({error})'}"
-    found = files.sha256(data)
-    if found != expected:
-        owner = f", it is the {owners[found]}" if found in owners else ""
-        return f"{name} differs from its {kind}_sha256{owner}"
-    try:
-        if kind == "label":
-            size = labels.read_label(path).shape[::-1]
-        else:
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                size = image.size
-    except (UserError, OSError, SyntaxError, ValueError) as error:
-        return str(error).removeprefix(f"{folder}/")
-    if size != (row.get("width"), row.get("height")):
-        return f"{name} is {size[0]}x{size[1]}, its row says {row.get('width')}x{row.get('height')}"
-    return ""
 
+    def __init__(self, folder: Path, run_digest: str, owners: dict[str, str]) -> None:
+        self.folder, self.run_digest, self.owners = folder, run_digest, owners
+        self.enclosure = Enclosure(folder)
 
-def check_row(folder: Path, row: dict[str, Any], run_digest: str, owners: dict[str, str]) -> str:
-    """Return what is wrong with an `ok` row and its files, empty if nothing is."""
-    problems = []
-    if "digest" in row and row["digest"] != run_digest:
-        problems.append(f"its row is of another run ({row['digest']}, not {run_digest})")
-    unlabelled = "label_file_name" not in row and "label_sha256" not in row
-    kinds = KINDS[1:] if unlabelled else KINDS
-    problems += filter(None, (check_file(folder, row, kind, owners) for kind in kinds))
-    return "; ".join(problems)
-
-
-def check_records(folder: Path) -> Iterator[Fault]:
-    """Yield the faults of run.json and classes.json."""
-    for name in ("run.json", "classes.json"):
+    def check_file(self, row: dict[str, Any], kind: str) -> str:
+        """Return what is wrong with the label or image of a row, empty if nothing is."""
+        name, expected = row[f"{kind}_file_name"], row.get(f"{kind}_sha256")
+        path = self.folder / name
+        if "row_sha256" in row and path.stem != row["id"]:
+            return f"{name} is not the {kind} of this sample by its name"
         try:
-            record = files.read_json(folder / name)
-            good = isinstance(record, dict) and (
-                record.get("digest") == digest(record.get("config"))
-                if name == "run.json"
-                else record.get("names") == list(labels.CLASS_NAMES)
-                and record.get("palette") == labels.PALETTE.tolist()
-            )
-            problem = "" if good else "has been changed; restore it from a copy"
-        except (UserError, UnicodeDecodeError) as error:
-            problem = f"{str(error).partition(': ')[2].partition(';')[0]}; restore it from a copy"
-        if problem:
-            yield Fault(str(folder / name), problem)
+            self.enclosure.find(name)
+            data = images.read_file(path)
+        except UserError as error:
+            return f"{name} {str(error).removeprefix(f'{path}: ')}"
+        found = files.sha256(data)
+        if expected is not None and found != expected:
+            owner = f", it is the {self.owners[found]}" if found in self.owners else ""
+            return f"{name} differs from its {kind}_sha256{owner}"
+        try:
+            if kind == "label":
+                size = labels.decode_label(data, path).shape[::-1]
+            elif expected is None:  # nothing but its pixels tells whether it is whole
+                size = images.decode_image(data, path).shape[1::-1]
+            else:
+                size = images.size_of(data, path)
+        except UserError as error:
+            return str(error).removeprefix(f"{self.folder}/")
+        stated = row.get("width"), row.get("height")
+        if None not in stated and size != stated:
+            return f"{name} is {size[0]}x{size[1]}, its row says {stated[0]}x{stated[1]}"
+        return ""
+
+    def check_row(self, row: dict[str, Any]) -> str:
+        """Return what is wrong with an `ok` row and its files, empty if nothing is."""
+        problems = []
+        stated = row.get("digest") or self.run_digest
+        if self.run_digest and stated != self.run_digest:
+            problems.append(f"its row is of another run ({stated}, not {self.run_digest})")
+        kinds = [kind for kind in KINDS if row.get(f"{kind}_file_name")]
+        problems += filter(None, (self.check_file(row, kind) for kind in kinds))
+        return "; ".join(problems)
+
+
+def read_run_digest(folder: Path, scan: Scan) -> tuple[str, Iterator[Fault]]:
+    """Return the digest of the folder's run, empty where nothing is known, and what is wrong.
+
+    A run.json that is damaged, or that no row agrees with, says nothing about the rows.
+    """
+    path = folder / "run.json"
+    try:
+        record = files.read_json(path, dict)
+    except UserError as error:
+        problem = str(error).removeprefix(f"{path}: ").partition(";")[0]
+        return "", iter([Fault(str(path), f"{problem}; {RESTORE}")])
+    stated = record.get("digest")
+    if not isinstance(record.get("config"), dict) or stated != digest(record["config"]):
+        return "", iter([Fault(str(path), f"has been changed; {RESTORE}")])
+    rows = [row for found in scan.rows.values() for row in found if is_ok(row)]
+    of_rows = {row["digest"] for row in rows if row.get("digest")}
+    if of_rows and stated not in of_rows:
+        problem = f"is of another run than all rows ({stated}, not {min(of_rows)}); {RESTORE}"
+        return "", iter([Fault(str(path), problem)])
+    return stated, iter(())
+
+
+def check_classes(folder: Path) -> Iterator[Fault]:
+    """Yield the fault of classes.json."""
+    path = folder / "classes.json"
+    try:
+        record = files.read_json(path, dict)
+        names, palette = list(labels.CLASS_NAMES), labels.PALETTE.tolist()
+        if (record.get("names"), record.get("palette")) != (names, palette):
+            yield Fault(str(path), f"has been changed; {RESTORE}")
+    except UserError as error:
+        problem = str(error).removeprefix(f"{path}: ").partition(";")[0]
+        yield Fault(str(path), f"{problem}; {RESTORE}")
 
 
 def check_orphans(folder: Path, scan: Scan) -> Iterator[Fault]:
@@ -137,25 +169,24 @@ def check_orphans(folder: Path, scan: Scan) -> Iterator[Fault]:
                     yield Fault(str(path), message)
 
 
-def check_samples(folder: Path, scan: Scan, threads: int) -> dict[str, list[str]]:
+def check_samples(
+    folder: Path, scan: Scan, threads: int, run_digest: str
+) -> dict[str, list[str]]:
     """Return the problem of each `ok` row, in the order of the rows, by id."""
     from tqdm import tqdm
 
-    try:
-        run_digest = files.read_json(folder / "run.json").get("digest", "")
-    except (UserError, UnicodeDecodeError, AttributeError):
-        run_digest = ""
     rows = [row for found in scan.rows.values() for row in found if is_ok(row)]
     owners = {str(row.get(f"{k}_sha256")): f"{k} of {row['id']}" for row in rows for k in KINDS}
     bare = {row["id"] for row in rows if "row_sha256" not in row}
     bare = bare if len(bare) < len(scan.rows) else set()
-    labelled = any("label_file_name" in row for row in rows)
+    labelled = any(row.get("label_file_name") for row in rows)
+    checker = Checker(folder, run_digest, owners)
 
     def check(row: dict[str, Any]) -> str:
-        problem = check_row(folder, row, run_digest, owners)
+        problem = checker.check_row(row)
         if row["id"] in bare:
             return f"its row has no row_sha256, others have; {problem}".removesuffix("; ")
-        if labelled and "label_file_name" not in row:
+        if labelled and not row.get("label_file_name"):
             return "its row has no label, others have"
         return problem
 
@@ -214,6 +245,7 @@ def main() -> int | None:
     """Run the program; see the module docstring."""
     config, call = parse(Config, __doc__)
     require_positive(config, "threads")
+    require_between(config, 0, MAX_SAMPLES, "n")
     if call.dry_run:
         show(config)
         return None
@@ -222,10 +254,12 @@ def main() -> int | None:
     folder = Path(config.data)
     scan = scan_rows(folder)
     if config.repair:
+        require_ours(folder, scan)
         require_idle(folder)
-    problems = check_samples(folder, scan, config.threads)
+    run_digest, of_run = read_run_digest(folder, scan)
+    problems = check_samples(folder, scan, config.threads, run_digest)
     in_samples, rows = judge(scan, problems)
-    faults = [*check_records(folder), *scan.faults, *in_samples]
+    faults = [*of_run, *check_classes(folder), *scan.faults, *in_samples]
     faults += [*find_gaps(scan, config.n), *check_orphans(folder, scan)]
     for fault in faults:
         print(fault)
@@ -235,7 +269,8 @@ def main() -> int | None:
     if not config.repair:
         return EXIT_INCOMPLETE if faults else None
     if withdrawn or len(remaining) < len(faults):
-        write_merged(folder, rows, scan.sizes)
+        write_merged(folder, rows, scan.sizes, keep=True)
+        print(f"{folder}: the rows as they were are kept below {folder / 'replaced'}")
     print(
         f"{folder}: {withdrawn} samples withdrawn, {len(remaining)} problems remain; the command "
         "that made the folder makes missing samples again"

@@ -14,6 +14,7 @@ from pipeline.dataset import open_dataset  # noqa: E402
 from segtrain.daformer_head import DAFormerHead  # noqa: E402
 from segtrain.diffusion_backbone import DiffusionBackbone  # noqa: E402
 from segtrain.mask2former_head import Mask2FormerHead  # noqa: E402
+from segtrain.readers import with_reader  # noqa: E402
 from segtrain.segmentors import DiffusionSegmentor  # noqa: E402
 
 for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead, Mask2FormerHead):
@@ -28,6 +29,7 @@ class StreetforgeDataset(BaseSegDataset):
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("data_prefix", {})
+        options["pipeline"] = with_reader(options.get("pipeline", ()))
         super().__init__(**options)
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pipeline.labels import VOID
 from segtrain.mixing import SelfTraining, seeded_globals
+from segtrain.readers import with_reader
 
 
 class UnlabelledSamples:
@@ -26,9 +27,8 @@ class UnlabelledSamples:
         from mmengine.dataset import Compose
 
         self.pictures = pictures
-        self.transforms = Compose(
-            [void_label if step["type"] == "LoadAnnotations" else step for step in pipeline]
-        )
+        steps = [void_label if step["type"] == "LoadAnnotations" else step for step in pipeline]
+        self.transforms = Compose(with_reader(steps))
 
     def __call__(self, rng: np.random.Generator) -> Any:
         """Return one sample as packed by the transforms."""

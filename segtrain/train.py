@@ -22,13 +22,17 @@ import tyro  # noqa: E402
 
 from pipeline import files, models  # noqa: E402
 from pipeline.config import parse, require_positive, show, to_mapping  # noqa: E402
-from pipeline.dataset import Sample, check_dataset, find_pictures, open_dataset  # noqa: E402
+from pipeline.dataset import (  # noqa: E402
+    Sample,
+    check_dataset,
+    check_images,
+    find_pictures,
+    open_dataset,
+)
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
 from segtrain.mixing import MixedSamples, SelfTraining, check_share  # noqa: E402
 from segtrain.recipes import require_recipe  # noqa: E402
-
-CHECKED_SAMPLES = 5000  # larger sets are checked at this many evenly spaced samples
 
 
 @dataclass(frozen=True)
@@ -92,20 +96,14 @@ def check(config: Config) -> dict[str, list[Sample]]:
     if config.base:
         models.find_base(config.base)
     if config.self_training.target:
-        find_pictures(config.self_training.target)
+        check_images(find_pictures(config.self_training.target))
     if config.backbone_weights and not config.backbone_weights.is_file():
         raise UserError(f"{config.backbone_weights}: no such file; check --backbone-weights")
     sets = {"source": open_dataset(config.source, labelled=True)}
     if config.generated:
         sets["generated"] = open_dataset(config.generated, labelled=True)
-    if os.environ.get("RANK", "0") == "0":
-        for name, samples in sets.items():
-            step = -(-len(samples) // CHECKED_SAMPLES)
-            if step > 1:
-                folder = getattr(config, name)
-                note = f"{folder}: of {len(samples)} samples every {step}th is checked"
-                print(note, file=sys.stderr)
-            check_dataset(samples[::step])
+    for samples in sets.values():
+        check_dataset(samples)
     return sets
 
 

@@ -115,7 +115,7 @@ def test_pictures_of_another_size_than_their_maps_are_refused(tiny_dataset, tmp_
     picture = folder / "images" / "0000" / "00000001.png"
     whole = picture.read_bytes()
     save(picture, np.zeros((90, 100, 3)))
-    message = r"images/0000/00000001\.png: picture is 100x90 .*labels/0000/00000001\.png is 32x16; "
+    message = r"labels/0000/00000001\.png: label is 32x16 but its image is 100x90; "
     with pytest.raises(UserError, match=message) as caught:
         layouts.check_pictures(opened(folder))
     assert "\n" not in str(caught.value)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from pipeline import dataset, files
+from pipeline import files, images
 from pipeline.dataset import (
     DatasetWriter,
     Sample,
@@ -76,7 +77,7 @@ def test_torn_tail_is_ignored_by_readers_and_cut_by_the_next_writer(tmp_path: Pa
 
 
 def test_broken_row_in_the_middle_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "metadata.jsonl").write_text('{"id": "a"}\nbroken\n{"id": "b"}\n')
+    (tmp_path / "metadata.jsonl").write_text('{"id": "a", "image_file_name": "a.png"}\nbroken\n\n')
     with pytest.raises(UserError, match="metadata.jsonl:2: broken row"):
         read_rows(tmp_path)
 
@@ -125,7 +126,7 @@ def test_size_mismatch_and_truncated_image_are_found_by_the_check(tmp_path: Path
     with pytest.raises(UserError, match="not a readable image"):
         check_dataset(samples)
     samples[0].image.unlink()
-    with pytest.raises(UserError, match="no such image"):
+    with pytest.raises(UserError, match="no such file"):
         check_dataset(samples)
 
 
@@ -151,10 +152,14 @@ def test_whole_pictures_are_not_decoded_by_the_check(
 ) -> None:
     for kind in ("png", "jpeg"):
         Image.fromarray(IMAGE).save(tmp_path / f"a.{kind}")
-    monkeypatch.setattr(dataset, "read_image", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "_decoder", lambda data: pytest.fail("decoded"))
     check_dataset([Sample("a", path, None, {}) for path in tmp_path.iterdir()])
 
 
-def test_card_is_written(tmp_path: Path) -> None:
-    write_card(tmp_path, "Title", " text ")
-    assert (tmp_path / "README.md").read_text() == "# Title\n\ntext\n"
+def test_card_opens_with_what_the_hub_reads(tmp_path: Path) -> None:
+    write_card(tmp_path, "Title: of a set", " text ")
+    empty, header, text = (tmp_path / "README.md").read_text().split("---\n")
+    assert (empty, text) == ("", "# Title: of a set\n\ntext\n")
+    found = yaml.safe_load(header)
+    assert found["pretty_name"] == "Title: of a set" and found["license"] == "other"
+    assert "metadata-000.jsonl" in found["configs"][0]["metadata_filenames"]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import export, exporters, files, labels, panoptic
-from pipeline.dataset import Sample, open_dataset, read_image
+from pipeline import export, exporters, files, labels, panoptic, rows
+from pipeline.dataset import DatasetWriter, Sample, open_dataset, read_image, write_card
 from pipeline.errors import UserError
 
 FORMATS = tuple(export.WRITERS)
@@ -256,13 +256,53 @@ def test_collections_without_labels(
         assert dataset["train"][1]["image"].size == (8, 8)
 
 
-def test_columns_have_one_simple_type() -> None:
-    rows = [{"a": 1, "b": "x", "c": [1], "d": None}, {"a": 2.5, "b": 3, "e": True}]
-    table = exporters.table([Sample(str(i), Path(), None, row) for i, row in enumerate(rows)])
-    assert table == [
-        {"a": 1, "b": '"x"', "c": "[1]", "d": None, "e": None},
-        {"a": 2.5, "b": "3", "c": None, "d": None, "e": True},
+def test_columns_are_the_same_whatever_a_set_knows() -> None:
+    rows = [
+        {"id": "0", "height": 1, "width": 2, "prompt": "x", "seed": 2**70, "crop": [1, 2, 3, 4]},
+        {"id": "1", "height": 1, "width": 2, "condition": None},
     ]
+    first, second = exporters.table([Sample(r["id"], Path(), None, r) for r in rows])
+    assert {k: type(v) for k, v in first.items()} == {k: type(v) for k, v in second.items()}
+    assert first["prompt"] == "x" and second["prompt"] == second["condition"] == ""
+    assert json.loads(first["facts"]) == {"seed": 2**70, "crop": [1, 2, 3, 4]}
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+def test_two_splits_of_different_sets_have_equal_features(
+    kind: str, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    hub = pytest.importorskip("datasets")
+    image, label = np.zeros((8, 12, 3), np.uint8), np.zeros((8, 12), np.uint8)
+    writer = DatasetWriter(tmp_path / "bare", config={})
+    writer.write(0, image, label, {"score": 1.5, "tags": ["a"]})
+    folder = run(kind, "--split", "train")
+    run(kind, "--split", "test", data=tmp_path / "bare")
+    found = hub.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+    assert found["train"].features == found["test"].features
+    assert (len(found["train"]), len(found["test"])) == (NUM_SAMPLES, 1)
+    assert np.array_equal(np.asarray(found["test"][0]["label"]), label)
+
+
+def test_the_hub_opens_a_dataset_folder_before_and_after_merging(tmp_path: Path) -> None:
+    hub, folder = pytest.importorskip("datasets"), tmp_path / "set"
+    rng = np.random.default_rng(0)
+    drawn = {f"0000000{i}": rng.integers(0, 256, (8, 12, 3), dtype=np.uint8) for i in range(4)}
+    for index, (key, image) in enumerate(drawn.items()):
+        writer = DatasetWriter(folder, config={}, process_index=index % 2)
+        label = np.full((8, 12), index, np.uint8)
+        writer.write(int(key), image, label, {"prompt": f"street {index}"})
+    writer.write_failure(7, "black image", {"prompt": "street"})
+    write_card(folder, "A set", "text")
+    for time in ("before", "after"):
+        found = hub.load_dataset(str(folder), cache_dir=str(tmp_path / time))["train"]
+        assert sorted(found["id"]) == sorted(drawn)  # neither labels nor what failed
+        for row in found:
+            assert np.array_equal(np.asarray(row["image"]), drawn[row["id"]])
+            assert (np.asarray(row["label"]) == int(row["id"])).all()
+            assert row["prompt"] == f"street {int(row['id'])}"
+        scan = rows.scan_rows(folder)
+        rows.write_merged(folder, [rows.choose(r) for r in scan.rows.values()], scan.sizes)
+
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import files, labels
+from pipeline import files, images, labels
 from pipeline.errors import UserError
 
 
@@ -59,12 +59,12 @@ def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None
     for name in ("cut.png", "text.png"):
         with pytest.raises(UserError, match="not a readable PNG"):
             labels.read_label(tmp_path / name)
-    with pytest.raises(UserError, match="no such file; .*re-create the label"):
+    with pytest.raises(UserError, match="no such file; .*re-create the file"):
         labels.read_label(tmp_path / "none.png")
 
 
 def test_huge_label_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "MAX_PIXELS", 10)
+    monkeypatch.setattr(images, "MAX_PIXELS", 10)
     files.write_bytes(tmp_path / "a.png", files.encode_png(all_ids()))
     with pytest.raises(UserError, match="5x4 pixels, more than 10"):
         labels.read_label(tmp_path / "a.png")

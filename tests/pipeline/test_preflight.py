@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import labels
+from pipeline import images
 from pipeline.catalogue import load_spec
 from pipeline.errors import UserError
 from pipeline.preflight import Fault, in_processes, preflight
@@ -32,7 +32,7 @@ def spoil(root: Path) -> dict[str, str]:
     grey(label / "00003.png", 7, (8, 11))
     Image.new("RGB", (12, 8), (70, 70, 7)).save(label / "00004.png")
     grey(label / "00005.png", 700, dtype=np.uint16)
-    grey(image / "00006.png", 700, dtype=np.uint16)
+    Image.new("CMYK", (12, 8)).save(image / "00006.png", format="JPEG")
     (label / "00007.png").unlink()
     (image / "00008.png").write_bytes(b"")
     (image / "00009.png").write_text("<html>quota exceeded</html>")
@@ -53,10 +53,10 @@ def spoil(root: Path) -> dict[str, str]:
         "labels/00003.png": "label is 11x8 but its picture is 12x8",
         "labels/00004.png": "three channels that differ",
         "labels/00005.png": "16-bit label has values up to 700",
-        "images/00006.png": "mode I;16; save it as 8-bit RGB",
+        "images/00006.png": "mode CMYK; save it as 8-bit RGB",
         "labels/00007.png": "is missing; restore it",
-        "images/00008.png": "not a readable PNG or JPEG",
-        "images/00009.png": "not a readable PNG or JPEG",
+        "images/00008.png": "not a readable image (",
+        "images/00009.png": "not a readable image (",
         "images/00010.png": "65535x65535 pixels, more than 40000000",
         "labels/00011.png": "label without a picture",
         "images/00012a.png": "has the stem of",
@@ -136,7 +136,7 @@ def test_decompression_bomb_in_a_jpeg_is_refused(
     gta_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = gta_tree(1)
-    monkeypatch.setattr(labels, "MAX_PIXELS", 95)
+    monkeypatch.setattr(images, "MAX_PIXELS", 95)
     assert len(preflight(GTA, root, "all")) == 2
 
 

@@ -121,8 +121,8 @@ def test_damage_is_found_and_only_its_samples_are_withdrawn(
         (lambda row: row | {"prompt": "another"}, "differs from its row_sha256"),
         (lambda row: row | {"label_sha256": "0" * 64}, "differs from its row_sha256"),
         (lambda row: {k: v for k, v in row.items() if k != "row_sha256"}, "has no row_sha256"),
-        (lambda row: [row], "has no id"),
-        (lambda row: row | {"id": 7}, "has no id"),
+        (lambda row: [row], "holds list, not a mapping"),
+        (lambda row: row | {"id": 7}, "unfit id: must be text, not 7"),
     ],
 )
 def test_changed_rows_are_found(change: Callable, what: str, call: Callable, data: Path) -> None:
@@ -142,8 +142,9 @@ def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path)
         changed[place] = value
         path.write_bytes(changed)
         scan = rows.scan_rows(data)
-        problems = verify.check_samples(data, scan, 1)
-        faults = [*scan.faults, *verify.judge(scan, problems)[0], *verify.find_gaps(scan, 4)]
+        digest, faults = verify.read_run_digest(data, scan)
+        problems = verify.check_samples(data, scan, 1, digest)
+        faults = [*faults, *scan.faults, *verify.judge(scan, problems)[0], *verify.find_gaps(scan, 4)]
         assert faults or read_rows(data) == sound, (place, value)
     path.write_bytes(original)
     assert call(data, "--n", 4) == (0, [])
@@ -300,7 +301,7 @@ def test_folders_at_work_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch
 def test_rows_written_meanwhile_are_not_lost(data: Path) -> None:
     scan = rows.scan_rows(data)
     with open(data / "metadata-001.jsonl", "a") as handle:
-        handle.write('{"id": "00000009", "status": "ok"}\n')
+        handle.write('{"id": "00000009", "image_file_name": "a.png"}\n')
     with pytest.raises(UserError, match="has changed meanwhile"):
         rows.write_merged(data, [rows.choose(r) for r in scan.rows.values()], scan.sizes)
     assert "00000009" in read_rows(data) and not (data / "metadata.jsonl").exists()
