@@ -100,9 +100,9 @@ def test_pictures_of_any_size_and_place_are_adapted_to(config, mode, tmp_path, m
     rng = np.random.default_rng(0)
     writer = DatasetWriter(tmp_path / "target", config={})
     for index, size in enumerate(((32, 64), (40, 48), (32, 64), (48, 32))):
-        path = tmp_path / f"{index}.png"
+        path = tmp_path / f"target/s{index}.png"
         Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(path)
-        writer.append_row({"id": f"s{index}", "status": "ok", "image_file_name": str(path)})
+        writer.append_row({"id": f"s{index}", "status": "ok", "image_file_name": path.name})
     config = dataclasses.replace(
         config, target=tmp_path / "target", mode=mode, batch_size=3, objective="entropy"
     )

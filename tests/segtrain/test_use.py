@@ -1,6 +1,7 @@
 """Trained networks in use: the Python API, prediction of folders, pictures of features."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -109,21 +110,16 @@ def test_another_run_is_refused_in_the_same_folder(trained, pictures, tmp_path) 
     assert len(list((tmp_path / "out").rglob("*.png"))) == 4
 
 
-def test_pictures_outside_of_the_dataset_go_by_their_sample(trained, pictures, tmp_path) -> None:
-    inside, outside = tmp_path / "dataset/images/x.png", pictures / "a/one.png"
-    writer = DatasetWriter(tmp_path / "dataset", config={})
-    inside.parent.mkdir()
-    shutil.copy(outside, inside)
-    for name, path in (("first", outside), ("second", "images/x.png"), ("third", "../in/two.jpg")):
-        writer.append_row({"id": name, "status": "ok", "image_file_name": str(path)})
-    config = predict.Config(
-        checkpoint=trained, images=tmp_path / "dataset", output=tmp_path / "out", kinds=("ids",)
-    )
-    predict.run(config, predict.check(config))
-    out = tmp_path / "out/ids"
-    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
-    assert found == {"first.png", "images/x.png", "third.png"}
-    assert labels.read_label(out / "third.png").shape == (32, 64)
+def test_pictures_outside_of_the_dataset_are_refused(trained, pictures, tmp_path) -> None:
+    (tmp_path / "dataset").mkdir()
+    for name in (str(pictures / "a/one.png"), "../in/two.jpg"):
+        row = {"id": "first", "status": "ok", "image_file_name": name}
+        (tmp_path / "dataset/metadata.jsonl").write_text(json.dumps(row) + "\n")
+        config = predict.Config(
+            checkpoint=trained, images=tmp_path / "dataset", output=tmp_path / "out"
+        )
+        with pytest.raises(UserError, match="unfit image_file_name"):
+            predict.check(config)
 
 
 def test_a_moved_base_model_is_named(trained, tiny_base, pictures, tmp_path) -> None:
