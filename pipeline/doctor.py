@@ -89,6 +89,22 @@ def try_import(module: str) -> str:
     return ""
 
 
+def try_call(extra: str) -> str:
+    """Call an optional part once; return an empty text or the reason why it does not work."""
+    from pipeline.doctor_calls import CALLS
+
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                CALLS[extra]()
+        except Exception as error:  # whatever it raises is what a user would meet
+            text = " ".join(str(error).split()) or type(error).__name__
+            return f"installed, but {text[:200]}"
+    return ""
+
+
 def read_requirements() -> dict[str, dict[str, str]]:
     """Return the versions wanted of each distribution, by extra; "" is what is required."""
     project = Path(__file__).resolve().parent.parent / "pyproject.toml"
@@ -205,16 +221,20 @@ def check_weights() -> Finding:
 
 
 def check_extras() -> list[Finding]:
-    """Try the optional parts."""
+    """Examine the optional parts, and call each that is installed once."""
     findings, requirements = [], read_requirements()
     for extra, purpose in EXTRAS.items():
         results = [examine(name, rule) for name, rule in requirements[extra].items()]
         problems = [f"{what} {problem}" for what, problem in results if problem]
+        remedy = f"pip install -e '.[{extra}]'"
+        reason = "" if problems else try_call(extra)
+        if reason:
+            problems, remedy = [reason], "leave the setting that needs it at its default"
         if not problems:
-            findings.append(Finding("ok", f"{extra}: {purpose}"))
+            findings.append(Finding("ok", f"{extra}: {purpose}; called once, works"))
             continue
         text = f"{extra}: not usable ({purpose}): {', '.join(problems)}"
-        findings.append(Finding("optional", text, f"pip install -e '.[{extra}]'"))
+        findings.append(Finding("optional", text, remedy))
     purpose = "full mmcv; only models with its compiled operators need it"
     if try_import("mmcv._ext"):
         findings.append(Finding("optional", f"mmcv._ext: not usable ({purpose})", FULL_MMCV))

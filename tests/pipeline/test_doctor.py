@@ -4,11 +4,13 @@ import ast
 import importlib.metadata
 import sys
 import tomllib
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import doctor
+from pipeline import doctor, doctor_calls
 from pipeline.errors import EXIT_BAD_INPUT
 
 FOR_DEVELOPERS = {"test", "dev"}
@@ -32,6 +34,7 @@ def test_every_extra_for_users_is_examined(project: dict, monkeypatch: pytest.Mo
     assert set(doctor.EXTRAS) == set(extras) - FOR_DEVELOPERS
     seen = []
     monkeypatch.setattr(doctor, "examine", lambda n, rule: seen.append(n + rule) or (n, ""))
+    monkeypatch.setattr(doctor, "try_call", lambda extra: "")
     assert {"lora", "export"} < set(states(doctor.check_extras()))
     assert seen == [text for extra in doctor.EXTRAS for text in extras[extra]]
 
@@ -129,3 +132,93 @@ def test_old_python_gets_as_far_as_that(root: Path, name: str) -> None:
     tree = ast.parse(text, feature_version=(3, 7))
     annotated = any(isinstance(node, ast.FunctionDef) for node in tree.body)
     assert not annotated or "from __future__ import annotations" in text
+
+
+def test_every_extra_has_a_call() -> None:
+    assert list(doctor_calls.CALLS) == list(doctor.EXTRAS)
+
+
+@pytest.mark.parametrize(("extra", "module"), [("lora", "peft"), ("export", "pyarrow")])
+def test_extras_that_are_here_work_when_called(extra: str, module: str) -> None:
+    pytest.importorskip(module)
+    assert doctor.try_call(extra) == ""
+
+
+def attention(query: Any, key: Any, value: Any) -> Any:
+    """What xformers computes, in its layout: batch, tokens, heads, channels."""
+    import torch
+
+    weights = torch.einsum("bihc,bjhc->bhij", query, key) / query.shape[-1] ** 0.5
+    return torch.einsum("bhij,bjhc->bihc", weights.softmax(-1), value)
+
+
+def heads_first(query: Any, key: Any, value: Any) -> Any:
+    """The usual mistake: tokens taken for heads."""
+    import torch
+
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **parts: Any) -> None:
+    """Put a module with the given parts in the place of an extra."""
+    for end in range(1, name.count(".") + 2):
+        package = ".".join(name.split(".")[:end])
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    for key, value in parts.items():
+        setattr(sys.modules[name], key, value)
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (attention, ""),
+        (heads_first, "installed, but its attention differs from that of torch"),
+        (lambda *_: (_ for _ in ()).throw(NotImplementedError("No operator\nfound")),
+         "installed, but No operator found"),
+    ],
+)  # fmt: skip
+def test_xformers_is_believed_when_it_computes_attention(
+    monkeypatch: pytest.MonkeyPatch, function: Any, told: str
+) -> None:
+    stand_in(monkeypatch, "xformers.ops", memory_efficient_attention=function)
+    assert doctor.try_call("xformers") == told
+
+
+def test_controlnet_aux_is_believed_when_it_finds_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    class Loaded:
+        @classmethod
+        def from_pretrained(cls, folder: str) -> None: ...
+
+    class Canny:
+        def __call__(self, image: Any, detect_resolution: int, image_resolution: int) -> Any:
+            return np.where(image != np.roll(image, 1, axis=1), 255, 0).astype(np.uint8)
+
+    class Blank:
+        def __call__(self, image: Any, **_: int) -> Any:
+            return np.zeros_like(image)
+
+    names = dict.fromkeys(("MidasDetector", "HEDdetector", "LineartDetector"), Loaded)
+    stand_in(monkeypatch, "controlnet_aux", CannyDetector=Canny, **names)
+    assert doctor.try_call("controlnet-aux") == ""
+    stand_in(monkeypatch, "controlnet_aux", CannyDetector=Blank, **names)
+    assert doctor.try_call("controlnet-aux") == "installed, but its edge detector finds no edge"
+    del names["HEDdetector"]
+    stand_in(monkeypatch, "controlnet_aux", CannyDetector=Canny, **names)
+    assert "has no HEDdetector" in doctor.try_call("controlnet-aux")
+
+
+def test_bitsandbytes_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    stand_in(monkeypatch, "bitsandbytes.optim", AdamW8bit=torch.optim.AdamW)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "needs an NVIDIA GPU" in doctor.try_call("bitsandbytes")
+
+
+def test_an_extra_that_does_not_work_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda name, rule: (name, ""))
+    monkeypatch.setattr(doctor, "try_call", lambda extra: "broken" if extra == "lora" else "")
+    (found,) = [f for f in doctor.check_extras() if f.what.startswith("lora")]
+    assert found.state == "optional" and "broken" in found.what and "default" in found.remedy

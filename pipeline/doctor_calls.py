@@ -1,0 +1,101 @@
+"""One small call of each optional part, as our programs use it: installed is not yet usable.
+
+Each function returns when its part works and raises otherwise; the doctor tells the reason.
+"""
+
+from __future__ import annotations  # the doctor imports this under any Python
+
+import tempfile
+from pathlib import Path
+
+
+def call_lora() -> None:
+    """Add an adapter of peft to a layer and take one step with it."""
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    net = torch.nn.Sequential()
+    net.add_module("to_q", torch.nn.Linear(4, 4))
+    inputs = torch.ones(1, 4)
+    before = net(inputs).detach()
+    net = inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), net)
+    if not torch.equal(net(inputs), before):
+        raise RuntimeError("a new adapter changes what the layer computes")
+    weights = [p for n, p in net.named_parameters() if "lora_B" in n]
+    optimizer = torch.optim.SGD(weights, lr=1.0)
+    net(inputs).sum().backward()
+    optimizer.step()
+    if torch.equal(net(inputs), before):
+        raise RuntimeError("an adapter that took a step changes nothing")
+
+
+def call_bitsandbytes() -> None:
+    """Take one step of the 8-bit optimizer on the device that training would use."""
+    import bitsandbytes
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("its 8-bit optimizer needs an NVIDIA GPU that this torch can use")
+    weight = torch.nn.Parameter(torch.ones(64, 128, device="cuda"))  # smaller ones stay 32 bit
+    optimizer = bitsandbytes.optim.AdamW8bit([weight], lr=0.1)
+    weight.sum().backward()
+    optimizer.step()
+    if not (torch.isfinite(weight).all() and (weight < 1).all()):
+        raise RuntimeError("its step does not lower the loss")
+
+
+def call_xformers() -> None:
+    """Compare its attention with that of torch, in the layout that generation hands over."""
+    import torch
+    from xformers.ops import memory_efficient_attention
+
+    cuda = torch.cuda.is_available()
+    options = {"device": "cuda", "dtype": torch.float16} if cuda else {}
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, 16, 2, 32, generator=generator).to(**options) for _ in range(3)
+    )  # batch, tokens, heads, channels
+    found = memory_efficient_attention(query, key, value).float()
+    heads_first = (x.float().movedim(2, 1) for x in (query, key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(*heads_first).movedim(1, 2)
+    if not torch.allclose(found, expected, atol=2e-2):
+        raise RuntimeError("its attention differs from that of torch")
+
+
+def call_controlnet_aux() -> None:
+    """Import the detectors that take weights, and call the one that takes none."""
+    import controlnet_aux
+    import numpy as np
+
+    for name in ("MidasDetector", "HEDdetector", "LineartDetector"):
+        if not callable(getattr(getattr(controlnet_aux, name, None), "from_pretrained", None)):
+            raise RuntimeError(f"has no {name} that loads weights")
+    image = np.zeros((64, 96, 3), dtype=np.uint8)
+    image[16:48, 24:72] = 255
+    found = np.array(
+        controlnet_aux.CannyDetector()(image, detect_resolution=64, image_resolution=64)
+    )
+    if found.ndim != 3 or not found.any():
+        raise RuntimeError("its edge detector finds no edge")
+
+
+def call_export() -> None:
+    """Write and read a table with a picture as the Parquet export does."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"id": ["0"], "image": [b"\x89PNG"]})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "0.parquet"
+        pyarrow.parquet.write_table(table, path)
+        if not pyarrow.parquet.read_table(path).equals(table):
+            raise RuntimeError("a table comes back changed")
+
+
+CALLS = {
+    "lora": call_lora,
+    "bitsandbytes": call_bitsandbytes,
+    "xformers": call_xformers,
+    "controlnet-aux": call_controlnet_aux,
+    "export": call_export,
+}
