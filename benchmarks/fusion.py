@@ -68,7 +68,7 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
         scheduler=networks.scheduler, base=sampler._latent(sampler.base_px),
         canvas=sampler._latent(sampler.canvas_px), tile=sampler._latent(config.tile_px),
         stride=sampler._latent(config.stride_px), large_area=config.large_area,
-        guidance_scale=config.guidance_scale, control_scale=config.control_scale,
+        guidance_scale=config.guidance_scale, control_scale=config.control_scale, last_level=0,
     )  # fmt: skip
 
 

@@ -3,16 +3,19 @@
 DGInStyle (Jia et al., ECCV 2024) read to the letter: a base pass; decoded, enlarged by Lanczos,
 encoded; then a canvas of tiles, each evaluated and stepped alone, the steps averaged, and large
 regions overwritten after every step with the base pass's latent plus fresh noise of timestep t-1.
-Stock forward passes of diffusers, nothing shared, batched, kept or skipped.
+Stock forward passes of diffusers, nothing shared, batched, kept or skipped; regions by OpenCV and
+masks by torch's nearest rule, as its code has them. It visits the tiles that the stride reaches, so
+a stride must divide what the tile leaves of the canvas.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from scipy import ndimage
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Plain:
     large_area: float
     guidance_scale: float
     control_scale: float
+    last_level: int | None = None
+    """Timestep whose noise the last paste gets; None is t-1, which ends at 0 with the timesteps of
+    Stable Diffusion 1.5."""
 
     @torch.no_grad()
     def draw(self, label: np.ndarray, states: torch.Tensor, seed: int) -> torch.Tensor:
@@ -74,10 +80,11 @@ class Plain:
                     stepped = self.scheduler.step(noise, timestep, view).prev_sample
                     total[:, :, top : top + height, left : left + width] += stepped
                     count[:, :, top : top + height, left : left + width] += 1
-            last = timestep == self.scheduler.timesteps[-1]
-            level = torch.tensor([0 if last else int(timestep) - 1])
+            level = int(timestep) - 1
+            if timestep == self.scheduler.timesteps[-1] and self.last_level is not None:
+                level = self.last_level
             fresh = torch.randn(target.shape, generator=generator)
-            noisy = self.scheduler.add_noise(target, fresh, level)
+            noisy = self.scheduler.add_noise(target, fresh, torch.tensor([level]))
             latents = torch.where(held, noisy, total / count)
         return latents
 
@@ -86,17 +93,22 @@ class Plain:
         """Picture pixels per latent pixel."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def starts(self, axis: int) -> list[int]:
-        """Return the tile starts; a last tile at the border where the stride does not divide."""
-        last = self.canvas[axis] - self.tile[axis]
-        return sorted({*range(0, last + 1, self.stride[axis]), last})
+    def starts(self, axis: int) -> range:
+        """Return the tile starts on one axis."""
+        length, tile, stride = self.canvas[axis], self.tile[axis], self.stride[axis]
+        if (length - tile) % stride:
+            raise ValueError(f"a stride of {stride} leaves a border of {length} unvisited")
+        return range(0, length - tile + 1, stride)
 
     def control(self, label: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Return the one-hot map 1x20xHxW of a latent size; void is channel 19."""
-        pixels = size[1] * self.latent_px, size[0] * self.latent_px
-        ids = np.array(Image.fromarray(label).resize(pixels, Image.Resampling.NEAREST))
-        classes = np.where(ids < 19, ids, 19)
-        return torch.from_numpy(np.stack([classes == k for k in range(20)])).float()[None]
+        pixels = size[0] * self.latent_px, size[1] * self.latent_px
+        if pixels[0] < label.shape[0]:  # what was published only enlarges
+            small = Image.fromarray(label).resize(pixels[::-1], Image.Resampling.NEAREST)
+            label = np.array(small)
+        classes = torch.from_numpy(np.where(label == 255, 19, label)).long()
+        planes = torch.stack([classes == k for k in range(20)]).float()[None]
+        return F.interpolate(planes, size=pixels, mode="nearest")
 
     def predict(
         self, latents: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor,
@@ -126,11 +138,12 @@ class Plain:
 
     def large_regions(self, label: np.ndarray) -> torch.Tensor:
         """Return the bool mask 1x1xhxw of 8-connected regions of one class above the area."""
-        mask = np.zeros(label.shape, dtype=np.uint8)
-        for class_id in range(19):
-            regions, count = ndimage.label(label == class_id, structure=np.ones((3, 3)))
-            for region in range(1, count + 1):
-                if (regions == region).sum() > self.large_area * label.size:
+        mask = np.zeros(label.shape, dtype=np.float32)
+        for class_id in set(np.unique(label).tolist()) - {255}:
+            found = cv2.connectedComponentsWithStats(np.uint8(label == class_id), connectivity=8)
+            count, regions, statistics, _ = found
+            for region in range(1, count):
+                if statistics[region, cv2.CC_STAT_AREA] > self.large_area * label.size:
                     mask[regions == region] = 1
-        small = Image.fromarray(mask).resize(self.canvas[::-1], Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(small)).bool()[None, None]
+        whole = torch.from_numpy(mask)[None, None]
+        return F.interpolate(whole, size=self.canvas, mode="nearest").bool()

@@ -52,6 +52,16 @@ class Canvas:
         self.weights = torch.zeros_like(self.latents[:, :1])
         self._embeddings: dict[int, list[torch.Tensor]] = {}
 
+    @property
+    def px(self) -> int:
+        """Pixels per latent pixel."""
+        return self.conditions[0].shape[-1] // self.latents.shape[-1]
+
+    def corner_px(self, index: int) -> tuple[int, int]:
+        """Return top and left of tile `index` in pixels of the canvas."""
+        top, left = self.boxes[index]
+        return top * self.px, left * self.px
+
     def window(self, index: int) -> tuple[Any, ...]:
         """Return the slices of tile `index`."""
         (top, left), (height, width) = self.boxes[index], self.tile
@@ -64,11 +74,8 @@ class Canvas:
         """
         if index in self._embeddings:
             return self._embeddings[index]
-        (top, left), (height, width) = self.boxes[index], self.tile
-        px = self.conditions[0].shape[-1] // self.latents.shape[-1]
-        window = (
-            ..., slice(top * px, (top + height) * px), slice(left * px, (left + width) * px)
-        )  # fmt: skip
+        (top, left), height, width = self.corner_px(index), *(n * self.px for n in self.tile)
+        window = (..., slice(top, top + height), slice(left, left + width))
         made = [denoiser.embed(k, part[window]) for k, part in enumerate(self.conditions)]
         if len(self._embeddings) < self.config.cached_tiles:
             self._embeddings[index] = made
@@ -150,21 +157,23 @@ class Evaluator:
 
     def _evaluate(self, group: list[Job], number: int, size: int) -> torch.Tensor:
         """Return the guided float32 predictions of `size` tiles, BxCxhxw."""
-        views, embeddings, rows = [], [], []
+        views, embeddings, rows, corners = [], [], [], []
         for canvas, index in group:
             timestep = canvas.scheduler.timesteps[number]
             latents = canvas.scheduler.scale_model_input(canvas.latents, timestep)
             views.append(latents[0][canvas.window(index)])
             embeddings.append([e[0] for e in canvas.embeddings(self.denoiser, index)])
             rows.append(canvas.rows)
+            corners.append(canvas.corner_px(index))
         padding = size - len(group)
         views += [torch.zeros_like(views[0])] * padding
         embeddings += [[torch.zeros_like(e) for e in embeddings[0]]] * padding
         rows += [rows[0]] * padding
+        corners += [(0, 0)] * padding
         pair = guided_step(self.config, number)
         texts = torch.from_numpy(np.array(rows).T[-1 - pair :].ravel()).to(self.denoiser.device)
         stacked = [torch.stack(parts) for parts in zip(*embeddings, strict=True)]
-        output = self.denoiser(torch.stack(views), number, stacked, texts)
+        output = self.denoiser(torch.stack(views), number, stacked, texts, corners)
         if not pair:
             return output
         negative, positive = output.chunk(2)

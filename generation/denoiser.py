@@ -13,7 +13,7 @@ result is known. Here, with the stock modules and weights:
 Equal to the stock forward passes up to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,8 @@ class Denoiser:
         self.forward = self._forward
         self._networks = [unet, *(control.network for control in controls)]
         self._times: list[torch.Tensor] = []
-        self._added: list[torch.Tensor | None] = [None] * len(self._networks)
+        self._pooled: torch.Tensor | None = None
+        self._size_px = (0, 0)
         self.set_timesteps(timesteps)
         for network in self._networks:
             network.set_attn_processor(
@@ -127,32 +128,45 @@ class Denoiser:
         return network.controlnet_cond_embedding(condition.to(self.device, self.dtype))
 
     def prime(self, text: Conditioning, size_px: tuple[int, int]) -> None:
-        """Take in the texts of the next calls, one row each; tiles have `size_px`."""
-        for place, network in enumerate(self._networks):
+        """Take in the texts of the next calls, one row each, and the size of the whole image."""
+        self._pooled, self._size_px = text.pooled, size_px
+        for network in self._networks:
             for module in network.modules():
                 if isinstance(processor := getattr(module, "processor", None), TextAttention):
                     processor.prime(module, text.states)
-            if text.pooled is not None:
-                added = text.arguments(size_px)["added_cond_kwargs"]
-                times = network.add_time_proj(added["time_ids"].flatten())
-                times = times.reshape(len(text.pooled), -1).to(self.dtype)
-                joined = torch.cat([added["text_embeds"], times], dim=-1)
-                self._added[place] = network.add_embedding(joined.to(self.dtype))
 
     def __call__(
-        self, tiles: torch.Tensor, step: int, embeddings: list[torch.Tensor], rows: torch.Tensor
-    ) -> torch.Tensor:
+        self, tiles: torch.Tensor, step: int, embeddings: list[torch.Tensor], rows: torch.Tensor,
+        corners_px: Sequence[tuple[int, int]] = (),
+    ) -> torch.Tensor:  # fmt: skip
         """Return the float32 predictions, one per row number.
 
         `tiles`: BxCxhxw. `embeddings`: one BxCxhxw per ControlNet. `rows`: B text rows, or 2B to
         evaluate each tile under two texts, all tiles with the first texts before all with the
-        second.
+        second. `corners_px`: (top, left) of each tile in the whole image; empty is its corner.
         """
         times = [table[step : step + 1] for table in self._times]
-        added = [None if rows_of is None else rows_of[rows] for rows_of in self._added]
-        times = [t if a is None else t + a for t, a in zip(times, added, strict=True)]
+        if self._pooled is not None:
+            corners = torch.tensor(corners_px or [(0, 0)] * len(tiles), dtype=torch.float32)
+            times = [
+                time + self._added(network, self._pooled[rows], corners)
+                for network, time in zip(self._networks, times, strict=True)
+            ]
         guides = self.guide_from is not None and step >= self.guide_from
         return self.forward(tiles.to(self.dtype), times, embeddings, rows, guides).float()
+
+    def _added(self, network: Any, pooled: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+        """Return what SDXL adds to the time embedding, one row per pooled text.
+
+        It is told the size of the whole image, the corner of the tile in it, and again the size
+        (Podell et al., ICLR 2024, section 2.2): as a crop of a large image, which a tile is, not
+        as a small image (Du et al., DemoFusion, CVPR 2024, do the same).
+        """
+        corners = corners.repeat(len(pooled) // len(corners), 1)
+        size = torch.tensor([self._size_px], dtype=torch.float32).expand(len(corners), -1)
+        numbers = torch.cat([size, corners, size], dim=1).to(pooled.device)
+        told = network.add_time_proj(numbers.flatten()).reshape(len(pooled), -1)
+        return network.add_embedding(torch.cat([pooled, told.to(pooled.dtype)], 1).to(self.dtype))
 
     def _forward(
         self, tiles: torch.Tensor, times: list[torch.Tensor], embeddings: list[torch.Tensor],

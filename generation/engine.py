@@ -237,7 +237,7 @@ class Sampler:
             grid = tiles.tile_boxes(
                 self._latent(self.canvas_px), tile, self._latent(config.stride_px)
             )  # fmt: skip
-            networks.denoiser.prime(text, config.tile_px)
+            networks.denoiser.prime(text, self.canvas_px)
             finished = [
                 self._canvas(
                     place, request, generator, size_px=self.canvas_px, tile=tile, grid=grid,
@@ -290,8 +290,10 @@ class Sampler:
             conditions.append(networks.detector(resize_lanczos(request.source, size_px)))
         if base is not None:
             target = self._reference_latent(base, generator)
-            mask = tiles.large_components(request.label, config.large_area, config.held_ids)
-            mask = tiles.resize_nearest(mask, size)
+            mask = tiles.held_mask(
+                request.label, size, min_share=config.large_area, classes=config.held_ids,
+                fusion=config.fusion,
+            )  # fmt: skip
             boxes = tiles.chosen_boxes(grid, tile, mask, config.tile_cover)
             held = torch.from_numpy(mask)[None, None].to(networks.device)
         noise = self._noise(size, generator)

@@ -95,8 +95,9 @@ def count_tiles(label: np.ndarray, config: Config, latent_px: int, unit: int) ->
     boxes = tiles.tile_boxes(canvas, tile, stride)
     missing = [(0, big - own) for big, own in zip(whole, label.shape, strict=True)]
     label = np.pad(label, missing, mode="edge")
-    mask = tiles.large_components(label, config.large_area, config.held_ids)
-    mask = tiles.resize_nearest(mask, canvas)
+    mask = tiles.held_mask(
+        label, canvas, min_share=config.large_area, classes=config.held_ids, fusion=config.fusion
+    )
     return len(tiles.chosen_boxes(boxes, tile, mask, config.tile_cover)), len(boxes)
 
 

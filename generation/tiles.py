@@ -67,6 +67,31 @@ def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.astype(array.dtype)
 
 
+def pick_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an HxW map to `size` (height, width): row i is row floor(i * in / out).
+
+    The rule of `torch.nn.Upsample`, which takes the first pixel of a block where `resize_nearest`
+    takes the one in the middle. DGInStyle reduces its mask so.
+    """
+    rows, columns = (
+        np.arange(new) * old // new for new, old in zip(size, array.shape, strict=True)
+    )  # fmt: skip
+    return array[np.ix_(rows, columns)]
+
+
+def held_mask(
+    label: np.ndarray, size: tuple[int, int], *, min_share: float, classes: Collection[int],
+    fusion: str,
+) -> np.ndarray:  # fmt: skip
+    """Return the bool mask, of `size` in latent pixels, of what is kept from the base pass.
+
+    `label`: HxW train ids of the whole canvas. See `large_components`; the `reference` fusion
+    reduces the mask as DGInStyle does.
+    """
+    mask = large_components(label, min_share, classes)
+    return (pick_nearest if fusion == "reference" else resize_nearest)(mask, size)
+
+
 def chosen_boxes(
     boxes: list[Box], tile: tuple[int, int], mask: np.ndarray, cover: str
 ) -> list[Box]:

@@ -35,8 +35,8 @@ class Conditioning:
         """Return the keyword arguments of a U-Net or ControlNet for pictures of (height, width).
 
         SDXL is also told the original size, the corner of the crop and the target size. A training
-        crop or a tile counts as a whole picture of its own size: told of a larger original, SDXL
-        composes pictures that look cut off.
+        crop counts as a whole picture of its own size: told of a larger original, SDXL composes
+        pictures that look cut off.
         """
         if self.pooled is None:
             return {"encoder_hidden_states": self.states}

@@ -89,6 +89,30 @@ def test_equals_the_stock_forward_passes(family, size):
 
 
 @torch.no_grad()
+def test_xl_is_told_the_whole_image_and_where_the_tile_lies():
+    """SDXL's six numbers: original size, corner of the crop, target size."""
+    unet, controlnet = make_pair("sdxl")
+    tiles, condition = torch.randn(2, 4, 8, 8), torch.rand(2, 20, 32, 32)
+    text = Conditioning(torch.randn(3, 7, TEXT), torch.randn(3, POOLED))
+    rows, corners = torch.tensor([0, 0, 1, 2]), [(16, 0), (32, 48)]
+    time_ids = torch.tensor([[64, 96, *corner, 64, 96] for corner in corners * 2]).float()
+    known = {"encoder_hidden_states": text.states[rows],
+             "added_cond_kwargs": {"text_embeds": text.pooled[rows], "time_ids": time_ids}}
+    twice, timestep = tiles.repeat(2, 1, 1, 1), torch.tensor(501)
+    down, mid = controlnet(
+        twice, timestep, **known, controlnet_cond=condition.repeat(2, 1, 1, 1), return_dict=False
+    )
+    stock = unet(
+        twice, timestep, **known, down_block_additional_residuals=down,
+        mid_block_additional_residual=mid,
+    ).sample  # fmt: skip
+    denoiser = Denoiser(unet, [Control(controlnet, 1.0)], torch.tensor([501]))
+    denoiser.prime(text, (64, 96))
+    ours = denoiser(tiles, 0, [denoiser.embed(0, condition)], rows, corners)
+    assert (ours - stock).norm() / stock.norm() <= 5e-6
+
+
+@torch.no_grad()
 def test_several_controls_add_up():
     unet, controlnet = make_pair("sd15")
     tiles, condition = torch.randn(2, 4, 8, 8), torch.rand(2, 20, 32, 32)

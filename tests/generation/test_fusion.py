@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.plain_fusion import Plain
 from generation import fusion, tiles
 from generation.canvas import Canvas, Evaluator
-from generation.engine import Request, Sampler, build_scheduler
-from pipeline import labels, models
+from generation.engine import Request, Sampler, build_scheduler, load_networks
+from pipeline import labels
 
 CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
 
@@ -50,37 +51,80 @@ def fused(networks, config, problem, stride, batch=2, cover="grid"):
     return canvas.latents
 
 
-@pytest.mark.parametrize("stride", [(2, 4), (3, 5)])
-def test_reference_preset_equals_the_published_loop(networks, tiny_config, make_label, stride):
-    networks, config = with_solver(
-        networks, tiny_config, fusion="reference", stride_px=(stride[0] * 4, stride[1] * 4),
-        tile_batch=4, image_batch=2, guidance_scale=7.5, guide_control_from=1.0,
-        guidance_interval=(0.0, 1.0),
+@pytest.fixture(scope="module")
+def reference_run(family_base, tiny_config, tmp_path_factory):
+    """(settings of the reference preset, stock pipeline) on a tiny Stable Diffusion 1.5."""
+    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+
+    base, folder = family_base("sd15"), tmp_path_factory.mktemp("control")
+    stock = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=None)
+    torch.manual_seed(3)
+    net = ControlNetModel.from_unet(
+        stock.unet, conditioning_channels=20, conditioning_embedding_out_channels=(4, 8, 8)
+    )
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block,
+                  net.controlnet_cond_embedding.conv_out):  # fmt: skip
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    net.save_pretrained(folder)
+    stock.controlnet = net
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config, clip_sample=False)
+    stock.scheduler.set_timesteps(20)
+    assert int(stock.scheduler.timesteps[-1]) == 1
+    config = replace(
+        tiny_config, base=str(base), controlnet=str(folder), fusion="reference", base_scale=0.5,
+        steps=20, guidance_scale=7.5, guidance_interval=(0.0, 1.0), guide_control_from=1.0,
+        control_scale=1.0, tile_batch=4, image_batch=2, negative_prompt="", large_area=0.05,
     )  # fmt: skip
-    sampler = Sampler(networks, config)
+    return config, stock
+
+
+@pytest.mark.parametrize("stride", [(2, 4), (4, 4)])
+def test_reference_preset_equals_the_published_loop(reference_run, make_label, stride):
+    """Scheduler, text, networks and the loop are not the product's; the enlarged base pass is 2x.
+
+    The label is of the base pass's size, the canvas twice as large, as published.
+    """
+    config, stock = reference_run
+    config = replace(
+        config, crop_px=(16, 32), base_scale=1.0, fusion_scale=2.0,
+        stride_px=(stride[0] * 4, stride[1] * 4),
+    )  # fmt: skip
+    sampler = Sampler(load_networks(config, torch.device("cpu")), config)
     plain = Plain(
-        unet=models.load_component(config.base, "unet"),
-        controlnet=models.load_network("controlnet", None, config.controlnet),
-        vae=networks.vae, scheduler=networks.scheduler, base=TILE, canvas=CANVAS, tile=TILE,
-        stride=stride, large_area=config.large_area, guidance_scale=7.5,
-        control_scale=config.control_scale,
+        unet=stock.unet, controlnet=stock.controlnet, vae=stock.vae, scheduler=stock.scheduler,
+        base=TILE, canvas=CANVAS, tile=TILE, stride=stride, large_area=0.05, guidance_scale=7.5,
+        control_scale=1.0,
     )  # fmt: skip
-    requests = [Request(make_label(32, 64, i), f"road {i}", i) for i in range(2)]
+    requests = [Request(make_label(32, 64, i)[8:24, 16:48], f"road {i}", i) for i in range(2)]
     latents, decode = [], sampler._decode
     sampler._decode = lambda done, *rest: latents.append(done.latents) or decode(done, *rest)
     bases, enlarge = [], sampler._reference_latent
     sampler._reference_latent = lambda base, rng: bases.append(base) or enlarge(base, rng)
-    pictures = sampler.draw_all(requests)
-    assert all(picture.tiles < picture.tiles_total for picture in pictures)
+    sampler.draw_all(requests)
     for request, base, ours in zip(requests, bases, latents, strict=True):
-        states = networks.text.encode([config.negative_prompt, request.prompt]).states
+        held = plain.large_regions(request.label)
+        assert 0 < int(held.sum()) < held.numel()
+        positive, negative = stock.encode_prompt(request.prompt, "cpu", 1, True, "")
+        states = torch.cat([negative, positive])
         generator = torch.Generator().manual_seed(request.seed)
         published = plain.base_pass(request.label, states, generator)
         assert (base - published).norm() / published.norm() <= 1e-5
-        # From the same base: between the passes the picture is rounded to 8 bits, where a
+        # From the same base: between the passes the image is rounded to 8 bits, where a
         # difference in the last bit can become one of 1/255
         published = plain.high_resolution_pass(request.label, states, base, generator)
         assert (ours - published).norm() / published.norm() <= 1e-5
+
+
+def test_reference_mask_takes_the_first_pixel_of_each_block():
+    """512 px are reduced to 128 latents by pixel 4i, as torch's nearest rule does."""
+    label = np.full((512, 512), 5, np.uint8)
+    label[::4] = label[:, ::4] = 0  # a lattice of road; its gaps hold the pixels 4i + 2
+    size = {"min_share": 0.07, "classes": [0]}
+    assert tiles.held_mask(label, (128, 128), fusion="reference", **size).all()
+    assert not tiles.held_mask(label, (128, 128), fusion="aligned", **size).any()
+    odd = np.random.default_rng(0).random((52, 77)) < 0.5
+    picked = F.interpolate(torch.from_numpy(odd).float()[None, None], size=(13, 31))
+    assert np.array_equal(tiles.pick_nearest(odd, (13, 31)), picked[0, 0].bool().numpy())
 
 
 @pytest.mark.parametrize("preset", ["aligned", "reference"])

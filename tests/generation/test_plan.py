@@ -177,3 +177,20 @@ def test_shares_of_the_shipped_grammars():
     assert paper == {"plain": 0.5, **dict.fromkeys(("snow", "rain", "sunny", "fog", "night"), 0.1)}
     wanted = {"snow", "rain", "fog", "night", "sunny", "dusk", "overcast", "dawn"}
     assert wanted < set(shares("gta_sd15.yaml"))
+
+
+def test_prompts_of_the_reference_preset_are_the_published_ones():
+    """The bare class list, or a scene in a weather that ends with a period."""
+    grammar = from_mapping(
+        Config, load_yaml(ROOT / "configs" / "generation" / "dginstyle.yaml"), "dginstyle.yaml"
+    ).prompt
+    classes = join_classes(np.array([[0, 13], [9, 255]], np.uint8), grammar, None)
+    found = {
+        render_prompt(grammar, classes, condition=name, time=time, place=place)
+        for name, condition in grammar.conditions.items()
+        for time in condition.times
+        for place in grammar.places
+    }
+    scene = "A city street scene with road terrain car, in {} weather."
+    words = ("snowy", "rainy", "sunny", "foggy", "night")
+    assert found == {"road terrain car", *map(scene.format, words)}
