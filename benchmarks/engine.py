@@ -34,7 +34,7 @@ from generation.engine import Sampler, load_networks  # noqa: E402
 from generation.progress import Rows  # noqa: E402
 from generation.run import read_inputs  # noqa: E402
 from generation.saving import Saver  # noqa: E402
-from generation.settings import Config  # noqa: E402
+from generation.settings import default_config  # noqa: E402
 from generation.work import Maker  # noqa: E402
 from pipeline import files  # noqa: E402
 from pipeline.dataset import DatasetWriter, read_rows, sample_id  # noqa: E402
@@ -52,7 +52,7 @@ class Nowhere:
 
 def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
     """Return the wall time of drawing `n` samples with writing over that without."""
-    config = dataclasses.replace(Config(), n=n, output=folder / "inputs")
+    config = dataclasses.replace(default_config("pocket"), n=n, output=folder / "inputs")
     inputs = read_inputs(config)
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
     maker = Maker(sampler, config, inputs.source, inputs.layouts, {})

@@ -36,7 +36,7 @@ from generation import layouts, plan, tiles  # noqa: E402
 from generation.denoiser import Control, Denoiser  # noqa: E402
 from generation.engine import Networks, Sampler, load_networks  # noqa: E402
 from generation.prompts import Grammar  # noqa: E402
-from generation.settings import DEFAULT_LAYOUTS, Config  # noqa: E402
+from generation.settings import DEFAULT_LAYOUTS, Config, default_config  # noqa: E402
 from pipeline import files, models  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 from pipeline.text import Conditioning  # noqa: E402
@@ -47,7 +47,7 @@ QUARTER = 4  # tiles lie a quarter of their size apart: 25 on a canvas of twice 
 
 def settings(steps: int) -> Config:
     """Return the published algorithm at the pocket model's size."""
-    config = Config()
+    config = default_config("pocket")
     return dataclasses.replace(
         config, fusion="reference", solver="ddim", steps=steps, guidance_scale=7.5,
         control_scale=1.0, tile_cover="needed", tile_batch=25, negative_prompt="",
@@ -235,9 +235,9 @@ def main() -> None:
     pocket = layouts.open_layouts(
         DEFAULT_LAYOUTS, pattern="*.png", label_space="train_ids", height_px=0
     )
-    maps = draw_crops(pocket, Config().crop_px, True, 40)
+    maps = draw_crops(pocket, default_config("pocket").crop_px, True, 40)
     result: dict[str, Any] = {"compare": compare(arguments, maps), "work": {}}
-    sources = {"pocket": (pocket, Config().crop_px)}
+    sources = {"pocket": (pocket, default_config("pocket").crop_px)}
     if arguments.gta:
         gta = layouts.open_layouts(
             arguments.gta, pattern="*.png", label_space=arguments.label_space, height_px=0

@@ -22,7 +22,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe  # noqa: E402
 from benchmarks.summary import load, table  # noqa: E402
-from generation.settings import Config  # noqa: E402
+from generation.settings import default_config  # noqa: E402
 from pipeline import files  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
@@ -64,7 +64,7 @@ def folder_of(output: Path, name: str) -> Path:
 
 def guided_share(settings: str, steps: int) -> float:
     """Return the cost of an evaluation in guidance pairs, by the interval of the settings."""
-    first, last = Config().guidance_interval
+    first, last = default_config("pocket").guidance_interval
     if "--guidance-interval" in settings:
         first, last = map(float, settings.split("--guidance-interval ")[1].split()[:2])
     guided = sum(first <= number / steps < last for number in range(steps))

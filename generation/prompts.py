@@ -1,7 +1,7 @@
 """The prompt grammar: classes, weather, time and place, each with target shares.
 
-Words follow the captions the pocket model was trained on; a YAML file replaces them for other
-base models.
+The defaults are for Stable Diffusion with a ControlNet trained on bare class names. A base model
+may bring words of its own (`pipeline/base_defaults.py`), a YAML file may replace them.
 """
 
 import re
@@ -14,7 +14,8 @@ import numpy as np
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
 
-PLACEHOLDERS = {"classes", "condition", "time", "place"}
+PLACEHOLDERS = ("classes", "condition", "time", "place")
+MAX_SHARE = 1e6
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -32,28 +33,30 @@ class Condition:
     """Template of this condition alone; empty is the grammar's."""
 
 
-def _pocket_conditions() -> dict[str, Condition]:
-    day = {"by day": 1.0}
+def _conditions() -> dict[str, Condition]:
+    """Return twelve conditions; a quarter of the samples says no weather."""
     return {
-        "clear": Condition("in sunny weather", times=day),
-        "overcast": Condition("in overcast weather", times=day),
-        "rain": Condition("in rainy weather", times=day),
-        "fog": Condition("in foggy weather", times=day),
-        "snow": Condition("in snowy weather", times=day),
-        "autumn": Condition("in autumn weather", times=day, share=0.5),
-        "dusty": Condition("in dusty weather", times=day, share=0.5),
-        "film": Condition("as an old photograph", times=day, share=0.5),
-        "dawn": Condition("in hazy weather", times={"at dawn": 1.0}),
-        "dusk": Condition("in clear weather", times={"at dusk": 1.0}),
-        "night": Condition("in clear weather", times={"at night": 1.0}),
-        "rainy_night": Condition("in rainy weather", times={"at night": 1.0}, share=0.5),
-        "snowy_night": Condition("in snowy weather", times={"at night": 1.0}, share=0.5),
+        "plain": Condition(share=5.0, template="{classes}"),  # the captions of training
+        "sunny": Condition(
+            "in sunny weather", 2.0, {"": 2.0, "in the morning": 1.0, "at noon": 1.0}
+        ),
+        "overcast": Condition("in overcast weather", 2.0),
+        "rain": Condition("in rainy weather", 2.0, {"": 3.0, "in the evening": 1.0}),
+        "fog": Condition("in foggy weather", 2.0, {"": 3.0, "in the early morning": 1.0}),
+        "snow": Condition("in snowy weather", 2.0, {"": 3.0, "in the evening": 1.0}),
+        "dawn": Condition("in clear weather", 1.0, {"at dawn": 1.0}),
+        "dusk": Condition("in clear weather", 1.0, {"at dusk": 1.0}),
+        "night": Condition("in clear weather", 2.0, {"at night": 1.0}),
+        "rainy_night": Condition("in rainy weather", 1.0, {"at night": 1.0}),
+        "foggy_night": Condition("in foggy weather", 0.5, {"at night": 1.0}),
+        "snowy_night": Condition("in snowy weather", 0.5, {"at night": 1.0}),
     }
 
 
-POCKET_PLACES = (
-    "in a city centre", "in a suburb", "in a mountain village", "in an industrial area",
-)  # fmt: skip
+PLACES = {
+    "": 4.0, "in a city centre": 2.0, "in a suburb": 2.0, "in a village": 1.0,
+    "on a motorway": 1.0, "in an industrial area": 1.0, "in a mountain town": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,31 +65,33 @@ class Grammar:
 
     template: str = "a city street scene with {classes}, {condition} {time}, {place}"
     """May name {classes}, {condition}, {time} and {place}."""
-    class_separator: str = ", "
+    class_separator: str = " "
     """Between class names."""
-    class_last: str = " and "
+    class_last: str = " "
     """Before the last class name."""
     class_min_share: float = 0.0
     """Classes covering less than this share of the crop are not named."""
-    max_classes: int = 4
+    max_classes: int = 0
     """Name at most this many classes, drawn at random per sample; 0 names all."""
-    conditions: dict[str, Condition] = field(default_factory=_pocket_conditions)
+    conditions: dict[str, Condition] = field(default_factory=_conditions)
     """Conditions by name."""
-    places: dict[str, float] = field(default_factory=lambda: dict.fromkeys(POCKET_PLACES, 1.0))
+    places: dict[str, float] = field(default_factory=lambda: dict(PLACES))
     """Places and their relative shares; a list means even ones, empty text says nothing."""
 
     def check(self) -> None:
         """Raise `UserError` for a grammar that cannot be used."""
         if self.max_classes < 0:
             raise UserError(f"prompt.max_classes {self.max_classes}: must be 0 or more")
+        if not 0 <= self.class_min_share <= 1:
+            raise UserError(f"prompt.class_min_share {self.class_min_share:g}: must be in 0..1")
         shares = {name: condition.share for name, condition in self.conditions.items()}
         _check_shares("prompt.conditions", shares)
         _check_shares("prompt.places", self.places)
         for name, condition in self.conditions.items():
             _check_shares(f"prompt.conditions.{name}.times", condition.times)
             template = condition.template or self.template
-            used = set(re.findall(r"{(.*?)}", template))
-            if used - PLACEHOLDERS:
+            plain = re.sub("{(" + "|".join(PLACEHOLDERS) + ")}", "", template)
+            if "{" in plain or "}" in plain:
                 raise UserError(
                     f"prompt template {template!r}: knows only {sorted(PLACEHOLDERS)} in braces"
                 )
@@ -94,8 +99,12 @@ class Grammar:
 
 def _check_shares(where: str, shares: Mapping[str, float]) -> None:
     for name, share in shares.items():
-        if not 0 <= share < float("inf"):
-            raise UserError(f"{where}: the share of {name!r} is {share}; it must be 0 or more")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {name!r}: names are text; put it in quotes")
+        if not 0 <= share <= MAX_SHARE:
+            raise UserError(
+                f"{where}: the share of {name!r} is {share}; it must be 0..{MAX_SHARE:g}"
+            )
     if sum(shares.values()) <= 0:
         raise UserError(f"{where}: at least one share must be above 0")
 

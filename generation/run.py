@@ -31,7 +31,7 @@ from generation import card, layouts, listing, work  # noqa: E402
 from generation.claims import Claims  # noqa: E402
 from generation.plan import PlanItem, Planner  # noqa: E402
 from generation.progress import Rows  # noqa: E402
-from generation.settings import Config, check, check_grid, run_mapping  # noqa: E402
+from generation.settings import Config, check, check_grid, default_config, run_mapping  # noqa: E402
 from pipeline import files, models  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.dataset import DatasetWriter, repair_tail, sample_id  # noqa: E402
@@ -205,7 +205,7 @@ def draw_missing(
 
 def main() -> int | None:
     """Run the program; see the module docstring."""
-    config, call = parse(Config, __doc__)
+    config, call = parse(Config, __doc__, defaults=default_config)
     process_index = int(os.environ.get("RANK", "0"))
     if process_index != 0 and not call.dry_run:
         wait_for(config.output / layouts.CACHE_NAME)

@@ -1,5 +1,6 @@
-"""The settings of a generation run. The defaults are the pocket run, so no option is needed."""
+"""The settings of a generation run: those of the base model, changed by files and flags."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -7,9 +8,10 @@ from typing import Any, Literal
 import tyro
 
 from generation.prompts import Grammar
-from pipeline.config import require_positive, to_mapping
+from pipeline.base_defaults import with_base_defaults
+from pipeline.config import LARGEST, require_between, require_positive, to_mapping
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_NAMES, shipped
+from pipeline.labels import CLASS_NAMES, MAX_PIXELS, shipped
 
 DEFAULT_LAYOUTS = shipped("pocket_layouts")
 SCHEDULERS = {
@@ -18,6 +20,23 @@ SCHEDULERS = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 NOT_IN_DIGEST = ("n", "output", "plan_file")
+OF_THE_BASE = (  # settings that a base model may bring along
+    "crop_px", "rcs_min_pixels", "control_scale", "base_scale", "fusion_scale", "fusion",
+    "tile_px", "stride_px", "tile_weight", "large_area", "held_classes", "tile_cover", "steps",
+    "solver", "guidance_scale", "guidance_interval", "guidance_rescale", "guide_control_from",
+    "negative_prompt", "prompt",
+)  # fmt: skip
+LIMITS = {  # lowest and highest value; what lies outside is a slip, or would never end
+    "n": (1, 10_000_000), "seed": (0, LARGEST), "layout_height_px": (0, 16384),
+    "rcs_temperature": (0, 1000), "rcs_min_pixels": (0, MAX_PIXELS), "rcs_min_share": (0, 1),
+    "control_scale": (0, 10), "strength": (0, 1), "details_window": (0, 10),
+    "base_scale": (1 / 16, 16), "fusion_scale": (1 / 16, 16), "large_area": (0, 1),
+    "steps": (1, 1000), "guidance_scale": (0, 1000), "guidance_rescale": (0, 1),
+    "guide_control_from": (0, 1), "tile_batch": (1, 4096), "image_batch": (1, 1024),
+    "cached_tiles": (0, 1_000_000), "vae_tile_px": (0, 16384), "cpu_threads": (1, 1024),
+}  # fmt: skip
+MIN_TEMPERATURE = 1e-6  # below it the softmax overflows
+MAX_TILES = 100_000  # of one image
 
 
 @dataclass(frozen=True)
@@ -30,15 +49,18 @@ class Structure:
     """Folder of a 3-channel ControlNet for this kind."""
     scale: float = 0.5
     """Factor on its residuals."""
-    detector: str = "lllyasviel/Annotators"
-    """Where controlnet_aux finds the weights of the detector: a folder or a hub id."""
+    detector: str = "lllyasviel/Annotators@982e7edaec38759d914a963c48c4726685de7d96"
+    """The detector's weights: a folder, or a hub id pinned as owner/name@<40-digit commit>."""
     canny_thresholds: tuple[float, float] = (100.0, 200.0)
     """Lower and upper gradient threshold of canny, for 8-bit grey values."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of `generation/run.py`."""
+    """All settings of `generation/run.py`, here with the defaults of Stable Diffusion.
+
+    Sizes, steps, guidance and words come with the base model, see `default_config`.
+    """
 
     n: int = 8
     """Size of the finished set; a larger number later adds to the same folder."""
@@ -57,11 +79,12 @@ class Config:
     """Name of a file in datasets/labelspaces, or the path of such a YAML."""
     layout_height_px: int = 0
     """Resize every layout (nearest) to this height before cropping; 0 keeps the native size."""
-    crop_px: tuple[int, int] = (128, 256)
-    """Height and width of the label crop, which is the size of the picture written."""
+    crop_px: tuple[int, int] = (0, 0)
+    """Height and width of the label crop, which is the size of the image written; 0 0: none known,
+    otherwise the size that the base was trained on."""
     rcs_temperature: float = 0.01
     """Rare class sampling: class ~ softmax((1 - frequency) / T); 0 draws layouts evenly."""
-    rcs_min_pixels: int = 48
+    rcs_min_pixels: int = 3000
     """A layout serves a class if it has more pixels of it than this (after resizing)."""
     rcs_min_share: float = 0.01
     """Crops are redrawn (10 tries) until the class covers more than this share of the crop."""
@@ -72,7 +95,7 @@ class Config:
     """Folder of another U-Net; empty is the base's own, which is the Style Swap."""
     controlnet: str = "pocket"
     """'pocket' or the folder of a 20-channel ControlNet."""
-    control_scale: float = 0.8
+    control_scale: float = 1.0
     """Factor on the ControlNet's residuals."""
     structure: Structure = field(default_factory=Structure)
     """A second control, taken from the source pictures of the label maps."""
@@ -83,38 +106,39 @@ class Config:
     details_window: float = 0.1
     """Standard deviation of the window in which colours are compared, in heights of the crop."""
 
-    base_scale: float = 0.5
+    base_scale: float = 1.0
     """Size of the base pass relative to the crop."""
-    fusion_scale: float = 1.0
+    fusion_scale: float = 2.0
     """Size of the high-resolution pass relative to the crop; Lanczos-resized to the crop."""
     fusion: Literal["aligned", "reference", "none"] = "aligned"
     """'aligned': paste on the tiles' own noise level; 'reference': DGInStyle; 'none': base only."""
-    tile_px: tuple[int, int] = (64, 128)
-    """Height and width of a tile of the high-resolution pass, in pixels of that pass."""
-    stride_px: tuple[int, int] = (32, 64)
+    tile_px: tuple[int, int] = (0, 0)
+    """Height and width of a tile of the high-resolution pass, in pixels of that pass: the size that
+    the base was trained on."""
+    stride_px: tuple[int, int] = (0, 0)
     """Distance of neighbouring tiles; the last tile of an axis is aligned to the border."""
     tile_weight: Literal["uniform", "gaussian"] = "uniform"
     """How overlapping tiles are averaged."""
     large_area: float = 30000 / 512**2
     """A connected component above this share of the crop is kept from the base pass."""
-    held_classes: tuple[str, ...] = ("road", "sky")
+    held_classes: tuple[str, ...] = ()
     """Classes whose large components are kept; none named means all, as in DGInStyle. Where the
     base pass is coarser than the picture, leave out what has details: buildings have windows."""
     tile_cover: Literal["grid", "needed", "adaptive"] = "needed"
     """'grid': all tiles; 'needed': those not wholly in kept regions, with the same result;
     'adaptive': as few of them as cover everything else."""
 
-    steps: int = 10
+    steps: int = 20
     """Denoising steps of each pass."""
     solver: Literal["ddim", "dpm++2m", "unipc"] = "dpm++2m"
     """Solver, built from the base's own scheduler config."""
-    guidance_scale: float = 3.0
+    guidance_scale: float = 7.5
     """Classifier-free guidance; 1 evaluates the prompt alone."""
-    guidance_interval: tuple[float, float] = (0.0, 0.6)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Share of the steps (from, to) that are guided; the others evaluate the prompt alone."""
     guidance_rescale: float = 0.0
     """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
-    guide_control_from: float = 0.5
+    guide_control_from: float = 1.0
     """After this share of the steps the other half of the guidance goes without control, so that
     guidance strengthens the label map as well as the prompt (from 0 on: the guess mode of
     ControlNet, Zhang et al., ICCV 2023). 1 never does."""
@@ -138,7 +162,7 @@ class Config:
     """Threads of a process without a GPU. It changes the last bit of a sum, so it belongs to the
     settings; to use all cores start one process per core, which is faster as well."""
 
-    negative_prompt: str = "a city street scene with road, in clear weather by day"
+    negative_prompt: str = ""
     """Prompt of the other half of the guidance; naming the source's own look keeps it out."""
     prompt: tyro.conf.Suppress[Grammar] = field(default_factory=Grammar)
     """Prompt grammar; set it in a YAML file."""
@@ -171,31 +195,13 @@ def run_mapping(config: Config) -> dict[str, Any]:
     return mapping
 
 
+default_config = with_base_defaults(Config, "generation", OF_THE_BASE)
+
+
 def check(config: Config) -> None:
     """Raise `UserError` for settings that cannot work, without reading any file."""
-    require_positive(
-        config, "n", "base_scale", "fusion_scale", "steps", "tile_batch", "image_batch",
-        "guidance_scale", "cpu_threads", "strength", "details_window",
-    )  # fmt: skip
-    for name in ("crop_px", "tile_px", "stride_px"):
-        values = getattr(config, name)
-        if min(values) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {values}: both must be 1 or more")
-    whole = ("seed", "layout_height_px", "rcs_temperature", "rcs_min_pixels", "cached_tiles",
-             "vae_tile_px")  # fmt: skip
-    for name in whole:
-        if getattr(config, name) < 0:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} {getattr(config, name)}: must be 0 or more")
-    for name in ("rcs_min_share", "large_area", "guidance_rescale", "strength",
-                 "guide_control_from"):  # fmt: skip
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be in 0..1")
-    first, last = config.guidance_interval
-    if not 0 <= first <= last <= 1:
-        raise UserError(
-            f"--guidance-interval {first:g} {last:g}: must be two shares in 0..1, in order"
-        )
+    check_numbers(config)
+    check_known_size(config)
     if unknown := [name for name in config.held_classes if name not in CLASS_NAMES]:
         raise UserError(f"--held-classes {unknown[0]!r}: use {', '.join(CLASS_NAMES)}")
     if config.fusion == "reference" and config.solver != "ddim":
@@ -208,10 +214,67 @@ def check(config: Config) -> None:
             f"--structure.kind {config.structure.kind}: needs --structure.controlnet, the folder "
             "of a 3-channel ControlNet trained for it"
         )
+    pattern = Path(config.layout_pattern)
+    if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
+        raise UserError(
+            f"--layout-pattern {config.layout_pattern!r}: must be relative to --layouts and stay "
+            "inside it, '*_labelIds.png' say"
+        )
     config.prompt.check()
+    check_canvas(config)
+
+
+def check_numbers(config: Config) -> None:
+    """Raise `UserError` for numbers out of their range, infinite ones and such as are none."""
+    for name, (low, high) in LIMITS.items():
+        require_between(config, low, high, name)
+    require_positive(config, "guidance_scale", "strength", "details_window")
+    if 0 < config.rcs_temperature < MIN_TEMPERATURE:
+        raise UserError(
+            f"--rcs-temperature {config.rcs_temperature:g}: must be 0, or {MIN_TEMPERATURE:g} or "
+            "more"
+        )
+    first, last = config.guidance_interval
+    if not 0 <= first <= last <= 1:
+        raise UserError(
+            f"--guidance-interval {first:g} {last:g}: must be two shares in 0..1, in order"
+        )
+    require_between(config.structure, 0, 10, "scale", prefix="structure.")
+    low, high = config.structure.canny_thresholds
+    if not 0 <= low <= high < math.inf:
+        raise UserError(
+            f"--structure.canny-thresholds {low:g} {high:g}: must be two numbers of 0 or more, in "
+            "order"
+        )
+
+
+def check_known_size(config: Config) -> None:
+    """Raise `UserError` for sizes below 1, and if the size that a base draws at is not known."""
+    names = ("crop_px", "tile_px", "stride_px")
+    sizes = {f"--{name.replace('_', '-')}": getattr(config, name) for name in names}
+    if unknown := [flag for flag, size in sizes.items() if size == (0, 0)]:
+        raise UserError(
+            f"{unknown[0]}: the size that --base {config.base} draws at is not known (a "
+            "sample_size in its unet/config.json would tell, on this disk); set "
+            f"{', '.join(unknown)}"
+        )
+    for flag, size in sizes.items():
+        if min(size) <= 0:
+            raise UserError(f"{flag} {size[0]} {size[1]}: both must be 1 or more")
+
+
+def check_canvas(config: Config) -> None:
+    """Raise `UserError` unless both passes are of a size that can be drawn, in tiles that fit."""
+    for name in ("base_scale", "fusion_scale"):
+        height, width = config.scaled(getattr(config, name))
+        if height * width > MAX_PIXELS:
+            raise UserError(
+                f"--crop-px {config.crop_px[0]} {config.crop_px[1]}: {height}x{width} px with "
+                f"--{name.replace('_', '-')} are more than {MAX_PIXELS}; make one of them smaller"
+            )
     if config.fusion == "none":
         return
-    canvas = config.scaled(config.fusion_scale)
+    canvas, tiles = config.scaled(config.fusion_scale), 1
     for axis, name in enumerate(("height", "width")):
         if config.tile_px[axis] > canvas[axis]:
             raise UserError(
@@ -223,6 +286,12 @@ def check(config: Config) -> None:
                 f"--stride-px {config.stride_px}: {name} exceeds the tile's {config.tile_px[axis]}"
                 " px, which leaves gaps; make it at most the tile"
             )
+        tiles *= 1 + -(-(canvas[axis] - config.tile_px[axis]) // config.stride_px[axis])
+    if tiles > MAX_TILES:
+        raise UserError(
+            f"--stride-px {config.stride_px}: cuts an image into {tiles} tiles, more than "
+            f"{MAX_TILES}; make it larger"
+        )
 
 
 def check_grid(config: Config, latent_px: int, unit: int) -> None:
@@ -231,6 +300,18 @@ def check_grid(config: Config, latent_px: int, unit: int) -> None:
     `latent_px`: picture pixels per latent pixel. `unit`: picture pixels per pixel of the U-Net's
     deepest level; what the U-Net sees must be a multiple of it.
     """
+    smallest = unit  # below it nothing is left in the U-Net's deepest level
+    if min(config.crop_px) < smallest:
+        raise UserError(
+            f"--crop-px {config.crop_px[0]} {config.crop_px[1]}: both must be {smallest} or more "
+            "for this base model"
+        )
+    # Tiles of the autoencoder overlap by a quarter; other sizes would not meet where they should.
+    if config.vae_tile_px % (4 * latent_px):
+        raise UserError(
+            f"--vae-tile-px {config.vae_tile_px}: must be 0 or a multiple of {4 * latent_px} for "
+            "this base model, 512 say"
+        )
     if config.fusion == "none":
         return
     sizes = {
@@ -255,6 +336,7 @@ def padded_crop(config: Config, latent_px: int, unit: int) -> tuple[int, int]:
     def padded(length: int) -> int:
         while (
             round(length * config.base_scale) % unit
+            or round(length * config.base_scale) < unit
             or round(length * config.fusion_scale) % latent_px
         ):
             length += 1

@@ -19,15 +19,18 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from generation.engine import Networks, Request, Sampler, load_networks
-from generation.settings import NOT_IN_DIGEST, Config, check
-from pipeline import files, labels, models
-from pipeline.config import from_mapping, load_yaml, to_mapping
+from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, check, default_config
+from pipeline import base_defaults, files, labels, models
+from pipeline.config import from_mapping, load_yaml, to_mapping, with_base
+from pipeline.dataset import read_image
 from pipeline.errors import UserError
 
 SETTINGS_FILE = "street_pipeline.json"
 OF_THE_FOLDER = ("base", "unet", "controlnet", *NOT_IN_DIGEST)  # not settings of a saved pipeline
 Label = np.ndarray | Image.Image | str | Path
-Seed = torch.Generator | int | None
+Picture = np.ndarray | Image.Image | str | Path
+PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
+Seed = torch.Generator | int | np.integer | None
 
 
 @dataclass
@@ -63,9 +66,13 @@ class StreetPipeline:
         """Open a base model with a ControlNet, or a folder of `save_pretrained` as `base`.
 
         `config` is a YAML of configs/generation. None leaves a part to it, or to the default: the
-        pocket model with the base's own U-Net. Keywords are settings of generation/run.py.
+        pocket model with the base's own U-Net. Keywords are settings of generation/run.py; sizes,
+        steps, guidance and words that nothing states come with the base model.
         """
-        chosen = from_mapping(Config, load_yaml(Path(config)), str(config)) if config else Config()
+        stated = load_yaml(Path(config)) if config else {}
+        flag = None if base is None else str(base)
+        chosen, _ = with_base(Config, default_config, stated, flag, [])
+        chosen = from_mapping(Config, stated, str(config), chosen)
         saved = Path(base) / SETTINGS_FILE if base else None
         if saved and saved.is_file():
             chosen = from_mapping(Config, files.read_json(saved), str(saved), chosen)
@@ -84,15 +91,16 @@ class StreetPipeline:
         self, label: Label | Sequence[Label], prompt: str | Sequence[str],
         negative_prompt: str | None = None, generator: Seed | Sequence[Seed] = None, *,
         num_inference_steps: int | None = None, guidance_scale: float | None = None,
-        image: Image.Image | np.ndarray | None = None,
+        image: Picture | None = None,
         output_type: Literal["pil", "np"] = "pil", return_dict: bool = True,
     ) -> StreetPipelineOutput | tuple[Any]:  # fmt: skip
         """Draw one picture per label and prompt; a single one is used for all.
 
         `label`: HxW train ids with void 255, or the path of such a PNG. `generator`: a seed, or a
         torch.Generator, which stands for its seed when fresh and gives new seeds after that.
-        `image`: the source picture, for settings with a second control, a strength below 1 or the
-        source's details.
+        `image`: the source image, of the label's size, for settings with a second control, a
+        strength below 1 or the source's details: a path, a PIL image, HxWx3 or HxW integers in
+        0..255, or such floats in 0..1.
         """
         if output_type not in ("pil", "np"):
             raise UserError(f"output_type {output_type!r}: use 'pil' or 'np'")
@@ -111,6 +119,9 @@ class StreetPipeline:
         settings = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
         maps, prompts, generators = (v * (count // len(v)) for v in lists)
         maps, seeds = [as_label(one) for one in maps], [_seed(one) for one in generators]
+        for text in (*prompts, settings.negative_prompt):
+            if not isinstance(text, str):
+                raise UserError(f"prompt {text!r}: must be text")
         if output_type == "np" and len({one.shape for one in maps}) > 1:
             raise UserError("output_type 'np': the labels differ in size; use 'pil'")
         if self.settings.needs_pictures != (image is not None):
@@ -118,7 +129,13 @@ class StreetPipeline:
             raise UserError(
                 f"image: the pipeline {word} a source picture, by structure, strength and details"
             )
-        source = None if image is None else np.array(image)
+        source = None if image is None else as_source(image)
+        for one in maps if source is not None else ():
+            if source.shape[:2] != one.shape:
+                raise UserError(
+                    f"image: {source.shape[1]}x{source.shape[0]} px, but its label is "
+                    f"{one.shape[1]}x{one.shape[0]}; both must have the same size"
+                )
         images = [
             self._draw(replace(settings, crop_px=one.shape), one, text, seed, source)
             for one, text, seed in zip(maps, prompts, seeds, strict=True)
@@ -173,6 +190,8 @@ class StreetPipeline:
         for name in OF_THE_FOLDER:
             del kept[name]
         files.write_json(Path(folder) / SETTINGS_FILE, kept)
+        brought = {name: kept[name] for name in OF_THE_BASE}  # for those who name it as a base
+        files.write_json(Path(folder) / base_defaults.SETTINGS_FILE, {"generation": brought})
 
 
 def as_label(label: Label) -> np.ndarray:
@@ -191,6 +210,30 @@ def as_label(label: Label) -> np.ndarray:
     return ids
 
 
+def as_source(image: Picture) -> np.ndarray:
+    """Return HxWx3 uint8 RGB of a source image in any of the forms a call takes."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        if image.mode not in PLAIN_MODES:
+            raise UserError(f"image: has mode {image.mode}; convert it to 8-bit RGB")
+        return np.array(image.convert("RGB"))
+    values = np.asarray(image)
+    grey = values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 1)
+    if not (grey or (values.ndim == 3 and values.shape[2] == 3)) or not values.size:
+        raise UserError(f"image of shape {values.shape}: give HxWx3 or HxW")
+    if values.dtype.kind not in "uif":
+        raise UserError(f"image of {values.dtype}: give integers in 0..255 or floats in 0..1")
+    highest = 1 if values.dtype.kind == "f" else 255
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= highest:  # not a number is neither
+        raise UserError(
+            f"image: values {low:g} to {high:g}; give integers in 0..255 or floats in 0..1"
+        )
+    pixels = np.round(values * (255 / highest)).astype(np.uint8)
+    return np.repeat(pixels.reshape(*values.shape[:2], 1), 3, 2) if grey else pixels
+
+
 def _as_list(value: Any) -> list[Any]:
     """Return several values as a list; nested lists of numbers are one label."""
     if isinstance(value, list | tuple) and not (value and isinstance(value[0], list)):
@@ -200,8 +243,12 @@ def _as_list(value: Any) -> list[Any]:
 
 def _seed(generator: Seed) -> int:
     """Return the seed a picture starts from; a generator moves on, so it never gives one twice."""
-    if isinstance(generator, int):
-        return generator
+    if isinstance(generator, int | np.integer):
+        if not 0 <= generator < 2**64:
+            raise UserError(f"generator {generator}: a seed must be in 0..{2**64 - 1}")
+        return int(generator)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise UserError(f"generator {generator!r}: give a seed or a torch.Generator")
     stream = torch.default_generator if generator is None else generator
     start = stream.initial_seed()
     fresh = torch.Generator(stream.device).manual_seed(start).get_state()

@@ -18,6 +18,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,14 +148,26 @@ def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = Non
     return dataclasses.replace(default, **values)  # type: ignore[type-var]
 
 
-def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple[T, Invocation]:
-    """Return the config of this call: dataclass defaults, then `--config`, then single flags."""
+def parse(
+    cls: type[T],
+    doc: str | None,
+    argv: list[str] | None = None,
+    *,
+    defaults: Callable[[str], T] | None = None,
+) -> tuple[T, Invocation]:
+    """Return the config of this call: dataclass defaults, then `--config`, then single flags.
+
+    `defaults` gives those that come with the base model, `--base` or the file's `base`, in place
+    of the dataclass's own.
+    """
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--dry-run", action="store_true")
     first.add_argument("--debug", action="store_true")
+    if defaults:
+        first.add_argument("--base")
     try:
         own, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
     except argparse.ArgumentError as error:
@@ -164,7 +177,12 @@ def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple
         + "\n\nAlso: --config FILE (YAML with any of the settings below), --dry-run (print the "
         "resolved settings and what would be done, then exit), --debug (show tracebacks)."
     )
-    default = from_mapping(cls, load_yaml(own.config), str(own.config)) if own.config else cls()
+    stated = load_yaml(own.config) if own.config else {}
+    default = None
+    if defaults:
+        default, rest = with_base(cls, defaults, stated, own.base, rest)
+    default = from_mapping(cls, stated, str(own.config), default) if own.config else default
+    default = cls() if default is None else default
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -181,6 +199,18 @@ def parse(cls: type[T], doc: str | None, argv: list[str] | None = None) -> tuple
         raise UserError(_read_box(box.getvalue())) from None
     _check_numbers(config)
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
+
+
+def with_base(
+    cls: type[T], defaults: Callable[[str], T], stated: Any, flag: str | None, rest: list[str]
+) -> tuple[T, list[str]]:
+    """Return the defaults that come with the base named by a flag, or else by a file, and `rest`.
+
+    `stated` is the content of the file, `rest` the words of the call, to which the flag is added.
+    """
+    named = flag if flag is not None else stated.get("base") if isinstance(stated, dict) else None
+    base = named if isinstance(named, str) else cls().base  # type: ignore[attr-defined]
+    return defaults(base), rest if flag is None else ["--base", flag, *rest]
 
 
 def _read_box(box: str) -> str:

@@ -51,7 +51,8 @@ def tiny_config(tiny_base: Path, tiny_controlnet: Path, label_folder: Path) -> C
     return Config(
         n=4, base=str(tiny_base), controlnet=str(tiny_controlnet), layouts=str(label_folder),
         crop_px=CROP, tile_px=(16, 32), stride_px=(8, 16), steps=3, solver="ddim", tile_batch=2,
-        large_area=0.05, held_classes=(), rcs_min_pixels=4,
+        large_area=0.05, held_classes=(), rcs_min_pixels=4, base_scale=0.5, fusion_scale=1.0,
+        guidance_interval=(0.0, 0.6), guide_control_from=0.5,
     )  # fmt: skip
 
 
@@ -63,7 +64,9 @@ def flags(tiny_config: Config) -> list[str]:
         *("--layouts", tiny_config.layouts), *("--crop-px", "32", "64"),
         *("--tile-px", "16", "32"), *("--stride-px", "8", "16"), *("--steps", "3"),
         *("--tile-batch", "2"), *("--large-area", "0.05"), "--held-classes",
-        *("--rcs-min-pixels", "4"), *("--solver", "ddim"),
+        *("--rcs-min-pixels", "4"), *("--solver", "ddim"), *("--base-scale", "0.5"),
+        *("--fusion-scale", "1"), *("--guidance-interval", "0", "0.6"),
+        *("--guide-control-from", "0.5"),
     ]  # fmt: skip
 
 

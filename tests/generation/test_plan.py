@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from generation.plan import Planner, class_probabilities, noise_seed, place_crop
 from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
-from generation.settings import Config
+from generation.settings import Config, default_config
 from pipeline.config import from_mapping, load_yaml
 from pipeline.errors import UserError
 
@@ -119,7 +120,9 @@ def test_seeds_of_samples_and_attempts_differ():
 def test_prompt_reads_like_the_training_captions():
     label = np.array([[0, 1, 2, 13, 255]], dtype=np.uint8)
     rng = np.random.default_rng(0)
-    grammar = Grammar(conditions={"snow": Condition("in snowy weather")})
+    grammar = replace(
+        default_config("pocket").prompt, conditions={"snow": Condition("in snowy weather")}
+    )
     classes = join_classes(label, grammar, rng)
     text = render_prompt(
         grammar, classes, condition="snow", time="at dusk", place="in a mountain village"
@@ -132,9 +135,9 @@ def test_prompt_reads_like_the_training_captions():
     assert text == "a city street scene with road, in snowy weather"
 
 
-def test_words_of_the_default_grammar_are_those_of_the_collection():
+def test_words_of_the_pocket_grammar_are_those_of_the_collection():
     looks = pytest.importorskip("pipeline.pocket.looks")
-    grammar = Grammar()
+    grammar = default_config("pocket").prompt
     said = {(c.phrase, t) for c in grammar.conditions.values() for t in c.times}
     assert said == {(look.weather_phrase, look.time_phrase) for look in looks.LOOKS.values()}
     assert set(grammar.places) == {place.phrase for place in looks.PLACES.values()}
@@ -142,7 +145,7 @@ def test_words_of_the_default_grammar_are_those_of_the_collection():
 
 def test_class_names_are_limited_and_seeded():
     label = np.arange(19, dtype=np.uint8)[None]
-    grammar = Grammar(max_classes=3)
+    grammar = Grammar(max_classes=3, class_separator=", ", class_last=" and ")
     first = join_classes(label, grammar, np.random.default_rng(1))
     assert first == join_classes(label, grammar, np.random.default_rng(1))
     assert first.count(",") == 1 and first.count(" and ") == 1
@@ -152,11 +155,20 @@ def test_class_names_are_limited_and_seeded():
 def test_bad_grammars_are_refused():
     with pytest.raises(UserError, match="in braces"):
         Grammar(template="with {weather}").check()
+    for template in ("a street {", "a street }", "{classes.__class__}", "{classes} {}", "{{}}"):
+        with pytest.raises(UserError, match="knows only"):
+            Grammar(template=template).check()
+    with pytest.raises(UserError, match="it must be 0..1e"):
+        Grammar(places={"a": 1e308, "b": 1e308}).check()
+    with pytest.raises(UserError, match="3: names are text"):
+        Grammar(places={3: 1.0}).check()
+    with pytest.raises(UserError, match=r"prompt.class_min_share nan"):
+        Grammar(class_min_share=float("nan")).check()
     with pytest.raises(UserError, match="at least one share"):
         Grammar(conditions={"a": Condition(share=0)}).check()
     with pytest.raises(UserError, match="at least one share"):
         Grammar(places={}).check()
-    with pytest.raises(UserError, match="'at noon' is -1.0; it must be 0 or more"):
+    with pytest.raises(UserError, match="'at noon' is -1.0; it must be 0..1e"):
         Grammar(conditions={"a": Condition(times={"at noon": -1.0})}).check()
 
 

@@ -1,0 +1,180 @@
+"""The output folder: what may lie in it, whose run it holds, and when that is written down.
+
+`run.json` is written with the first sample, so that a start with a wrong setting, which stops
+before, binds nobody. From then on the folder belongs to that run. Each row carries the digest of
+its run as well: a lost `run.json` is written anew by the command that made the rows.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generation.progress import Rows
+from pipeline import files
+from pipeline.config import differences, digest
+from pipeline.dataset import DatasetWriter
+from pipeline.errors import UserError
+from pipeline.reading import read_json, shortened
+
+CACHE_NAME = "layouts.json"
+FOLDERS = ("images", "labels", "claims")
+RECORDS = ("run.json", "classes.json", "status.json", "README.md", CACHE_NAME)
+EARLY = ("claims", "status.json", CACHE_NAME)  # may be there before the first sample
+SHOWN_DIFFERENCES = 6
+
+
+def check_output(folder: Path, layouts: Path) -> None:
+    """Raise `UserError` unless `folder` can become, or is, the dataset folder of a run.
+
+    Everything that a run writes to must be what it is in a sound folder, and no link: through one
+    it would write elsewhere. The label maps of `layouts` may not lie with the results.
+    """
+    mode = _mode(folder)
+    if mode is not None and not stat.S_ISDIR(mode):
+        raise UserError(f"{folder}: is a file; choose another --output")
+    here, there = folder.resolve(), layouts.resolve()
+    if here == there or there in here.parents or here in there.parents:
+        raise UserError(
+            f"--output {folder}: and --layouts {layouts} lie in one another, so that results would "
+            "become label maps; choose another --output"
+        )
+    if mode is None:
+        return
+    names = _list(folder)
+    for name in names:
+        _check_entry(folder / name)
+    for name in ("images", "labels"):
+        for shard in _list(folder / name) if name in names else ():
+            if files.TEMPORARY_MARK not in shard:
+                _require(folder / name / shard, folder=True)
+    if "run.json" in names:
+        return
+    rows = any(name.startswith("metadata") for name in names)
+    others = [n for n in names if n not in EARLY and files.TEMPORARY_MARK not in n]
+    if others and not rows and "run.json" not in _list(folder):  # just written by a run beside us
+        raise UserError(f"{folder}: is not empty and has no run.json; choose another --output")
+
+
+def _check_entry(path: Path) -> None:
+    if path.name in FOLDERS:
+        _require(path, folder=True)
+    elif path.name in RECORDS or (path.name.startswith("metadata") and path.suffix == ".jsonl"):
+        _require(path, folder=False)
+
+
+def _require(path: Path, *, folder: bool) -> None:
+    """Raise `UserError` unless a path is a folder, or a regular file, and itself no link."""
+    wanted = "a folder" if folder else "a file"
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:  # a claim or a temporary file, gone meanwhile
+        return
+    except OSError as error:
+        raise UserError(_unreadable(path, error)) from None
+    if stat.S_ISLNK(mode):
+        raise UserError(f"{path}: is a link; put {wanted} in its place or choose another --output")
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+        raise UserError(f"{path}: is not {wanted}; remove it or choose another --output")
+
+
+def _mode(path: Path) -> int | None:
+    """Return the kind of what is at `path`, None for nothing."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise UserError(f"{path}: is a link to nothing; choose another --output") from None
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(_unreadable(path, error)) from None
+
+
+def _list(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(_unreadable(folder, error)) from None
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"{shortened(path)}: cannot be read ({reason}); choose another --output"
+
+
+class RunFolder:
+    """The run that a folder holds, and the writer of its samples.
+
+    `identity` is what makes two runs the same (see `pipeline.identity`), `facts` stand beside it in
+    `run.json` and are never compared, `begin` is called once when this process has opened the
+    folder for its first sample.
+    """
+
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], facts: dict[str, Any],
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.folder, self.identity, self.facts, self.begin = folder, identity, facts, begin
+        self.digest = digest(identity)
+        self.process_index = 0
+        self._writer: DatasetWriter | None = None
+
+    def refuse_other(self, rows: Rows) -> None:
+        """Raise `UserError` if the folder holds another run than this; nothing is written."""
+        path = self.folder / "run.json"
+        if not path.exists():
+            if rows.digests - {self.digest}:
+                found = ", ".join(sorted(str(found) for found in rows.digests)[:3])
+                raise UserError(
+                    f"{path}: is missing, and rows of the folder were made by another run "
+                    f"({found}, this one is {self.digest}); repeat the command they were made "
+                    "with, which writes it anew, or choose another --output"
+                )
+            return
+        record = read_json(path, dict, remedy=(
+            "delete it and repeat the command that made the set, which writes it anew"
+        ))  # fmt: skip
+        stored = record.get("config")
+        if not isinstance(stored, dict):
+            raise UserError(
+                f"{path}: holds no settings of a run; delete it and repeat the command that made "
+                "the set, which writes it anew"
+            )
+        lines = differences(stored, self.identity)
+        if lines:
+            begun = bool(rows.ok or rows.failed)
+            remedy = "repeat the command it was made with" if begun else (
+                f"delete {path}, nothing was made yet"
+            )  # fmt: skip
+            more = len(lines) - SHOWN_DIFFERENCES
+            shown = "; ".join(lines[:SHOWN_DIFFERENCES]) + (f"; {more} more" if more > 0 else "")
+            raise UserError(
+                f"{self.folder}: holds another run ({shown}); choose another --output, or {remedy}"
+            )
+
+    def restore(self, rows: Rows) -> None:
+        """Write a lost `run.json` anew if the rows prove that they are of this run."""
+        if rows.digests == {self.digest} and not (self.folder / "run.json").exists():
+            self._write_record()
+
+    def write_all(
+        self,
+        samples: Sequence[tuple[int, np.ndarray | None, np.ndarray | None, dict[str, Any]]],
+    ) -> list[dict[str, Any]]:
+        """Commit samples as `DatasetWriter.write_all` does; the first ones open the folder."""
+        if self._writer is None:
+            self._write_record()
+            self._writer = DatasetWriter(
+                self.folder, config=self.identity, process_index=self.process_index
+            )
+            self.begin()
+        return self._writer.write_all(samples)
+
+    def _write_record(self) -> None:
+        record = {**self.facts, "config": self.identity, "digest": self.digest}
+        path = self.folder / "run.json"
+        if not path.exists():
+            files.create(path, files.json_bytes(record))
