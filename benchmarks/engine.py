@@ -32,7 +32,7 @@ from benchmarks.machine import describe  # noqa: E402
 from generation.claims import Claims  # noqa: E402
 from generation.engine import Sampler, load_networks  # noqa: E402
 from generation.progress import Rows  # noqa: E402
-from generation.run import read_inputs  # noqa: E402
+from generation.inputs import read_inputs  # noqa: E402
 from generation.saving import Saver  # noqa: E402
 from generation.settings import default_config  # noqa: E402
 from generation.work import Maker  # noqa: E402

@@ -152,7 +152,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         denoiser.compile()
     return Networks(
         scheduler=scheduler, denoiser=denoiser, vae=vae, text=text,
-        detector=Detector(config.structure) if config.structure.kind != "none" else None,
+        detector=Detector(config.structure, device) if config.structure.kind != "none" else None,
         device=device, latent_px=latent_px, unit=unit,
     )  # fmt: skip
 

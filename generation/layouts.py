@@ -7,7 +7,7 @@ the classes. The counts are kept in the output folder and reused while a file is
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,10 +19,11 @@ from pipeline import files, labels
 from pipeline.config import digest
 from pipeline.dataset import find_files, open_dataset, require_same_size, say_hidden
 from pipeline.errors import UserError
+from pipeline.identity import DIGITS, file_digest
 from pipeline.images import image_size, read_image
 from pipeline.metadata import is_dataset
+from pipeline.reading import read_json
 
-CACHE_NAME = "layouts.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,12 @@ class LayoutSource:
         label = labels.read_label(self.folder / name, np.array(self.table, dtype=np.uint8))
         if not self.height_px:
             return label
-        width = round(label.shape[1] * self.height_px / label.shape[0])
+        width = max(1, round(label.shape[1] * self.height_px / label.shape[0]))
+        if self.height_px * width > labels.MAX_PIXELS:
+            raise UserError(
+                f"--layout-height-px {self.height_px}: makes {self.folder / name} "
+                f"{width}x{self.height_px} px, more than {labels.MAX_PIXELS}; make it smaller"
+            )
         return resize_nearest(label, (self.height_px, width))
 
     def read_picture(self, index: int, size: tuple[int, int]) -> np.ndarray:
@@ -98,7 +104,15 @@ def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int
 
 
 def _measure(source: LayoutSource, name: str) -> Layout:
-    label = source.read(name)
+    try:
+        label = source.read(name)
+    except UserError as error:
+        if source.pictures or not str(error).startswith(str(source.folder)):
+            raise
+        raise UserError(
+            f"{error}. If it is no label map, name those that are with --layout-pattern, "
+            "'*_labelIds.png' say"
+        ) from None
     counts = np.bincount(label.ravel(), minlength=256)[: labels.NUM_CLASSES]
     return Layout(
         name, label.shape[0], label.shape[1], tuple(map(int, counts)), zlib.crc32(label.tobytes())
@@ -121,20 +135,11 @@ def scan_layouts(
 
     `cache` is a file of `save_scan`; entries whose file has the same size and time are reused.
     """
-    old: dict[str, Any] = {}
-    if cache is not None and cache.is_file():
-        stored = files.read_json(cache)
-        old = stored["layouts"] if stored.get("key") == _key(source) else {}
+    old = _kept(source, cache, "layouts")
 
     def measure(name: str) -> Layout:
-        entry = old.get(name)
-        try:
-            if entry and entry["state"] == _state(source.folder / name):
-                values = entry["layout"]
-                return Layout(**{**values, "counts": tuple(values["counts"])})
-        except OSError:
-            pass  # reading it names the problem
-        return _measure(source, name)
+        values = old.get(name)
+        return _measure(source, name) if values is None else Layout(**values)
 
     found = []
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -150,12 +155,73 @@ def scan_layouts(
     return found
 
 
-def save_scan(source: LayoutSource, layouts: list[Layout], cache: Path) -> None:
+def save_scan(
+    source: LayoutSource, layouts: list[Layout], images: dict[str, str], cache: Path
+) -> None:
     """Keep the measurements for the other processes and for the next start."""
     entries = {
-        x.name: {"state": _state(source.folder / x.name), "layout": asdict(x)} for x in layouts
+        x.name: {"state": _state(source.folder / x.name), "value": asdict(x)} for x in layouts
     }
-    files.write_json(cache, {"key": _key(source), "layouts": entries})
+    kept = {
+        name: {"state": _state(path), "value": images[name]}
+        for name, path in zip(source.names, source.pictures, strict=bool(images))
+        if name in images
+    }
+    files.write_json(cache, {"key": _key(source), "layouts": entries, "images": kept})
+
+
+def _kept(source: LayoutSource, cache: Path | None, kind: str) -> dict[str, Any]:
+    """Return by label map what `save_scan` kept of files that have not changed since.
+
+    A damaged file of it counts as none: everything in it is measured anew.
+    """
+    if cache is None or not cache.is_file():
+        return {}
+    paths = dict(zip(source.names, source.pictures, strict=False)) if kind == "images" else {
+        name: source.folder / name for name in source.names
+    }  # fmt: skip
+    sound = _is_image_digest if kind == "images" else _is_layout
+    try:
+        stored = read_json(cache, dict)
+        if stored.get("key") != _key(source):
+            return {}
+        return {
+            name: entry["value"]
+            for name, entry in stored[kind].items()
+            if name in paths and sound(entry["value"]) and entry["state"] == _state(paths[name])
+        }
+    except (UserError, OSError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _is_layout(value: Any) -> bool:
+    """Tell whether a kept measurement has the form of one."""
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Layout)}:
+        return False
+    counts = value["counts"]
+    whole = isinstance(counts, list) and len(counts) == labels.NUM_CLASSES
+    numbers = (value["height"], value["width"], value["checksum"], *(counts if whole else ()))
+    if not whole or not all(type(number) is int and number >= 0 for number in numbers):
+        return False
+    value["counts"] = tuple(counts)
+    return isinstance(value["name"], str) and 0 not in (value["height"], value["width"])
+
+
+def _is_image_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == DIGITS
+
+
+def digest_images(source: LayoutSource, cache: Path | None = None) -> dict[str, str]:
+    """Return a digest of the content of each map's source image, by the name of the map.
+
+    `cache` is a file of `save_scan`; images whose file has the same size and time are not read.
+    """
+    old = _kept(source, cache, "images")
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        found = pool.map(
+            lambda name, path: old.get(name) or file_digest(path), source.names, source.pictures
+        )
+        return dict(zip(source.names, found, strict=True))
 
 
 def check_sizes(source: LayoutSource, layouts: list[Layout], crop: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ its run as well: a lost `run.json` is written anew by the command that made the 
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,31 +125,21 @@ class RunFolder:
 
     def refuse_other(self, rows: Rows) -> None:
         """Raise `UserError` if the folder holds another run than this; nothing is written."""
-        path = self.folder / "run.json"
-        if not path.exists():
-            if rows.digests - {self.digest}:
-                found = ", ".join(sorted(str(found) for found in rows.digests)[:3])
+        path, stored = self.folder / "run.json", self._stored()
+        if stored is None:
+            strange = sorted(rows.digests - {self.digest})
+            if strange:
                 raise UserError(
-                    f"{path}: is missing, and rows of the folder were made by another run "
-                    f"({found}, this one is {self.digest}); repeat the command they were made "
-                    "with, which writes it anew, or choose another --output"
+                    f"{path}: is missing or damaged, and rows of the folder were made by another "
+                    f"run ({', '.join(strange[:3])}, this one is {self.digest}); restore it from a "
+                    "copy, repeat the very command that made them, or choose another --output"
                 )
             return
-        record = read_json(path, dict, remedy=(
-            "delete it and repeat the command that made the set, which writes it anew"
-        ))  # fmt: skip
-        stored = record.get("config")
-        if not isinstance(stored, dict):
-            raise UserError(
-                f"{path}: holds no settings of a run; delete it and repeat the command that made "
-                "the set, which writes it anew"
-            )
         lines = differences(stored, self.identity)
         if lines:
-            begun = bool(rows.ok or rows.failed)
-            remedy = "repeat the command it was made with" if begun else (
-                f"delete {path}, nothing was made yet"
-            )  # fmt: skip
+            remedy = "repeat the command it was made with"
+            if not rows.ok and not rows.failed:
+                remedy = f"delete {path}, nothing was made yet"
             more = len(lines) - SHOWN_DIFFERENCES
             shown = "; ".join(lines[:SHOWN_DIFFERENCES]) + (f"; {more} more" if more > 0 else "")
             raise UserError(
@@ -156,9 +147,25 @@ class RunFolder:
             )
 
     def restore(self, rows: Rows) -> None:
-        """Write a lost `run.json` anew if the rows prove that they are of this run."""
-        if rows.digests == {self.digest} and not (self.folder / "run.json").exists():
-            self._write_record()
+        """Write a lost or damaged `run.json` anew, for rows that `refuse_other` let pass."""
+        path = self.folder / "run.json"
+        if self._stored() is None and (rows.digests or path.exists()):
+            files.write_json(path, self._record())
+            print(f"streetforge: {path}: was missing or damaged, written anew", file=sys.stderr)
+
+    def _stored(self) -> dict[str, Any] | None:
+        """Return the identity that `run.json` holds, None if it is missing or damaged."""
+        path = self.folder / "run.json"
+        if not path.exists():
+            return None
+        try:
+            stored = read_json(path, dict).get("config")
+        except UserError:
+            return None
+        return stored if isinstance(stored, dict) else None
+
+    def _record(self) -> dict[str, Any]:
+        return {**self.facts, "config": self.identity, "digest": self.digest}
 
     def write_all(
         self,
@@ -166,15 +173,11 @@ class RunFolder:
     ) -> list[dict[str, Any]]:
         """Commit samples as `DatasetWriter.write_all` does; the first ones open the folder."""
         if self._writer is None:
-            self._write_record()
+            path = self.folder / "run.json"
+            if not path.exists():
+                files.create(path, files.json_bytes(self._record()))
             self._writer = DatasetWriter(
                 self.folder, config=self.identity, process_index=self.process_index
             )
             self.begin()
         return self._writer.write_all(samples)
-
-    def _write_record(self) -> None:
-        record = {**self.facts, "config": self.identity, "digest": self.digest}
-        path = self.folder / "run.json"
-        if not path.exists():
-            files.create(path, files.json_bytes(record))

@@ -1,7 +1,6 @@
 """How far a run is, by the rows of all its processes: bar or plain lines, and status.json."""
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -15,7 +14,9 @@ from tqdm import tqdm
 
 from generation.claims import Claims
 from pipeline import files
+from pipeline.dataset import sample_id
 from pipeline.errors import UserError
+from pipeline.reading import parse_json
 
 STATUS_NAME = "status.json"
 STATUS_S = 3.0  # at most one status file in this time, whoever writes it
@@ -36,6 +37,8 @@ class Rows:
         """Reason by index, of samples that have no `ok` row."""
         self.tried: set[int] = set()
         """What failed since the last `forget`; it is not tried again."""
+        self.digests: set[str] = set()
+        """Which runs the rows are of."""
         self.last: dict[str, tuple[int, float]] = {}
         """Last index of each metadata file, and when it was seen here."""
         self._offsets: dict[str, int] = {}
@@ -66,15 +69,19 @@ class Rows:
 
     def _add(self, name: str, line: bytes) -> None:
         try:
-            row = json.loads(line)
+            row = parse_json(line, dict)
             index, status = int(row["id"]), row["status"]
+            if index < 0 or row["id"] != sample_id(index):
+                raise ValueError("has an id that no sample of a run has")
         except (ValueError, KeyError, TypeError):
             if not line.strip():
                 return
             text = line[:60].decode(errors="replace")
             raise UserError(
-                f"{self.folder / name}: broken row {text!r}; remove that line"
+                f"{self.folder / name}: broken row {text!r}; remove that line, or mend the folder "
+                "by pipeline/verify.py --repair"
             ) from None
+        self.digests.add(str(row.get("digest")))
         if status == "ok":
             self.done += index < self.n and index not in self.ok
             self.ok.add(index)

@@ -125,7 +125,10 @@ def render_prompt(grammar: Grammar, classes: str, *, condition: str, time: str, 
     """Fill the template of condition `condition` (a name) with the other parts (words)."""
     chosen = grammar.conditions[condition]
     parts = {"classes": classes, "condition": chosen.phrase, "time": time, "place": place}
-    text = re.sub(r"{(\w+)}", lambda found: parts[found[1]], chosen.template or grammar.template)
+    template = chosen.template or grammar.template
+    if not classes:  # void alone: nothing is there to be "with"
+        template = re.sub(r"\bwith {classes}", "", template)
+    text = re.sub(r"{(\w+)}", lambda found: parts[found[1]], template)
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"( ?,)+", ",", text)
     return text.strip(" ,")

@@ -13,130 +13,34 @@ codes: 0 complete, or the rest is with other processes, 2 bad input or setting, 
 not be drawn, 130/143 stopped by SIGINT/SIGTERM.
 """
 
-import functools
 import importlib.metadata
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
-
 from generation import card, layouts, listing, work  # noqa: E402
 from generation.claims import Claims  # noqa: E402
-from generation.plan import PlanItem, Planner  # noqa: E402
-from generation.progress import Rows  # noqa: E402
-from generation.settings import Config, check, check_grid, default_config, run_mapping  # noqa: E402
-from pipeline import files, models  # noqa: E402
+from generation.inputs import (  # noqa: E402
+    Inputs,
+    check_loadable,
+    identify,
+    read_inputs,
+    row_revisions,
+)
+from generation.output import CACHE_NAME, RunFolder  # noqa: E402
+from generation.settings import Config, default_config  # noqa: E402
+from pipeline import files  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.dataset import DatasetWriter, repair_tail, sample_id  # noqa: E402
+from pipeline.dataset import repair_tail, sample_id  # noqa: E402
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
-from pipeline.labels import CONTROL_CHANNELS  # noqa: E402
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 WAIT_S = 1800
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything that is known and checked before torch is imported."""
-
-    source: layouts.LayoutSource
-    layouts: list[layouts.Layout]
-    planner: Planner
-    missing: list[int]
-    """Indices below n without a finished sample."""
-    rows: Rows
-    """What the output folder holds."""
-
-    @functools.cached_property
-    def plan(self) -> list[PlanItem]:
-        """What the samples will be; drawn when first needed, never for a finished folder."""
-        return self.planner.draw_plan(self.rows.n)
-
-
-def check_models(config: Config) -> None:
-    """Check all models by their files alone; a hub id that is not here is checked when fetched."""
-    base = models.find_base(config.base)
-    folder = models.find_folder(config.controlnet, "controlnet")
-    channels = models.read_config(folder, "controlnet")["conditioning_channels"]
-    if channels != CONTROL_CHANNELS:
-        raise UserError(
-            f"--controlnet {config.controlnet}: takes {channels} condition channels, but label "
-            f"control has {CONTROL_CHANNELS}; give a semantic ControlNet written by "
-            "finetune/controlnet.py"
-        )
-    models.check_fit(f"--controlnet {config.controlnet}", "controlnet", folder, base)
-    if config.unet:
-        folder = models.find_folder(config.unet, "unet")
-        models.check_fit(f"--unet {config.unet}", "unet", folder, base)
-    if config.structure.kind != "none":
-        folder = models.find_folder(config.structure.controlnet, "controlnet")
-        if models.read_config(folder, "controlnet")["conditioning_channels"] != 3:
-            raise UserError(
-                f"--structure.controlnet {folder}: does not take 3 condition channels; give a "
-                f"ControlNet trained on {config.structure.kind} pictures"
-            )
-        models.check_fit(f"--structure.controlnet {folder}", "controlnet", folder, base)
-    if (home := models.find_local(base)) is not None:
-        check_grid(config, *models.grid_px(home))
-
-
-def check_output(folder: Path) -> None:
-    """Raise `UserError` unless `folder` is new, empty or a dataset folder."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; choose another --output")
-    if not folder.is_dir() or (folder / "run.json").is_file():
-        return
-    others = any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir())
-    if others and not (folder / "run.json").is_file():  # written first by a run that starts now
-        raise UserError(f"{folder}: is not empty and has no run.json; choose another --output")
-
-
-def read_inputs(config: Config) -> Inputs:
-    """Check all settings and files and draw the plan."""
-    check(config)
-    check_models(config)
-    check_output(config.output)
-    source = layouts.open_layouts(
-        config.layouts_folder, pattern=config.layout_pattern, label_space=config.label_space,
-        height_px=config.layout_height_px,
-    )  # fmt: skip
-    if config.needs_pictures and len(source.pictures) < len(source.names):
-        raise UserError(
-            f"{config.layouts_folder}: holds label maps alone, but --strength, --structure and "
-            "--details source need their pictures; give a dataset folder"
-        )
-    if config.needs_pictures:
-        layouts.check_pictures(source)
-    found = layouts.scan_layouts(source, config.output / layouts.CACHE_NAME)
-    layouts.check_sizes(source, found, config.crop_px)
-    counts = np.array([layout.counts for layout in found], dtype=np.int64)
-    planner = Planner(
-        counts, config.prompt, seed=config.seed, temperature=config.rcs_temperature,
-        min_pixels=config.rcs_min_pixels,
-    )  # fmt: skip
-    rows = Rows(config.output, config.n)
-    rows.update()
-    rows.forget()
-    return Inputs(source, found, planner, rows.missing(), rows)
-
-
-def model_revisions(config: Config) -> dict[str, str]:
-    """Return the revision of every model of the run."""
-    base = models.find_base(config.base)
-    revisions = {"base": models.revision(base)}
-    revisions["controlnet"] = models.revision(
-        models.find_folder(config.controlnet, "controlnet")
-    )
-    unet = models.find_folder(config.unet, "unet") if config.unet else None
-    revisions["unet"] = models.revision(unet) if unet else "the base's own"
-    return revisions
 
 
 def wait_for(path: Path) -> None:
@@ -148,22 +52,26 @@ def wait_for(path: Path) -> None:
         time.sleep(0.2)
 
 
-def open_output(
-    config: Config, inputs: Inputs, revisions: dict[str, str], process_index: int
-) -> DatasetWriter:
-    """Open the dataset folder; the main process prepares it, the others wait for that."""
-    mapping = run_mapping(config)
-    mapping["revisions"] = {**revisions, "layouts": layouts.layouts_digest(inputs.layouts)}
+def open_output(config: Config, inputs: Inputs, process_index: int) -> RunFolder:
+    """Open the output folder; the main process prepares it, the others wait for that."""
+    identity = identify(config, inputs)
+    facts = {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "paths": {name: getattr(config, name) for name in ("base", "unet", "controlnet", "layouts")},
+    }
+    folder = RunFolder(
+        config.output, identity, facts,
+        lambda: card.write_dataset_card(config, row_revisions(identity), len(inputs.layouts)),
+    )  # fmt: skip
+    folder.refuse_other(inputs.rows)
     if process_index == 0:
         card.require_disk(config, len(inputs.missing))
-        if config.output.is_dir():
-            files.sweep_temporaries(config.output)
-        facts = {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
-        writer = DatasetWriter(config.output, config=mapping, facts=facts)
-        card.write_dataset_card(config, mapping["revisions"], len(inputs.layouts))
-        layouts.save_scan(inputs.source, inputs.layouts, config.output / layouts.CACHE_NAME)
-        return writer
-    return DatasetWriter(config.output, config=mapping)
+        files.require_writable(config.output)
+        files.sweep_temporaries(config.output)
+        folder.restore(inputs.rows)
+        cache = config.output / CACHE_NAME
+        layouts.save_scan(inputs.source, inputs.layouts, inputs.images, cache)
+    return folder
 
 
 def pick_device(config: Config) -> Any:
@@ -188,17 +96,17 @@ def pick_device(config: Config) -> Any:
 
 
 def draw_missing(
-    config: Config, inputs: Inputs, writer: DatasetWriter, facts: dict[str, Any], claims: Claims,
-    *, show_progress: bool,
-) -> int:  # fmt: skip
+    config: Config, inputs: Inputs, folder: RunFolder, claims: Claims, *, show_progress: bool
+) -> int:
     """Load the networks and make what is missing; return 0, or the code of a stop signal."""
     device = pick_device(config)
     from generation.engine import Sampler, load_networks
 
     sampler = Sampler(load_networks(config, device), config)
+    facts = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
     maker = work.Maker(sampler, config, inputs.source, inputs.layouts, facts)
     return work.run_share(
-        lambda indices: maker.make([inputs.plan[index] for index in indices]), writer,
+        lambda indices: maker.make([inputs.plan[index] for index in indices]), folder,
         inputs.rows, claims, group=config.image_batch, show_progress=show_progress,
     )  # fmt: skip
 
@@ -208,7 +116,7 @@ def main() -> int | None:
     config, call = parse(Config, __doc__, defaults=default_config)
     process_index = int(os.environ.get("RANK", "0"))
     if process_index != 0 and not call.dry_run:
-        wait_for(config.output / layouts.CACHE_NAME)
+        wait_for(config.output / CACHE_NAME)
     inputs = read_inputs(config)
     if process_index == 0 and (warning := layouts.mostly_void(inputs.layouts)):
         print(f"streetforge: {config.layouts_folder}: {warning}", file=sys.stderr)
@@ -231,21 +139,12 @@ def main() -> int | None:
 def fill(config: Config, inputs: Inputs, process_index: int) -> int:
     """Make what is missing in the output folder and return the exit code."""
     if inputs.missing:
-        controls = [config.controlnet]
-        if config.structure.kind != "none":
-            controls.append(config.structure.controlnet)
-        models.check_loadable(
-            ("base", models.find_base(config.base)),
-            *(("controlnet", models.find_folder(name, "controlnet")) for name in controls),
-            ("unet", models.find_folder(config.unet, "unet") if config.unet else None),
-        )
-    revisions = model_revisions(config)
-    writer = open_output(config, inputs, revisions, process_index)
+        check_loadable(config)
+    folder = open_output(config, inputs, process_index)
     rows, is_main, stopped = inputs.rows, process_index == 0, 0
     with Claims(config.output) as claims:
         if inputs.missing:
-            facts = {"digest": writer.digest, "revisions": revisions}
-            stopped = draw_missing(config, inputs, writer, facts, claims, show_progress=is_main)
+            stopped = draw_missing(config, inputs, folder, claims, show_progress=is_main)
         others = [h for name, h in claims.living("metadata") if name not in claims.held]
         rows.update()  # after that, or a process that ends in between would seem to leave its work
         claims.finished = all(map(rows.settled, rows.missing()))

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from generation.output import RunFolder
 from pipeline import files
 from pipeline.dataset import DatasetWriter
 
+Writer = DatasetWriter | RunFolder
 QUEUE = 4  # samples that may wait; then drawing waits for the disk
 PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is tried again
 
@@ -43,7 +45,7 @@ class Saver:
     raised by the next `put` or at the end of the context; what came before it is on the disk.
     """
 
-    def __init__(self, writer: DatasetWriter, saved: Callable[[Sequence[Drawn]], None]) -> None:
+    def __init__(self, writer: Writer, saved: Callable[[Sequence[Drawn]], None]) -> None:
         self.writer, self.saved = writer, saved
         self._queue: queue.Queue[Drawn | Started | None] = queue.Queue(QUEUE)
         self._again: deque[int] = deque()

@@ -1,59 +1,171 @@
-"""The structure of a source picture, as the condition of a second ControlNet.
+"""The structure of a source image, as the condition of a second ControlNet.
 
 Canny edges (Canny 1986) come from OpenCV. Depth, soft edges and lines come from `controlnet_aux`,
-an extra, with the detectors that the ControlNets of Stable Diffusion were trained on.
+an extra, with the detectors that the ControlNets of Stable Diffusion were trained on. Their weights
+are published as pickles. No foreign pickle is unpickled here: tensors are read by the converter of
+`pipeline.torch_pickle` and handed to the detector in a file written by ourselves.
 """
 
-from typing import Any
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from generation.settings import Structure
 from pipeline.errors import UserError
+from pipeline.identity import file_digest
 
-DETECTORS = {"depth": "MidasDetector", "soft_edge": "HEDdetector", "line": "LineartDetector"}
+if TYPE_CHECKING:
+    import torch
+
+MIN_RESOLUTION = 64  # controlnet_aux rounds the shorter side to a multiple of it
+
+
+@dataclass(frozen=True)
+class Source:
+    """A detector of controlnet_aux and the files of its weights."""
+
+    class_name: str
+    files: tuple[str, ...]
+
+
+DETECTORS = {
+    "depth": Source("MidasDetector", ("dpt_hybrid-midas-501f0c75.pt",)),
+    "soft_edge": Source("HEDdetector", ("ControlNetHED.pth",)),
+    "line": Source("LineartDetector", ("sk_model.pth", "sk_model2.pth")),
+}
 
 
 class Detector:
-    """Turns HxWx3 uint8 pictures into conditions 1x3xHxW in [0, 1]."""
+    """Turns HxWx3 uint8 images into conditions 1x3xHxW in [0, 1]."""
 
-    def __init__(self, structure: Structure) -> None:
+    def __init__(self, structure: Structure, device: "torch.device | str" = "cpu") -> None:
         self.structure = structure
         self._model: Any = None
         if structure.kind in DETECTORS:
-            self._model = load_detector(structure)
+            self._model = load_detector(structure, device)
 
-    def __call__(self, picture: np.ndarray) -> torch.Tensor:
-        """Return the condition of one picture, at its size."""
-        if self._model is None:
-            import cv2
+    def __call__(self, image: np.ndarray) -> "torch.Tensor":
+        """Return the condition of one image, at its size, on the CPU."""
+        import torch
 
-            lower, upper = self.structure.canny_thresholds
-            grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-            found = cv2.Canny(grey, lower, upper)[..., None].repeat(3, axis=2)
-        else:
-            height, width = picture.shape[:2]
-            side = min(height, width)
-            output = self._model(picture, detect_resolution=side, image_resolution=side)
-            found = np.array(output.convert("RGB").resize((width, height)))
+        found = self._edges(image) if self._model is None else self._detect(image)
         return torch.from_numpy(found).movedim(-1, 0)[None].float() / 255
 
+    def _edges(self, image: np.ndarray) -> np.ndarray:
+        import cv2
 
-def load_detector(structure: Structure) -> Any:
-    """Load a detector of controlnet_aux, or say what is missing."""
+        lower, upper = self.structure.canny_thresholds
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return cv2.Canny(grey, lower, upper)[..., None].repeat(3, axis=2)
+
+    def _detect(self, image: np.ndarray) -> np.ndarray:
+        from PIL import Image
+
+        height, width = image.shape[:2]
+        side = max(min(height, width), MIN_RESOLUTION)
+        found = self._model(
+            image, detect_resolution=side, image_resolution=side, output_type="np"
+        )  # HxWx3 uint8
+        return np.array(Image.fromarray(found).convert("RGB").resize((width, height)))
+
+
+def check_detector(structure: Structure) -> None:
+    """Raise `UserError` unless the weights are a folder that has them or a pinned hub id."""
+    if structure.kind not in DETECTORS or _is_pinned(structure.detector):
+        return
+    folder = Path(structure.detector)
+    if not folder.is_dir():
+        raise UserError(
+            f"--structure.detector {structure.detector}: neither a folder, nor a hub id pinned as "
+            "owner/name@<40-digit commit>"
+        )
+    for name in DETECTORS[structure.kind].files:
+        _in_folder(folder, name)
+
+
+def detector_revision(structure: Structure) -> str | dict[str, str]:
+    """Return what identifies the weights of a detector: a pinned id, or a digest of each file."""
+    if structure.kind not in DETECTORS or _is_pinned(structure.detector):
+        return structure.detector if structure.kind in DETECTORS else ""
+    folder, names = Path(structure.detector), DETECTORS[structure.kind].files
+    return {name: file_digest(_in_folder(folder, name)) for name in names}
+
+
+def load_detector(structure: Structure, device: "torch.device | str") -> Any:
+    """Load a detector of controlnet_aux onto a device, or say what is missing."""
+    source = DETECTORS[structure.kind]
     try:
         import controlnet_aux
-    except ImportError as error:
+
+        detector = getattr(controlnet_aux, source.class_name)
+    except (ImportError, RuntimeError, AttributeError) as error:  # torchvision raises the others
         raise UserError(
             f"--structure.kind {structure.kind}: controlnet_aux cannot be imported ({error}); "
             "pip install 'streetforge[controlnet-aux]', or use canny"
         ) from None
-    detector = getattr(controlnet_aux, DETECTORS[structure.kind])
+    with tempfile.TemporaryDirectory() as place:
+        for name in source.files:
+            _rewrite(_find_weights(structure.detector, name), Path(place) / name)
+        try:
+            return detector.from_pretrained(place).to(device)
+        except Exception as error:  # whatever a library raises over weights that do not fit
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--structure.detector {structure.detector}: not loaded ({reason}); give the "
+                f"folder that holds {', '.join(source.files)}"
+            ) from None
+
+
+def _is_pinned(name: str) -> bool:
+    return not Path(name).is_dir() and bool(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name))
+
+
+def _in_folder(folder: Path, name: str) -> Path:
+    """Return the weights' path: converted ones go before those they were made from."""
+    converted = folder / Path(name).with_suffix(".safetensors")
+    path = converted if converted.is_file() else folder / name
+    if not path.is_file():
+        raise UserError(f"--structure.detector {folder}: has no {name}; give the folder with it")
+    return path
+
+
+def _find_weights(detector: str, name: str) -> Path:
+    if not _is_pinned(detector):
+        return _in_folder(Path(detector), name)
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = detector.partition("@")
     try:
-        return detector.from_pretrained(structure.detector)
-    except Exception as error:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except Exception as error:  # of the network, the hub and the disk, many kinds
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--structure.detector {structure.detector}: not loaded ({error}); give the folder "
-            "that holds the detector's weights"
+            f"--structure.detector {detector}: {name} was not fetched ({reason}); try again, or "
+            "give a folder that holds it"
         ) from None
+
+
+def _rewrite(path: Path, target: Path) -> None:
+    """Write the tensors of a stranger's file into a torch file of our own."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from pipeline.convert_weights import write_safetensors
+    from pipeline.torch_pickle import StateDict
+
+    plain = target.with_suffix(".safetensors")
+    if path.suffix == ".safetensors":
+        plain = path
+    else:
+        write_safetensors(plain, StateDict(path))
+    try:
+        torch.save(load_file(plain), target)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch it again") from None
+    if plain != path:
+        plain.unlink()

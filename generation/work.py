@@ -18,9 +18,9 @@ from generation.layouts import Layout, LayoutSource
 from generation.listing import describe
 from generation.plan import Crop, PlanItem, noise_seed
 from generation.progress import Progress, Rows
-from generation.saving import Drawn, Saver, Started
+from generation.saving import Drawn, Saver, Started, Writer
 from generation.settings import Config
-from pipeline.dataset import DatasetWriter, sample_id
+from pipeline.dataset import sample_id
 from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Dealer:
 
 
 def run_share(
-    make: Callable[[list[int]], Sequence[Drawn | Started]], writer: DatasetWriter, rows: Rows,
+    make: Callable[[list[int]], Sequence[Drawn | Started]], writer: Writer, rows: Rows,
     claims: Claims, *, group: int = 1, show_progress: bool,
 ) -> int:  # fmt: skip
     """Make and write what is missing and not claimed; return 0, or the code of a stop signal.

@@ -228,10 +228,10 @@ def storage_errors(folder: Path, need_bytes: Callable[[], int]) -> Iterator[None
             remedy = (
                 f"about {max(need_bytes() / 1e6, 0.1):.1f} MB are still needed; free some space"
             )
-        elif error.errno in (*TRANSIENT, errno.EROFS, errno.EACCES):
-            remedy = "mend it"
-        else:
+        elif error.errno is None:  # of no file, but of a library
             raise
+        else:
+            remedy = "mend that"
         raise UserError(
             f"{error.filename or folder}: cannot be written ({error.strerror}); {remedy} and "
             "repeat the command, all finished samples are kept"

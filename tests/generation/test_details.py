@@ -9,7 +9,7 @@ from PIL import Image
 
 from generation.details import transfer_details
 from generation.engine import Request, Sampler
-from generation.run import read_inputs
+from generation.inputs import read_inputs
 from pipeline.errors import UserError
 
 

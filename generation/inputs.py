@@ -1,0 +1,141 @@
+"""What a run needs: settings, models, label maps and what is done, all checked before torch."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from generation import layouts, structure
+from generation.output import CACHE_NAME, check_output
+from generation.plan import PlanItem, Planner
+from generation.progress import Rows
+from generation.settings import Config, check, check_grid, run_mapping
+from pipeline import models
+from pipeline.config import digest
+from pipeline.errors import UserError
+from pipeline.identity import run_identity
+from pipeline.labels import CONTROL_CHANNELS
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is known and checked before torch is imported."""
+
+    source: layouts.LayoutSource
+    layouts: list[layouts.Layout]
+    images: dict[str, str]
+    """Digest by label map of the source images, where they are used."""
+    planner: Planner
+    missing: list[int]
+    """Indices below n without a finished sample."""
+    rows: Rows
+    """What the output folder holds."""
+
+    @functools.cached_property
+    def plan(self) -> list[PlanItem]:
+        """What the samples will be; drawn when first needed, never for a finished folder."""
+        return self.planner.draw_plan(self.rows.n)
+
+
+def check_models(config: Config) -> None:
+    """Check all models by their files alone; a hub id that is not here is checked when fetched."""
+    base = models.find_base(config.base)
+    folder = models.find_folder(config.controlnet, "controlnet")
+    channels = models.read_config(folder, "controlnet")["conditioning_channels"]
+    if channels != CONTROL_CHANNELS:
+        raise UserError(
+            f"--controlnet {config.controlnet}: takes {channels} condition channels, but label "
+            f"control has {CONTROL_CHANNELS}; give a semantic ControlNet written by "
+            "finetune/controlnet.py"
+        )
+    models.check_fit(f"--controlnet {config.controlnet}", "controlnet", folder, base)
+    if config.unet:
+        folder = models.find_folder(config.unet, "unet")
+        models.check_fit(f"--unet {config.unet}", "unet", folder, base)
+    if config.structure.kind != "none":
+        structure.check_detector(config.structure)
+        folder = models.find_folder(config.structure.controlnet, "controlnet")
+        if models.read_config(folder, "controlnet")["conditioning_channels"] != 3:
+            raise UserError(
+                f"--structure.controlnet {folder}: does not take 3 condition channels; give a "
+                f"ControlNet trained on {config.structure.kind} images"
+            )
+        models.check_fit(f"--structure.controlnet {folder}", "controlnet", folder, base)
+    home = models.find_local(base)
+    if home is not None:
+        check_grid(config, *models.grid_px(home))
+
+
+def check_loadable(config: Config) -> None:
+    """Find out whether all networks can be loaded, loading none; a hub id is fetched."""
+    controls = [config.controlnet]
+    if config.structure.kind != "none":
+        controls.append(config.structure.controlnet)
+    models.check_loadable(
+        ("base", models.find_base(config.base)),
+        *(("controlnet", models.find_folder(name, "controlnet")) for name in controls),
+        ("unet", models.find_folder(config.unet, "unet") if config.unet else None),
+    )
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Check all settings and files and draw the plan."""
+    check(config)
+    check_models(config)
+    check_output(config.output, config.layouts_folder)
+    source = layouts.open_layouts(
+        config.layouts_folder, pattern=config.layout_pattern, label_space=config.label_space,
+        height_px=config.layout_height_px,
+    )  # fmt: skip
+    if config.needs_pictures and len(source.pictures) < len(source.names):
+        raise UserError(
+            f"{config.layouts_folder}: holds label maps alone, but --strength, --structure and "
+            "--details source need their pictures; give a dataset folder"
+        )
+    cache, images = config.output / CACHE_NAME, {}
+    if config.needs_pictures:
+        layouts.check_pictures(source)
+        images = layouts.digest_images(source, cache)
+    found = layouts.scan_layouts(source, cache)
+    layouts.check_sizes(source, found, config.crop_px)
+    counts = np.array([layout.counts for layout in found], dtype=np.int64)
+    planner = Planner(
+        counts, config.prompt, seed=config.seed, temperature=config.rcs_temperature,
+        min_pixels=config.rcs_min_pixels,
+    )  # fmt: skip
+    rows = Rows(config.output, config.n)
+    rows.update()
+    rows.forget()
+    return Inputs(source, found, images, planner, rows.missing(), rows)
+
+
+def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """Return what makes two runs the same run: settings and the contents of models and data."""
+    settings = run_mapping(config)
+    models_of: dict[str, str | Path | None] = {
+        "base": models.find_base(config.base),
+        "controlnet": models.find_folder(config.controlnet, "controlnet"),
+        "unet": models.find_folder(config.unet, "unet") if config.unet else None,
+    }
+    if config.structure.kind != "none":
+        models_of["structure.controlnet"] = models.find_folder(
+            config.structure.controlnet, "controlnet"
+        )
+        settings["structure"]["detector"] = structure.detector_revision(config.structure)
+    del settings["structure"]["controlnet"], settings["layouts"]
+    mapping = run_identity(settings, models=models_of)
+    mapping["data"]["layouts"] = layouts.layouts_digest(inputs.layouts)
+    if inputs.images:
+        mapping["data"]["images"] = digest(sorted(inputs.images.items()))
+    return mapping
+
+
+def row_revisions(identity: dict[str, Any]) -> dict[str, str]:
+    """Return one short revision per model of an identity, for the rows."""
+    found = {
+        name: value if isinstance(value, str) else digest(value)
+        for name, value in identity["models"].items()
+    }
+    return {"unet": "the base's own", **found}
