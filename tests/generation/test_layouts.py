@@ -95,7 +95,7 @@ def test_scan_is_kept_and_renewed(tmp_path):
     path = save(tmp_path / "in" / "a.png", np.zeros((4, 4)))
     source, cache = opened(tmp_path / "in"), tmp_path / "layouts.json"
     first = layouts.scan_layouts(source)
-    layouts.save_scan(source, first, cache)
+    layouts.save_scan(source, first, {}, cache)
     assert layouts.scan_layouts(source, cache) == first
     save(path, np.full((6, 6), 13))
     renewed = layouts.scan_layouts(source, cache)

@@ -267,13 +267,13 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
     ("arguments", "message"),
     [
         (["--plan-file", "plan.jsonl"], "is written by --dry-run"),
-        (["--n", 0], "--n 0: must be 1 or more"),
-        (["--n", -3], "--n -3: must be 1 or more"),
+        (["--n", 0], "--n 0: must be in 1..10000000"),
+        (["--n", -3], "--n -3: must be in 1..10000000"),
         (["--layouts", "no/such"], "no/such: no such folder"),
         (["--base", "no/such"], "base model 'no/such'"),
         (["--controlnet", "no/such"], "has no config.json"),
         (["--unet", "no/such"], "has no config.json"),
-        (["--label-space", "mars"], "use one of cityscapes_colors, cityscapes_ids, gta"),
+        (["--label-space", "mars"], "--label-space mars: not known; use one of"),
         (["--crop-px", 64, 128], "smaller than the crop"),
         (["--tile-px", 12, 32], "must be multiples of"),
         (["--tile-px", 64, 64], "tile height exceeds"),
@@ -315,6 +315,6 @@ def test_three_channel_controlnet_is_refused(call, tiny_controlnet, tmp_path):
 
 def test_colour_labels_are_refused(call, tmp_path):
     (tmp_path / "in").mkdir()
-    Image.new("RGB", (64, 32)).save(tmp_path / "in" / "a.png")
-    with pytest.raises(UserError, match=r"a\.png: label has mode RGB"):
+    Image.new("RGB", (64, 32), (70, 130, 180)).save(tmp_path / "in" / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: label.* RGB.*--layout-pattern"):
         call("--layouts", tmp_path / "in", "--output", tmp_path / "set")
