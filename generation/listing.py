@@ -112,8 +112,8 @@ def forecast(
     if not missing:
         return "nothing is missing"
     latent_px, unit = LATENT_PX, UNIT_PX
-    if (base := Path(models.find_base(config.base))).is_dir():
-        latent_px, unit = models.grid_px(base)
+    if (home := models.find_local(models.find_base(config.base))) is not None:
+        latent_px, unit = models.grid_px(home)
     chosen = [missing[i] for i in np.linspace(0, len(missing) - 1, NUM_SAMPLED).astype(int)]
     drawn = []
     for item in dict.fromkeys(chosen):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -307,10 +308,11 @@ def test_full_disk_is_found_before_weights(call, tmp_path, monkeypatch):
 
 
 def test_three_channel_controlnet_is_refused(call, tiny_controlnet, tmp_path):
-    settings = json.loads((tiny_controlnet / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**settings, "conditioning_channels": 3}))
+    other = shutil.copytree(tiny_controlnet, tmp_path / "other")
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "conditioning_channels": 3}))
     with pytest.raises(UserError, match="3 condition channels"):
-        call("--controlnet", tmp_path, "--output", tmp_path / "set")
+        call("--controlnet", other, "--output", tmp_path / "set")
 
 
 def test_colour_labels_are_refused(call, tmp_path):
