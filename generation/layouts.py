@@ -20,10 +20,9 @@ from pipeline.config import digest
 from pipeline.dataset import find_files, open_dataset, require_same_size, say_hidden
 from pipeline.errors import UserError
 from pipeline.identity import DIGITS, file_digest
-from pipeline.images import image_size, read_image
+from pipeline.images import MAX_PIXELS, image_size, read_image
 from pipeline.metadata import is_dataset
 from pipeline.reading import read_json
-
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class LayoutSource:
         if not self.height_px:
             return label
         width = max(1, round(label.shape[1] * self.height_px / label.shape[0]))
-        if self.height_px * width > labels.MAX_PIXELS:
+        if self.height_px * width > MAX_PIXELS:
             raise UserError(
                 f"--layout-height-px {self.height_px}: makes {self.folder / name} "
-                f"{width}x{self.height_px} px, more than {labels.MAX_PIXELS}; make it smaller"
+                f"{width}x{self.height_px} px, more than {MAX_PIXELS}; make it smaller"
             )
         return resize_nearest(label, (self.height_px, width))
 

@@ -11,7 +11,8 @@ from generation.prompts import Grammar
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import LARGEST, require_between, require_positive, to_mapping
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_NAMES, MAX_PIXELS, shipped
+from pipeline.images import MAX_PIXELS
+from pipeline.labels import CLASS_NAMES, shipped
 
 DEFAULT_LAYOUTS = shipped("pocket_layouts")
 SCHEDULERS = {

@@ -22,7 +22,7 @@ from generation.engine import Networks, Request, Sampler, load_networks
 from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, check, default_config
 from pipeline import base_defaults, files, labels, models
 from pipeline.config import from_mapping, load_yaml, to_mapping, with_base
-from pipeline.dataset import read_image
+from pipeline.images import read_image
 from pipeline.errors import UserError
 
 SETTINGS_FILE = "street_pipeline.json"
