@@ -1,11 +1,41 @@
 """The pixels of each class in each label, written in our form and in that of DAFormer's readers."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import files, labels
+from pipeline.errors import UserError
+
+NUM_LOOKED_AT = 8
+
+
+def count_some(paths: Sequence[Path], table: np.ndarray | None = None) -> tuple[int, int]:
+    """Return (pixels of a class, all pixels) of a few labels, spread over `paths`.
+
+    `table` is that of their label space. Labels that cannot be read are left to the full check.
+    """
+    classes = total = 0
+    for path in paths[:: max(1, len(paths) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]:
+        with contextlib.suppress(UserError):
+            label = labels.read_label(path, table)
+            total += label.size
+            classes += int(labels.count_classes(label).sum())
+    return classes, total
+
+
+def require_classes(paths: Sequence[Path]) -> None:
+    """Raise `UserError` if a few labels, spread over `paths`, are void alone: nothing to learn."""
+    classes, total = count_some(paths)
+    if total and not classes:
+        raise UserError(
+            f"{paths[0]} and others: no pixel is of a class, all are void; were these labels "
+            "converted with the right --label-space of pipeline/prepare.py?"
+        )
 
 
 def write_class_stats(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from pipeline import files, images, labels
+from pipeline.class_stats import require_classes
 from pipeline.errors import UserError
 from pipeline.images import read_image as read_image  # beside read_pair
 from pipeline.metadata import encode_row, is_dataset, is_ok, metadata_files, seal
@@ -190,6 +191,8 @@ def check_dataset(samples: Sequence[Sample]) -> None:
             pass
     finally:
         pool.shutdown(cancel_futures=True)
+    for folder in {s.folder for s in samples}:
+        require_classes([s.label for s in samples if s.label and s.folder == folder])
     for folder, proof in proofs.items():
         proof.add({s.id: s.state for s in todo if s.folder == folder})
 

@@ -15,7 +15,6 @@ and does nothing when all is done. The source tree is only written to by
 `--write-into-source True`.
 """
 
-import contextlib
 import functools
 import os
 import re
@@ -55,7 +54,6 @@ from pipeline.preflight import (  # noqa: E402
     report,
 )
 
-NUM_LOOKED_AT = 8  # labels whose classes are counted before anything is written
 REMEDY = "mend or remove them, or leave them out with --policy skip"
 
 
@@ -180,20 +178,20 @@ def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) ->
     class_stats.write_field_stats(target, counts)
 
 
-def warn_of_void(pixels: list[int], total: int, label_space: str, where: str) -> None:
+def warn_of_void(pixels: int, total: int, label_space: str, where: str) -> None:
     """Say if fewer than half of all pixels are of a class; raise `UserError` if none is.
 
     Train ids read as GTA's ids look so, and other label spaces that do not fit.
     """
-    share = sum(pixels) / total
+    share = pixels / total
     if share >= 0.5:
         return
     message = (
-        f"{where}: {'none' if not sum(pixels) else f'only {share:.1%}'} of the pixels are of a "
+        f"{where}: {f'only {share:.1%}' if pixels else 'none'} of the pixels are of a "
         f"class, the rest is void; label space {label_space} may not be that of these labels, "
         "name the right one by --label-space (train_ids, say)"
     )
-    if not sum(pixels):
+    if not pixels:
         raise UserError(message)
     print(f"notice: {message}", file=sys.stderr)
 
@@ -201,15 +199,10 @@ def warn_of_void(pixels: list[int], total: int, label_space: str, where: str) ->
 def look_at_some(listing: Listing, faults: list[Fault]) -> None:
     """Raise `UserError` if a few labels, spread over the set, hold no pixel of any class."""
     bad = {fault.path for fault in faults}
-    good = [p for p in listing.pairs if p.label not in bad]
-    table, pixels, total = labels.label_space(listing.label_space), [0], 0
-    for pair in good[:: max(1, len(good) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]:
-        with contextlib.suppress(UserError):  # a fault that the conversion lists
-            label = labels.read_label(pair.label, table)
-            total += label.size
-            pixels.append(int(labels.count_classes(label).sum()))
-    if total and not sum(pixels):
-        warn_of_void(pixels, total, listing.label_space, f"{good[0].label} and others")
+    good = [pair.label for pair in listing.pairs if pair.label not in bad]
+    pixels, total = class_stats.count_some(good, labels.label_space(listing.label_space))
+    if total and not pixels:
+        warn_of_void(0, total, listing.label_space, f"{good[0]} and others")
 
 
 def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
@@ -285,7 +278,7 @@ def finish(
                 f"{folder}: row {row['id']} is not one that this program wrote; prepare the set in "
                 "another folder"
             )
-    pixels = [sum(row["class_pixels"]) for row in rows]
+    pixels = sum(sum(row["class_pixels"]) for row in rows)
     total = sum(row["height"] * row["width"] for row in rows)
     warn_of_void(pixels, total, label_space, str(folder))
     class_stats.write_class_stats(folder, rows)

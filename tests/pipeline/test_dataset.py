@@ -163,3 +163,17 @@ def test_card_opens_with_what_the_hub_reads(tmp_path: Path) -> None:
     found = yaml.safe_load(header)
     assert found["pretty_name"] == "Title: of a set" and found["license"] == "other"
     assert "metadata-000.jsonl" in found["configs"][0]["metadata_filenames"]
+
+
+def test_labels_that_are_void_alone_are_refused(tiny_dataset: Callable[..., Path]) -> None:
+    folder = tiny_dataset(3, 8, 16)
+    samples = open_dataset(folder, labelled=True)
+    check_dataset(samples)
+    for sample in samples[1:]:
+        assert sample.label is not None
+        Image.new("L", (16, 8), 255).save(sample.label)
+    check_dataset(open_dataset(folder, labelled=True))  # one of them is enough
+    assert samples[0].label is not None
+    Image.new("L", (16, 8), 255).save(samples[0].label)
+    with pytest.raises(UserError, match="no pixel is of a class, all are void.*--label-space"):
+        check_dataset(open_dataset(folder, labelled=True))
