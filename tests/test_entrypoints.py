@@ -86,3 +86,18 @@ def test_doctor_works_with_the_standard_library_alone() -> None:
     )  # fmt: skip
     assert done.returncode == EXIT_BAD_INPUT
     assert "torch" in done.stdout and "MISSING" in done.stdout and not done.stderr
+
+
+def test_launchers_hide_the_exit_code_as_the_docs_say() -> None:
+    """Our line comes through; the code does not, and `--quiet` leaves out accelerate's traceback."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1",
+              "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # fmt: skip
+    for quiet in (["--quiet"], []):
+        done = subprocess.run(
+            [*launch, *quiet, "generation/run.py", "--n", "0"],
+            cwd=ROOT, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        ours = [line for line in done.stderr.splitlines() if line.startswith("streetforge: ")]
+        assert len(ours) == 1 and "--n 0" in ours[0]
+        assert done.returncode == 1
+        assert ("Traceback" in done.stderr) == (not quiet)
