@@ -10,6 +10,7 @@ from generation.settings import Config
 from pipeline.dataset import write_card
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
+from pipeline.markdown import code, plain
 
 BYTES_PER_PIXEL = 2.2  # PNG picture and label together
 
@@ -65,9 +66,9 @@ def write_dataset_card(config: Config, revisions: dict[str, str], num_layouts: i
     """Write README.md of the dataset folder; it describes the run, not its progress."""
     origin = "source pictures and label maps" if config.needs_pictures else "source label maps"
     details = ", details from the source pictures" if config.details == "source" else ""
-    swap = "the base's own U-Net (Style Swap)" if not config.unet else f"the U-Net {config.unet}"
-    conditions = ", ".join(f"{k} ({c.share:g})" for k, c in config.prompt.conditions.items())
-    revision_lines = "\n".join(f"- {name}: `{value}`" for name, value in revisions.items())
+    swap = "the base's own U-Net (Style Swap)" if not config.unet else f"the U-Net {code(config.unet)}"
+    conditions = ", ".join(f"{plain(k)} ({c.share:g})" for k, c in config.prompt.conditions.items())
+    revision_lines = "\n".join(f"- {plain(name)}: {code(value)}" for name, value in revisions.items())
     text = f"""
 Pictures of street scenes drawn by a diffusion model from label maps; each picture has the label
 map it was drawn from.
@@ -78,7 +79,7 @@ map it was drawn from.
   SHA-256 of both files. A sample exists if its row says `"status": "ok"`.
 - `run.json`: all settings, model revisions and versions. `classes.json`: names and palette.
 
-Drawn with {swap} of `{config.base}` and the ControlNet `{config.controlnet}`, fusion
+Drawn with {swap} of {code(config.base)} and the ControlNet {code(config.controlnet)}, fusion
 `{config.fusion}`, {config.steps} steps of {config.solver}, guidance {config.guidance_scale:g},
 seed {config.seed}, from {num_layouts} label maps{details}. Conditions and shares: {conditions}.
 

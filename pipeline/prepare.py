@@ -45,6 +45,7 @@ from pipeline.dataset import (  # noqa: E402
     write_card,
 )
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
+from pipeline.markdown import code, plain  # noqa: E402
 from pipeline.paths import STORES_VARIABLE, is_declared  # noqa: E402
 from pipeline.preflight import (  # noqa: E402
     MOST_WORKERS,
@@ -290,9 +291,10 @@ def finish(
         write_card(
             folder,
             f"{spec.title}: {config.split}",
-            f"Labels as Cityscapes train ids. Licence of the source: {spec.licence}. "
-            f"Cite: {spec.citation}. Made by `python pipeline/prepare.py --dataset "
-            f"{config.dataset} --split {config.split}`.",
+            f"Labels as Cityscapes train ids. Licence of the source: {plain(spec.licence)}. "
+            f"Cite: {plain(spec.citation)}. Made by "
+            + code(f"python pipeline/prepare.py --dataset {config.dataset} --split {config.split}")
+            + ".",
         )
     return len(rows)
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline import labels
 from pipeline.dataset import Sample, read_pair
 from pipeline.errors import UserError
+from pipeline.markdown import plain
 
 Predict = Callable[[Path, np.ndarray], np.ndarray]
 """From a picture's path and HxWx3 RGB to HxW train ids."""
@@ -118,6 +119,9 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def _markdown(rows: list[list[str]]) -> str:
+    """Return a table; names of folders and conditions, first in rows and columns, stay text."""
+    rows = [[plain(names[0]), *names[1:]] for names in rows]
+    rows[0] = [rows[0][0], *map(plain, rows[0][1:])]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def line(cells: list[str]) -> str:
