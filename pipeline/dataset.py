@@ -23,6 +23,7 @@ import yaml
 from pipeline import files, images, labels
 from pipeline.class_stats import require_classes
 from pipeline.errors import UserError
+from pipeline.markdown import plain
 from pipeline.images import read_image as read_image  # beside read_pair
 from pipeline.metadata import encode_row, is_dataset, is_ok, metadata_files, seal
 from pipeline.metadata import read_rows as read_rows
@@ -372,6 +373,6 @@ def card_header(title: str, configs: list[dict[str, Any]] | None = None) -> str:
 
 
 def write_card(folder: Path, title: str, text: str) -> None:
-    """Write the dataset card."""
-    card = f"{card_header(title)}# {title}\n\n{text.strip()}\n"
+    """Write the dataset card. `title` is any text, `text` is Markdown; see pipeline.markdown."""
+    card = f"{card_header(title)}# {plain(title)}\n\n{text.strip()}\n"
     files.write_bytes(folder / "README.md", card.encode())

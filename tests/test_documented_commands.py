@@ -31,8 +31,8 @@ TOY: dict[str, tuple[str, ...]] = {
     "pipeline/prepare.py": ("--workers", "1"),
     "pipeline/download.py": ("--dry-run",),  # tests/pipeline/test_download.py fetches
     "pipeline/run.py": ("--dry-run",),  # `make demo` runs it
-    "finetune/unet.py": (*TRAINING, *SIZE, "--previews", "1", "--cached-crops", "4"),
-    "finetune/controlnet.py": (*TRAINING, *SIZE, "--previews", "1", "--cached-crops", "4",
+    "finetune/unet.py": (*TRAINING, *SIZE, "--previews", "0", "--cached-crops", "4"),
+    "finetune/controlnet.py": (*TRAINING, *SIZE, "--previews", "0", "--cached-crops", "4",
                                "--rare-classes.min-pixels", "1"),
     "finetune/vae.py": TRAINING,
     "finetune/prior.py": (*TRAINING, "--channels", "16", "32", "--norm-groups", "4"),
