@@ -78,10 +78,10 @@ def require_ours(folder: Path, scan: Scan) -> None:
     """
     if scan.rows or (folder / "run.json").exists():
         return
-    first = f"; {scan.faults[0].where}: {scan.faults[0].message.partition(';')[0]}"
+    first = next((f" ({fault.where}: {fault.message.partition(';')[0]})" for fault in scan.faults), "")
     raise UserError(
-        f"{folder}: is no dataset folder of ours and is left as it is: it has no run.json, and no "
-        f"row with an id{first if scan.faults else ''}; {GUIDE}"
+        f"{folder}: is no dataset folder of ours and is left as it is: it has no run.json and no "
+        f"row with an id{first}; {GUIDE}"
     )
 
 

@@ -1,5 +1,6 @@
 """Verify and merge: all damage is found, nothing sound is lost, kills and running writers."""
 
+import errno
 import json
 import os
 import shutil
@@ -323,3 +324,115 @@ def test_bad_folders_are_one_line(program, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(sys, "argv", ["x.py", *flags])
         with pytest.raises(UserError, match=message):
             program.main()
+
+
+def test_repair_leaves_folders_of_others_as_they_are(call: Callable, tmp_path: Path) -> None:
+    lines = [json.dumps({"file_name": f"{i}.png", "text": "a street"}) for i in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    before = (tmp_path / "metadata.jsonl").read_bytes()
+    for program in (lambda: call(tmp_path, "--repair"), lambda: call(tmp_path, "--repair")):
+        with pytest.raises(UserError, match="no dataset folder of ours .*Hugging Face") as caught:
+            program()
+        assert "remove" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["metadata.jsonl"]
+    assert (tmp_path / "metadata.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "other run", "edited", "list", "gone"])
+def test_repair_withdraws_nothing_for_run_json(damage: str, call: Callable, tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    writer = DatasetWriter(folder, config={"seed": 1})
+    image, label = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+    for index in range(2):
+        writer.write(index, image, label, {"digest": writer.digest})
+    path, rows_before = folder / "run.json", (folder / "metadata-000.jsonl").read_bytes()
+    whole = path.read_bytes()
+    if damage == "cut":
+        os.truncate(path, 20)
+    elif damage == "other run":
+        DatasetWriter(tmp_path / "e", config={"seed": 2})
+        shutil.copy(tmp_path / "e/run.json", path)
+    elif damage == "edited":
+        path.write_bytes(whole.replace(b'"seed": 1', b'"seed": 5'))
+    elif damage == "list":
+        path.write_text("[]")
+    else:
+        path.unlink()
+    for _ in range(2):
+        code, lines = call(folder, "--n", 2, "--repair")
+        assert code == EXIT_INCOMPLETE and len(lines) == 1 and "restore it from a copy" in lines[0]
+    assert (folder / "metadata-000.jsonl").read_bytes() == rows_before
+    path.write_bytes(whole)
+    assert call(folder, "--n", 2) == (0, [])
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"config": {"se', b"[]", None])
+def test_a_run_without_its_record_goes_on_if_the_rows_prove_it(
+    damage: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "d", {"seed": 1}
+    writer = DatasetWriter(folder, config=config)
+    image, label = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+    writer.write(0, image, label, {"digest": writer.digest})
+    whole = (folder / "run.json").read_bytes()
+    (folder / "run.json").unlink()
+    if damage is not None:
+        (folder / "run.json").write_bytes(damage)
+    with pytest.raises(UserError, match="restore that file from a copy"):
+        DatasetWriter(folder, config={"seed": 2})
+    assert DatasetWriter(folder, config=config).done_ids() == {"00000000"}
+    assert (folder / "run.json").read_bytes() == whole
+    assert "written anew" in capsys.readouterr().err
+
+
+def test_repair_keeps_the_rows_as_they_were(call: Callable, data: Path) -> None:
+    flip(data / IMAGES.format(0))
+    with open(data / "metadata-000.jsonl", "a") as handle:
+        handle.write("a line by hand\n")
+    before = {p.name: p.read_bytes() for p in data.glob("metadata*")}
+    call(data, "--repair")
+    assert {p.name: p.read_bytes() for p in (data / "replaced/001").iterdir()} == before
+    flip(data / IMAGES.format(1))
+    call(data, "--repair")
+    assert (data / "replaced/002/metadata.jsonl").exists()
+
+
+def test_rows_without_hashes_are_checked_by_their_files(call: Callable, tmp_path: Path) -> None:
+    image, label = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
+    lines = []
+    for name in ("a", "b"):
+        files.write_bytes(tmp_path / f"{name}.png", files.encode_png(image))
+        files.write_bytes(tmp_path / f"{name}_label.png", files.encode_png(label))
+        row = {"id": name, "image_file_name": f"{name}.png", "label_file_name": f"{name}_label.png"}
+        lines.append(json.dumps(row) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("".join(lines))
+    _, found = call(tmp_path)
+    assert [line.partition(": ")[0] for line in found] == [
+        str(tmp_path / "run.json"), str(tmp_path / "classes.json"),
+    ]  # fmt: skip
+    os.truncate(tmp_path / "b.png", 60)
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    _, found = call(tmp_path)
+    assert "a.png is a pipe" in found[-2] and "b.png: not a readable image" in found[-1]
+
+
+def test_numbers_below_zero_are_refused(call: Callable, data: Path) -> None:
+    for flags in (("--n", -5), ("--threads", 0)):
+        with pytest.raises(UserError, match=f"{flags[0]} {flags[1]}"):
+            call(data, *flags)
+
+
+def test_a_read_only_folder_is_one_line(
+    call: Callable, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "write_bytes", refuse)
+    with pytest.raises(UserError, match="cannot be written .Read-only file system."):
+        run_merge(monkeypatch, data)
+    flip(data / IMAGES.format(0))
+    with pytest.raises(UserError, match="cannot be written .Read-only file system."):
+        call(data, "--repair")
+    assert len(list(data.glob("metadata*"))) == 2
