@@ -1,9 +1,9 @@
 """The one reader of image files, and of the pixels of label files: every program uses it.
 
 PNG and JPEG, recognised by their content. What a viewer shows is what is read: the EXIF
-orientation is applied, 16-bit values are scaled to 8 bits, palettes are expanded, and alpha is
+orientation is applied, 16-bit colours are scaled to 8 bits, palettes are expanded, and alpha is
 dropped, as the readers of the field do. What cannot be read rightly is refused by name: CMYK,
-files cut short, more than `MAX_PIXELS`, and whatever is no regular file.
+16-bit grey, files cut short, more than `MAX_PIXELS`, and whatever is no regular file.
 """
 
 import contextlib
@@ -155,8 +155,12 @@ def check_size(header: Header) -> None:
 
 
 def check_image_mode(mode: str) -> None:
-    """Raise a nameless `UserError` for a mode whose colours nobody knows without its profile."""
-    if mode.partition(";")[0] not in ("I", *PNG_MODES.values()):
+    """Raise a nameless `UserError` for a mode whose values do not say their colours.
+
+    Those of CMYK need a profile. 16-bit grey comes from cameras of 10 to 16 bits: nobody knows
+    which value is white.
+    """
+    if mode.partition(";")[0] not in PNG_MODES.values():
         raise UserError(f"image has mode {mode}; save it as 8-bit RGB")
 
 
@@ -174,9 +178,6 @@ def _decoder(data: bytes) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):
-        grey = (np.array(image).astype(np.uint32) * 255 + 32767) // 65535
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode == "P":  # its transparent colours are colours still
         return np.array(image.convert("RGBA"))[..., :3]
     return np.array(image.convert("RGB"))
