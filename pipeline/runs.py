@@ -12,8 +12,9 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from pipeline import files
+from pipeline import checkpoint_files, files
 from pipeline.config import differences, digest
 from pipeline.errors import UserError
 
@@ -167,8 +168,13 @@ def check_finite(value: float, step: int, folder: Path, what: str = "loss") -> N
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of the run, None if there is none."""
-    complete = sorted(p for p in (folder / "checkpoints").glob("step-*") if (p / MARKER).is_file())
+    complete = _complete(folder)
     return complete[-1] if complete else None
+
+
+def _complete(folder: Path) -> list[Path]:
+    """List the complete checkpoints of a run, the oldest first."""
+    return sorted(p for p in (folder / "checkpoints").glob("step-*") if (p / MARKER).is_file())
 
 
 def save_checkpoint(
@@ -244,26 +250,56 @@ def _commit(staging: Path, step: int) -> None:
 def load_checkpoint(
     folder: Path, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer, scaler: Any = None
 ) -> int:
-    """Load the newest complete checkpoint in place and return its step, 0 if there is none."""
-    path = latest_checkpoint(folder)
-    if path is None:
-        return 0
-    for name, module in modules.items():
-        module.load_state_dict(load_file(path / f"{name}.safetensors"))
-    scalars = json.loads((path / "optimizer.json").read_text())
-    _join_optimizer(optimizer, load_file(path / "optimizer.safetensors"), scalars)
-    if scaler and scalars.get("scaler"):
-        scaler.load_state_dict(scalars["scaler"])
-    return int(files.read_json(path / MARKER)["step"])
+    """Load the newest whole checkpoint in place and return its step, 0 if there is none.
+
+    A damaged one is said and passed over for the one before.
+    """
+
+    def restore(path: Path) -> int:
+        step = checkpoint_files.read_step(path / MARKER)
+        states = {
+            name: checkpoint_files.read_state(path / f"{name}.safetensors", module)
+            for name, module in modules.items()
+        }
+        state, scalars = checkpoint_files.read_optimizer(path, optimizer)
+        optimizer.load_state_dict(state)  # the first to change, and the last that may fail
+        for name, module in modules.items():
+            module.load_state_dict(states[name])
+        if scaler and scalars.get("scaler"):
+            scaler.load_state_dict(scalars["scaler"])
+        return step
+
+    return _newest_whole(folder, restore)
 
 
 def load_sharded(accelerator: Accelerator, folder: Path) -> int:
-    """Load the newest complete sharded checkpoint into the prepared objects; return its step."""
-    path = latest_checkpoint(folder)
-    if path is None:
-        return 0
-    accelerator.load_state(str(path))
-    return int(files.read_json(path / MARKER)["step"])
+    """Load the newest whole sharded checkpoint into the prepared objects; return its step."""
+
+    def restore(path: Path) -> int:
+        step = checkpoint_files.read_step(path / MARKER)
+        checkpoint_files.check_sharded(path)
+        accelerator.load_state(str(path))
+        return step
+
+    return _newest_whole(folder, restore)
+
+
+def _newest_whole(folder: Path, restore: Callable[[Path], int]) -> int:
+    """Return what `restore` gives for the newest checkpoint that it can read."""
+    fault = ""
+    for path in reversed(_complete(folder)):
+        try:
+            return restore(path)
+        except (*checkpoint_files.DAMAGE, UserError) as error:
+            fault = f"{path}: cannot be used ({' '.join(str(error).split())[:200]})"
+        if os.environ.get("RANK", "0") == "0":
+            print(f"streetforge: {fault}; the checkpoint before it is tried", file=sys.stderr)
+    if fault:
+        raise UserError(
+            f"{fault}; no other is whole: restore one, or delete {folder / 'checkpoints'} to "
+            "begin again"
+        )
+    return 0
 
 
 def _split_optimizer(optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -281,11 +317,3 @@ def _split_optimizer(optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str,
             seen.add(value.data_ptr())
             tensors[f"{index}.{key}"] = value
     return tensors, {"state": scalars, "param_groups": state["param_groups"]}
-
-
-def _join_optimizer(optimizer: Any, tensors: dict[str, Any], scalars: dict[str, Any]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in {**tensors, **scalars["state"]}.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": scalars["param_groups"]})

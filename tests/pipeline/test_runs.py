@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from pipeline import runs
+from pipeline import checkpoint_files, runs
 from pipeline.errors import UserError
 
 
@@ -181,3 +182,92 @@ def test_processes_that_accelerate_does_not_see_are_refused(
     monkeypatch.setattr(runs, "Accelerator", lambda **_: type("One", (), {"num_processes": 1})())
     with pytest.raises(UserError, match="start CPU processes with torchrun"):
         runs.make_accelerator(tmp_path)
+
+
+def damage(folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+
+
+OTHER = torch.nn.Linear(2, 2)
+DAMAGES = {
+    "weights are cut": lambda p: damage(p, "model.safetensors", b"\x08" + b"\0" * 7),
+    "weights of another network": lambda p: save_file(
+        OTHER.state_dict(), p / "model.safetensors"),
+    "optimizer is cut": lambda p: damage(p, "optimizer.safetensors", b""),
+    "optimizer is no JSON": lambda p: damage(p, "optimizer.json", b"{"),
+    "optimizer is a list": lambda p: damage(p, "optimizer.json", b"[]"),
+    "optimizer is empty": lambda p: damage(p, "optimizer.json", b"{}"),
+    "marker of text": lambda p: damage(p, "complete.json", b'{"step": "three"}'),
+    "marker is a list": lambda p: damage(p, "complete.json", b"[3]"),
+    "marker is latin-1": lambda p: damage(p, "complete.json", b"\xe4"),
+    "weights are gone": lambda p: (p / "model.safetensors").unlink(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, optimizer = make()
+    for step in (1, 2):
+        train(model, optimizer, step - 1, step)
+        runs.save_checkpoint(tmp_path, step, {"model": model}, optimizer)
+        if step == 1:
+            first = {k: v.clone() for k, v in model.state_dict().items()}
+    DAMAGES[name](tmp_path / "checkpoints" / "step-00000002")
+    fresh, other = make()
+    assert runs.load_checkpoint(tmp_path, {"model": fresh}, other) == 1
+    assert all(torch.equal(first[k], v) for k, v in fresh.state_dict().items())
+    train(fresh, other, 1, 2)  # the optimizer is that of the older one, too
+    assert same(fresh, model)
+    assert "step-00000002: cannot be used" in capsys.readouterr().err
+    DAMAGES[name](tmp_path / "checkpoints" / "step-00000001")
+    with pytest.raises(UserError, match="no other is whole: restore one, or delete") as caught:
+        runs.load_checkpoint(tmp_path, {"model": fresh}, other)
+    assert "\n" not in str(caught.value)
+
+
+class Evil:
+    """What a pickle can do: call anything."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_sharded_checkpoints_run_no_code(tmp_path: Path) -> None:
+    import io
+    import pickle
+
+    import torch.distributed.checkpoint as dcp
+
+    folder, mark = tmp_path / "model_0", tmp_path / "ran"
+    values = {"weight": torch.ones(3, 2), "groups": [{"lr": 0.1}], "halves": torch.ones(2).half()}
+    dcp.save(values, checkpoint_id=folder, no_dist=True)
+    checkpoint_files.check_sharded(tmp_path)
+
+    index = folder / ".metadata"
+    whole = index.read_bytes()
+    index.write_bytes(pickle.dumps(Evil(mark)))
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint_files.check_sharded(tmp_path)
+    index.write_bytes(whole)
+
+    evil = io.BytesIO()
+    torch.save(Evil(mark), evil)
+    found = pickle.loads(whole)
+    place = next(p for k, p in found.storage_data.items() if k.fqn.startswith("groups"))
+    shard = folder / place.relative_path
+    data = shard.read_bytes()
+    place.offset, place.length = len(data), len(evil.getvalue())
+    shard.write_bytes(data + evil.getvalue())
+    index.write_bytes(pickle.dumps(found))
+    with pytest.raises(checkpoint_files.DAMAGE):
+        checkpoint_files.check_sharded(tmp_path)
+    place.relative_path = "../" + place.relative_path
+    index.write_bytes(pickle.dumps(found))
+    with pytest.raises(ValueError, match="not in its folder"):
+        checkpoint_files.check_sharded(tmp_path)
+    assert not mark.exists()
