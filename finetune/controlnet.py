@@ -21,12 +21,8 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import (  # noqa: E402
-    Crop,
-    class_caption,
-    draw_labelled_crop,
-    recolor_some,
-)
+from finetune.captions import Captions  # noqa: E402
+from finetune.crops import Crop, draw_labelled_crop, recolor_some  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
@@ -52,7 +48,8 @@ class Config:
     seed: int = 0
     """seed of everything drawn"""
     caption_template: str = "{classes}"
-    """caption of a crop; {classes} becomes the names of its classes in train id order"""
+    """caption of a crop; {classes} becomes the names of its classes in train id order. Where the text
+    window is too short for all of them, the commonest classes are left out"""
     class_separator: str = " "
     """what stands between two class names"""
     caption_dropout: float = 0.1
@@ -95,8 +92,9 @@ def main() -> int | None:
             check_fit(f"{setting} {name}", kind, found, base)
     if config.mix_with_init and not config.init:
         raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
+    captions = Captions(base, config.caption_template, config.class_separator)
     accelerator, folder = begin(
-        config, call, samples, base=("base", base), unet=("unet", unet_folder),
+        config, call, samples, [captions.check], base=("base", base), unet=("unet", unet_folder),
         init=("controlnet", init_folder),
     )  # fmt: skip
     if accelerator is None:
@@ -143,7 +141,7 @@ def main() -> int | None:
     def draw(rng):  # noqa: ANN001, ANN202
         image, label = draw_labelled_crop(rng, samples, config.crop, index)
         image = recolor_some(rng, image, config.color_jitter)
-        return image, label, class_caption(label, config.caption_template, config.class_separator)
+        return image, label, captions(label)
 
     crops = open_crops(accelerator, frozen.vae, draw, config, folder)
 

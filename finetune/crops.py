@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline import labels
 from pipeline.dataset import Sample, read_image, read_pair
 from pipeline.rare_classes import ClassIndex
 
@@ -113,8 +112,3 @@ def draw_labelled_crop(
     if crop.flip and rng.random() < 0.5:
         image, label = image[:, ::-1], label[:, ::-1]
     return image, label
-
-
-def class_caption(label: np.ndarray, template: str, separator: str) -> str:
-    """Return the caption of a crop: its class names in train id order within `template`."""
-    return template.format(classes=separator.join(labels.present_class_names(label)))

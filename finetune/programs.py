@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from pipeline.config import (
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.identity import run_identity
+from pipeline.models import find_local, grid_px, read_config
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +27,14 @@ AT_LEAST_ONE = {  # other numbers may be 0
     "latent_channels", "norm_groups", "layers", "heads", "text_width", "text_layers", "text_length",
     "vocabulary", "crops_per_image",
 }  # fmt: skip
+LARGEST = {  # far beyond what trains, so that a slip of the keys ends here and not in memory
+    "steps": 10**9, "batch_size": 2**16, "accumulation": 2**16, "workers": 1024,
+    "warmup_steps": 10**9, "checkpoint_interval": 10**9, "log_interval": 10**9,
+    "latent_channels": 256, "norm_groups": 2**12, "layers": 32, "heads": 256, "text_width": 2**14,
+    "text_layers": 64, "text_length": 2**12, "vocabulary": 10**6, "crops_per_image": 2**16,
+    "lora_rank": 1024, "cached_crops": 10**9, "previews": 1024,
+}  # fmt: skip
+LARGEST_CROP_PX, LARGEST_SCALE, LARGEST_WIDTH, MOST_LEVELS = 8192, 32, 2**13, 8
 SHARES = {"caption_dropout", "color_jitter", "mix_with_init"}
 MAY_CHANGE = ("checkpoint_interval", "log_interval", "workers")  # without changing the result
 
@@ -62,10 +71,52 @@ def check_ranges(config: Any) -> None:
     require_between(config, 0, 1, *(name for name in names if name in SHARES))
     require_positive(config, *(name for name in names if name in AT_LEAST_ONE))
     require_between(config, 0, math.inf, *names)
-    for name, values in (("size-px", config.crop.size_px), ("scales", config.crop.scales)):
-        if not values or not min(values) > 0:
-            given = " ".join(map(str, values)) or "(none)"
-            raise UserError(f"--crop.{name} {given}: must be numbers above 0")
+    for group, holder in (("training.", training), ("", config)):
+        for name in set(_numbers(holder)) & set(LARGEST):
+            require_between(holder, 0, LARGEST[name], name, prefix=group)
+    _check_list("--crop.size-px", config.crop.size_px, LARGEST_CROP_PX)
+    _check_list("--crop.scales", config.crop.scales, LARGEST_SCALE)
+    if hasattr(config, "channels"):
+        _check_list("--channels", config.channels, LARGEST_WIDTH, most=MOST_LEVELS)
+
+
+def _check_list(setting: str, values: tuple[float, ...], largest: float, most: int = 1000) -> None:
+    given = " ".join(f"{value:.12g}" for value in values[:8]) or "(none)"
+    if not values or not all(value > 0 for value in values):
+        raise UserError(f"{setting} {given}: must be numbers above 0")
+    if len(values) > most or max(values) > largest:
+        raise UserError(f"{setting} {given}: must be at most {most} numbers up to {largest}")
+
+
+def check_crop(config: Any, multiple: int, why: str) -> None:
+    """Raise `UserError` unless the sides of a crop are multiples of `multiple`, because of `why`."""
+    if any(side % multiple for side in config.crop.size_px):
+        height, width = config.crop.size_px
+        raise UserError(
+            f"--crop.size-px {height} {width}: height and width must be multiples of {multiple} "
+            f"{why}"
+        )
+
+
+def check_base_fit(config: Any, base: str) -> None:
+    """Raise `UserError` unless crops and adapters fit `base`; a hub id that is not here passes."""
+    if (home := find_local(base)) is None:
+        return
+    check_crop(config, grid_px(home)[1], f"for --base {base}")
+    widest = max(read_config(home / "unet", "unet")["block_out_channels"])
+    if getattr(config, "lora_rank", 0) > widest:
+        raise UserError(
+            f"--lora-rank {config.lora_rank}: the widest layers of --base {base} have {widest} "
+            "channels; 4 to 64 is usual"
+        )
+
+
+def check_groups(setting: str, channels: tuple[int, ...], groups: int, what: str) -> None:
+    """Raise `UserError` unless each of `channels` splits into `groups`, `what` they are."""
+    if wrong := [width for width in channels if width % groups]:
+        raise UserError(
+            f"{setting}: {wrong[0]} is no multiple of {groups}, the number of {what}"
+        )
 
 
 def _numbers(config: Any) -> list[str]:
@@ -76,17 +127,21 @@ def begin(
     config: Any,
     call: Invocation,
     samples: list[Sample],
+    checks: Iterable[Callable[[], None]] = (),
     **inputs: tuple[str, str | Path | None],
 ) -> "tuple[Accelerator | None, Path]":
     """Check input and settings, then open the run.
 
     `inputs` are the models that the run starts from, by the name of their setting: kind of network
-    ("base" for a whole base model) and folder or pinned hub id. Returns (None, folder) if there is
+    ("base" for a whole base model) and folder or pinned hub id. `checks` are further ones that
+    need the models to be there; they raise `UserError`. Returns (None, folder) if there is
     nothing to do: a dry run, or a run that is finished. Raises `UserError` for bad files, settings
     or output folders before anything is written or any weights are loaded.
     """
     folder = Path(config.output)
     check_ranges(config)
+    if "base" in inputs:
+        check_base_fit(config, str(inputs["base"][1]))
     if call.dry_run:
         plan(config, samples)
         return None, folder
@@ -105,6 +160,8 @@ def begin(
         print(f"{folder}: finished already, nothing to do")
         return None, folder
     models.check_loadable(*inputs.values())
+    for check in checks:
+        check()
     if os.environ.get("RANK", "0") == "0":  # the others wait for it when they meet
         runs.open_run(folder, identify(config, samples, inputs), is_main=True)
     accelerator = runs.make_accelerator(folder, accumulation=1, precision=config.training.precision)

@@ -19,6 +19,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from finetune.captions import check_prompt  # noqa: E402
 from finetune.crops import Crop, draw_image_crop, recolor_some  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
@@ -64,7 +65,9 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
     base = find_base(config.base)
-    accelerator, folder = begin(config, call, samples, base=("base", base))
+    accelerator, folder = begin(
+        config, call, samples, [lambda: check_prompt(config.prompt, base)], base=("base", base)
+    )
     if accelerator is None:
         return None
 

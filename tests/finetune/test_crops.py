@@ -1,19 +1,17 @@
 """Crops, rare class sampling, captions and losses."""
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from finetune.crops import (
-    Crop,
-    class_caption,
-    draw_image_crop,
-    draw_labelled_crop,
-    jitter_colors,
-)
+from finetune.captions import Captions
+from finetune.crops import Crop, draw_image_crop, draw_labelled_crop, jitter_colors
 from finetune.losses import diffusion_target, logit_normal_timesteps, noisy_latents
 from finetune.settings import Training, learning_rate
 from pipeline.dataset import open_dataset
+from pipeline.errors import UserError
+from pipeline.models import POCKET_BASE
 from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.seeding import DrawnSamples, batches
 
@@ -52,8 +50,34 @@ def test_rare_class_sampling_prefers_rare_classes_and_centres_on_them(tmp_path):
 
 def test_caption_lists_classes_in_train_id_order_without_void():
     label = np.array([[255, 13, 0], [11, 0, 10]], np.uint8)
-    assert class_caption(label, "{classes}", " ") == "road sky person car"
-    assert class_caption(label, "a scene with {classes}", ", ").endswith("road, sky, person, car")
+    assert Captions(str(POCKET_BASE), "{classes}", " ")(label) == "road sky person car"
+    long = Captions(str(POCKET_BASE), "a scene with {classes}", ", ")
+    assert long(label) == "a scene with road, sky, person, car"
+
+
+def test_a_short_text_window_leaves_out_common_classes_and_cuts_nothing(tiny_base, capsys):
+    """The tiny base has a window of 24 tokens; `rare` is what Cityscapes has the least of."""
+    from transformers import CLIPTokenizer
+
+    captions = Captions(str(tiny_base), "a city street scene with {classes}", ", ")
+    captions.check()
+    assert "of 19 classes" in capsys.readouterr().err
+    every = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    every[every == 19] = 255
+    text = captions(every)
+    names = text.removeprefix("a city street scene with ").split(", ")
+    assert {"motorcycle", "rider", "traffic light", "train"} <= set(names)
+    assert "road" not in names and "building" not in names
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
+    assert len(tokenizer(text).input_ids) <= 24
+    with pytest.raises(UserError, match="is cut by the text window"):
+        Captions(str(tiny_base), "a city street scene with " * 6 + "{classes}", " ").check()
+
+
+@pytest.mark.parametrize("template", ["a {class}", "a street {", "}", "{classes} {0}", "{{classes}}"])
+def test_a_template_knows_only_its_placeholder(template):
+    with pytest.raises(UserError, match="--caption-template .*knows only {classes}"):
+        Captions(str(POCKET_BASE), template, " ")
 
 
 def test_positions_partition_over_ranks_and_do_not_depend_on_restarts():

@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from finetune import cache, controlnet, loop, programs, unet
 from finetune.losses import diffusion_loss, min_snr_weights
@@ -138,23 +138,67 @@ def test_unet_may_learn_the_source_in_random_colours(call, tiny_dataset, tmp_pat
         ("", ("--training.checkpoint-interval", 0), "--training.checkpoint-interval 0: must be 1"),
         ("", ("--training.log-interval", -5), "--training.log-interval -5: must be 1"),
         ("", ("--training.learning-rate", -1), "--training.learning-rate -1: must be 0 or more"),
-        ("", ("--training.learning-rate", "nan"), "--training.learning-rate nan: must be 0"),
+        ("", ("--training.learning-rate", "nan"), "--training.learning-rate nan: must be"),
         ("", ("--training.clip-norm", 0), "--training.clip-norm 0: must be above 0"),
         ("", ("--training.warmup-steps", -1), "--training.warmup-steps -1: must be 0 or more"),
         ("", ("--training.ema-decay", 1), "--training.ema-decay 1: must be below 1"),
         ("", ("--crop.size-px", 0, 64), "--crop.size-px 0 64: must be numbers above 0"),
-        ("", ("--crop.scales", 1, -1), "--crop.scales 1.0 -1.0: must be numbers above 0"),
+        ("", ("--crop.scales", 1, -1), "--crop.scales 1 -1: must be numbers above 0"),
         ("", ("--crop.scales",), r"--crop.scales \(none\): must be numbers above 0"),
         ("", ("--seed", -1), "--seed -1: must be 0 or more"),
+        ("", ("--seed", 10**30), "--seed 1.*: must be"),
+        ("", ("--crop.scales", 1e9), "--crop.scales 1000000000: must be at most .* up to 32"),
+        ("", ("--crop.scales", "inf"), "--crop.scales"),
+        ("", ("--crop.scales", "nan"), "--crop.scales"),
+        ("", ("--crop.size-px", 100000, 100000), "--crop.size-px 100000 100000: .* up to 8192"),
+        ("", ("--crop.size-px", 63, 127), "--crop.size-px 63 127: .* multiples of 8 for --base"),
+        ("", ("--crop.size-px", 36, 64), "--crop.size-px 36 64: .* multiples of 8 for --base"),
+        ("", ("--lora-rank", 10**8), "--lora-rank 100000000: must be in 0..1024"),
+        ("", ("--lora-rank", 17), "--lora-rank 17: the widest layers of --base .* have 16"),
+        ("", ("--training.batch-size", 10**9), "--training.batch-size 1000000000: must be in"),
+        ("", ("--training.workers", 10**6), "--training.workers 1000000: must be in 0..1024"),
+        ("", ("--training.steps", 10**12), r"--training.steps 1e\+12: must be in"),
+        ("", ("--previews", 10**6), "--previews 1000000: must be in"),
+        ("", ("--prompt", "a street " * 30), "--prompt .* longer than the text window"),
+        ("", ("--base", "owner/none@" + "a" * 40), "cannot be fetched.*hf download owner/none"),
     ],
 )
 def test_what_cannot_work_is_said_first(
-    module, arguments, message, call, tiny_dataset, monkeypatch
+    module, arguments, message, call, tiny_dataset, tmp_path, monkeypatch
 ):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == module else find(n))
-    with pytest.raises(UserError, match=message):
-        call(unet, "--data", tiny_dataset(n=1), "--output", "nowhere", *arguments)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=message) as caught:
+        call(unet, "--data", tiny_dataset(n=1), "--output", tmp_path / "none", *arguments)
+    assert not (tmp_path / "none").exists() and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--unet", "{net}"), "is of a ControlNetModel, but a UNet2DConditionModel is needed"),
+        (("--unet", "pocket"), "--unet pocket: does not fit --base"),
+        (("--unet", "{wide}"), "--unet .*wide: does not fit --base .*text width 32 against 16"),
+        (("--unet", "{base}"), "here it is .*unet"),
+        (("--init", "{base}/unet"), "is of a UNet2DConditionModel, but a ControlNetModel"),
+        (("--init", "pocket"), "--init pocket: does not fit --base"),
+        (("--caption-template", "a {class}"), "--caption-template .* knows only {{classes}}"),
+        (("--caption-template", "a long street " * 9 + "{classes}"), "cut by the text window"),
+        (("--base", "{net}"), "has no model_index.json"),
+    ],
+)
+def test_models_and_captions_that_do_not_fit_are_said_first(
+    arguments, message, call, tiny_base, tiny_controlnet, tiny_dataset, tmp_path
+):
+    wide = UNet2DConditionModel.load_config(tiny_base / "unet") | {"cross_attention_dim": 32}
+    UNet2DConditionModel.from_config(wide).save_pretrained(tmp_path / "wide")
+    names = {"net": tiny_controlnet, "base": tiny_base, "wide": tmp_path / "wide"}
+    for name, place in names.items():
+        arguments = [str(a).replace(f"{{{name}}}", str(place)) for a in arguments]
+    with pytest.raises(UserError, match=message.replace("{{", "{").replace("}}", "}")) as caught:
+        call(controlnet, "--data", tiny_dataset(n=1), "--output", tmp_path / "none", *arguments)
+    assert not (tmp_path / "none").exists() and "\n" not in str(caught.value)
 
 
 def test_shares_lie_between_nothing_and_everything(call, tiny_dataset):
