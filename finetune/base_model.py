@@ -90,7 +90,7 @@ def build_prior(
     attention = ["CrossAttnDownBlock2D"] * (len(config.channels) - 1)
     factor = latent_factor(vae)
     unet = UNet2DConditionModel(
-        sample_size=tuple(side // factor for side in config.crop.size_px),
+        sample_size=min(config.crop.size_px) // factor,  # stock pipelines compare a number
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
         down_block_types=("DownBlock2D", *attention),
@@ -146,15 +146,14 @@ def assemble(model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any) -> An
 
 def draw_previews(
     model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any, prompts: list[str],
-    folder: Path, step: int,
+    folder: Path, step: int, size_px: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Draw one picture per prompt and write them as one sheet, four in a row."""
+    """Draw one picture of (height, width) per prompt and write them as one sheet, four in a row."""
     pipe = assemble(model, vae, tokenizer, scheduler)
     pipe.set_progress_bar_config(disable=True)
-    height, width = (side * latent_factor(vae) for side in model.unet.config.sample_size)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     pictures = pipe(
-        prompts, height=height, width=width, num_inference_steps=15, guidance_scale=3.0,
+        prompts, height=size_px[0], width=size_px[1], num_inference_steps=15, guidance_scale=3.0,
         generator=generators, output_type="np",
     ).images  # fmt: skip
     columns = 4

@@ -160,7 +160,10 @@ def main() -> int | None:
 
     def preview(model, step):  # noqa: ANN001, ANN202
         prompts = [samples[i * len(samples) // 12].caption for i in range(12)]
-        draw_previews(model, vae, tokenizer, scheduler, prompts, folder / "previews", step)
+        draw_previews(
+            model, vae, tokenizer, scheduler, prompts, folder / "previews", step,
+            config.crop.size_px,
+        )  # fmt: skip
 
     model = train(
         accelerator, TextToImage(unet, text_encoder), draw, collate, loss_function,
