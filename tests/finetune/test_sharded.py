@@ -37,6 +37,7 @@ def test_spread_weights_equal_copies(
         "finetune/unet.py", "--data", tiny_dataset(n=3), "--base", family_base("sdxl"),
         "--crop.size-px", "32", "64", "--crop.scales", "0.5", "--training.steps", "4",
         "--training.checkpoint-interval", "2", "--training.learning-rate", "1e-3",
+        "--training.clip-norm", "1e6",  # norms of shards add up in another order
     )  # fmt: skip
     copies, spread = tmp_path / "copies", tmp_path / "spread"
     run_program(*launch, *command, "--output", copies)
