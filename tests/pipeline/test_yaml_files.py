@@ -1,7 +1,11 @@
 """YAML that somebody hands in: strict, bounded, one line for whatever is wrong."""
 
+import dataclasses
+import importlib
+import json
 import os
 import random
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +167,39 @@ def test_any_mapping_is_a_recipe_or_one_line(
         assert str(path) in str(error)
     else:
         assert all("/" not in stage.name for stage in recipe.stages)
+
+
+PROGRAMS = (
+    "pipeline.prepare", "pipeline.preflight", "pipeline.download", "pipeline.report",
+    "pipeline.run", "pipeline.pocket_city", "pipeline.convert_weights", "pipeline.export",
+    "pipeline.verify", "generation.settings", "finetune.unet", "finetune.controlnet",
+    "finetune.vae", "finetune.prior", "segtrain.train", "segtrain.score", "segtrain.predict",
+)  # fmt: skip
+
+
+def drawn_for(kind: type) -> st.SearchStrategy[Any]:
+    """Mappings with names of settings of a config, groups of settings drawn alike, or anything."""
+    kinds = typing.get_type_hints(kind)
+    groups = {k: drawn_for(t) for k, t in kinds.items() if dataclasses.is_dataclass(t)}
+    values = {name: groups.get(name, VALUES) for name in kinds}
+    return st.fixed_dictionaries({}, optional=values) | keyed(*kinds)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_settings_file_is_a_config_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    kind = importlib.import_module(name).Config
+    path = tmp_path_factory.mktemp("config") / "c.yaml"
+    path.write_text(yaml.safe_dump(data.draw(drawn_for(kind))))
+    try:
+        config = from_mapping(kind, load_yaml(path), str(path))
+    except UserError as error:
+        assert str(path) in str(error) and len(str(error)) < 4000
+    else:
+        assert json.loads(json.dumps(to_mapping(config), allow_nan=False)) == to_mapping(config)
 
 
 @settings(max_examples=150, deadline=None)
