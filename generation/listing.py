@@ -1,6 +1,8 @@
 """What a run will do, told before it starts and without torch: rows of the plan, and its price."""
 
 import json
+import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -19,12 +21,14 @@ from pipeline import files, models
 from pipeline.dataset import read_rows, sample_id
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
+from pipeline.reading import parse_json, shortened
 from pipeline.seeding import numpy_generator
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3
 LATENT_PX, UNIT_PX = 8, 64  # of Stable Diffusion, for a base model that is not on this disk yet
 THREADS = 8
+MAX_ROW_BYTES = 1 << 20
 
 
 def describe(
@@ -64,8 +68,7 @@ def write_plan(
     config: Config,
 ) -> None:  # fmt: skip
     """Write what is known of every sample before it is drawn, one JSON row each, in id order."""
-    if path.is_dir():
-        raise UserError(f"--plan-file {path}: is a folder; name a file, for example plan.jsonl")
+    check_plan_file(path)
     files.require_writable(path.parent)
     read = lru_cache(4 * THREADS)(source.read)
 
@@ -81,6 +84,38 @@ def write_plan(
         for item, text in zip(by_layout, found, strict=True):
             lines[item.index] = text
     files.write_bytes(path, "".join(lines).encode())
+
+
+def check_plan_file(path: Path) -> None:
+    """Raise `UserError` unless a plan may be written to `path`: a new file, or an older plan.
+
+    Whatever else is there is somebody's and stays.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--plan-file {shortened(path)}: cannot be written ({reason}); choose another name"
+        ) from None
+    if not stat.S_ISREG(mode) or not _is_plan(path):
+        what = "is a folder" if stat.S_ISDIR(mode) else "exists and is no plan of this program"
+        raise UserError(f"--plan-file {path}: {what}; name a new file, for example plan.jsonl")
+
+
+def _is_plan(path: Path) -> bool:
+    """Tell whether a regular file begins as `write_plan` begins one, or is empty."""
+    with open(path, "rb") as handle:
+        line = handle.readline(MAX_ROW_BYTES)
+    if not line:
+        return True
+    try:
+        row = parse_json(line, dict)
+    except ValueError:
+        return False
+    return "source_label" in row and "fusion" in row and "status" not in row
 
 
 def count_tiles(label: np.ndarray, config: Config, latent_px: int, unit: int) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def check_output(folder: Path, layouts: Path) -> None:
     """
     mode = _mode(folder)
     if mode is not None and not stat.S_ISDIR(mode):
-        raise UserError(f"{folder}: is a file; choose another --output")
+        raise UserError(f"{folder}: is a file, not a folder; choose another --output")
     here, there = folder.resolve(), layouts.resolve()
     if here == there or there in here.parents or here in there.parents:
         raise UserError(

@@ -117,6 +117,8 @@ def main() -> int | None:
     process_index = int(os.environ.get("RANK", "0"))
     if process_index != 0 and not call.dry_run:
         wait_for(config.output / CACHE_NAME)
+    if config.plan_file and call.dry_run:
+        listing.check_plan_file(Path(config.plan_file))
     inputs = read_inputs(config)
     if process_index == 0 and (warning := layouts.mostly_void(inputs.layouts)):
         print(f"streetforge: {config.layouts_folder}: {warning}", file=sys.stderr)

@@ -100,6 +100,8 @@ class Saver:
         return [drawn for drawn in finished if drawn is not None]
 
     def _save(self, batch: list[Drawn]) -> None:
+        if not batch:  # nothing drawn: the folder stays as it is
+            return
         for pause_s in (*PAUSES_S, None):
             try:
                 self.writer.write_all([(d.index, d.image, d.label, d.row) for d in batch])

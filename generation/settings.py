@@ -28,7 +28,7 @@ OF_THE_BASE = (  # settings that a base model may bring along
     "negative_prompt", "prompt",
 )  # fmt: skip
 LIMITS = {  # lowest and highest value; what lies outside is a slip, or would never end
-    "n": (1, 10_000_000), "seed": (0, LARGEST), "layout_height_px": (0, 16384),
+    "n": (1, 1_000_000), "seed": (0, LARGEST), "layout_height_px": (0, 16384),
     "rcs_temperature": (0, 1000), "rcs_min_pixels": (0, MAX_PIXELS), "rcs_min_share": (0, 1),
     "control_scale": (0, 10), "strength": (0, 1), "details_window": (0, 10),
     "base_scale": (1 / 16, 16), "fusion_scale": (1 / 16, 16), "large_area": (0, 1),

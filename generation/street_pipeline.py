@@ -22,8 +22,8 @@ from generation.engine import Networks, Request, Sampler, load_networks
 from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, check, default_config
 from pipeline import base_defaults, files, labels, models
 from pipeline.config import from_mapping, load_yaml, to_mapping, with_base
-from pipeline.images import read_image
 from pipeline.errors import UserError
+from pipeline.images import read_image
 
 SETTINGS_FILE = "street_pipeline.json"
 OF_THE_FOLDER = ("base", "unet", "controlnet", *NOT_IN_DIGEST)  # not settings of a saved pipeline

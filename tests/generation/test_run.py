@@ -268,8 +268,8 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
     ("arguments", "message"),
     [
         (["--plan-file", "plan.jsonl"], "is written by --dry-run"),
-        (["--n", 0], "--n 0: must be in 1..10000000"),
-        (["--n", -3], "--n -3: must be in 1..10000000"),
+        (["--n", 0], "--n 0: must be in 1..1000000"),
+        (["--n", -3], "--n -3: must be in 1..1000000"),
         (["--layouts", "no/such"], "no/such: no such folder"),
         (["--base", "no/such"], "base model 'no/such'"),
         (["--controlnet", "no/such"], "has no config.json"),
