@@ -16,7 +16,7 @@ from generation.claims import Claims
 from pipeline import files
 from pipeline.dataset import sample_id
 from pipeline.errors import UserError
-from pipeline.reading import parse_json
+from pipeline.metadata import parse_row
 
 STATUS_NAME = "status.json"
 STATUS_S = 3.0  # at most one status file in this time, whoever writes it
@@ -69,7 +69,7 @@ class Rows:
 
     def _add(self, name: str, line: bytes) -> None:
         try:
-            row = parse_json(line, dict)
+            row = parse_row(line)
             index, status = int(row["id"]), row["status"]
             if index < 0 or row["id"] != sample_id(index):
                 raise ValueError("has an id that no sample of a run has")

@@ -124,6 +124,11 @@ def check_files(sample: Sample) -> Sample:
     size = header.width, header.height
     with images.naming(sample.image, "image"):
         images.check_image_mode(header.mode)
+        if header.orientation != 1:
+            raise UserError(
+                f"has the EXIF orientation {header.orientation}, which some readers of exports "
+                "obey and others do not; save it upright"
+            )
     if sample.label:
         of_label = images.read_header(sample.label, "label")
         with images.naming(sample.label, "label"):

@@ -25,6 +25,8 @@ TEXTS = (
     "image_sha256", "label_sha256",
 )  # fmt: skip
 THREADS = 8
+Pairs = Iterable[tuple[Path, Path]]
+"""Source files and the names that they get."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,24 @@ def image_suffix(job: Job) -> str:
     return suffixes[0]
 
 
-def place_all(job: Job, pairs: Iterable[tuple[Path, Path]]) -> None:
+def place_all(job: Job, image_pairs: Pairs, label_pairs: Pairs = ()) -> None:
     """Give each source file its target name, where that is not there yet."""
     from tqdm import tqdm
 
-    todo = [(source, target) for source, target in pairs if not target.exists()]
+    pairs = [(*pair, False) for pair in image_pairs] + [(*pair, True) for pair in label_pairs]
+    todo = [pair for pair in pairs if not pair[1].exists()]
+
+    def place(item: tuple[Path, Path, bool]) -> None:
+        source, target, is_label = item
+        data = encoded_label(source) if is_label else None
+        if data is None:
+            files.place(source, target, job.link)
+        else:
+            files.write_bytes(target, data)
+
     pool = ThreadPoolExecutor(THREADS)
     try:
-        done = pool.map(lambda pair: files.place(*pair, job.link), todo)
-        for _ in tqdm(done, "files", len(todo), disable=None):
+        for _ in tqdm(pool.map(place, todo), "files", len(todo), disable=None):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
@@ -104,13 +115,24 @@ def place_all(job: Job, pairs: Iterable[tuple[Path, Path]]) -> None:
 
 def place_pairs(job: Job, image_name: str, label_name: str) -> None:
     """Place all pictures and labels; `{}` in a name stands for the sample's place."""
-    pairs = []
+    image_pairs, label_pairs = [], []
     for place, sample in job.places():
         target = job.output / (image_name.format(place) + sample.image.suffix.lower())
-        pairs.append((sample.image, target))
+        image_pairs.append((sample.image, target))
         if sample.label:
-            pairs.append((sample.label, job.output / (label_name.format(place) + ".png")))
-    place_all(job, pairs)
+            label_pairs.append((sample.label, job.output / (label_name.format(place) + ".png")))
+    place_all(job, image_pairs, label_pairs)
+
+
+def encoded_label(path: Path) -> bytes | None:
+    """Return a label as the PNG that every reader takes for ids, None if the file is one.
+
+    Many readers expand palettes to colours.
+    """
+    header = images.read_header(path, "label")
+    if (header.mode, header.orientation) == ("L", 1):
+        return None
+    return files.encode_png(labels.read_label(path))
 
 
 def write_mmseg(job: Job) -> str:
@@ -146,12 +168,13 @@ def class_pixels(item: tuple[Path, list[int] | None]) -> list[int]:
 def write_dginstyle(job: Job) -> str:
     """Write images/, labels/*_labelTrainIds.png and the class statistics of DAFormer's readers."""
     image_suffix(job)
-    pairs, counted = [], [(s.label, s.row.get("class_pixels")) for s in job.samples]
+    counted = [(s.label, s.row.get("class_pixels")) for s in job.samples]
     names = [f"labels/{sample.id}_labelTrainIds.png" for sample in job.samples]
-    for sample, name in zip(job.samples, names, strict=True):
-        image = f"images/{sample.id}{sample.image.suffix.lower()}"
-        pairs += [(sample.image, job.output / image), (sample.label, job.output / name)]
-    place_all(job, pairs)
+    image_pairs = [
+        (s.image, job.output / f"images/{s.id}{s.image.suffix.lower()}") for s in job.samples
+    ]
+    label_pairs = [(s.label, job.output / n) for s, n in zip(job.samples, names, strict=True)]
+    place_all(job, image_pairs, label_pairs)
     counts = in_processes(class_pixels, counted, job.workers)
     class_stats.write_field_stats(job.output, zip(names, counts, strict=True))
     return "rare class sampling reads sample_class_stats.json and samples_with_class.json"
@@ -188,4 +211,4 @@ def read_checked(sample: Sample, kind: Literal["image", "label"]) -> bytes:
     stated = sample.row.get(f"{kind}_sha256")
     if stated is not None and stated != files.sha256(data):
         raise UserError(f"{path}: differs from its {kind}_sha256; run pipeline/verify.py")
-    return data
+    return (encoded_label(path) if kind == "label" else None) or data

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable
@@ -192,15 +193,92 @@ def test_objects_are_connected_regions() -> None:
     assert ids[1, 1] == ids[3, 3] == 2 and ids[5, 8] == 3 and infos[2]["bbox"] == [8, 5, 1, 1]
 
 
-def test_fiftyone_layout_pairs_by_name(run: Callable[..., Path], samples: list[Sample]) -> None:
-    folder = run("fiftyone")
-    names = [
-        {str(p.relative_to(folder / top).with_suffix("")) for p in (folder / top).rglob("*.png")}
-        for top in ("data", "labels")
-    ]
-    assert names[0] == names[1] == {f"0000/{sample.id}" for sample in samples}
-    targets = json.loads((folder / "mask_targets.json").read_text())
-    assert targets["13"] == "car" and targets["255"] == "void" and len(targets) == 20
+def panoptic_quality(folder: Path, split: str) -> dict[int, tuple[float, int]]:
+    """Read an export as COCO's evaluation does, against itself: (sum of IoU, matches) by category.
+
+    After Kirillov et al., Panoptic Segmentation, CVPR 2019: segments match at an IoU above 0.5. Like
+    COCO's own reader it demands that PNG and JSON name the same segments.
+    """
+    record = json.loads((folder / f"annotations/panoptic_{split}.json").read_text())
+    names = {image["id"]: image for image in record["images"]}
+    known, found = {c["id"] for c in record["categories"]}, {}
+    for note in record["annotations"]:
+        with Image.open(folder / f"panoptic_{split}" / note["file_name"]) as image:
+            rgb = np.array(image, dtype=np.uint32)
+        assert rgb.shape == (names[note["image_id"]]["height"], names[note["image_id"]]["width"], 3)
+        ids = rgb[..., 0] + 256 * rgb[..., 1] + 256 * 256 * rgb[..., 2]
+        areas = dict(zip(*np.unique(ids, return_counts=True), strict=True))
+        areas.pop(0, None)
+        segments = {info["id"]: info for info in note["segments_info"]}
+        assert len(segments) == len(note["segments_info"]) and set(segments) == set(areas)
+        for number, info in segments.items():
+            assert info["category_id"] in known and info["area"] == areas[number]
+            iou = areas[number] / (info["area"] + areas[number] - areas[number])
+            total, matches = found.get(info["category_id"], (0.0, 0))
+            found[info["category_id"]] = total + iou, matches + (iou > 0.5)
+    return found
+
+
+def test_panoptic_export_is_read_by_its_evaluation(
+    run: Callable[..., Path], samples: list[Sample]
+) -> None:
+    found = panoptic_quality(run("coco_panoptic", "--split", "val"), "val")
+    classes = {c for s in samples for c in np.unique(labels.read_label(s.label)).tolist()} - {255}
+    assert set(found) == classes
+    assert all(total == matches for total, matches in found.values())
+
+
+def read_fiftyone(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Read pictures and masks as FiftyOne's ImageSegmentationDirectory importer does.
+
+    It pairs files of data/ and labels/ by their path without suffix, and reads masks unchanged by
+    OpenCV; one with three channels is a mask of colours, and mask_targets would be none of its.
+    """
+    import cv2
+
+    def by_name(top: str) -> dict[str, Path]:
+        found = (p for p in (folder / top).rglob("*") if p.is_file())
+        return {str(p.relative_to(folder / top).with_suffix("")): p for p in found}
+
+    pictures, masks = by_name("data"), by_name("labels")
+    assert set(pictures) == set(masks)
+    return {
+        name: (cv2.imread(str(path))[..., ::-1], cv2.imread(str(masks[name]), cv2.IMREAD_UNCHANGED))
+        for name, path in pictures.items()
+    }
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_fiftyone_export_is_read_by_its_importer(
+    palette: bool, run: Callable[..., Path], samples: list[Sample], data: Path, tmp_path: Path
+) -> None:
+    expected = {f"0000/{s.id}": labels.read_label(s.label) for s in samples}
+    if palette:  # as the simulators' tools write them
+        shutil.copytree(data, data := tmp_path / "palette")
+        for sample in open_dataset(data, labelled=True):
+            image = Image.fromarray(labels.read_label(sample.label), mode="P")
+            image.putpalette(np.pad(labels.PALETTE, ((0, 237), (0, 0))).tobytes())
+            image.save(sample.label)
+    folder = run("fiftyone", data=data)
+    found = read_fiftyone(folder)
+    targets = {int(k): v for k, v in json.loads((folder / "mask_targets.json").read_text()).items()}
+    assert set(found) == set(expected) and targets[13] == "car" and targets[255] == "void"
+    for sample in samples:
+        picture, mask = found[f"0000/{sample.id}"]
+        assert np.array_equal(picture, read_image(sample.image))
+        assert mask.ndim == 2 and set(np.unique(mask)) <= set(targets)
+        assert np.array_equal(mask, expected[f"0000/{sample.id}"])
+
+
+def test_turned_images_are_refused(run: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "turned")
+    picture = open_dataset(tmp_path / "turned", labelled=True)[0].image
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(picture) as image:
+        image.save(picture, exif=exif)
+    with pytest.raises(UserError, match="EXIF orientation 3"):
+        run("mmseg", data=tmp_path / "turned")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
