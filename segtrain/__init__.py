@@ -1,5 +1,10 @@
 """Trains and scores segmentation networks on source and generated pictures.
 
 Recipes are mmsegmentation config files; accelerate is the engine; our own modules are plain torch
-and are named to mmsegmentation in `segtrain.registry` alone.
+and are named to mmsegmentation in `segtrain.registry` alone. Importing this package makes
+mmsegmentation importable beside mmcv-lite, in any later order; see `segtrain.mmseg_setup`.
 """
+
+from segtrain.mmseg_setup import install_stand_in
+
+install_stand_in()

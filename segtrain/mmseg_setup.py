@@ -33,15 +33,26 @@ class _Absent(types.ModuleType):
 
 
 def install_stand_in() -> bool:
-    """Put the stand-in for `mmcv._ext` in place if the real one is absent; True if it is in use."""
+    """Put the stand-in for `mmcv._ext` in place if the real one is absent; True if it is in use.
+
+    mmcv is looked for, not imported, so this costs next to nothing.
+    """
     present = sys.modules.get(EXTENSION)
-    if present is None and importlib.util.find_spec(EXTENSION) is None:
+    if present is None and _lacks_extension():
         present = _Absent(EXTENSION)
         # loader=None: mmengine looks for a loader to tell full mmcv from mmcv-lite
         present.__spec__ = importlib.machinery.ModuleSpec(EXTENSION, loader=None)
         sys.modules[EXTENSION] = present
-        sys.modules["mmcv"]._ext = present  # type: ignore[attr-defined]
+        if "mmcv" in sys.modules:
+            sys.modules["mmcv"]._ext = present  # type: ignore[attr-defined]
     return isinstance(present, _Absent)
+
+
+def _lacks_extension() -> bool:
+    """Tell whether mmcv is installed without its compiled operators."""
+    package = importlib.util.find_spec("mmcv")
+    folders = package.submodule_search_locations if package else None
+    return bool(folders) and importlib.machinery.PathFinder.find_spec(EXTENSION, folders) is None
 
 
 def setup() -> None:

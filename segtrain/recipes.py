@@ -12,6 +12,8 @@ from typing import Any
 
 from pipeline import files, models
 from pipeline.errors import UserError
+from pipeline.reading import read_json
+from segtrain import loading, saved_recipe
 
 RECIPE_FILE = "recipe.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -191,24 +193,35 @@ def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -
     with files.replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary)
     diffusion = {"diffusion": diffusion_base(recipe), "features": features(model)}
-    saved = {"recipe": as_json(recipe), **diffusion, **facts}
+    saved = {"recipe": saved_recipe.portable(as_json(recipe)), **diffusion, **facts}
     files.write_json(folder / RECIPE_FILE, saved)
 
 
 def require_trained(folder: Path) -> dict[str, Any]:
-    """Return the saved recipe of a finished training, or raise `UserError`; no weights are read."""
+    """Return the saved recipe of a finished training, or raise `UserError`.
+
+    Recipe and head of the weights are checked; no weights are read, nothing is built.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the --output of segtrain/train.py")
     if not (folder / "finished.json").is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise UserError(f"{folder}: holds no finished training; run segtrain/train.py to its end")
-    return files.read_json(folder / RECIPE_FILE)
+    saved = read_json(folder / RECIPE_FILE, dict)
+    saved_recipe.check(folder / RECIPE_FILE, saved)
+    loading.require_weights(folder / WEIGHTS_FILE)
+    return saved
 
 
 def require_scene(folder: Path) -> dict[str, Any]:
     """Return what segtrain/adapt.py wrote about its result, or raise `UserError`."""
-    if not (folder / SCENE_FILE).is_file() or not (folder / "scene.json").is_file():
+    path = folder / "scene.json"
+    if not (folder / SCENE_FILE).is_file() or not path.is_file():
         raise UserError(f"{folder}: holds no learned scene; run segtrain/adapt.py to its end")
-    return files.read_json(folder / "scene.json")
+    facts = read_json(path, dict)
+    if not isinstance(facts.get("config"), dict):
+        raise UserError(f"{path}: has no config; restore it, or run segtrain/adapt.py again")
+    loading.require_weights(folder / SCENE_FILE)
+    return facts
 
 
 def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
@@ -216,12 +229,9 @@ def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
 
     `base`: where its diffusion model is now, empty for where it was in training.
     Raises `UserError` if the diffusion model it was trained on is not the one found here, or if
-    its backbone, built anew, reads other noise levels or taps.
+    its backbone, built anew, reads other noise levels or taps. Nothing is built but parts on the
+    lists of `segtrain.saved_recipe`.
     """
-    from safetensors.torch import load_file
-
-    import segtrain.registry  # noqa: F401
-
     saved = require_trained(folder)
     recipe = saved["recipe"]
     if base:
@@ -229,10 +239,18 @@ def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
             raise UserError(f"--base {base}: the backbone of {folder} is no diffusion; drop it")
         recipe["model"]["backbone"]["base"] = saved["diffusion"]["base"] = base
     _require_same(folder, "diffusion weights", saved["diffusion"], diffusion_base(recipe))
-    model = build_model(recipe)
-    if "features" in saved:  # the first versions did not record them
-        _require_same(folder, "diffusion features", saved["features"], features(model))
-    model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+
+    import segtrain.registry  # noqa: F401
+
+    def make() -> Any:
+        model = build_model(recipe)
+        if "features" in saved:  # the first versions did not record them
+            _require_same(folder, "diffusion features", saved["features"], features(model))
+        return model
+
+    weights = loading.load_weights(folder / WEIGHTS_FILE)
+    frozen = bool(saved["diffusion"])
+    model = loading.build(folder / RECIPE_FILE, make, weights, frozen=frozen)
     return model.eval(), recipe
 
 
