@@ -1,9 +1,11 @@
 """Per-class IoU and mIoU of a trained network on labelled target folders.
 
-Areas are counted and turned into scores by mmsegmentation's own `IoUMetric` functions. Pictures
-go one by one through the network, so a score does not depend on batches or processes; each
-process takes every k-th picture and areas are summed, so no picture is counted twice. A class
-without a pixel in the ground truth has no IoU (null) and is left out of the mean.
+The rule of the field, as cityscapesscripts and mmsegmentation's `IoUMetric` have it: pixels are
+summed over all pictures of a set, void pixels of the label do not count, and a class without a
+pixel in label and prediction has no IoU (null) and is left out of the mean. A class that is
+predicted somewhere but is in no label has the IoU 0 and counts. Counts are whole numbers, so no
+pixel is lost in large sets. Pictures go one by one through the network, so a score does not depend
+on batches or processes; each process takes every k-th picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,58 +23,82 @@ from pipeline import labels
 from pipeline.dataset import Sample, read_pair
 from pipeline.errors import UserError
 from pipeline.markdown import plain
+from segtrain.protocol import Protocol
 
 Predict = Callable[[Path, np.ndarray], np.ndarray]
 """From a picture's path and HxWx3 RGB to HxW train ids."""
-AREAS = 4  # intersection, union, prediction, ground truth
+AREAS = 3  # intersection, prediction, ground truth
 
 
-def areas_of(prediction: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Return the pixel areas of one picture, 4x19 float64; void pixels are not counted."""
-    from mmseg.evaluation import IoUMetric
+def areas_of(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int = labels.NUM_CLASSES
+) -> np.ndarray:
+    """Return the pixels of each class in one picture, 3xK int64: in both, predicted, labelled.
 
-    areas = IoUMetric.intersect_and_union(prediction, label, labels.NUM_CLASSES, labels.VOID)
-    return torch.stack([area.double().cpu() for area in areas])
+    Both are HxW ids. Pixels that are void in `label` do not count; ids of the prediction from
+    `num_classes` on are of no class, so they are only missing where they stand.
+    """
+    valid = label != labels.VOID
+    found, truth = prediction[valid], label[valid]
+    return np.stack([
+        np.bincount(ids, minlength=256)[:num_classes]
+        for ids in (truth[found == truth], found, truth)
+    ])  # fmt: skip
 
 
-def score_of(areas: torch.Tensor, pictures: int) -> dict[str, Any]:
-    """Turn summed areas 4x19 into percentages: `miou`, `iou` by class, and classes left out."""
-    from mmseg.evaluation import IoUMetric
+def score_of(
+    areas: np.ndarray, pictures: int, names: Sequence[str] = labels.CLASS_NAMES
+) -> dict[str, Any]:
+    """Turn summed areas 3xK into percentages: `miou`, `iou` by class, and what is left out of it.
 
-    metrics = IoUMetric.total_area_to_metrics(*areas, metrics=["mIoU"])
-    iou = np.where(areas[3].numpy() > 0, np.asarray(metrics["IoU"]) * 100, np.nan)
-    present = iou[~np.isnan(iou)]
-    named = dict(zip(labels.CLASS_NAMES, iou.tolist(), strict=True))
+    `num_classes` is the number of classes in the mean, `absent` names the others.
+    """
+    both, predicted, labelled = areas.astype(np.float64)
+    union = predicted + labelled - both
+    named = {
+        name: float(100 * part / whole) if whole else None
+        for name, part, whole in zip(names, both, union, strict=True)
+    }
+    counted = [value for value in named.values() if value is not None]
     return {
-        "miou": float(present.mean()) if present.size else None,
-        "iou": {name: None if np.isnan(value) else value for name, value in named.items()},
-        "absent": [name for name, value in named.items() if np.isnan(value)],
+        "miou": sum(counted) / len(counted) if counted else None,
+        "num_classes": len(counted),
+        "iou": named,
+        "absent": [name for name, value in named.items() if value is None],
         "pictures": pictures,
     }
 
 
 def score_target(
-    predict: Predict, samples: Sequence[Sample], accelerator: Accelerator, name: str
-) -> dict[str, Any]:
-    """Score one target folder, and each condition in it where its rows name several."""
+    predict: Predict, samples: Sequence[Sample], accelerator: Accelerator, name: str,
+    protocol: Protocol = Protocol(),
+) -> dict[str, Any]:  # fmt: skip
+    """Score one target folder, and each condition in it where its rows name several.
+
+    A set that has fewer classes than 19 is scored in its own: `protocol` says what they hold.
+    """
+    names = protocol.class_names
     conditions = sorted({str(s.row.get("condition") or "") for s in samples})
-    total = torch.zeros(len(conditions), AREAS, labels.NUM_CLASSES, dtype=torch.float64)
+    total = np.zeros((len(conditions), AREAS, len(names)), dtype=np.int64)
     mine = samples[accelerator.process_index :: accelerator.num_processes]
     for sample in tqdm(mine, desc=name, disable=not accelerator.is_main_process, leave=False):
         assert sample.label is not None
         image, ids = read_pair(sample)
         found = predict(sample.image, image)
         if found.shape != ids.shape:
-            raise UserError(f"{sample.label}: has shape {ids.shape}, its prediction {found.shape}")
-        prediction, label = (torch.from_numpy(a.astype(np.int64)) for a in (found, ids))
+            raise UserError(
+                f"{sample.label}: has shape {ids.shape}, its prediction {found.shape}; predict the "
+                "pictures of this folder again"
+            )
         place = conditions.index(str(sample.row.get("condition") or ""))
-        total[place] += areas_of(prediction, label)
-    total = accelerator.reduce(total.to(accelerator.device), reduction="sum").cpu()
-    score = score_of(total.sum(0), len(samples))
+        total[place] += areas_of(protocol.merge(found), protocol.merge(ids), len(names))
+    summed = torch.from_numpy(total).to(accelerator.device)
+    total = accelerator.reduce(summed, reduction="sum").cpu().numpy()
+    score = score_of(total.sum(0), len(samples), names)
     if len(conditions) > 1:
         score["conditions"] = {
             condition or "none": score_of(
-                areas, sum(str(s.row.get("condition") or "") == condition for s in samples)
+                areas, sum(str(s.row.get("condition") or "") == condition for s in samples), names
             )
             for condition, areas in zip(conditions, total, strict=True)
         }
@@ -98,6 +124,11 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
+def _mean_cell(score: dict[str, Any]) -> str:
+    """Return an mIoU with the number of classes it is a mean of."""
+    return f"{_cell(score['miou'])} ({score['num_classes']})"
+
+
 def table(scores: dict[str, Any]) -> str:
     """Return the scores as two markdown tables: mIoU by target, and IoU by class."""
     results = scores["checkpoints"]
@@ -106,15 +137,18 @@ def table(scores: dict[str, Any]) -> str:
         columns.append((target, (target,)))
         for condition in results[0]["targets"][target].get("conditions", {}):
             columns.append((f"{target}/{condition}", (target, "conditions", condition)))
-    rows = [["mIoU %", *[name for name, _ in columns], "mean"]]
+    rows = [["mIoU % (classes)", *[name for name, _ in columns], "mean"]]
     for result in results:
-        cells = [_cell(reduce(getitem, keys, result["targets"])["miou"]) for _, keys in columns]
+        cells = [_mean_cell(reduce(getitem, keys, result["targets"])) for _, keys in columns]
         rows.append([result["name"], *cells, _cell(result["mean_miou"])])
     by_class = [["IoU %", *[f"{r['name']}: {n}" for r in results for n, _ in columns]]]
     found = [reduce(getitem, keys, r["targets"])["iou"] for r in results for _, keys in columns]
-    for name in labels.CLASS_NAMES:
-        by_class.append([name, *[_cell(iou[name]) for iou in found]])
-    note = "A dash is a class without a pixel in the ground truth; it is left out of the mean."
+    for name in dict.fromkeys(name for iou in found for name in iou):
+        by_class.append([name, *[_cell(iou.get(name)) for iou in found]])
+    note = (
+        "In brackets: the number of classes in the mean. A dash is a class that is neither in the "
+        "labels nor predicted; it is left out. One that is predicted but in no label counts as 0."
+    )
     return f"{_markdown(rows)}\n\n{_markdown(by_class)}\n\n{note}"
 
 
