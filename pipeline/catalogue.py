@@ -270,6 +270,12 @@ def _list_own(root: Path) -> Listing:
     return Listing(pairs, [], "train_ids")
 
 
+def protocol_facts(spec: DatasetSpec) -> dict[str, list[int]]:
+    """Return the heights and widths at which the field tests this set, for its `run.json`."""
+    sizes = {"eval_low_px": spec.eval_low_px, "eval_high_px": spec.eval_high_px}
+    return {name: list(size) for name, size in sizes.items() if size}
+
+
 def open_selection(selection: Selection) -> tuple[DatasetSpec, Listing]:
     """Return what a command line selects; say on stderr if it is not as large as expected."""
     for name in ("dataset", "root"):

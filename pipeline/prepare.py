@@ -34,6 +34,7 @@ from pipeline.catalogue import (  # noqa: E402
     Pair,
     Selection,
     open_selection,
+    protocol_facts,
 )
 from pipeline.config import differences, digest, parse, require_between, show  # noqa: E402
 from pipeline.dataset import (  # noqa: E402
@@ -231,7 +232,9 @@ def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
     return bool(lines) and all(line.startswith("label_space_content") for line in lines)
 
 
-def open_writer(config: Config, listing: Listing, settings: dict[str, Any]) -> DatasetWriter:
+def open_writer(
+    config: Config, spec: DatasetSpec, listing: Listing, settings: dict[str, Any]
+) -> DatasetWriter:
     """Open the output for this selection; another selection or file list is refused.
 
     If only the content of the label space changed, the rows go: all labels are converted anew.
@@ -243,7 +246,7 @@ def open_writer(config: Config, listing: Listing, settings: dict[str, Any]) -> D
             "--write-into-source True"
         )
     merged = labels.merged_classes(listing.label_space)
-    facts: dict[str, Any] = {"streetforge": __version__}
+    facts: dict[str, Any] = {"streetforge": __version__, "protocol": protocol_facts(spec)}
     if merged:  # for whoever scores in the set's own classes, see labels.classes_of_folder
         facts["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
     if is_mapped_otherwise(settings, folder):
@@ -317,7 +320,7 @@ def main() -> int | None:
         if config.policy == "stop":  # before anything is written
             report(faults, num_pairs, REMEDY)
         look_at_some(listing, faults)
-    writer = open_writer(config, listing, settings)
+    writer = open_writer(config, spec, listing, settings)
     if len(done) < num_pairs:
         say_copies(config, listing, writer.folder)
         faults = convert_all(config, writer, listing, faults)

@@ -20,9 +20,11 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files  # noqa: E402
 from pipeline.config import parse, require_positive, show, to_mapping  # noqa: E402
-from pipeline.dataset import find_pictures, read_image  # noqa: E402
+from pipeline.dataset import find_pictures  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.identity import file_digest, run_identity  # noqa: E402
 from segtrain.pictures import name_predictions  # noqa: E402
+from segtrain.protocol import protocol_of, require_pictures, require_size  # noqa: E402
 from segtrain.recipes import (  # noqa: E402
     SCENE_FILE,
     WEIGHTS_FILE,
@@ -61,6 +63,9 @@ class Config:
     """Number of the recipe's scene prompt to start from."""
     base: str = ""
     """Where the diffusion model is, if it has moved since the training."""
+    size_px: tuple[int, int] | None = None
+    """Height and width that pictures are scaled into, their aspect kept. None: by the protocol of a
+    prepared target, or by the recipe where there is none."""
     limit: int | None = None
     """Only the first N pictures."""
     checkpoint_every: int = 50
@@ -75,6 +80,7 @@ def check(config: Config) -> list[Path]:
     if not saved["diffusion"]:
         raise UserError(f"{config.checkpoint}: has no scene prompt; its backbone is no diffusion")
     scenes = saved["recipe"]["model"]["backbone"].get("scenes", [""])
+    require_size(config.size_px, "--size-px")
     if not 0 <= config.scene < len(scenes):
         raise UserError(f"--scene {config.scene}: the recipe has scenes 0 to {len(scenes) - 1}")
     require_positive(config, "steps", "batch_size", "learning_rate", "checkpoint_every")
@@ -87,7 +93,23 @@ def check(config: Config) -> list[Path]:
     pictures = find_pictures(config.target)[: config.limit]
     if config.mode == "online":
         name_predictions(config.target, pictures)
+    require_pictures(pictures, saved["recipe"], size_of(config, saved["recipe"]))
     return pictures
+
+
+def size_of(config: Config, recipe: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the height and width that pictures are scaled into, None for the recipe's way."""
+    return config.size_px or protocol_of(config.target).size_px(recipe)
+
+
+def stored_config(config: Config, pictures: list[Path], world: int) -> dict[str, Any]:
+    """Return what makes two adaptations the same one."""
+    recipe = require_trained(config.checkpoint)["recipe"]
+    settings = {**to_mapping(config), "size_px": size_of(config, recipe)}
+    for name in ("output", "base", "checkpoint_every", "checkpoint"):
+        settings.pop(name)
+    identity = run_identity(settings, data={"target": pictures}, processes=world)
+    return {**identity, "weights": file_digest(config.checkpoint / WEIGHTS_FILE)}
 
 
 def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> Any:
@@ -132,7 +154,7 @@ def run(config: Config, pictures: list[Path]) -> None:
     from tqdm import tqdm
 
     from pipeline import runs, seeding
-    from segtrain.segmenter import Segmenter, digest_of
+    from segtrain.segmenter import Segmenter
 
     online = config.mode == "online"
     accelerator = runs.make_accelerator(config.output)
@@ -140,10 +162,7 @@ def run(config: Config, pictures: list[Path]) -> None:
     if online and world > 1:
         raise UserError("--mode online: goes picture by picture, in one process")
     steps = len(pictures) if online else config.steps
-    stored = {**to_mapping(config), "processes": world, "pictures": len(pictures)}
-    for name in ("output", "base", "checkpoint_every"):
-        stored.pop(name)
-    stored["weights"] = digest_of(config.checkpoint / WEIGHTS_FILE)
+    stored = stored_config(config, pictures, world)
     runs.open_run(config.output, stored, is_main=accelerator.is_main_process)
     if runs.is_finished(config.output, steps):
         accelerator.print(f"{config.output}: already adapted for {steps} steps")
@@ -152,7 +171,7 @@ def run(config: Config, pictures: list[Path]) -> None:
     segmenter = Segmenter.from_pretrained(
         config.checkpoint, base=config.base, device=accelerator.device
     )
-    model = segmenter.model.requires_grad_(False)
+    model, size_px = segmenter.model.requires_grad_(False), size_of(config, segmenter.recipe)
     pad = model.backbone.extractor.pad  # before they are mirrored
     scene = torch.nn.Module()
     initial = model.backbone.text.scenes[config.scene].clone()
@@ -174,12 +193,12 @@ def run(config: Config, pictures: list[Path]) -> None:
             model.scene = scene.average.clone()
             target = config.output / "predictions" / names[chosen[0]]
             files.make_folder(target.parent)
-            prediction = segmenter(read_image(pictures[chosen[0]]))
+            prediction = segmenter(pictures[chosen[0]], size_px=size_px)
             files.write_bytes(target, files.encode_png(prediction))
         else:
             begin = (step * world + rank) * config.batch_size
             chosen = [int(order[(begin + i) % len(order)]) for i in range(config.batch_size)]
-        groups = segmenter.prepare_by_size([pictures[index] for index in chosen])
+        groups = segmenter.prepare_by_size([pictures[index] for index in chosen], size_px)
         loss = sum(  # each picture counts the same
             len(images) / len(chosen)
             * objective_loss(config, network(scene.tokens), network(scene.average), pad(images))

@@ -4,9 +4,12 @@
         --images PICTURES --output predictions
 
 Writes a folder for each kind: `ids` (train ids), `color`, `overlay` (colours over the picture) and
-`cityscapes` (label ids for the benchmark's server). A file is called like its picture, or like its
-sample where a dataset's pictures lie elsewhere. What is there already is skipped, so the same
-command continues; other settings need another folder, but for --kinds and --limit.
+`cityscapes` (label ids for cityscapesscripts and the benchmark's server). A file is called like its
+picture, or like its sample where a dataset's pictures lie elsewhere; label ids of Cityscapes
+pictures get the names that cityscapesscripts looks for. Pictures of a prepared folder are scaled by
+its protocol, as in segtrain/score.py. What is there already is skipped and counted, so the same
+command continues; a picture that changed since is predicted again. Other settings need another
+folder, but for --kinds and --limit.
 On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/predict.py ...
 """
 
@@ -24,7 +27,13 @@ from pipeline import files, labels, models  # noqa: E402
 from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import find_pictures, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.pictures import name_predictions  # noqa: E402
+from pipeline.identity import file_digest  # noqa: E402
+from segtrain.pictures import (  # noqa: E402
+    cityscapes_name,
+    name_predictions,
+    require_unique,
+)
+from segtrain.protocol import protocol_of, require_pictures, require_size  # noqa: E402
 from segtrain.recipes import (  # noqa: E402
     SCENE_FILE,
     WEIGHTS_FILE,
@@ -51,6 +60,9 @@ class Config:
     """Output folder of segtrain/adapt.py, for a network with scene prompts."""
     base: str = ""
     """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
+    size_px: tuple[int, int] | None = None
+    """Height and width that pictures are scaled into, their aspect kept. None: by the protocol of a
+    prepared folder, or by the recipe where there is none."""
     opacity: float = 0.5
     """Share of the colours in an overlay, 0 to 1."""
     limit: int | None = None
@@ -78,14 +90,31 @@ def label_ids() -> np.ndarray:
     return table
 
 
-def targets(config: Config, name: Path) -> dict[Kind, Path]:
+def targets(config: Config, name: Path, picture: Path) -> dict[Kind, Path]:
     """Return the file of each kind for the relative name of a prediction."""
-    return {kind: config.output / kind / name for kind in config.kinds}
+    names = {kind: name for kind in config.kinds}
+    if "cityscapes" in names:
+        names["cityscapes"] = cityscapes_name(name, picture)
+    return {kind: config.output / kind / name for kind, name in names.items()}
+
+
+def is_current(prediction: Path, picture: Path) -> bool:
+    """Tell whether a prediction is there and younger than the picture and the link to it.
+
+    The time of the last change of an inode counts too, which copying does not preserve.
+    """
+    try:
+        made = prediction.stat().st_mtime_ns
+        facts = (picture.stat(), picture.lstat())
+    except OSError:
+        return False
+    return made >= max(max(fact.st_mtime_ns, fact.st_ctime_ns) for fact in facts)
 
 
 def check(config: Config) -> dict[Path, Path]:
     """Find bad input before torch or weights load. Returns the pictures by relative name."""
-    require_trained(config.checkpoint)
+    recipe = require_trained(config.checkpoint)["recipe"]
+    require_size(config.size_px, "--size-px")
     if config.scene:
         require_scene(config.scene)
     if config.base:
@@ -104,17 +133,28 @@ def check(config: Config) -> dict[Path, Path]:
             f"{config.output}: holds predictions without a record of their settings "
             "(config.json); choose another --output"
         )
-    return name_predictions(config.images, pictures)
+    named = name_predictions(config.images, pictures)
+    if "cityscapes" in config.kinds:
+        require_unique(cityscapes_name(name, picture) for name, picture in named.items())
+    require_pictures(pictures, recipe, size_of(config, recipe))
+    return named
+
+
+def size_of(config: Config, recipe: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the height and width that pictures are scaled into, None for the recipe's way."""
+    return config.size_px or protocol_of(config.images).size_px(recipe)
 
 
 def stored_config(config: Config) -> dict[str, Any]:
     """Return what all predictions in an output folder have in common."""
-    from segtrain.segmenter import digest_of, load_scene
+    from segtrain.segmenter import load_scene
 
-    stored = {**to_mapping(config), "weights": digest_of(config.checkpoint / WEIGHTS_FILE)}
+    stored = {**to_mapping(config), "weights": file_digest(config.checkpoint / WEIGHTS_FILE)}
+    size_px = size_of(config, require_trained(config.checkpoint)["recipe"])
+    stored["size_px"] = list(size_px) if size_px else None
     if config.scene:
         load_scene(config.scene, config.checkpoint)  # refuses a wrong one before it is recorded
-        stored["scene_tokens"] = digest_of(config.scene / SCENE_FILE)
+        stored["scene_tokens"] = file_digest(config.scene / SCENE_FILE)
     for name in ("output", "kinds", "base", "limit"):
         stored.pop(name)
     return stored
@@ -122,6 +162,7 @@ def stored_config(config: Config) -> dict[str, Any]:
 
 def run(config: Config, pictures: dict[Path, Path]) -> None:
     """Predict what is missing; each process takes every k-th picture."""
+    import torch
     from accelerate import Accelerator
     from tqdm import tqdm
 
@@ -132,22 +173,28 @@ def run(config: Config, pictures: dict[Path, Path]) -> None:
     runs.open_run(config.output, stored_config(config), is_main=accelerator.is_main_process)
     index, count = accelerator.process_index, accelerator.num_processes
     missing = [
-        name for name in list(pictures)[index::count]
-        if not all(path.exists() for path in targets(config, name).values())
+        (name, pictures[name]) for name in list(pictures)[index::count]
+        if not all(is_current(path, pictures[name])
+                   for path in targets(config, name, pictures[name]).values())
     ]  # fmt: skip
     if missing:
         segmenter = Segmenter.from_pretrained(
             config.checkpoint, scene=config.scene, base=config.base, device=accelerator.device
         )
-    for name in tqdm(missing, desc="predict", disable=not accelerator.is_main_process):
-        picture = read_image(pictures[name])
-        label = segmenter(picture)
-        for kind, target in targets(config, name).items():
+        size_px = size_of(config, segmenter.recipe)
+    for name, path in tqdm(missing, desc="predict", disable=not accelerator.is_main_process):
+        picture = read_image(path)
+        label = segmenter(picture, size_px=size_px, name=path)
+        for kind, target in targets(config, name, path).items():
             files.make_folder(target.parent)
             data = files.encode_png(render(kind, label, picture, config.opacity))
             files.write_bytes(target, data)
     accelerator.wait_for_everyone()
-    accelerator.print(f"{config.output}: {len(pictures)} pictures, {', '.join(config.kinds)}")
+    made = accelerator.reduce(torch.tensor(len(missing), device=accelerator.device))
+    there = len(pictures) - int(made)
+    skipped = f", {there} were there already and were skipped" if there else ""
+    kinds = ", ".join(config.kinds)
+    accelerator.print(f"{config.output}: {len(pictures)} pictures, {kinds}{skipped}")
 
 
 def main() -> int | None:

@@ -60,6 +60,7 @@ TRANSFORMS = ("Resize", "ResizeShortestEdge", "ResizeToMultiple", "Pad", "PackSe
 TEXTS = ("scenes", "templates", "class_names", "negative", "base", "unet")  # free text
 LARGEST_NUMBER = 1e7  # what a network may weigh is judged while it is built, segtrain/loading.py
 LONGEST_TEXT = 2000
+MOST_OVERLAP = 32  # windows that see a pixel, along an edge
 _allowed: set[str] = set()
 
 
@@ -102,6 +103,9 @@ def check(path: Path, saved: dict[str, Any]) -> None:
             _check_everywhere(where, key, value)
         for where, key, value in _items(model, "model"):
             _check_in_model(where, key, value)
+        _check_testing(_require(model, "test_cfg", dict))
+        if recipe.get("test_resolution", "low") not in ("low", "high"):
+            raise ValueError("test_resolution is neither low nor high")
         for index, transform in enumerate(transforms):
             _check_transform(f"test_pipeline[{index}]", transform)
         _check_diffusion(model["backbone"], saved["diffusion"])
@@ -207,6 +211,24 @@ def _check_transform(where: str, transform: Any) -> None:
             raise ValueError(f"{shortened(place)} {shortened(value, 60)} is not within 0..16384")
         if isinstance(value, str) and not re.fullmatch(r"\w*", value):
             raise ValueError(f"{shortened(place)} {shortened(value, 60)!r} is no plain name")
+
+
+def _check_testing(settings: dict[str, Any]) -> None:
+    """Raise `ValueError` unless pictures are tested whole, or by windows of sane size and number."""
+    mode = settings.get("mode")
+    if mode not in ("whole", "slide"):
+        raise ValueError("model.test_cfg.mode is neither whole nor slide")
+    if mode == "whole":
+        return
+    crop, stride = settings.get("crop_size"), settings.get("stride")
+    for size in (crop, stride):
+        sound = isinstance(size, list) and len(size) == 2
+        if not sound or not all(type(n) is int and 0 < n <= 16384 for n in size):
+            raise ValueError("model.test_cfg.crop_size or stride is no height and width in pixels")
+    if any(not c / MOST_OVERLAP <= s <= c for c, s in zip(crop, stride, strict=True)):
+        raise ValueError(
+            f"model.test_cfg.stride is not within a {MOST_OVERLAP}th and the whole of crop_size"
+        )
 
 
 def _check_diffusion(backbone: dict[str, Any], recorded: dict[str, Any]) -> None:

@@ -4,8 +4,11 @@
         --targets runs/mine/targets/acdc runs/mine/targets/dark_zurich \\
         --output runs/mine/scores.json
 
-On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py ... A small version for
-the CPU: --limit 10. The table goes to the screen and, as markdown, beside the JSON file.
+A folder that pipeline/prepare.py wrote is tested as the field tests that set: at the scale of its
+protocol and over its own classes. A class that is predicted but in no label counts as 0, as in
+cityscapesscripts and mmsegmentation. The table goes to the screen and, as markdown, beside the
+JSON file. On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py ... A small
+version for the CPU: --limit 10.
 """
 
 import sys
@@ -20,7 +23,8 @@ from pipeline import files, labels, models  # noqa: E402
 from pipeline.config import parse, require_positive, show  # noqa: E402
 from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.pictures import name_predictions  # noqa: E402
+from segtrain.pictures import name_predictions, require_predictions_of  # noqa: E402
+from segtrain.protocol import protocol_of, require_pictures, require_size  # noqa: E402
 from segtrain.recipes import require_scene, require_trained  # noqa: E402
 
 
@@ -41,6 +45,10 @@ class Config:
     """Output folder of segtrain/adapt.py, learned through the one checkpoint that is scored."""
     base: str = ""
     """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
+    size_px: tuple[int, int] | None = None
+    """Height and width that pictures are scaled into, their aspect kept. None: by the protocol of a
+    prepared target, at the resolution that the recipe names, or by the recipe where there is
+    none."""
     limit: int | None = None
     """Use the first N pictures of each target only."""
 
@@ -57,8 +65,8 @@ def check(config: Config) -> list[list[Sample]]:
         require_positive(config, "limit")
     if config.output.is_dir():
         raise UserError(f"{config.output}: is a folder; --output names a JSON file")
-    for folder in config.checkpoint:
-        require_trained(folder)
+    require_size(config.size_px, "--size-px")
+    recipes = [require_trained(folder)["recipe"] for folder in config.checkpoint]
     if config.scene:
         require_scene(config.scene)
         if len(config.checkpoint) > 1:
@@ -66,9 +74,15 @@ def check(config: Config) -> list[list[Sample]]:
     if config.base:
         models.find_base(config.base)
     targets = [open_dataset(folder, labelled=True)[: config.limit] for folder in config.targets]
-    for samples in targets:
+    for folder, samples in zip(config.targets, targets, strict=True):
         check_dataset(samples)
-        for path in written(config, samples).values():
+        protocol = protocol_of(folder)
+        for recipe in recipes:
+            size_px = config.size_px or protocol.size_px(recipe)
+            require_pictures((sample.image for sample in samples), recipe, size_px)
+    if config.predictions:
+        require_predictions_of(config.predictions, config.targets[0])
+        for path in written(config, targets[0]).values():
             if not path.is_file():
                 raise UserError(f"{path}: no such prediction; --limit scores the first pictures")
     files.require_writable(config.output.parent)
@@ -93,29 +107,37 @@ def run(config: Config, targets: list[list[Sample]]) -> None:
 
     accelerator = Accelerator(cpu=runs.only_cpu())
     target_names = scoring.unique_names(config.targets)
+    protocols = [protocol_of(folder) for folder in config.targets]
     results: list[dict[str, Any]] = []
 
-    def predictor(folder: Path) -> scoring.Predict:
+    def predictors(folder: Path) -> list[scoring.Predict]:
+        """Return for each target how a picture becomes a prediction."""
         if config.predictions:
             paths = written(config, targets[0])
-            return lambda path, _: labels.read_label(paths[path])
+            return [lambda path, _: labels.read_label(paths[path])]
         segmenter = Segmenter.from_pretrained(
             folder, scene=config.scene, base=config.base, device=accelerator.device
         )
-        return lambda _, image: segmenter(image)
+        sizes = [config.size_px or p.size_px(segmenter.recipe) for p in protocols]
+        return [
+            lambda path, image, size_px=size_px: segmenter(image, size_px=size_px, name=path)
+            for size_px in sizes
+        ]
 
     folders = config.checkpoint or (config.predictions,)
     for folder, name in zip(folders, scoring.unique_names(folders), strict=True):
-        predict = predictor(folder)
+        parts = zip(target_names, predictors(folder), targets, protocols, strict=True)
         scores = {
-            target: scoring.score_target(predict, samples, accelerator, target)
-            for target, samples in zip(target_names, targets, strict=True)
+            target: scoring.score_target(predict, samples, accelerator, target, protocol)
+            for target, predict, samples, protocol in parts
         }
         mean = scoring.mean_miou(scores)
         results.append(
             {"name": name, "checkpoint": str(folder), "targets": scores, "mean_miou": mean}
         )
     document = {"targets": target_names, "limit": config.limit, "checkpoints": results}
+    if config.size_px:
+        document["size_px"] = list(config.size_px)
     if config.scene:
         document["scene"] = str(config.scene)
     if accelerator.is_main_process:

@@ -5,8 +5,8 @@ segmenter = Segmenter.from_pretrained("runs/mine/segtrain/generated")
 label = segmenter("street.png")  # HxW train ids
 """
 
-import hashlib
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ import torch
 
 from pipeline.dataset import read_image
 from pipeline.errors import UserError
-from segtrain import recipes
+from pipeline.identity import file_digest
+from pipeline.reading import shortened
+from segtrain import loading, recipes
+from segtrain.protocol import RESIZING, SMALLER, Size, require_sight
+from segtrain.saved_recipe import LOADERS
 
-LOADERS = ("LoadImageFromFile", "LoadAnnotations")
+SMALLEST_PX = 32  # below it the maps of common networks vanish; such pictures are padded
 Image = np.ndarray | str | Path
 
 
@@ -25,12 +29,9 @@ class Segmenter:
     """A segmentor in eval mode with the test transforms of its recipe."""
 
     def __init__(self, model: Any, recipe: dict[str, Any], device: Any = "cpu") -> None:
-        from mmengine.dataset import Compose
-
         self.model, self.recipe = model.to(device).eval(), recipe
         self.device = torch.device(device)
-        transforms = [step for step in recipe["test_pipeline"] if step["type"] not in LOADERS]
-        self._transform = Compose(transforms)
+        self._transforms: dict[Size | None, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -39,7 +40,8 @@ class Segmenter:
     ) -> "Segmenter":  # fmt: skip
         """Load an output folder of segtrain/train.py, with one of segtrain/adapt.py if given.
 
-        `base`: where the diffusion model is, if it has moved since the training.
+        `base`: where the diffusion model is, if it has moved since the training. The folder may
+        come from strangers: nothing but known parts of networks is built from it.
         """
         tokens = load_scene(Path(scene), Path(folder)) if scene else None
         segmenter = cls(*recipes.load_trained(Path(folder), base), device)
@@ -48,32 +50,63 @@ class Segmenter:
         return segmenter
 
     @torch.no_grad()
-    def __call__(self, image: Image) -> np.ndarray:
-        """Return HxW uint8 train ids of an HxWx3 uint8 RGB picture or a picture file."""
-        inputs, samples = self.prepare([image])
-        result = self.model.predict(inputs, samples)
-        return result[0].pred_sem_seg.data[0].byte().cpu().numpy()
+    def __call__(
+        self, image: Image, *, size_px: Size | None = None, name: str | Path = ""
+    ) -> np.ndarray:
+        """Return HxW uint8 train ids of an HxWx3 uint8 RGB picture or a picture file.
 
-    def prepare(self, images: Sequence[Image]) -> tuple[torch.Tensor, list[Any]]:
+        `size_px`: height and width that the picture is scaled into, its aspect kept, in place of
+        the recipe's own scaling; the logits are scaled back as mmsegmentation does it. Raises
+        `UserError`, with `name`, for a picture that the network cannot take.
+        """
+        name = name or (image if isinstance(image, str | Path) else "the picture")
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        with self._naming(name):
+            inputs, samples = self.prepare([pixels], size_px)
+            require_sight(*inputs.shape[-2:], self.recipe)
+            inputs = _pad_small(inputs, samples)
+            result = self.model.predict(inputs, samples)
+            return result[0].pred_sem_seg.data[0].byte().cpu().numpy()
+
+    def prepare(
+        self, images: Sequence[Image], size_px: Size | None = None
+    ) -> tuple[torch.Tensor, list[Any]]:
         """Return the network's inputs BxCxhxw of pictures of one size, and their records."""
-        return self._stack(self._pack(images))
+        return self._stack(self._pack(images, size_px))
 
-    def prepare_by_size(self, images: Sequence[Image]) -> list[tuple[torch.Tensor, list[Any]]]:
+    def prepare_by_size(
+        self, images: Sequence[Image], size_px: Size | None = None
+    ) -> list[tuple[torch.Tensor, list[Any]]]:
         """Return what `prepare` does for each group of pictures that reach the network alike."""
         groups: dict[tuple[int, ...], list[Any]] = {}
-        for one in self._pack(images):
+        for one in self._pack(images, size_px):
             groups.setdefault(tuple(one["inputs"].shape), []).append(one)
         return [self._stack(group) for group in groups.values()]
 
-    def _pack(self, images: Sequence[Image]) -> list[Any]:
-        packed = []
+    def _transform(self, size_px: Size | None) -> Any:
+        """Return the test transforms after the loaders, with another scaling if one is given."""
+        from mmengine.dataset import Compose
+
+        if size_px not in self._transforms:
+            steps = [s for s in self.recipe["test_pipeline"] if s["type"] not in LOADERS]
+            if size_px is not None:
+                height, width = size_px
+                resize = {"type": "Resize", "scale": (width, height), "keep_ratio": True}
+                steps = [resize, *(step for step in steps if step["type"] not in RESIZING)]
+            # JSON has no tuples, and mmcv takes no list for a size
+            self._transforms[size_px] = Compose([
+                {k: tuple(v) if isinstance(v, list) else v for k, v in step.items()}
+                for step in steps
+            ])
+        return self._transforms[size_px]
+
+    def _pack(self, images: Sequence[Image], size_px: Size | None) -> list[Any]:
+        packed, transform = [], self._transform(size_px)
         for image in images:
             pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
             size = pixels.shape[:2]
             facts = {"img_shape": size, "ori_shape": size, "seg_fields": []}
-            packed.append(
-                self._transform({"img": np.ascontiguousarray(pixels[..., ::-1]), **facts})
-            )
+            packed.append(transform({"img": np.ascontiguousarray(pixels[..., ::-1]), **facts}))
         return packed
 
     def _stack(self, packed: list[Any]) -> tuple[torch.Tensor, list[Any]]:
@@ -82,11 +115,37 @@ class Segmenter:
         )
         return data["inputs"].to(self.device), data["data_samples"]
 
+    @contextlib.contextmanager
+    def _naming(self, name: str | Path) -> Iterator[None]:
+        """Turn what a network cannot take into one line that names the picture."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{shortened(name)}: {error}") from None
+        except Exception as error:  # whatever a network raises over a size that it cannot take
+            reason = shortened(str(error).strip().partition("\n")[0]) or type(error).__name__
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate" in reason:
+                reason = "needs more memory than is free"
+            raise UserError(
+                f"{shortened(name)}: the network cannot take it ({reason}); leave it out, or "
+                f"{SMALLER}"
+            ) from None
 
-def digest_of(path: Path) -> str:
-    """Return a digest of a weights file, which names a network wherever its folder lies."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+
+def _pad_small(inputs: torch.Tensor, samples: list[Any]) -> torch.Tensor:
+    """Return inputs BxCxhxw of at least `SMALLEST_PX`, and note in the records what to cut off.
+
+    mmsegmentation removes the padding from the logits again. Edges are repeated: zeros would be a
+    grey wall beside the picture.
+    """
+    height, width = inputs.shape[-2:]
+    below, right = max(SMALLEST_PX - height, 0), max(SMALLEST_PX - width, 0)
+    if not below and not right:
+        return inputs
+    for sample in samples:
+        padded = (height + below, width + right)
+        sample.set_metainfo({"img_padding_size": (0, right, 0, below), "pad_shape": padded})
+    return torch.nn.functional.pad(inputs, (0, right, 0, below), mode="replicate")
 
 
 def load_scene(folder: Path, checkpoint: Path) -> torch.Tensor:
@@ -94,13 +153,16 @@ def load_scene(folder: Path, checkpoint: Path) -> torch.Tensor:
 
     Raises `UserError` if it was another one: tokens that help one network may harm the next.
     """
-    from safetensors.torch import load_file
-
     recipes.require_trained(checkpoint)
     facts = recipes.require_scene(folder)
-    if facts["config"].get("weights") != digest_of(checkpoint / recipes.WEIGHTS_FILE):
+    if facts["config"].get("weights") != file_digest(checkpoint / recipes.WEIGHTS_FILE):
         raise UserError(
             f"{folder}: its scene was not learned through {checkpoint}; run segtrain/adapt.py on "
             "that checkpoint, into another folder"
         )
-    return load_file(folder / recipes.SCENE_FILE)["tokens"].float()
+    tokens = loading.load_weights(folder / recipes.SCENE_FILE).get("tokens")
+    if tokens is None or tokens.dim() != 2 or not tokens.numel():
+        raise UserError(
+            f"{folder / recipes.SCENE_FILE}: holds no scene tokens; run segtrain/adapt.py again"
+        )
+    return tokens.float()

@@ -136,7 +136,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     from safetensors.torch import load_file
 
     from pipeline import runs, seeding
-    from segtrain import loop, recipes
+    from segtrain import loop, recipes, saved_recipe
     from segtrain.self_training import Teacher, UnlabelledSamples
 
     recipe = recipes.load_recipe(config.recipe)
@@ -144,6 +144,8 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     recipes.override(
         recipe, iterations=config.iterations, batch_size=config.batch_size, base=config.base
     )
+    if os.environ.get("RANK", "0") == "0":
+        saved_recipe.warn(recipes.as_json(recipe))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     stored = stored_config(config, recipe, sets, world)
     files.require_writable(config.output)
