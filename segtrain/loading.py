@@ -13,8 +13,8 @@ from pipeline.errors import UserError
 from pipeline.reading import open_regular, refuse_pointer, shortened
 
 REMEDY = "restore the folder, or train again"
-MOST_TENSORS = 20_000  # of one network; the largest of this field have some thousands
-LARGEST_BASE = 2**30  # numbers in one tensor of a diffusion model, which the file does not hold
+BASE_TENSORS = 10_000  # of a diffusion model, which the file does not hold; SDXL has some 3,000
+BASE_NUMBERS = 2**30  # in one tensor of it
 
 
 def require_weights(path: Path) -> None:
@@ -44,8 +44,8 @@ def load_weights(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def limited(numbers: int) -> Iterator[None]:
-    """Let no module register a tensor of more than `numbers` numbers, or too many tensors.
+def limited(numbers: int, tensors: int) -> Iterator[None]:
+    """Let modules register at most so many tensors, of at most so many numbers each.
 
     Raises `ValueError` from within the constructor, before the tensor is filled.
     """
@@ -56,8 +56,8 @@ def limited(numbers: int) -> Iterator[None]:
     def judge(_module: Any, name: str, tensor: Any) -> None:
         nonlocal count
         count += 1
-        if count > MOST_TENSORS or (tensor is not None and tensor.numel() > numbers):
-            raise ValueError(f"its {name} is larger than the weights beside it")
+        if count > tensors or (tensor is not None and tensor.numel() > numbers):
+            raise ValueError(f"with its {name} it is larger than the weights beside it")
 
     hooks = [
         module.register_module_parameter_registration_hook(judge),
@@ -76,9 +76,12 @@ def build(path: Path, make: Callable[[], Any], weights: dict[str, Any], *, froze
     `frozen`: a diffusion model is part of it whose weights are not in the file. Raises `UserError`
     if the recipe asks for something that cannot be built, or that the weights do not fit.
     """
-    largest = max((tensor.numel() for tensor in weights.values()), default=0)
+    numbers = max((tensor.numel() for tensor in weights.values()), default=0)
+    tensors = 2 * len(weights) + 100  # some are registered that are not stored
+    if frozen:
+        numbers, tensors = max(numbers, BASE_NUMBERS), tensors + BASE_TENSORS
     try:
-        with limited(max(largest, LARGEST_BASE if frozen else 0)):
+        with limited(numbers, tensors):
             model = make()
     except UserError:
         raise

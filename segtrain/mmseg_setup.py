@@ -43,9 +43,10 @@ def install_stand_in() -> bool:
         # loader=None: mmengine looks for a loader to tell full mmcv from mmcv-lite
         present.__spec__ = importlib.machinery.ModuleSpec(EXTENSION, loader=None)
         sys.modules[EXTENSION] = present
-        if "mmcv" in sys.modules:
-            sys.modules["mmcv"]._ext = present  # type: ignore[attr-defined]
-    return isinstance(present, _Absent)
+    absent = isinstance(present, _Absent)
+    if absent and "mmcv" in sys.modules:
+        sys.modules["mmcv"]._ext = present  # type: ignore[attr-defined]
+    return absent
 
 
 def _lacks_extension() -> bool:

@@ -58,7 +58,7 @@ INITS = ("Caffe2Xavier", "Constant", "Kaiming", "Normal", "TruncNormal", "Unifor
 LOADERS = ("LoadImageFromFile", "LoadAnnotations")  # the one image reader stands for them
 TRANSFORMS = ("Resize", "ResizeShortestEdge", "ResizeToMultiple", "Pad", "PackSegInputs")
 TEXTS = ("scenes", "templates", "class_names", "negative", "base", "unet")  # free text
-LARGEST_NUMBER = 1e7  # what a network may weigh is judged while it is built, segtrain/loading.py
+LARGEST_NUMBER = 2**17  # so that no loop is endless; what a network may weigh: segtrain/loading.py
 LONGEST_TEXT = 2000
 MOST_OVERLAP = 32  # windows that see a pixel, along an edge
 _allowed: set[str] = set()
@@ -182,7 +182,7 @@ def _check_in_model(where: str, key: str, value: Any) -> None:
     elif isinstance(value, str) and len(value) > LONGEST_TEXT:
         raise ValueError(f"{place} has more than {LONGEST_TEXT} characters")
     elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
-        raise ValueError(f"{place} {shortened(value, 60)} is beyond {LARGEST_NUMBER:.0e}")
+        raise ValueError(f"{place} {shortened(value, 60)} is beyond {LARGEST_NUMBER}")
 
 
 def _check_part(where: str, name: str) -> None:

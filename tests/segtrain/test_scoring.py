@@ -1,10 +1,22 @@
-"""Scores against a confusion made by hand, and their tables."""
+"""Scores against confusions made by hand, mmsegmentation's metric and cityscapesscripts."""
 
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from segtrain import scoring
+from pipeline import labels, prepare
+from pipeline.dataset import open_dataset
+from segtrain import predict, score, scoring
 from segtrain.mmseg_setup import install_stand_in, setup
+from segtrain.pictures import cityscapes_name
+from segtrain.protocol import Protocol
+
+SIZES = ((40, 72), (40, 72), (40, 72))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -13,22 +25,144 @@ def _mmseg() -> None:
 
 
 def test_scores_equal_a_hand_made_confusion() -> None:
-    label = torch.tensor([[0, 0, 0, 0], [1, 1, 2, 255]])
-    prediction = torch.tensor([[0, 0, 0, 1], [1, 1, 5, 7]])
-    score = scoring.score_of(scoring.areas_of(prediction, label), 1)
-    assert score["iou"]["road"] == pytest.approx(100 * 3 / 4)
-    assert score["iou"]["sidewalk"] == pytest.approx(100 * 2 / 3)
-    assert score["iou"]["building"] == 0.0
-    assert score["iou"]["pole"] is None  # predicted, but absent in the ground truth
-    assert score["miou"] == pytest.approx((75 + 200 / 3 + 0) / 3)
-    assert len(score["absent"]) == 16 and "building" not in score["absent"]
+    label = np.array([[0, 0, 0, 0], [1, 1, 2, 255]], np.uint8)
+    prediction = np.array([[0, 0, 0, 1], [1, 1, 5, 7]], np.uint8)
+    found = scoring.score_of(scoring.areas_of(prediction, label), 1)
+    assert found["iou"]["road"] == pytest.approx(100 * 3 / 4)
+    assert found["iou"]["sidewalk"] == pytest.approx(100 * 2 / 3)
+    assert found["iou"]["building"] == 0.0
+    assert found["iou"]["pole"] == 0.0  # predicted, in no label
+    assert found["iou"]["traffic sign"] is None  # predicted on void alone
+    assert found["miou"] == pytest.approx((75 + 200 / 3) / 4) and found["num_classes"] == 4
+    assert len(found["absent"]) == 15 and not {"building", "pole"} & set(found["absent"])
+
+
+def test_a_class_that_is_only_predicted_counts_as_nought() -> None:
+    label = np.zeros((1, 5), np.uint8)
+    prediction = np.array([[0, 0, 0, 1, 2]], np.uint8)
+    found = scoring.score_of(scoring.areas_of(prediction, label), 1)
+    assert found["miou"] == pytest.approx(20.0) and found["num_classes"] == 3
 
 
 def test_areas_sum_exactly_beyond_float32() -> None:
-    areas = torch.zeros(4, 19, dtype=torch.float64)
+    areas = np.zeros((3, 19), dtype=np.int64)
     areas[:, 0] = 2**25
     areas[1:, 0] += 1  # float32 would lose this pixel
     assert scoring.score_of(areas, 1)["iou"]["road"] < 100
+
+
+@pytest.fixture(scope="module")
+def cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of three Cityscapes pictures with label ids; no label has a train or a fence."""
+    root = tmp_path_factory.mktemp("cityscapes")
+    rng = np.random.default_rng(3)
+    ids = np.array([7, 8, 11, 12, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 32, 33, 0, 3, 29])
+    for index, (city, (height, width)) in enumerate(zip(("aachen", "aachen", "ulm"), SIZES,
+                                                         strict=True)):  # fmt: skip
+        stem = f"{city}_{index:06d}_000019"
+        blocks = rng.choice(ids, (height // 8, width // 8)).astype(np.uint8)
+        label = np.kron(blocks, np.ones((8, 8), np.uint8))
+        image = rng.integers(0, 255, (height, width, 3), np.uint8)
+        for kind, suffix, array in (
+            ("leftImg8bit", "leftImg8bit", image), ("gtFine", "gtFine_labelIds", label)
+        ):  # fmt: skip
+            path = root / kind / "val" / city / f"{stem}_{suffix}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(cityscapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree as a dataset folder."""
+    folder = tmp_path_factory.mktemp("prepared") / "val"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [
+            "prepare.py", "--dataset", "cityscapes", "--split", "val", "--root", str(cityscapes),
+            "--output", str(folder), "--workers", "1",
+        ])  # fmt: skip
+        prepare.main()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predicted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Predictions of it, right in four fifths of the pixels, as train ids and as label ids."""
+    folder = tmp_path_factory.mktemp("predicted")
+    rng = np.random.default_rng(4)
+    for sample in open_dataset(prepared, labelled=True):
+        label = labels.read_label(sample.label)
+        wrong = rng.integers(0, 19, label.shape).astype(np.uint8)
+        found = np.where((rng.random(label.shape) < 0.8) & (label < 19), label, wrong)
+        found[found == 18] = 16  # a train, which no label has
+        found[found == 4] = 2  # a fence is in no label, and nowhere predicted
+        name = Path(f"{sample.id}.png")
+        for kind, file in (("ids", name), ("cityscapes", cityscapes_name(name, sample.image))):
+            path = folder / kind / file
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(predict.render(kind, found, label, 0.5)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(prepared: Path, predicted: Path) -> dict:
+    """What score.py says of them."""
+    config = score.Config(
+        predictions=predicted / "ids", targets=(prepared,), output=predicted / "scores.json"
+    )
+    score.run(config, score.check(config))
+    return json.loads(config.output.read_text())["checkpoints"][0]["targets"]["val"]
+
+
+def test_scores_are_those_of_mmsegmentation(prepared, predicted, ours) -> None:
+    from mmseg.evaluation import IoUMetric
+
+    metric = IoUMetric(iou_metrics=["mIoU"])
+    metric.dataset_meta = {"classes": labels.CLASS_NAMES}
+    for sample in open_dataset(prepared, labelled=True):
+        pair = (predicted / "ids" / f"{sample.id}.png", sample.label)
+        found, truth = (torch.from_numpy(np.array(Image.open(path)))[None].long() for path in pair)
+        data = {"pred_sem_seg": {"data": found}, "gt_sem_seg": {"data": truth}}
+        metric.process({}, [data])
+    areas = [sum(parts) for parts in zip(*metric.results, strict=True)]
+    iou = IoUMetric.total_area_to_metrics(*areas, metrics=["mIoU"])["IoU"] * 100
+    wanted = dict(zip(labels.CLASS_NAMES, iou.tolist(), strict=True))
+    assert np.isnan(wanted.pop("fence")) and ours["iou"].pop("fence") is None
+    assert ours["iou"] == pytest.approx(wanted, abs=1e-5)
+    assert ours["iou"]["train"] == 0.0 and ours["num_classes"] == 18
+    assert round(ours["miou"], 2) == metric.compute_metrics(metric.results)["mIoU"]
+
+
+def test_scores_are_those_of_cityscapesscripts(cityscapes, predicted, ours, monkeypatch) -> None:
+    if importlib.util.find_spec("cityscapesscripts") is None:
+        pytest.skip("cityscapesscripts is not installed; it comes with the test extra")
+    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as stock
+
+    monkeypatch.setenv("CITYSCAPES_RESULTS", str(predicted / "cityscapes"))
+    for name, value in (
+        ("evalInstLevelScore", False), ("JSONOutput", False), ("quiet", True),
+        ("predictionPath", None), ("predictionWalk", None),
+    ):  # fmt: skip
+        monkeypatch.setattr(stock.args, name, value)
+    truth = sorted(map(str, cityscapes.glob("gtFine/val/*/*_gtFine_labelIds.png")))
+    found = [stock.getPrediction(stock.args, path) for path in truth]
+    assert len(set(found)) == 3
+    result = stock.evaluateImgLists(found, truth, stock.args)
+    for name, value in ours["iou"].items():
+        stock_value = 100 * result["classScores"][name]
+        assert np.isnan(stock_value) if value is None else value == pytest.approx(stock_value)
+    assert ours["miou"] == pytest.approx(100 * result["averageScoreClasses"], rel=1e-12)
+
+
+def test_a_set_of_fewer_classes_is_scored_in_its_own() -> None:
+    classes = labels.parse_merged({"tree": [8, 9], "rider": [12, 17, 18], "road": [0]}, "test")
+    protocol = Protocol(classes=classes)
+    label = np.array([[8, 8, 12, 12, 0, 0, 255]], np.uint8)
+    prediction = np.array([[9, 8, 18, 10, 0, 13, 10]], np.uint8)
+    areas = scoring.areas_of(protocol.merge(prediction), protocol.merge(label), 3)
+    found = scoring.score_of(areas, 1, protocol.class_names)
+    assert found["iou"] == {"tree": 100.0, "rider": 50.0, "road": 50.0}
+    assert found["num_classes"] == 3
 
 
 def test_mean_counts_each_target_once_and_skips_empty_ones() -> None:
@@ -40,16 +174,20 @@ def test_mean_counts_each_target_once_and_skips_empty_ones() -> None:
     assert scoring.mean_miou(targets) == 20.0
 
 
-def test_table_shows_conditions_and_dashes() -> None:
-    one = {"miou": 50.0, "iou": dict.fromkeys(scoring.labels.CLASS_NAMES)}
+def test_table_shows_conditions_dashes_and_the_number_of_classes() -> None:
+    one = {"miou": 50.0, "num_classes": 2, "iou": {"road": 100.0, "sky": 0.0, "train": None}}
+    own = {"miou": None, "num_classes": 0, "iou": {"road": None, "tree": 7.0}}
     target = {**one, "conditions": {"fog": one}}
     scores = {
-        "targets": ["acdc"],
-        "checkpoints": [{"name": "run", "targets": {"acdc": target}, "mean_miou": 50.0}],
+        "targets": ["acdc", "camvid"],
+        "checkpoints": [
+            {"name": "run", "targets": {"acdc": target, "camvid": own}, "mean_miou": 50.0}
+        ],
     }
-    text = scoring.table(scores)
-    assert "| mIoU % | acdc | acdc/fog | mean |" in text
-    assert "left out of the mean" in text and " - |" in text
+    lines = [line.replace(" ", "") for line in scoring.table(scores).splitlines()]
+    assert lines[0] == "|mIoU%(classes)|acdc|acdc/fog|camvid|mean|"
+    assert lines[2] == "|run|50.0(2)|50.0(2)|-(0)|50.0|"
+    assert "|train|-|-|-|" in lines and "|tree|-|-|7.0|" in lines
 
 
 def test_stand_in_operators_name_themselves() -> None:
@@ -59,3 +197,13 @@ def test_stand_in_operators_name_themselves() -> None:
 
     with pytest.raises(Exception, match="nms.*install full mmcv"):
         mmcv._ext.nms()
+
+
+def test_mmsegmentation_is_imported_after_this_package_in_any_order(run_program) -> None:
+    run_program("-W", "ignore", "-c", (
+        "import segtrain\n"
+        "from mmseg.apis import MMSegInferencer, init_model\n"
+        "import mmcv._ext, segtrain.registry\n"
+        "from mmengine.utils.dl_utils.misc import mmcv_full_available as full\n"
+        "assert full() == (mmcv._ext.__spec__.loader is not None)\n"
+    ))  # fmt: skip
