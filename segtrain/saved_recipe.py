@@ -214,7 +214,7 @@ def _check_transform(where: str, transform: Any) -> None:
 
 
 def _check_testing(settings: dict[str, Any]) -> None:
-    """Raise `ValueError` unless pictures are tested whole, or by windows of sane size and number."""
+    """Raise `ValueError` unless pictures are tested whole or by windows of sane size and number."""
     mode = settings.get("mode")
     if mode not in ("whole", "slide"):
         raise ValueError("model.test_cfg.mode is neither whole nor slide")
@@ -232,7 +232,7 @@ def _check_testing(settings: dict[str, Any]) -> None:
 
 
 def _check_diffusion(backbone: dict[str, Any], recorded: dict[str, Any]) -> None:
-    """Raise `ValueError` unless network and record agree on whether there is a diffusion model."""
+    """Raise `ValueError` unless network and record name a diffusion model both or neither."""
     named = (backbone.get("base", ""), backbone.get("unet", ""), recorded.get("base", ""))
     if not all(isinstance(name, str) for name in named):
         raise ValueError("does not name its diffusion model as text")
