@@ -261,9 +261,21 @@ def test_windows_slide_over_a_picture_of_any_size(tiny_base: Path) -> None:
     model = _build(tiny_base, test_cfg={"mode": "slide", "crop_size": (32, 32), "stride": (24, 24)})
     size = (40, 72)
     metas = [{"img_shape": size, "pad_shape": size, "ori_shape": size}]
+    images = torch.rand(1, 3, *size) * 2 - 1
+    total, count = torch.zeros(1, 19, *size), torch.zeros(size)
     with torch.no_grad():
-        logits = model.eval().inference(torch.rand(1, 3, *size) * 2 - 1, metas)
-    assert logits.shape == (1, 19, *size) and torch.isfinite(logits).all()
+        logits = model.eval().inference(images, metas)
+        for top, left in ((0, 0), (0, 24), (0, 40), (8, 0), (8, 24), (8, 40)):
+            place = (slice(top, top + 32), slice(left, left + 32))
+            maps = model.extract_feat(images[..., place[0], place[1]])
+            window = torch.nn.functional.interpolate(
+                model.decode_head(maps), (32, 32), mode="bilinear", align_corners=False
+            )
+            total[..., place[0], place[1]] += window
+            count[place] += 1
+    assert count.min() == 1 and count.max() == 4
+    torch.testing.assert_close(logits, total / count, rtol=1e-4, atol=1e-5)
+    assert (logits.std(dim=(2, 3)) > 1e-3).any(), "a constant would fit any windows"
 
 
 def test_an_auxiliary_head_learns_from_the_plain_branch(tiny_base: Path) -> None:

@@ -1,0 +1,129 @@
+"""Write a trained network as a config and a checkpoint that mmsegmentation itself loads.
+
+    python segtrain/export.py --checkpoint runs/mine/segtrain/generated --output exported
+
+    from mmseg.apis import init_model, inference_model
+    model = init_model("exported/config.py", "exported/model.pth", device="cpu")
+    result = inference_model(model, "street.png")
+
+The config is whole and plain: network, test transforms, and a test set in the layout that
+pipeline/export.py --format mmseg writes, so that `MMSegInferencer` and `Runner.test()` work too. A
+network of stock parts needs nothing of ours; one with a diffusion backbone imports
+`segtrain.registry` and reads its diffusion model where it was in training, or at --base. The
+checkpoint holds tensors and plain values only and loads with `weights_only=True`. Beside mmcv-lite,
+`import segtrain` must come before `import mmseg.apis`; with full mmcv nothing has to.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files, labels, models  # noqa: E402
+from pipeline.config import parse, show  # noqa: E402
+from pipeline.errors import UserError, guard  # noqa: E402
+from segtrain.recipes import load_trained, require_trained  # noqa: E402
+
+CONFIG_FILE, MODEL_FILE = "config.py", "model.pth"
+META = {"classes": list(labels.CLASS_NAMES), "palette": labels.PALETTE.tolist()}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one export."""
+
+    checkpoint: Path = Path("runs/mine/segtrain/generated")
+    """Output folder of segtrain/train.py."""
+    output: Path = Path("exported")
+    """Folder to write config.py and model.pth to."""
+    base: str = ""
+    """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
+
+
+def check(config: Config) -> None:
+    """Find bad input before torch or weights load."""
+    require_trained(config.checkpoint)
+    if config.base:
+        models.find_base(config.base)
+    for name in (CONFIG_FILE, MODEL_FILE):
+        if (config.output / name).exists():
+            raise UserError(f"{config.output / name}: is there already; choose another --output")
+    files.require_writable(config.output)
+
+
+def stock_config(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a whole config of mmsegmentation for a recipe's network, in plain values."""
+    pipeline = _with_tuples(recipe["test_pipeline"])
+    dataset = {
+        "type": "BaseSegDataset",
+        "metainfo": META,
+        "data_root": "data",
+        "data_prefix": {"img_path": "img_dir/val", "seg_map_path": "ann_dir/val"},
+        "img_suffix": ".png",
+        "seg_map_suffix": ".png",
+        "pipeline": pipeline,
+    }
+    ours = _names_ours(recipe["model"])
+    imports = {"imports": ["segtrain.registry"], "allow_failed_imports": False}
+    return {
+        **({"custom_imports": imports} if ours else {}),
+        "default_scope": "mmseg",
+        "model": recipe["model"],
+        "test_pipeline": pipeline,
+        "test_dataloader": {
+            "batch_size": 1,
+            "num_workers": 0,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "dataset": dataset,
+        },
+        "test_evaluator": {"type": "IoUMetric", "iou_metrics": ["mIoU"]},
+        "test_cfg": {"type": "TestLoop"},
+    }
+
+
+def _names_ours(value: Any) -> bool:
+    """Tell whether a part of ours is named anywhere in a recipe's network."""
+    if isinstance(value, dict):
+        named = str(value.get("type", "")).startswith("Streetforge")
+        return named or any(_names_ours(item) for item in value.values())
+    return isinstance(value, list) and any(_names_ours(item) for item in value)
+
+
+def _with_tuples(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return transforms with their lists as tuples, which mmcv asks for in sizes."""
+    return [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in step.items()} for step in transforms
+    ]
+
+
+def run(config: Config) -> None:
+    """Write both files; the network is built once, so that what is written is known to fit."""
+    import torch
+    from mmengine.config import Config as StockConfig
+
+    model, recipe = load_trained(config.checkpoint, config.base)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with files.replacing(config.output / MODEL_FILE) as temporary:
+        torch.save({"state_dict": state, "meta": {"dataset_meta": META}}, temporary)
+    text = StockConfig(stock_config(recipe)).pretty_text
+    files.write_bytes(config.output / CONFIG_FILE, f"{text.strip()}\n".encode())
+    print(f"{config.output}: {CONFIG_FILE}, {MODEL_FILE}")
+
+
+def main() -> int | None:
+    """Run the command line."""
+    config, call = parse(Config, __doc__)
+    check(config)
+    if call.dry_run:
+        show(config)
+        print(f"would write {CONFIG_FILE} and {MODEL_FILE} to {config.output}")
+        return 0
+    run(config)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,85 @@
+"""What export.py writes is loaded and run by mmsegmentation's own programs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.dataset import open_dataset, read_image
+from pipeline.errors import UserError
+from segtrain import export, score, train
+from segtrain.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny_recipe: Path, source: Path) -> tuple[Path, Path]:
+    """The folder of a tiny SegFormer and of its export, at twice the size of its pictures."""
+    folder = tmp_path_factory.mktemp("exported")
+    recipe = folder / "recipe.py"
+    recipe.write_text(
+        f"_base_ = [{str(tiny_recipe)!r}]\ntest_pipeline = [dict(type='LoadImageFromFile'), "
+        "dict(type='Resize', scale=(128, 64), keep_ratio=True), dict(type='LoadAnnotations'), "
+        "dict(type='PackSegInputs')]\n"
+    )
+    config = train.Config(recipe=recipe, source=source, output=folder / "run", iterations=2)
+    train.run(config, train.check(config))
+    out = export.Config(checkpoint=folder / "run", output=folder / "mmseg")
+    export.check(out)
+    export.run(out)
+    with pytest.raises(UserError, match="config.py: is there already; choose another --output"):
+        export.check(out)
+    return folder / "run", folder / "mmseg"
+
+
+def test_init_model_predicts_what_the_segmenter_does(exported, source: Path) -> None:
+    from mmseg.apis import inference_model, init_model
+
+    run, out = exported
+    model = init_model(str(out / "config.py"), str(out / "model.pth"), device="cpu")
+    assert len(model.dataset_meta["classes"]) == 19 and len(model.dataset_meta["palette"]) == 19
+    segmenter = Segmenter.from_pretrained(run)
+    for sample in open_dataset(source, labelled=True)[:2]:
+        found = inference_model(model, str(sample.image)).pred_sem_seg.data[0].numpy()
+        assert np.array_equal(found, segmenter(sample.image))
+    assert torch.load(out / "model.pth", weights_only=True)["meta"]["dataset_meta"]
+    assert "segtrain" not in (out / "config.py").read_text()
+
+
+def test_inferencer_takes_config_and_checkpoint(exported, source: Path) -> None:
+    from mmseg.apis import MMSegInferencer
+
+    run, out = exported
+    inferencer = MMSegInferencer(str(out / "config.py"), str(out / "model.pth"), device="cpu")
+    sample = open_dataset(source, labelled=True)[0]
+    found = inferencer(str(sample.image), return_datasamples=False, show=False)["predictions"]
+    assert np.array_equal(found, Segmenter.from_pretrained(run)(read_image(sample.image)))
+
+
+def test_runner_tests_to_the_score(exported, source: Path, tmp_path, monkeypatch) -> None:
+    from mmengine.config import Config
+    from mmengine.runner import Runner
+
+    from pipeline import export as export_data
+
+    monkeypatch.setattr("sys.argv", [
+        "export.py", "--data", str(source), "--format", "mmseg", "--split", "val", "--output",
+        str(tmp_path / "data"),
+    ])  # fmt: skip
+    export_data.main()
+    run, out = exported
+    config = Config.fromfile(out / "config.py")
+    config.test_dataloader.dataset.data_root = str(tmp_path / "data")
+    config.load_from, config.work_dir = str(out / "model.pth"), str(tmp_path / "work")
+    found = Runner.from_cfg(config).test()
+    ours = score.Config(checkpoint=(run,), targets=(source,), output=tmp_path / "s.json")
+    score.run(ours, score.check(ours))
+    wanted = json.loads(ours.output.read_text())["checkpoints"][0]["mean_miou"]
+    assert found["mIoU"] == round(wanted, 2)
+
+
+def test_parts_of_ours_are_imported_by_the_config() -> None:
+    model = {"type": "EncoderDecoder", "decode_head": [{"type": "StreetforgeDAFormerHead"}]}
+    config = export.stock_config({"model": model, "test_pipeline": []})
+    assert config["custom_imports"]["imports"] == ["segtrain.registry"]
