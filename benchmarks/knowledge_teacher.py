@@ -53,12 +53,12 @@ def measure(folder: Path, samples: list[Sample]) -> str:
     if getattr(segmenter.model, "knowledge", None) is None:
         raise UserError(f"{folder}: was trained without `knowledge`; give a run with IPKL")
     torch.manual_seed(0)  # which classes are told
-    areas, same = torch.zeros(len(BRANCHES), AREAS, NUM_CLASSES).double(), []
+    areas, same = np.zeros((len(BRANCHES), AREAS, NUM_CLASSES), np.int64), []
     for sample in tqdm(samples, leave=False):
         image, ids = read_pair(sample)
         label = torch.from_numpy(ids.astype(np.int64))
         found = predictions(segmenter, image, label)
-        areas += torch.stack([areas_of(prediction, label) for prediction in found])
+        areas += np.stack([areas_of(prediction.byte().numpy(), ids) for prediction in found])
         same.append([float((found[0] == other).float().mean()) for other in found[1:]])
     scores = [f"{score_of(each, len(samples))['miou']:.1f}" for each in areas]
     shares = [f"{100 * share:.1f}" for share in np.mean(same, axis=0)]

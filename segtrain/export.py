@@ -81,6 +81,7 @@ def stock_config(recipe: dict[str, Any]) -> dict[str, Any]:
         },
         "test_evaluator": {"type": "IoUMetric", "iou_metrics": ["mIoU"]},
         "test_cfg": {"type": "TestLoop"},
+        "visualizer": {"type": "SegLocalVisualizer", "name": "visualizer"},
     }
 
 

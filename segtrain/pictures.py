@@ -1,14 +1,15 @@
 """Names for what is predicted of the pictures of a folder, and whose predictions a folder holds."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.metadata import is_dataset
 from pipeline.reading import read_json, shortened
 
-CITYSCAPES = re.compile(r"([^_/]+_[0-9]{6}_[0-9]{6})_leftImg8bit\.[A-Za-z]+")
+CITYSCAPES = re.compile(r"([A-Za-z-]{1,60}_[0-9]{6}_[0-9]{6})_leftImg8bit\.[A-Za-z]+")
 
 
 def name_predictions(folder: Path, pictures: Sequence[Path]) -> dict[Path, Path]:
@@ -31,23 +32,26 @@ def name_predictions(folder: Path, pictures: Sequence[Path]) -> dict[Path, Path]
     return named
 
 
-def cityscapes_name(name: Path, picture: Path) -> Path:
-    """Return the name by which cityscapesscripts finds the prediction of a Cityscapes picture.
+def cityscapes_names(folder: Path, named: Mapping[Path, Path]) -> dict[Path, Path]:
+    """Return for the names of predictions those by which cityscapesscripts finds label ids.
 
-    It looks below its folder of results for files that begin with city, sequence and frame. Other
-    pictures keep `name`.
+    It looks below its folder of results for files that begin with city, sequence and frame. They
+    come from the name of the picture, or in a prepared folder from that of the original. Other
+    pictures keep their names. Raises `UserError` for two pictures of one frame.
     """
-    found = CITYSCAPES.fullmatch(picture.name)
-    return Path(f"{found[1]}_pred_labelIds.png") if found else name
-
-
-def require_unique(names: Iterable[Path]) -> None:
-    """Raise `UserError` if two predictions would have the same name."""
-    seen: set[Path] = set()
-    for name in names:
-        if name in seen:
-            raise UserError(f"{name}: two pictures have this frame; predict them into two folders")
-        seen.add(name)
+    originals = {}
+    if is_dataset(folder):
+        samples = open_dataset(folder, labelled=False)
+        originals = {s.image: str(s.row.get("original_image", "")) for s in samples}
+    names: dict[Path, Path] = {}
+    for name, picture in named.items():
+        original = (originals.get(picture) or picture.name).rpartition("/")[2]
+        found = CITYSCAPES.fullmatch(original)
+        names[name] = Path(f"{found[1]}_pred_labelIds.png") if found else name
+    if len(set(names.values())) < len(names):
+        twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
+        raise UserError(f"{twice}: two pictures of {folder} have this frame; predict them apart")
+    return names
 
 
 def require_predictions_of(predictions: Path, target: Path) -> None:

@@ -28,11 +28,7 @@ from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
 from pipeline.dataset import find_pictures, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.identity import file_digest  # noqa: E402
-from segtrain.pictures import (  # noqa: E402
-    cityscapes_name,
-    name_predictions,
-    require_unique,
-)
+from segtrain.pictures import cityscapes_names, name_predictions  # noqa: E402
 from segtrain.protocol import protocol_of, require_pictures, require_size  # noqa: E402
 from segtrain.recipes import (  # noqa: E402
     SCENE_FILE,
@@ -90,12 +86,16 @@ def label_ids() -> np.ndarray:
     return table
 
 
-def targets(config: Config, name: Path, picture: Path) -> dict[Kind, Path]:
-    """Return the file of each kind for the relative name of a prediction."""
-    names = {kind: name for kind in config.kinds}
-    if "cityscapes" in names:
-        names["cityscapes"] = cityscapes_name(name, picture)
-    return {kind: config.output / kind / name for kind, name in names.items()}
+def plan(config: Config, pictures: dict[Path, Path]) -> dict[Path, dict[Kind, Path]]:
+    """Return the file of each kind for the relative names of predictions."""
+    others = cityscapes_names(config.images, pictures) if "cityscapes" in config.kinds else {}
+    return {
+        name: {
+            kind: config.output / kind / (others[name] if kind == "cityscapes" else name)
+            for kind in config.kinds
+        }
+        for name in pictures
+    }
 
 
 def is_current(prediction: Path, picture: Path) -> bool:
@@ -134,8 +134,7 @@ def check(config: Config) -> dict[Path, Path]:
             "(config.json); choose another --output"
         )
     named = name_predictions(config.images, pictures)
-    if "cityscapes" in config.kinds:
-        require_unique(cityscapes_name(name, picture) for name, picture in named.items())
+    plan(config, named)
     require_pictures(pictures, recipe, size_of(config, recipe))
     return named
 
@@ -172,20 +171,20 @@ def run(config: Config, pictures: dict[Path, Path]) -> None:
     accelerator = Accelerator(cpu=runs.only_cpu())
     runs.open_run(config.output, stored_config(config), is_main=accelerator.is_main_process)
     index, count = accelerator.process_index, accelerator.num_processes
+    files_of = plan(config, pictures)
     missing = [
-        (name, pictures[name]) for name in list(pictures)[index::count]
-        if not all(is_current(path, pictures[name])
-                   for path in targets(config, name, pictures[name]).values())
+        name for name in list(pictures)[index::count]
+        if not all(is_current(path, pictures[name]) for path in files_of[name].values())
     ]  # fmt: skip
     if missing:
         segmenter = Segmenter.from_pretrained(
             config.checkpoint, scene=config.scene, base=config.base, device=accelerator.device
         )
         size_px = size_of(config, segmenter.recipe)
-    for name, path in tqdm(missing, desc="predict", disable=not accelerator.is_main_process):
-        picture = read_image(path)
-        label = segmenter(picture, size_px=size_px, name=path)
-        for kind, target in targets(config, name, path).items():
+    for name in tqdm(missing, desc="predict", disable=not accelerator.is_main_process):
+        picture = read_image(pictures[name])
+        label = segmenter(picture, size_px=size_px, name=pictures[name])
+        for kind, target in files_of[name].items():
             files.make_folder(target.parent)
             data = files.encode_png(render(kind, label, picture, config.opacity))
             files.write_bytes(target, data)

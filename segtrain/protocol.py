@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import catalogue, labels
-from pipeline.dataset import image_size
+from pipeline.dataset import Sample
 from pipeline.errors import UserError
-from pipeline.labels import MAX_PIXELS
+from pipeline.images import MAX_PIXELS, image_size
 from pipeline.reading import read_json
 
 Size = tuple[int, int]
@@ -102,14 +102,19 @@ def require_sight(height: int, width: int, recipe: dict[str, Any]) -> None:
 
 
 def require_pictures(
-    paths: Iterable[Path], recipe: dict[str, Any], size_px: Size | None
+    pictures: Iterable[Path | Sample], recipe: dict[str, Any], size_px: Size | None
 ) -> None:
     """Raise `UserError` for the first picture that cannot be read or that is too large.
 
-    Only headers are read, and nothing of torch is needed.
+    Only headers are read, and not those of samples whose rows say their size. Nothing of torch is
+    needed.
     """
-    for path in paths:
-        width, height = image_size(path)
+    for picture in pictures:
+        path = picture if isinstance(picture, Path) else picture.image
+        row = {} if isinstance(picture, Path) else picture.row
+        height, width = row.get("height"), row.get("width")
+        if not all(type(n) is int and n > 0 for n in (height, width)):
+            width, height = image_size(path)
         try:
             require_sight(*tested_size(height, width, recipe, size_px), recipe)
         except UserError as error:

@@ -79,7 +79,7 @@ def check(config: Config) -> list[list[Sample]]:
         protocol = protocol_of(folder)
         for recipe in recipes:
             size_px = config.size_px or protocol.size_px(recipe)
-            require_pictures((sample.image for sample in samples), recipe, size_px)
+            require_pictures(samples, recipe, size_px)
     if config.predictions:
         require_predictions_of(config.predictions, config.targets[0])
         for path in written(config, targets[0]).values():

@@ -13,7 +13,7 @@ from pipeline import labels, prepare
 from pipeline.dataset import open_dataset
 from segtrain import predict, score, scoring
 from segtrain.mmseg_setup import install_stand_in, setup
-from segtrain.pictures import cityscapes_name
+from segtrain.pictures import cityscapes_names, name_predictions
 from segtrain.protocol import Protocol
 
 SIZES = ((40, 72), (40, 72), (40, 72))
@@ -90,16 +90,18 @@ def predicted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Predictions of it, right in four fifths of the pixels, as train ids and as label ids."""
     folder = tmp_path_factory.mktemp("predicted")
     rng = np.random.default_rng(4)
-    for sample in open_dataset(prepared, labelled=True):
+    samples = open_dataset(prepared, labelled=True)
+    named = name_predictions(prepared, [sample.image for sample in samples])
+    others = cityscapes_names(prepared, named)
+    for sample, name in zip(samples, named, strict=True):
         label = labels.read_label(sample.label)
         wrong = rng.integers(0, 19, label.shape).astype(np.uint8)
         found = np.where((rng.random(label.shape) < 0.8) & (label < 19), label, wrong)
         found[found == 18] = 16  # a train, which no label has
         found[found == 4] = 2  # a fence is in no label, and nowhere predicted
-        name = Path(f"{sample.id}.png")
-        for kind, file in (("ids", name), ("cityscapes", cityscapes_name(name, sample.image))):
+        for kind, file in (("ids", name), ("cityscapes", others[name])):
             path = folder / kind / file
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(predict.render(kind, found, label, 0.5)).save(path)
     return folder
 
@@ -120,7 +122,8 @@ def test_scores_are_those_of_mmsegmentation(prepared, predicted, ours) -> None:
     metric = IoUMetric(iou_metrics=["mIoU"])
     metric.dataset_meta = {"classes": labels.CLASS_NAMES}
     for sample in open_dataset(prepared, labelled=True):
-        pair = (predicted / "ids" / f"{sample.id}.png", sample.label)
+        name = sample.image.relative_to(prepared).with_suffix(".png")
+        pair = (predicted / "ids" / name, sample.label)
         found, truth = (torch.from_numpy(np.array(Image.open(path)))[None].long() for path in pair)
         data = {"pred_sem_seg": {"data": found}, "gt_sem_seg": {"data": truth}}
         metric.process({}, [data])

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import get_args
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -229,3 +231,117 @@ def test_principal_components_find_the_directions_of_change() -> None:
     for component in range(3):
         values = found[..., component].ravel().astype(float)
         assert abs(np.corrcoef(values, weights[component])[0, 1]) > 0.97
+
+
+def _end_line(config: predict.Config, capsys) -> str:
+    predict.run(config, predict.check(config))
+    return capsys.readouterr().out.strip().splitlines()[-1]
+
+
+def test_a_replaced_picture_is_predicted_again(trained, pictures, tmp_path, capsys) -> None:
+    config = predict.Config(checkpoint=trained, images=pictures, output=tmp_path / "out")
+    assert "skipped" not in _end_line(config, capsys)
+    assert "2 were there already and were skipped" in _end_line(config, capsys)
+    other = Image.fromarray(np.full((37, 51, 3), 200, np.uint8))
+    other.save(tmp_path / "other.png")
+    old = os.stat(pictures / "a/one.png").st_mtime - 1000
+    os.utime(tmp_path / "other.png", (old, old))  # as a copy that keeps the time
+    shutil.copy2(tmp_path / "other.png", pictures / "a/one.png")
+    before = (tmp_path / "out/overlay/a/one.png").read_bytes()
+    assert "1 were there already" in _end_line(config, capsys)
+    assert (tmp_path / "out/overlay/a/one.png").read_bytes() != before
+    link = tmp_path / "in/two.jpg"  # a link that leads elsewhere now
+    moved = shutil.move(link, tmp_path / "two.jpg")
+    link.symlink_to(moved)
+    assert "1 were there already" in _end_line(config, capsys)
+
+
+def test_predictions_of_another_set_are_not_scored(
+    trained, make_dataset, tmp_path, monkeypatch
+) -> None:
+    sets = [make_dataset(tmp_path / f"set{seed}", 1, seed=seed) for seed in range(2)]
+    config = predict.Config(checkpoint=trained, images=sets[0], output=tmp_path / "out")
+    predict.run(config, predict.check(config))
+    ids = tmp_path / "out/ids"
+    score.check(score.Config(predictions=ids, targets=(sets[0],), output=tmp_path / "s.json"))
+    with pytest.raises(UserError, match="predictions of .*set0, not of .*set1"):
+        score.check(score.Config(predictions=ids, targets=(sets[1],), output=tmp_path / "s.json"))
+
+
+def test_protocol_scales_pictures_and_the_prediction_returns_to_their_size(
+    trained, make_dataset, tmp_path, monkeypatch
+) -> None:
+    target = make_dataset(tmp_path / "target", 1)
+    run = read_json(target / "run.json")
+    protocol = {"eval_low_px": [64, 128], "eval_high_px": [96, 192]}
+    (target / "run.json").write_text(json.dumps({**run, "protocol": protocol}))
+    segmenter = Segmenter.from_pretrained(trained)
+    sizes, predict_logits = [], segmenter.model.predict
+
+    def watch(inputs, samples):
+        sizes.append(tuple(inputs.shape[-2:]))
+        return predict_logits(inputs, samples)
+
+    monkeypatch.setattr(segmenter.model, "predict", watch)
+    monkeypatch.setattr(Segmenter, "from_pretrained", lambda *_, **__: segmenter)
+    config = score.Config(checkpoint=(trained,), targets=(target,), output=tmp_path / "s.json")
+    made = predict.Config(checkpoint=trained, images=target, output=tmp_path / "p", kinds=("ids",))
+    score.run(config, score.check(config))
+    predict.run(made, predict.check(made))
+    monkeypatch.setitem(segmenter.recipe, "test_resolution", "high")
+    score.run(config, score.check(config))
+    other = dataclasses.replace(config, size_px=(32, 48))
+    score.run(other, score.check(other))
+    assert sizes == [(64, 128), (64, 128), (96, 192), (24, 48)]
+    sample = open_dataset(target, labelled=True)[0]
+    image = read_image(sample.image)
+    found = labels.read_label(tmp_path / "p/ids" / sample.image.relative_to(target))
+    # what mmsegmentation does, by hand: scale, normalise, network, scale the logits back
+    preprocessor = segmenter.model.data_preprocessor
+    scaled = cv2.resize(image, (128, 64), interpolation=cv2.INTER_LINEAR)
+    inputs = torch.from_numpy(scaled).movedim(2, 0)[None].float()
+    inputs = (inputs - preprocessor.mean[None]) / preprocessor.std[None]
+    metas = [{"img_shape": (64, 128), "pad_shape": (64, 128), "ori_shape": (32, 64)}]
+    with torch.no_grad():
+        logits = segmenter.model.encode_decode(inputs, metas)
+    logits = torch.nn.functional.interpolate(
+        logits, (32, 64), mode="bilinear", align_corners=segmenter.model.align_corners
+    )
+    assert np.array_equal(found, logits.argmax(1)[0].numpy())
+    for wrong in ({"eval_low_px": [0, 5]}, {"eval_low_px": "big"}, {"eval_low_px": [1e9, 1]}):
+        (target / "run.json").write_text(json.dumps({**run, "protocol": wrong}))
+        with pytest.raises(UserError, match="run.json: protocol.eval_low_px: is no height"):
+            score.check(config)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (12, 20), (3, 200), (200, 2)])
+def test_tiny_pictures_are_predicted(trained: Path, size) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    label = Segmenter.from_pretrained(trained)(picture)
+    assert label.shape == size and label.max() < labels.NUM_CLASSES
+
+
+def test_too_large_pictures_are_named_before_weights_load(trained, tmp_path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("L", (5000, 3000)).save(tmp_path / "in/big.png")
+    config = predict.Config(checkpoint=trained, images=tmp_path / "in", output=tmp_path / "out")
+    with pytest.raises(UserError, match=r"big.png: reaches .* 5000x3000 .*test_cfg mode=slide"):
+        predict.check(config)
+    predict.check(dataclasses.replace(config, size_px=(512, 1024)))
+
+
+def test_what_a_network_cannot_take_names_the_picture(trained, monkeypatch) -> None:
+    segmenter = Segmenter.from_pretrained(trained)
+    for error, text in (
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "more memory than"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "more memory than"),
+        (RuntimeError("Kernel size can't be greater\nthan"), "cannot take it .Kernel size"),
+    ):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(segmenter.model, "predict", fail)
+        with pytest.raises(UserError, match=f"street.png: .*{text}.*slide") as caught:
+            segmenter(np.zeros((32, 32, 3), np.uint8), name="street.png")
+        assert "\n" not in str(caught.value)
