@@ -107,6 +107,11 @@ def read_sources(config: Config) -> Sources:
         sources = replace(sources, huggingface=hub)
     if sources.git:
         check_git(sources.git, where)
+    if not hub and not sources.archives():
+        raise UserError(f"{where}: {next(iter(spec.get))} names nothing to fetch; fill it in")
+    names = [file.name for file in sources.archives()]
+    if len(set(names)) < len(names):
+        raise UserError(f"{where}: two files have one name; give each its own `name`")
     for file in sources.archives():
         if not re.fullmatch(r"\w[\w.-]*", file.name):
             raise UserError(f"{where}: {file.name!r} is no plain file name; give a `name`")
@@ -114,6 +119,9 @@ def read_sources(config: Config) -> Sources:
             raise UserError(f"{where}: {file.address}: needs https, or a hash to check")
         if not sources.registration and not re.match("https?://[^/]", file.address):
             raise UserError(f"{where}: address {file.address!r} is not one of the web")
+        sums = (file.sha256, "[0-9a-f]{64}"), (file.md5, "[0-9a-f]{32}")
+        if file.bytes < 0 or not all(re.fullmatch(form, text) for text, form in sums if text):
+            raise UserError(f"{where}: {file.name}: bytes, sha256 or md5 is none; mend or drop it")
     return sources
 
 

@@ -43,7 +43,8 @@ def guard(main: Callable[[], int | None]) -> None:
             raise
         message = str(error)
         if isinstance(error, OSError):
-            message = f"{error.filename}: {error.strerror}; check the path and its rights"
+            name = error.filename2 or error.filename  # of two, what was to be replaced
+            message = f"{name}: {error.strerror}; check the path and its rights"
         print(f"{PREFIX}{one_line(message)}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:

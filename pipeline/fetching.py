@@ -84,6 +84,8 @@ def fetch(file: RemoteFile, path: Path, *, timeout_s: float = 60.0, wait_s: floa
                 num_restarts += isinstance(error, _Restarted)
             except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = type(error).__name__  # its text can hold a signed address
+                if isinstance(error, ValueError):  # the address itself is wrong, for good
+                    num_failures = NUM_ATTEMPTS - 1
             num_failures = 0 if _size(own) > before else num_failures + 1
             if NUM_ATTEMPTS in (num_failures, num_restarts):
                 raise UserError(

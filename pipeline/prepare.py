@@ -227,7 +227,10 @@ def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
     path = folder / "run.json"
     if not path.is_file():
         return False
-    stored = files.read_json(path, dict).get("config")
+    try:
+        stored = files.read_json(path, dict).get("config")
+    except UserError:
+        return False  # the writer says, or mends, what is wrong with it
     lines = differences(stored, settings) if isinstance(stored, dict) else [""]
     return bool(lines) and all(line.startswith("label_space_content") for line in lines)
 

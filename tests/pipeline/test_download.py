@@ -264,6 +264,15 @@ def test_silent_server_and_no_server(server: Server, tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("address", ["https://127.0.0.1:99999/x.zip", "https://[::1/x.zip"])
+def test_an_impossible_address_is_not_tried_again(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching.time, "sleep", lambda _: pytest.fail("it was tried again"))
+    with pytest.raises(UserError, match="InvalidURL"):
+        fetch(RemoteFile("x.zip", address), tmp_path / "x.zip")
+
+
 def test_https_never_leads_to_http() -> None:
     class Answer:
         history = ()
@@ -425,6 +434,14 @@ def test_registration_tells_where_and_what(
         ({"git": {"address": "https://a/b", "revision": COMMIT}}, (), "names no folders"),
         ({"git": {"address": "https://a/b", "revision": COMMIT, "folders": ["../x"]}}, (),
          "plain path"),
+        ({"huggingface": None}, (), "huggingface names nothing to fetch"),
+        ({"git": None}, (), "git names nothing to fetch"),
+        ({"url": []}, (), "url names nothing to fetch"),
+        ({"registration": {}}, (), "registration names nothing to fetch"),
+        ({"url": [{"address": "https://a/b.zip"}, {"address": "https://c/b.zip"}]}, (), "one name"),
+        ({"url": [{"address": "https://a/b.zip", "bytes": -1}]}, (), "mend or drop it"),
+        ({"url": [{"address": "https://a/b.zip", "sha256": "zz"}]}, (), "mend or drop it"),
+        ({"url": [{"address": "https://a/b.zip", "md5": "0" * 64}]}, (), "mend or drop it"),
         ({"google_drive": {"file_id": "F"}}, ("--output", "."), "must name a new folder"),
         ({"google_drive": {"file_id": "F"}}, ("--output", "/"), "must name a new folder"),
     ],

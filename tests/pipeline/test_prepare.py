@@ -325,6 +325,17 @@ def test_real_gta_and_bdd_files(
         assert np.array_equal(labels.read_label(sample.label), ids)
 
 
+def test_a_damaged_record_is_left_to_the_writer(
+    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = gta_tree(2), tmp_path / "out"
+    run(monkeypatch, root, out)
+    before = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text('{"config": ')
+    assert run(monkeypatch, root, out) is None
+    assert json.loads((out / "run.json").read_text()) == before
+
+
 def own_space(folder: Path, text: str) -> Path:
     path = folder / "space.yaml"
     path.write_text(text)

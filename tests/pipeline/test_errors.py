@@ -1,0 +1,62 @@
+"""What ends a program reaches the user as one printable line."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import EXIT_BAD_INPUT, LONGEST, UserError, guard
+
+
+def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Run a program that raises `error`; return its exit code and what it says."""
+
+    def main() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        guard(main)
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["two\nlines", "a \x1b[31mred\x1b[0m name", "half \ud800 of a character", "x" * 99_999]
+)
+def test_messages_are_one_printable_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, told = ended(UserError(text), capsys)
+    assert code == EXIT_BAD_INPUT
+    assert told.endswith("\n") and told[:-1].isprintable() and len(told) < LONGEST + 30
+
+
+def test_files_that_the_system_refuses_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for action, name in (
+        (lambda: open(tmp_path / ("x" * 300)), "xxx: File name too long"),
+        (lambda: os.replace(tmp_path / "file", tmp_path / "folder"), "folder: Is a directory"),
+        (lambda: open(tmp_path / "file" / "a"), "a: Not a directory"),
+    ):
+        with pytest.raises(OSError) as caught:
+            action()
+        code, told = ended(caught.value, capsys)
+        assert code == EXIT_BAD_INPUT and f"{name}; check the path and its rights" in told
+
+
+def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (KeyError("x"), OSError("without a name")):
+
+        def main(error: BaseException = error) -> int:
+            raise error
+
+        with pytest.raises(type(error)):
+            guard(main)
+
+    def refused() -> int:
+        raise UserError("x")
+
+    monkeypatch.setattr(sys, "argv", ["a.py", "--debug"])
+    with pytest.raises(UserError):
+        guard(refused)
