@@ -21,6 +21,7 @@ from pipeline import catalogue, labels
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "export", "generation", "pocket-city", "segmentation", "real-data"))]  # fmt: skip
+AFTER_README = ("docs/export.md", "docs/segmentation.md")
 ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1", "--training.accumulation", "1",
             "--training.workers", "0")  # fmt: skip
@@ -35,8 +36,8 @@ TOY: dict[str, tuple[str, ...]] = {
     "finetune/controlnet.py": (*TRAINING, *SIZE, "--previews", "0", "--cached-crops", "4",
                                "--rare-classes.min-pixels", "1"),
     "finetune/vae.py": TRAINING,
-    "finetune/prior.py": (*TRAINING, "--channels", "16", "32", "--norm-groups", "4"),
-    "generation/run.py": ("--n", "2", "--steps", "2"),
+    "finetune/prior.py": TRAINING,
+    "generation/run.py": ("--n", "1", "--steps", "1"),
     "segtrain/train.py": ("--iterations", "2", "--batch-size", "2", "--workers", "0"),
     "segtrain/adapt.py": ("--steps", "1", "--batch-size", "1", "--limit", "2"),
     "segtrain/score.py": ("--limit", "2",),
@@ -125,7 +126,7 @@ class World:
                            self.option(words, "--split") or "all")  # fmt: skip
         small = list(TOY.get(program, ()))
         if program == "pipeline/verify.py" and "--n" in words:
-            small += ["--n", "2"]
+            small += ["--n", "1"]
         stable_diffusion = "--base" in words and self.option(words, "--base") != "pocket"
         if stable_diffusion:
             words = [str(self.base) if w.startswith("/models/") else w for w in words]
@@ -153,10 +154,10 @@ class World:
         assert not code, f"exit code {code}: {program} {' '.join(options)}"
 
     def page(self, page: str) -> None:
-        """Run a page from top to bottom, once; README comes before every other page."""
+        """Run a page from top to bottom, once, after README where it reads what README wrote."""
         if page in self.done:
             return
-        if page != PAGES[0]:
+        if page in AFTER_README:
             self.page(PAGES[0])
         self.done.append(page)
         for language, block in blocks(page):
