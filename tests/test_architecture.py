@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "finetune", "generation", "segtrain")
@@ -124,3 +125,24 @@ def test_modules_are_ascii_and_documented(path: Path) -> None:
     text = path.read_text()
     assert text.isascii()
     assert ast.get_docstring(tree_of(path)) or not text.strip()
+
+
+def test_the_test_extra_is_installed() -> None:
+    """Tests that read with these packages would else be skipped without a word."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in map(Requirement, project["optional-dependencies"]["test"]):
+        if requirement.marker is None or requirement.marker.evaluate():
+            assert requirement.specifier.contains(metadata.version(requirement.name)), requirement
+
+
+def test_pins_are_of_what_is_required() -> None:
+    """Every requirement of the packages and of their tests has an exact pin that satisfies it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if "==" in line and line[0] != "#")
+    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        requirement = Requirement(text)
+        if requirement.name == "setuptools":
+            continue  # of the environment itself, which pip freeze leaves out
+        pin = pins.get(requirement.name.lower()) or pins.get(requirement.name.replace("_", "-"))
+        assert pin and requirement.specifier.contains(pin), text

@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 from itertools import combinations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -45,13 +46,25 @@ def test_any_size(size: tuple[int, int]) -> None:
     for look in (GAME, LOOKS["rainy_night"], TARGETS["bdd100k"]):
         image, label = render_pair(make_scene(2), look, *size, 1)
         assert image.shape == (*size, 3) and label.shape == size and label.dtype == np.uint8
+        usual, classes = render_pair(make_scene(2), look, 128, 256, 1)
+        coarse = [cv2.resize(i, (16, 8), interpolation=cv2.INTER_AREA).astype(float).ravel()
+                  for i in (image, usual)]  # fmt: skip
+        assert np.corrcoef(*coarse)[0, 1] > 0.95
+        enlarged = cv2.resize(label, (256, 128), interpolation=cv2.INTER_NEAREST)
+        assert np.mean(enlarged == classes) > 0.85
 
 
 def test_a_street_without_sky() -> None:
     scene = make_scene(2)
     covered = replace(scene, rings=(scene.rings[0], scene.rings[0], *scene.rings[2:]))
     image, label = render_pair(covered, LOOKS["clear"], 128, 256, 1)
-    assert image.shape == (128, 256, 3) and 10 not in label
+    usual, classes = render_pair(scene, LOOKS["clear"], 128, 256, 1)
+    assert 10 in classes and 10 not in label
+    # What was not sky keeps its class and nearly its colour; the sky becomes what covers it.
+    kept = (classes != 10) & (classes == label)
+    assert np.mean(kept[classes != 10]) > 0.5
+    assert np.abs(image[kept].astype(int) - usual[kept]).mean() < 12
+    assert len(np.unique(label[classes == 10])) == 1
 
 
 def test_label_agrees_across_sizes() -> None:

@@ -91,8 +91,13 @@ def test_early_exit_equals_the_full_pass_and_skips_the_rest(
 
 def test_odd_sizes_are_padded_and_cropped(tiny_base: Path, text: Conditioning) -> None:
     extractor = load_extractor(str(tiny_base), taps=TAPS)
-    for feature in extractor(_image(37, 51), text):
+    image, multiple = _image(37, 51), extractor.multiple
+    size = [-(-side // multiple) * multiple for side in (37, 51)]
+    padded = torch.nn.functional.pad(image, (0, size[1] - 51, 0, size[0] - 37), mode="replicate")
+    for feature, whole in zip(extractor(image, text), extractor(padded, text), strict=True):
         assert feature.shape[-2:] == (10, 13)  # ceil(37 / 4), ceil(51 / 4)
+        torch.testing.assert_close(feature, whole[..., :10, :13])
+        assert feature.std() > 1e-3
 
 
 def test_repeats_exactly_without_gradient_and_stays_frozen(

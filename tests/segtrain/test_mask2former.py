@@ -104,7 +104,18 @@ def test_pictures_of_void_alone_do_not_count(scene) -> None:
 def test_finer_maps_are_added_and_scores_are_of_their_size(scene) -> None:
     head = build_head(in_channels=[8] * 4, in_index=[0, 1, 2, 3], strides=[2, 4, 8, 16])
     maps = [torch.randn(2, 8, 16, 32), *scene[0]]
-    assert head(maps).shape == (2, 4, 16, 32)
+    with torch.no_grad():
+        head.eval()
+        scores = head(maps)
+        assert scores.shape == (2, 4, 16, 32)
+        changed = head([maps[0].roll(5, -1), *maps[1:]])
+        assert (changed - scores).abs().amax() > 1e-5, "the finest map is not read"
+        # What only the finest map tells apart shows at its own resolution.
+        flat = head([torch.zeros_like(maps[0]), *map(torch.zeros_like, maps[1:])])
+        spot = torch.zeros_like(maps[0])
+        spot[..., 8, 16] = 5
+        moved = (head([spot, *map(torch.zeros_like, maps[1:])]) - flat).abs().sum(1)
+    assert moved[:, 8, 16].min() > 2 * moved.mean()
 
 
 def test_trains_beside_a_second_branch(tiny_base: Path, scene) -> None:
