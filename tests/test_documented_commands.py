@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from pipeline import catalogue, labels
@@ -168,6 +169,7 @@ class World:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", [program, *options])
+            AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
             code = importlib.import_module(name).main()
         assert not code, f"exit code {code}: {program} {' '.join(options)}"
 
