@@ -1,0 +1,65 @@
+"""Seconds until a prepared set is open: its first start, which checks it, and the next ones.
+
+    python benchmarks/opening.py --samples 25000 --folder /tmp/opening
+
+Makes a dataset folder of small images and labels, with rows as pipeline/prepare.py writes them, and
+opens it as every stage does before weights load. The folder is left there, for another measurement.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np  # noqa: E402
+
+from benchmarks.machine import describe  # noqa: E402
+from pipeline import files  # noqa: E402
+from pipeline.dataset import SHARD_SIZE, DatasetWriter, check_dataset, open_dataset  # noqa: E402
+from pipeline.metadata import encode_row, seal  # noqa: E402
+
+
+def make(folder: Path, count: int) -> None:
+    """Write a set of `count` samples, whose files are not synced one by one."""
+    DatasetWriter(folder, config={"samples": count})
+    label = np.random.default_rng(0).integers(0, 19, (32, 64), dtype=np.uint8)
+    data = {"label": files.encode_png(label), "image": files.encode_png(np.dstack([label] * 3))}
+    pixels = np.bincount(label.ravel(), minlength=19).tolist()
+    with open(folder / "metadata-000.jsonl", "w") as rows:
+        for index in range(count):
+            row = {"id": f"{index:08d}", "status": "ok", "height": 32, "width": 64}
+            row |= {"class_pixels": pixels, "condition": "", "original_image": f"{index}.png"}
+            for kind, content in data.items():
+                name = f"{kind}s/{index // SHARD_SIZE:04d}/{index:08d}.png"
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+                row |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(content)}
+            rows.write(encode_row(seal(row)))
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=25_000)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--starts", type=int, default=4)
+    arguments = parser.parse_args()
+    if not arguments.folder.exists():
+        make(arguments.folder, arguments.samples)
+    wall, cpu = [], []
+    for _ in range(arguments.starts):
+        started = time.perf_counter(), time.process_time()
+        samples = open_dataset(arguments.folder, labelled=True)
+        check_dataset(samples)
+        wall.append(round(time.perf_counter() - started[0], 2))
+        cpu.append(round(time.process_time() - started[1], 2))
+    result = {"samples": len(samples), "first_s": wall[0], "next_s": wall[1:], "cpu_s": cpu}
+    print(json.dumps({**result, **describe("pillow", "numpy")}))
+
+
+if __name__ == "__main__":
+    main()
