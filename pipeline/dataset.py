@@ -296,6 +296,8 @@ class DatasetWriter:
                     name, data = f"{kind}s/{shard}/{key}.png", files.encode_png(array)
                     contents.append((self.folder / name, data))
                     full |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(data)}
+            if label is not None:  # rare class sampling then reads no label
+                full["class_pixels"] = labels.count_classes(label).tolist()
             rows.append(full | {"height": image.shape[0], "width": image.shape[1]})
         files.write_all(contents)
         self.append_rows(rows)

@@ -243,6 +243,24 @@ def test_bad_files_are_one_line(kind: str, name: str, folder: Path, call: Callab
     ]
 
 
+@pytest.mark.parametrize("name", ["export mmseg", "generation", "training", "merge"])
+@pytest.mark.parametrize("kind", ["metadata.jsonl", IMAGE])
+def test_unreadable_files_are_one_line(
+    kind: str, name: str, folder: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == IMAGE and name in ("generation", "merge"):
+        return  # they need no image
+    real = os.open
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path) == str(folder / kind):  # the tests may run as root, who may read all
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    refused(call(name), f"{kind}: cannot be read .Permission denied.")
+
+
 def test_links_inside_and_into_declared_stores_work_and_keep_the_listed_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
