@@ -20,7 +20,7 @@ from pipeline.config import digest
 from pipeline.dataset import find_files, open_dataset, require_same_size, say_hidden
 from pipeline.errors import UserError
 from pipeline.identity import DIGITS, file_digest
-from pipeline.images import MAX_PIXELS, image_size, read_image
+from pipeline.images import MAX_PIXELS, image_size, read_header, read_image
 from pipeline.metadata import is_dataset
 from pipeline.reading import read_json
 
@@ -244,7 +244,8 @@ def check_pictures(source: LayoutSource) -> None:
 
     def check(name: str, picture: Path) -> None:
         label = source.folder / name
-        require_same_size(image_size(picture), image_size(label), label)
+        header = read_header(label, "label")
+        require_same_size(image_size(picture), (header.width, header.height), label)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         list(pool.map(check, source.names, source.pictures))

@@ -162,12 +162,9 @@ def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
 def check_sample(sample: Sample) -> None:
     """Read a sample's label and the head and end of its image; `UserError` names what is wrong."""
-    header = images.read_header(sample.image)
-    with images.naming(sample.image, "image"):
-        images.check_image_mode(header.mode)
+    size = images.image_size(sample.image)
     if sample.label is not None:
         label = labels.read_label(sample.label)
-        size = (header.width, header.height)
         require_same_size(size, label.shape[::-1], sample.label)
 
 

@@ -131,8 +131,13 @@ def header_of(data: bytes) -> Header:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """Return the (width, height) of an image as it is shown, by its header."""
+    """Return the (width, height) of an image as it is shown, by its header.
+
+    Raises `UserError` naming it for what `read_image` would refuse by the header.
+    """
     header = read_header(path)
+    with naming(path, "image"):
+        check_image_mode(header.mode)
     return header.width, header.height
 
 

@@ -19,7 +19,7 @@ import numpy as np  # noqa: E402
 
 from pipeline import files, models  # noqa: E402
 from pipeline.config import parse, require_positive  # noqa: E402
-from pipeline.dataset import find_pictures, read_image  # noqa: E402
+from pipeline.dataset import check_images, find_pictures, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.labels import CLASS_NAMES  # noqa: E402
 
@@ -92,7 +92,9 @@ def check(config: Config) -> list[Path]:
     if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
         raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
     files.require_writable(config.output)
-    return find_pictures(config.images)[: config.limit]
+    pictures = find_pictures(config.images)[: config.limit]
+    check_images(pictures)
+    return pictures
 
 
 def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int], list[np.ndarray]]:
