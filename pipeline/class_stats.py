@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,60 @@ from pipeline import files, labels
 from pipeline.errors import UserError
 
 NUM_LOOKED_AT = 8
+MANY_CLASSES = 10  # with ids above 18: a street without any of these is none
 
 
-def count_some(paths: Sequence[Path], table: np.ndarray | None = None) -> tuple[int, int]:
-    """Return (pixels of a class, all pixels) of a few labels, spread over `paths`.
+def doubt(pixels: np.ndarray, total: int, label_space: str, where: str) -> None:
+    """Say on stderr if a label space seems not to be that of the labels it converted.
+
+    `pixels` counts the 19 classes, `total` all pixels. Labels that are train ids already look so
+    when they are read as the ids of GTA or Cityscapes: most become void, or only classes whose ids
+    are below 19 are ever found. Raises `UserError` if no pixel is of a class.
+    """
+    share, remedy = pixels.sum() / total, "name the right one by --label-space (train_ids, say)"
+    if share < 0.5:
+        message = (
+            f"{where}: {f'only {share:.1%}' if share else 'none'} of the pixels are of a class, the "
+            f"rest is void; label space {label_space} may not be that of these labels, {remedy}"
+        )
+        if not share:
+            raise UserError(message)
+        print(f"notice: {message}", file=sys.stderr)
+        return
+    table = labels.label_space(label_space)
+    if table.size > 256:
+        return
+    low, high = (set(part[part < labels.NUM_CLASSES]) for part in (table[:19], table[19:]))
+    absent = sorted(high - low)
+    if len(absent) >= MANY_CLASSES and not pixels[absent].any():
+        names = ", ".join(labels.CLASS_NAMES[i] for i in absent[:4])
+        print(
+            f"notice: {where}: no pixel is of {names} or any other class whose id in label space "
+            f"{label_space} is above 18; if these labels are train ids already, {remedy}",
+            file=sys.stderr,
+        )
+
+
+def count_some(
+    paths: Sequence[Path], table: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """Return (pixels of each of the 19 classes, all pixels) of a few labels, spread over `paths`.
 
     `table` is that of their label space. Labels that cannot be read are left to the full check.
     """
-    classes = total = 0
+    classes, total = np.zeros(labels.NUM_CLASSES, dtype=int), 0
     for path in paths[:: max(1, len(paths) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]:
         with contextlib.suppress(UserError):
             label = labels.read_label(path, table)
             total += label.size
-            classes += int(labels.count_classes(label).sum())
+            classes += labels.count_classes(label)
     return classes, total
 
 
 def require_classes(paths: Sequence[Path]) -> None:
     """Raise `UserError` if a few labels, spread over `paths`, are void alone: nothing to learn."""
     classes, total = count_some(paths)
-    if total and not classes:
+    if total and not classes.any():
         raise UserError(
             f"{paths[0]} and others: no pixel is of a class, all are void; were these labels "
             "converted with the right --label-space of pipeline/prepare.py?"

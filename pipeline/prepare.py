@@ -26,6 +26,8 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import numpy as np  # noqa: E402
+
 from pipeline import __version__, class_stats, files, images, labels  # noqa: E402
 from pipeline.catalogue import (  # noqa: E402
     DERIVED,
@@ -180,31 +182,13 @@ def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) ->
     class_stats.write_field_stats(target, counts)
 
 
-def warn_of_void(pixels: int, total: int, label_space: str, where: str) -> None:
-    """Say if fewer than half of all pixels are of a class; raise `UserError` if none is.
-
-    Train ids read as GTA's ids look so, and other label spaces that do not fit.
-    """
-    share = pixels / total
-    if share >= 0.5:
-        return
-    message = (
-        f"{where}: {f'only {share:.1%}' if pixels else 'none'} of the pixels are of a "
-        f"class, the rest is void; label space {label_space} may not be that of these labels, "
-        "name the right one by --label-space (train_ids, say)"
-    )
-    if not pixels:
-        raise UserError(message)
-    print(f"notice: {message}", file=sys.stderr)
-
-
 def look_at_some(listing: Listing, faults: list[Fault]) -> None:
     """Raise `UserError` if a few labels, spread over the set, hold no pixel of any class."""
     bad = {fault.path for fault in faults}
     good = [pair.label for pair in listing.pairs if pair.label not in bad]
     pixels, total = class_stats.count_some(good, labels.label_space(listing.label_space))
-    if total and not pixels:
-        warn_of_void(0, total, listing.label_space, f"{good[0]} and others")
+    if total and not pixels.any():
+        class_stats.doubt(pixels, total, listing.label_space, f"{good[0]} and others")
 
 
 def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
@@ -285,9 +269,9 @@ def finish(
                 f"{folder}: row {row['id']} is not one that this program wrote; prepare the set in "
                 "another folder"
             )
-    pixels = sum(sum(row["class_pixels"]) for row in rows)
+    pixels = np.array([row["class_pixels"] for row in rows]).sum(axis=0)
     total = sum(row["height"] * row["width"] for row in rows)
-    warn_of_void(pixels, total, label_space, str(folder))
+    class_stats.doubt(pixels, total, label_space, str(folder))
     class_stats.write_class_stats(folder, rows)
     prove_checked(folder, {row["id"] for row in rows} - known)
     if config.field_files or config.write_into_source:

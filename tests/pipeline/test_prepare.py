@@ -397,6 +397,13 @@ def test_labels_that_become_void_are_said_or_refused(
     assert run(monkeypatch, root, tmp_path / "out") is None
     told = capsys.readouterr().err
     assert "only 25.0% of the pixels are of a class" in told and "--label-space" in told
+    root = write_pairs(tmp_path / "trees", np.array([[8, 8, 8, 11, 2]]))  # 80 % are of a class
+    assert run(monkeypatch, root, tmp_path / "out2") is None
+    told = capsys.readouterr().err
+    assert "no pixel is of traffic light, traffic sign, vegetation" in told and "train ids" in told
+    root = write_pairs(tmp_path / "real", np.array([[8, 8, 8, 11, 23]]))  # sidewalk ... and sky
+    assert run(monkeypatch, root, tmp_path / "out3") is None
+    assert "no pixel" not in capsys.readouterr().err
     root = write_pairs(tmp_path / "void", np.zeros((2, 3)))
     with pytest.raises(UserError, match="none of the pixels are of a class.*--label-space"):
         run(monkeypatch, root, tmp_path / "none")
