@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.new_networks import check_new_networks
 from pipeline.config import (
     Invocation,
     require_between,
@@ -111,14 +112,6 @@ def check_base_fit(config: Any, base: str) -> None:
         )
 
 
-def check_groups(setting: str, channels: tuple[int, ...], groups: int, what: str) -> None:
-    """Raise `UserError` unless each of `channels` splits into `groups`, `what` they are."""
-    if wrong := [width for width in channels if width % groups]:
-        raise UserError(
-            f"{setting}: {wrong[0]} is no multiple of {groups}, the number of {what}"
-        )
-
-
 def _numbers(config: Any) -> list[str]:
     return [f.name for f in fields(config) if isinstance(getattr(config, f.name), int | float)]
 
@@ -142,6 +135,8 @@ def begin(
     check_ranges(config)
     if "base" in inputs:
         check_base_fit(config, str(inputs["base"][1]))
+    elif hasattr(config, "channels"):
+        check_crop(config, check_new_networks(config, inputs), "for networks of these levels")
     if call.dry_run:
         plan(config, samples)
         return None, folder
