@@ -1,7 +1,7 @@
 """Captions of crops: class names within a template, never cut by the text window."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -31,8 +31,11 @@ class Captions:
         return self._of(tuple(int(i) for i in np.unique(label) if i < labels.NUM_CLASSES))
 
     @cached_property
-    def _truncates(self) -> Callable[[str], bool]:
-        return PromptEncoder(self._base).truncates
+    def _text(self) -> PromptEncoder:
+        return PromptEncoder(self._base)
+
+    def _truncates(self, caption: str) -> bool:
+        return self._text.truncates(caption)
 
     def _render(self, classes: Sequence[int]) -> str:
         names = self._separator.join(labels.CLASS_NAMES[i] for i in classes)
@@ -46,8 +49,8 @@ class Captions:
         every = range(labels.NUM_CLASSES)
         if any(self._truncates(self._render([i])) for i in every):
             raise UserError(
-                f"--caption-template {self._template!r}: is cut by the text window of --base, "
-                f"{PLACEHOLDER} does not fit; shorten it"
+                f"--caption-template {self._template!r}: is cut after the {self._text.window} tokens "
+                f"of the text window of --base, {PLACEHOLDER} does not fit; shorten it"
             )
         named = fit_classes(every, self._render, self._truncates)
         if PLACEHOLDER in self._template and len(named) < labels.NUM_CLASSES:
@@ -61,7 +64,9 @@ class Captions:
 
 def check_prompt(prompt: str, base: str) -> None:
     """Raise `UserError` if the one prompt of a training is cut by the text window of `base`."""
-    if PromptEncoder(base).truncates(prompt):
+    text = PromptEncoder(base)
+    if text.truncates(prompt):
         raise UserError(
-            f"--prompt {prompt[:60]!r}...: is longer than the text window of --base; shorten it"
+            f"--prompt {prompt[:60]!r}...: is longer than the text window of --base, {text.window} "
+            "tokens; shorten it"
         )

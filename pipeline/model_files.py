@@ -208,11 +208,10 @@ def _check_tokenizer(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_base(folder: Path) -> dict[str, dict[str, Any]]:
-    """Check all parts of a base model's folder by their files; return their configs by part.
+def check_index(folder: Path) -> list[str]:
+    """Return the parts that `model_index.json` names and some stage loads.
 
-    `model_index.json` may name stock classes alone; parts that no stage loads, a safety checker
-    say, are not looked at.
+    It may name stock classes alone; a safety checker, say, is not looked at.
     """
     path = folder / "model_index.json"
     index = read_json(path, dict)
@@ -237,7 +236,12 @@ def check_base(folder: Path) -> dict[str, dict[str, Any]]:
                 f"{path}: its {part} is {found}, expected {expected}; use a Stable Diffusion 1.x, "
                 "2.x or XL base"
             )
-    configs = {part: check_part(folder / part, part) for part in wanted}
+    return wanted
+
+
+def check_base(folder: Path) -> dict[str, dict[str, Any]]:
+    """Check all parts of a base model's folder by their files; return their configs by part."""
+    configs = {part: check_part(folder / part, part) for part in check_index(folder)}
     _check_together(folder, configs)
     return configs
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline import hub, model_files
 from pipeline.config import digest
 from pipeline.errors import UserError
-from pipeline.hub import find_local as find_local  # its place for callers is here
+from pipeline.hub import fetch as fetch  # the place for callers is here
+from pipeline.hub import find_local as find_local
 from pipeline.identity import model_revision
+from pipeline.model_files import check_index as check_index
 from pipeline.model_files import read_config as read_config
 from pipeline.reading import read_json, shortened
 

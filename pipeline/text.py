@@ -76,7 +76,8 @@ class PromptEncoder:
 
     def __init__(self, base: str, device: Any = "cpu", dtype: Any = None) -> None:
         index = models.load_index(base)
-        suffixes = [s for s in ("", "_2") if (index.get(f"text_encoder{s}") or [None])[0]]
+        parts = models.check_index(models.fetch(base))
+        suffixes = [s for s in ("", "_2") if f"text_encoder{s}" in parts]
         self.tokenizers = [models.load_component(base, f"tokenizer{s}") for s in suffixes]
         self._base, self._suffixes, self._device, self._dtype = base, suffixes, device, dtype
         self._zero_empty = bool(index.get("force_zeros_for_empty_prompt"))
@@ -97,9 +98,15 @@ class PromptEncoder:
 
     def truncates(self, prompt: str) -> bool:
         """Tell whether the text window cuts the prompt off."""
-        num_special = 2  # start and end
-        return any(len(t.tokenize(prompt)) + num_special > t.model_max_length
-                   for t in self.tokenizers)  # fmt: skip
+        return any(
+            len(t(prompt, truncation=False, verbose=False).input_ids) > t.model_max_length
+            for t in self.tokenizers
+        )
+
+    @property
+    def window(self) -> int:
+        """Tokens that the text window takes, start and end included: 77 for Stable Diffusion."""
+        return min(t.model_max_length for t in self.tokenizers)
 
     def load(self) -> None:
         """Load the encoders now; otherwise the first new prompt does."""

@@ -70,7 +70,7 @@ def test_a_short_text_window_leaves_out_common_classes_and_cuts_nothing(tiny_bas
     assert "road" not in names and "building" not in names
     tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
     assert len(tokenizer(text).input_ids) <= 24
-    with pytest.raises(UserError, match="is cut by the text window"):
+    with pytest.raises(UserError, match="is cut after the 24 tokens"):
         Captions(str(tiny_base), "a city street scene with " * 6 + "{classes}", " ").check()
 
 

@@ -184,7 +184,7 @@ def test_what_cannot_work_is_said_first(
         (("--init", "{base}/unet"), "is of a UNet2DConditionModel, but a ControlNetModel"),
         (("--init", "pocket"), "--init pocket: does not fit --base"),
         (("--caption-template", "a {class}"), "--caption-template .* knows only {{classes}}"),
-        (("--caption-template", "a long street " * 9 + "{classes}"), "cut by the text window"),
+        (("--caption-template", "a long street " * 9 + "{classes}"), "is cut after the 24 tokens"),
         (("--base", "{net}"), "has no model_index.json"),
     ],
 )
