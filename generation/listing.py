@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
 from pipeline.reading import parse_json, shortened
 from pipeline.seeding import numpy_generator
+from pipeline.text import is_cut, load_tokenizers
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3
@@ -136,6 +137,41 @@ def count_tiles(label: np.ndarray, config: Config, latent_px: int, unit: int) ->
     return len(tiles.chosen_boxes(boxes, tile, mask, config.tile_cover)), len(boxes)
 
 
+def sample_rows(
+    missing: Sequence[PlanItem], source: LayoutSource, layouts: list[Layout], config: Config
+) -> list[tuple[np.ndarray, dict[str, Any]]]:
+    """Return label crop and row of up to NUM_SAMPLED of the missing samples."""
+    chosen = [missing[i] for i in np.linspace(0, len(missing) - 1, NUM_SAMPLED).astype(int)]
+    drawn = []
+    for item in dict.fromkeys(chosen):
+        layout = layouts[item.layout]
+        drawn.append(describe(item, source.read(layout.name), layout, config))
+    return drawn
+
+
+def cut_prompts(rows: Sequence[dict[str, Any]], config: Config) -> str:
+    """Return a line if the text window of the base cuts prompts of `rows`, else "".
+
+    A base that is not on this disk tells nothing yet.
+    """
+    home = models.find_local(models.find_base(config.base))
+    if home is None:
+        return ""
+    tokenizers = load_tokenizers(home)
+    prompts = [row["prompt"] for row in rows]
+    cut = sum(any(is_cut(t, prompt) for t in tokenizers) for prompt in prompts)
+    negative = any(is_cut(t, config.negative_prompt) for t in tokenizers)
+    window = min(t.model_max_length for t in tokenizers)
+    if not cut and not negative:
+        return ""
+    what = f"{cut} of {len(prompts)} prompts" if cut else "--negative-prompt"
+    verb = "are" if cut else "is"
+    return (
+        f"{what} {verb} cut after {window} tokens and lose what stands last; shorten "
+        f"{'prompt.template, or name fewer classes (prompt.max_classes)' if cut else 'it'}"
+    )
+
+
 def forecast(
     missing: Sequence[PlanItem], source: LayoutSource, layouts: list[Layout], config: Config
 ) -> str:
@@ -149,11 +185,7 @@ def forecast(
     latent_px, unit = LATENT_PX, UNIT_PX
     if (home := models.find_local(models.find_base(config.base))) is not None:
         latent_px, unit = models.grid_px(home)
-    chosen = [missing[i] for i in np.linspace(0, len(missing) - 1, NUM_SAMPLED).astype(int)]
-    drawn = []
-    for item in dict.fromkeys(chosen):
-        layout = layouts[item.layout]
-        drawn.append(describe(item, source.read(layout.name), layout, config))
+    drawn = sample_rows(missing, source, layouts, config)
     counts = np.array([count_tiles(label, config, latent_px, unit) for label, _ in drawn])
     evaluations = config.steps * (1 + counts[:, 0].mean())
     lines = [
@@ -164,6 +196,8 @@ def forecast(
         "prompts, for example:",
         *(f"  {row['prompt']}" for _, row in drawn[:NUM_EXAMPLES]),
     ]
+    if warning := cut_prompts([row for _, row in drawn], config):
+        lines.append(warning)
     return "\n".join(lines)
 
 

@@ -138,10 +138,20 @@ def main() -> int | None:
         return fill(config, inputs, process_index)
 
 
+def warn_of_cut_prompts(config: Config, inputs: Inputs, process_index: int) -> None:
+    """Say on stderr if prompts of the missing samples do not fit the base's text window."""
+    if process_index == 0:
+        missing = [inputs.plan[index] for index in inputs.missing]
+        drawn = listing.sample_rows(missing, inputs.source, inputs.layouts, config)
+        if warning := listing.cut_prompts([row for _, row in drawn], config):
+            print(f"streetforge: {warning}", file=sys.stderr)
+
+
 def fill(config: Config, inputs: Inputs, process_index: int) -> int:
     """Make what is missing in the output folder and return the exit code."""
     if inputs.missing:
         check_loadable(config)
+        warn_of_cut_prompts(config, inputs, process_index)
     folder = open_output(config, inputs, process_index)
     rows, is_main, stopped = inputs.rows, process_index == 0, 0
     with Claims(config.output) as claims:

@@ -8,6 +8,7 @@ pooled state of the second (Podell et al., ICLR 2024, sections 2.1 and 2.2).
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import models
@@ -67,6 +68,22 @@ def fit_classes(
     return kept
 
 
+def is_cut(tokenizer: Any, prompt: str) -> bool:
+    """Tell whether a prompt with its start and end mark exceeds the window of a tokenizer.
+
+    Told not to, the tokenizer does not warn of errors that cannot happen, since prompts are cut.
+    """
+    return len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > tokenizer.model_max_length
+
+
+def load_tokenizers(home: Path) -> list[Any]:
+    """Load the tokenizers of a base model's folder, without torch."""
+    import transformers
+
+    folders = [home / f"tokenizer{suffix}" for suffix in ("", "_2")]
+    return [transformers.CLIPTokenizer.from_pretrained(f) for f in folders if f.is_dir()]
+
+
 class PromptEncoder:
     """The text encoders of a base model; loaded when first needed, each prompt encoded once.
 
@@ -98,10 +115,7 @@ class PromptEncoder:
 
     def truncates(self, prompt: str) -> bool:
         """Tell whether the text window cuts the prompt off."""
-        return any(
-            len(t(prompt, truncation=False, verbose=False).input_ids) > t.model_max_length
-            for t in self.tokenizers
-        )
+        return any(is_cut(tokenizer, prompt) for tokenizer in self.tokenizers)
 
     @property
     def window(self) -> int:

@@ -113,3 +113,21 @@ def test_count_of_tiles(tiny_config, fusion, cover, counts):
     label[:16] = 10  # the first row of tiles is covered
     config = replace(tiny_config, fusion=fusion, tile_cover=cover)
     assert listing.count_tiles(label, config, 4, 8) == counts
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_prompts_beyond_the_text_window_are_said(flags, tmp_path, monkeypatch, capfd, dry):
+    import sys
+
+    from generation import run
+
+    long = tmp_path / "long.yaml"
+    long.write_text('prompt: {template: "' + "a city street " * 9 + '{classes}, {condition}"}\n')
+    words = [*flags, "--config", str(long), "--n", "2", "--steps", "1", "--fusion", "none"]
+    words += ["--output", str(tmp_path / "set"), *(["--dry-run"] if dry else [])]
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    assert not run.main()
+    out, err = capfd.readouterr()
+    said = out if dry else err
+    assert "prompts are cut after 24 tokens" in said and "prompt.template" in said
+    assert "indexing errors" not in out + err
