@@ -1,5 +1,5 @@
 # make demo   set up, then the whole method on Pocket City, ending with runs/pocket/report.html
-# make test   set up, then every test
+# make test   set up, then every test               make test-extras  optional packages, see below
 # make setup  only the local environment in .venv       make lint, make clean: as named
 #
 # Needs Python 3.11 or newer and nothing else. PYTHON=... names another interpreter.
@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test setup lint doctor clean
+.PHONY: demo test test-extras setup lint doctor clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -21,6 +21,17 @@ demo: $(STAMP)
 # One thread per test process: several run side by side.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS)
+
+# controlnet-aux and xformers as published, in an environment of their own that sees .venv. What
+# cannot be installed or imported on a machine is skipped with the reason.
+EXTRAS := .venv-extras
+SITE = $$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+test-extras: $(STAMP)
+	@test -x $(EXTRAS)/bin/python || "$(PYTHON)" -m venv $(EXTRAS)
+	@echo "$(call SITE,$(CURDIR)/$(VENV))" > "$(call SITE,$(EXTRAS))/streetforge.pth"
+	-$(EXTRAS)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps \
+		-r tests/extras/requirements.txt
+	OMP_NUM_THREADS=1 $(EXTRAS)/bin/python -m pytest tests/extras
 
 doctor: $(STAMP)
 	$(RUN) pipeline/doctor.py
@@ -40,4 +51,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(EXTRAS) build dist *.egg-info .pytest_cache .ruff_cache

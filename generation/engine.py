@@ -103,8 +103,13 @@ class Drawing:
         return Picture(None if problem else image, problem, *self.counts)
 
 
-def find_attention(name: str) -> Callable[..., torch.Tensor]:
-    """Return the attention function of a setting."""
+def find_attention(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Callable[..., torch.Tensor]:
+    """Return the attention function of a setting, of BxLxHxD queries, keys and values.
+
+    That of xformers is tried once: it has no kernels for some devices and precisions.
+    """
     if name == "native":
         return native_attention
     try:
@@ -113,6 +118,15 @@ def find_attention(name: str) -> Callable[..., torch.Tensor]:
         raise UserError(
             "--attention xformers: xformers is not installed; pip install 'streetforge[xformers]' "
             "or use --attention native"
+        ) from None
+    query = torch.zeros((1, 16, 2, 64), device=device, dtype=dtype)
+    try:
+        memory_efficient_attention(query, query, query)
+    except Exception as error:  # NotImplementedError, or whatever a build of it raises
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"--attention xformers: has no kernel for {dtype} on {device} ({reason}); use "
+            "--attention native, or another --precision"
         ) from None
     return memory_efficient_attention
 
@@ -123,7 +137,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     dtype, layout = DTYPES[config.precision], torch.contiguous_format
     if config.channels_last:
         layout = torch.channels_last
-    attend = find_attention(config.attention)
+    attend = find_attention(config.attention, device, dtype)
     text = PromptEncoder(base, device, dtype)
     text.load()
     swapped = models.find_folder(config.unet, "unet") if config.unet else None
