@@ -21,7 +21,7 @@ from pipeline.config import require_extra
 from pipeline.errors import UserError
 from pipeline.text import Conditioning
 from segtrain.taps import Taps, as_map, check_taps
-from segtrain.trajectories import Clean, Schedule, Trajectory, Visit
+from segtrain.trajectories import Clean, Schedule, Trajectory, Visit, masked_mean
 
 Sink = Callable[[int, int, torch.Tensor], None]
 Training = Literal["frozen", "full", "lora"]
@@ -200,7 +200,7 @@ class DiffusionExtractor(torch.nn.Module):
             negative = None
         learns = len(self.trained) > 0 or context.states.requires_grad
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            walk = self.trajectory.walk(latents, self.schedule)
+            walk = self.trajectory.walk(latents, self.schedule, masks)
             output = None
             try:
                 visit = next(walk)
@@ -304,17 +304,6 @@ def spread(states: torch.Tensor, paths: int, batch: int) -> torch.Tensor:
     if len(states) == paths:
         return states.repeat_interleave(batch, 0)
     return states.repeat(paths * batch // len(states), *[1] * (states.ndim - 1))
-
-
-def masked_mean(values: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
-    """Return the mean of PxBxCxhxw over paths, weighted by masks PxBx1xHxW at any size."""
-    if masks is None:
-        return values[0]
-    size = values.shape[-2:]
-    weights = functional.adaptive_avg_pool2d(masks.flatten(0, 1), size).unflatten(
-        0, masks.shape[:2]
-    )
-    return (values * weights).sum(0) / weights.sum(0).clamp_min(1e-6)
 
 
 def load_extractor(

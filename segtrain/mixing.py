@@ -1,7 +1,7 @@
-"""Draws training samples from source and generated pictures at an explicit ratio.
+"""Draws training samples from named sets at explicit shares.
 
-Each drawn sample comes from the generated set with probability `share`, whatever the sizes of the
-two sets, and is uniform within its set, or shows a rare class (`pipeline.rare_classes`). The
+Each drawn sample comes from a set with the probability of its share, whatever the sizes of the
+sets, and is uniform within its set, or shows a rare class (`pipeline.rare_classes`). The
 transforms of mmcv and mmsegmentation draw from the global streams of numpy and Python; these are
 seeded from the sample's own generator for the time of one sample, so that a sample does not depend
 on order, workers or processes.
@@ -9,14 +9,13 @@ on order, workers or processes.
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
 from pipeline.rare_classes import ClassIndex
 
 TRIES = 10
@@ -36,16 +35,6 @@ class SelfTraining:
     """probability from which a pixel of the average's prediction counts as a label"""
 
 
-def check_share(share: float, generated: Path | None) -> None:
-    """Raise `UserError` unless the share of generated samples and the generated set agree."""
-    if not 0 <= share <= 1:
-        raise UserError(f"--generated-share {share}: must be within 0..1")
-    if generated is None and share > 0:
-        raise UserError(f"--generated-share {share} needs --generated DIR")
-    if generated is not None and share == 0:
-        raise UserError("--generated is given but --generated-share is 0; raise it or drop the set")
-
-
 @contextlib.contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
     """Seed the global streams of numpy and Python inside the block; restore them after it."""
@@ -63,18 +52,22 @@ class MixedSamples:
     """Draws one transformed sample at a time: the `draw` of `pipeline.seeding.DrawnSamples`."""
 
     def __init__(
-        self, source: Any, generated: Any | None, share: float, *,
-        rare: dict[str, ClassIndex] | None = None, min_pixels: int = 0,
+        self, datasets: Mapping[str, Any], shares: Mapping[str, float] | None = None, *,
+        rare: Mapping[str, ClassIndex] | None = None, min_pixels: int = 0,
     ) -> None:  # fmt: skip
-        """`rare`: the classes of "source" and "generated". A crop is drawn up to ten times until it
-        has more than half of `min_pixels` of the class, as in DAFormer."""
-        self.sets, self.share = {"source": source, "generated": generated}, share
+        """`datasets` and `shares` by the names of the sets; the last set takes what the others
+        leave. `rare`: the classes of the sets by name. A crop is drawn up to ten times until it has
+        more than half of `min_pixels` of the class, as in DAFormer."""
+        self.datasets = dict(datasets)
+        self.names = list(self.datasets)
+        shares = shares or {}
+        self.bounds = np.cumsum([shares[name] for name in self.names[:-1]])
         self.rare, self.min_pixels = rare or {}, min_pixels
 
     def __call__(self, rng: np.random.Generator) -> Any:
-        """Return one sample as packed by the recipe's transforms."""
-        name = "generated" if rng.random() < self.share else "source"
-        dataset = self.sets[name]
+        """Return one sample as packed by the transforms of its set."""
+        name = self.names[int(np.searchsorted(self.bounds, rng.random(), side="right"))]
+        dataset = self.datasets[name]
         if name not in self.rare:
             return self._transformed(dataset, int(rng.integers(len(dataset))), rng)
         wanted, number = self.rare[name].draw(rng)

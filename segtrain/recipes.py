@@ -2,7 +2,8 @@
 
 From a recipe we use `model`, `train_pipeline`, `test_pipeline`, `train_dataloader.batch_size`,
 `train_cfg.max_iters`, `optim_wrapper` and `param_scheduler` (LinearLR and PolyLR by iteration),
-with mmsegmentation's own meaning. The rest serves mmengine's stock Runner.
+with mmsegmentation's own meaning, and `sets` (`segtrain.sets`). The rest serves mmengine's stock
+Runner.
 """
 
 import json
@@ -13,7 +14,8 @@ from typing import Any
 from pipeline import files, models
 from pipeline.errors import UserError
 from pipeline.reading import read_json
-from segtrain import loading, saved_recipe
+from segtrain import loading, recipe_checks, saved_recipe
+from segtrain.sets import SOURCE, set_pipeline
 
 RECIPE_FILE = "recipe.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -28,57 +30,70 @@ def require_recipe(path: Path) -> None:
     if path.suffix != ".py":
         raise UserError(f"{path}: a recipe is an mmsegmentation config file ending in .py")
     try:
-        compile(path.read_text(), str(path), "exec")
-    except (SyntaxError, UnicodeDecodeError, OSError) as error:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
         raise UserError(f"{path}: not a readable recipe ({error}); mend the file") from None
 
 
-def load_recipe(path: Path) -> Any:
-    """Read a recipe with its `_base_` files and import the modules it names."""
-    from mmengine.config import Config
+def load_recipe(path: Path, options: Sequence[str] = ()) -> Any:
+    """Read a recipe with its `_base_` files, change it by `options`, and check its values."""
+    with recipe_checks.named_faults(str(path)):
+        from mmengine.config import Config
 
-    import segtrain.registry  # noqa: F401
+        import segtrain.registry  # noqa: F401
 
-    try:
         recipe = Config.fromfile(path)
-    except (OSError, KeyError, TypeError, ImportError) as error:
-        reason = str(error).replace("\n", " ")
-        raise UserError(f"{path}: the recipe cannot be read ({reason}); mend the file") from None
-    needed = ("model", "train_pipeline", "train_dataloader", "train_cfg", "optim_wrapper")
-    missing = [key for key in (*needed, "param_scheduler") if key not in recipe]
-    if missing:
-        raise UserError(f"{path}: the recipe lacks {', '.join(missing)}; see configs/segtrain")
+        recipe_checks.require_sections(recipe)
+    change(recipe, options)
+    with recipe_checks.named_faults(str(path)):
+        recipe_checks.check_recipe(recipe)
     return recipe
 
 
 def change(recipe: Any, options: Sequence[str]) -> None:
     """Apply settings `key=value` to `recipe` in place, with the meaning of mmengine's own.
 
-    Raises `UserError` for a key whose parents the recipe lacks.
+    Raises `UserError` for a key whose parents the recipe lacks, or that nothing reads.
     """
     from mmengine.config import DictAction
 
-    changes = {}
     for option in options:
         key, _, value = option.partition("=")
+        recipe_checks.require_used(option, key)
         place = recipe
         for part in key.split(".")[:-1]:
-            place = place.get(part) if hasattr(place, "get") else None
+            place = _inside(place, part)
             if place is None:
                 raise UserError(f"--cfg-options {option}: the recipe has no {part}")
-        changes[key] = DictAction._parse_iterable(value)
-    recipe.merge_from_dict(changes)
+        if any(value.count(a) != value.count(b) for a, b in ("[]", "()")):
+            raise UserError(f"--cfg-options {option}: a bracket is not closed; close it")
+        with recipe_checks.named_faults(f"--cfg-options {option}", "see the recipe"):
+            recipe.merge_from_dict({key: DictAction._parse_iterable(value)})
+
+
+def _inside(place: Any, part: str) -> Any:
+    if isinstance(place, list | tuple):
+        return place[int(part)] if part.isdigit() and int(part) < len(place) else None
+    return place.get(part) if hasattr(place, "get") else None
 
 
 def override(recipe: Any, *, iterations: int | None, batch_size: int | None, base: str) -> None:
     """Apply the command line's settings to `recipe` in place.
 
-    A schedule that ended at the recipe's `max_iters` ends at the new one.
+    A schedule that ended at the recipe's `max_iters` ends at the new one. Where that leaves no
+    room, before the end of a warm-up, all of them shrink alike.
     """
     if iterations:
-        for scheduler in recipe.param_scheduler:
-            if scheduler.get("end") == recipe.train_cfg.max_iters:
+        schedulers, planned = recipe.param_scheduler, recipe.train_cfg.max_iters
+        for scheduler in schedulers:
+            if scheduler["end"] == planned:
                 scheduler["end"] = iterations
+        if any(scheduler.get("begin", 0) >= scheduler["end"] for scheduler in schedulers):
+            for scheduler in schedulers:
+                if scheduler["end"] != iterations:
+                    scheduler["end"] = max(1, scheduler["end"] * iterations // planned)
+                begin = scheduler.get("begin", 0) * iterations // planned
+                scheduler["begin"] = min(begin, scheduler["end"] - 1)
         recipe.train_cfg.max_iters = iterations
     if batch_size:
         recipe.train_dataloader.batch_size = batch_size
@@ -86,6 +101,14 @@ def override(recipe: Any, *, iterations: int | None, batch_size: int | None, bas
         if "base" not in recipe.model.backbone:
             raise UserError(f"--base {base}: this recipe's backbone is no diffusion model; drop it")
         recipe.model.backbone.base = base
+
+
+def diffusion_models(backbone: dict[str, Any]) -> dict[str, str]:
+    """Return the folders or pinned ids of the frozen models of a backbone, by its option."""
+    found = {"base": models.find_base(backbone["base"])} if backbone.get("base") else {}
+    return found | (
+        {"unet": str(models.find_folder(backbone["unet"], "unet"))} if backbone.get("unet") else {}
+    )
 
 
 def diffusion_base(recipe: Any) -> dict[str, str]:
@@ -123,25 +146,26 @@ def build_model(recipe: Any) -> Any:
     return model
 
 
-def build_dataset(recipe: Any, folder: Path) -> Any:
-    """Build the dataset of `folder` with the recipe's training transforms."""
+def build_dataset(recipe: Any, folder: Path, name: str = SOURCE) -> Any:
+    """Build the dataset of `folder` with the training transforms of the named set."""
     from mmengine.registry import init_default_scope
     from mmseg.registry import DATASETS
 
     init_default_scope("mmseg")
+    pipeline = set_pipeline(recipe, name)
     return DATASETS.build(
-        {
-            "type": "StreetforgeDataset",
-            "data_root": str(folder),
-            "pipeline": recipe["train_pipeline"],
-        }
+        {"type": "StreetforgeDataset", "data_root": str(folder), "pipeline": pipeline}
     )
 
 
 def build_optimizer(recipe: Any, model: Any) -> Any:
     """Build the recipe's optimizer with its `paramwise_cfg`."""
     from mmengine.optim import DefaultOptimWrapperConstructor
+    from mmengine.registry import OPTIMIZERS
 
+    kind = recipe["optim_wrapper"]["optimizer"]["type"]
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise UserError(f"optim_wrapper.optimizer.type {kind}: is not known; AdamW is, and SGD")
     wrapper = {"type": "OptimWrapper", "optimizer": recipe["optim_wrapper"]["optimizer"]}
     constructor = DefaultOptimWrapperConstructor(
         wrapper, recipe["optim_wrapper"].get("paramwise_cfg")
@@ -155,21 +179,11 @@ def learning_rate_factor(schedulers: Sequence[dict[str, Any]]) -> Callable[[int]
     LinearLR rises from `start_factor` to 1 over begin..end; PolyLR falls as
     (1 - (t - begin) / (end - begin)) ** power; outside its range a scheduler is constant.
     """
-    known = {"LinearLR", "PolyLR"}
-    for scheduler in schedulers:
-        if scheduler["type"] not in known or scheduler.get("by_epoch", True):
-            raise UserError(
-                f"param_scheduler {scheduler['type']}: only {' and '.join(sorted(known))} with "
-                "by_epoch=False are supported"
-            )
-        if scheduler.get("eta_min", 0) != 0:
-            raise UserError("param_scheduler PolyLR: eta_min must be 0")
-
     def factor(step: int) -> float:
         value = 1.0
         for scheduler in schedulers:
             begin, end = scheduler.get("begin", 0), scheduler["end"]
-            done = min(max((step - begin) / max(end - begin, 1), 0.0), 1.0)
+            done = min(max((step - begin) / (end - begin), 0.0), 1.0)
             if scheduler["type"] == "PolyLR":
                 value *= (1 - done) ** scheduler.get("power", 1.0)
             elif step < end:

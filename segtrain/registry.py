@@ -1,5 +1,6 @@
 """Names our parts to mmsegmentation. A recipe reaches this file through `custom_imports`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from segtrain.mmseg_setup import setup
@@ -7,7 +8,7 @@ from segtrain.mmseg_setup import setup
 setup()
 
 from mmseg.datasets import BaseSegDataset  # noqa: E402
-from mmseg.registry import DATASETS, MODELS  # noqa: E402
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS  # noqa: E402
 
 from pipeline import labels  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
@@ -16,20 +17,28 @@ from segtrain.diffusion_backbone import DiffusionBackbone  # noqa: E402
 from segtrain.mask2former_head import Mask2FormerHead  # noqa: E402
 from segtrain.readers import with_reader  # noqa: E402
 from segtrain.segmentors import DiffusionSegmentor  # noqa: E402
+from segtrain.transforms import Resize, prepare  # noqa: E402
 
 for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead, Mask2FormerHead):
     MODELS.register_module(name=f"Streetforge{part.__name__}", module=part, force=True)
+TRANSFORMS.register_module(name="StreetforgeResize", module=Resize, force=True)
 
 
 @DATASETS.register_module(force=True)
 class StreetforgeDataset(BaseSegDataset):
-    """A labelled dataset folder of the contract (`pipeline.dataset`), named by `data_root`."""
+    """A labelled dataset folder of the contract (`pipeline.dataset`), named by `data_root`.
+
+    `scale_factor`: the scale at which objects of this set appear, for the `StreetforgeResize` of
+    the pipeline; None leaves the pipeline's own.
+    """
 
     METAINFO = {"classes": labels.CLASS_NAMES, "palette": labels.PALETTE.tolist()}
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self, *, pipeline: Sequence[Any] = (), scale_factor: Any = None, **options: Any
+    ) -> None:
         options.setdefault("data_prefix", {})
-        options["pipeline"] = with_reader(options.get("pipeline", ()))
+        options["pipeline"] = with_reader(prepare(pipeline, scale_factor))
         super().__init__(**options)
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -19,9 +19,8 @@ from pipeline.labels import VOID
 from segtrain.mixing import SelfTraining, seeded_globals
 from segtrain.readers import with_reader
 
-
 class UnlabelledSamples:
-    """Draws a picture with the recipe's transforms and a void label."""
+    """Draws a picture with the transforms of its set and a void label."""
 
     def __init__(self, pictures: list[Path], pipeline: list[dict[str, Any]]) -> None:
         from mmengine.dataset import Compose

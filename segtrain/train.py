@@ -1,4 +1,4 @@
-"""Train a segmentation network on source pictures, alone or mixed with generated ones.
+"""Train a segmentation network on source images, alone or mixed with generated and other ones.
 
     accelerate launch segtrain/train.py configs/segtrain/segformer_pocket.py \\
         --source runs/mine/source --generated runs/mine/generated \\
@@ -30,9 +30,15 @@ from pipeline.dataset import (  # noqa: E402
     open_dataset,
 )
 from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.identity import file_digest, run_identity  # noqa: E402
 from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
-from segtrain.mixing import MixedSamples, SelfTraining, check_share  # noqa: E402
-from segtrain.recipes import require_recipe  # noqa: E402
+from segtrain.backbone_weights import load_backbone, read_shapes  # noqa: E402
+from segtrain.mixing import MixedSamples, SelfTraining  # noqa: E402
+from segtrain.recipe_checks import named_faults  # noqa: E402
+from segtrain.recipes import diffusion_models, require_recipe  # noqa: E402
+from segtrain.sets import (  # noqa: E402
+    TARGET, NamedSet, declared_scale, named_sets, set_pipeline,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,12 @@ class Config:
     """Labelled dataset folder of generated pictures."""
     generated_share: float = 0.0
     """Probability that a drawn sample comes from the generated set, 0 to 1."""
+    sets: tuple[str, ...] = ()
+    """More labelled sets as NAME=FOLDER:SHARE; the recipe's `sets` has the scale of each name."""
     rare_classes: RareClassSampling = field(
         default_factory=lambda: RareClassSampling(enabled=False)
     )
-    """Draw pictures and crops with rare classes more often, in both sets."""
+    """Draw images and crops with rare classes more often, in all sets."""
     self_training: SelfTraining = field(default_factory=SelfTraining)
     """Learn from unlabelled pictures of a target as well (unsupervised domain adaptation)."""
     iterations: int | None = None
@@ -64,7 +72,8 @@ class Config:
     base: str = ""
     """Diffusion base of a diffusion backbone; empty takes the recipe's."""
     cfg_options: tuple[str, ...] = ()
-    """Recipe settings to change, for example model.knowledge=None train_cfg.max_iters=500."""
+    """Recipe settings to change, for example model.knowledge=None train_pipeline.3.crop_size=512;
+    the numbers count the entries of a list from 0."""
     backbone_weights: Path | None = None
     """Safetensors file with initial weights of the backbone; None starts from random ones."""
     precision: Literal["no", "bf16", "fp16"] = "no"
@@ -80,7 +89,7 @@ class Config:
 def check(config: Config) -> dict[str, list[Sample]]:
     """Find bad input before torch or weights load. Returns the samples of each set."""
     require_recipe(config.recipe)
-    check_share(config.generated_share, config.generated)
+    parts = sets_of(config)
     require_positive(config, "checkpoint_every", "log_every")
     for name in ("iterations", "batch_size"):
         if getattr(config, name) is not None:
@@ -97,83 +106,149 @@ def check(config: Config) -> dict[str, list[Sample]]:
         models.find_base(config.base)
     if config.self_training.target:
         check_images(find_pictures(config.self_training.target))
-    if config.backbone_weights and not config.backbone_weights.is_file():
-        raise UserError(f"{config.backbone_weights}: no such file; check --backbone-weights")
-    sets = {"source": open_dataset(config.source, labelled=True)}
-    if config.generated:
-        sets["generated"] = open_dataset(config.generated, labelled=True)
+    if config.backbone_weights:
+        read_shapes(config.backbone_weights)
+    sets = {one.name: open_dataset(one.folder, labelled=True) for one in parts}
     for samples in sets.values():
         check_dataset(samples)
     return sets
 
 
-def stored_config(config: Config, recipe: Any, sets: dict[str, list[Sample]], world: int) -> Any:
-    """Return what makes two runs the same run; settings without effect on the result stay out."""
-    from segtrain.recipes import as_json, diffusion_base
+def sets_of(config: Config) -> list[NamedSet]:
+    """Return the labelled sets of a training, the source last."""
+    return named_sets(config.source, config.generated, config.generated_share, config.sets)
 
-    mapping = to_mapping(config)
-    for name in ("output", "workers", "checkpoint_every", "log_every", "iterations", "batch_size"):
-        mapping.pop(name)
-    counts = {name: len(samples) for name, samples in sets.items()}
-    diffusion = diffusion_base(recipe)
-    return {
-        **mapping,
-        "samples": counts,
-        "processes": world,
-        "diffusion": diffusion,
-        "model": as_json(recipe)["model"],
-        "iterations": recipe.train_cfg.max_iters,
-        "batch_size": recipe.train_dataloader.batch_size,
-        "train_pipeline": as_json(recipe)["train_pipeline"],
-        "optim_wrapper": as_json(recipe)["optim_wrapper"],
-        "param_scheduler": as_json(recipe)["param_scheduler"],
+
+def identify(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict[str, Any]:
+    """Return what makes two runs the same run: settings, recipe, contents of models and data.
+
+    Settings without effect on the result stay out, and paths, whose contents stand in their place.
+    """
+    from segtrain.recipes import as_json
+
+    plain, target = as_json(recipe), config.self_training.target
+    settings = to_mapping(config)
+    for name in ("output", "workers", "checkpoint_every", "log_every", "recipe", "cfg_options",
+                 "source", "generated", "generated_share", "base"):  # fmt: skip
+        settings.pop(name)
+    settings["self_training"].pop("target")
+    weights = config.backbone_weights
+    names = [*sets, TARGET] if target else list(sets)
+    models_of = diffusion_models(plain["model"]["backbone"])
+    settings |= {
+        "sets": {one.name: one.share for one in sets_of(config)},
+        "transforms": {name: set_pipeline(plain, name) for name in names},
+        "iterations": plain["train_cfg"]["max_iters"],
+        "batch_size": plain["train_dataloader"]["batch_size"],
+        "backbone_weights": file_digest(weights) if weights else None,
+        **{name: plain[name] for name in ("model", "optim_wrapper", "param_scheduler")},
     }
-
-
-def run(config: Config, sets: dict[str, list[Sample]]) -> None:
-    """Train as `config` says, from the newest checkpoint of its folder."""
-    import torch
-    from safetensors.torch import load_file
-
-    from pipeline import runs, seeding
-    from segtrain import loop, recipes, saved_recipe
-    from segtrain.self_training import Teacher, UnlabelledSamples
-
-    recipe = recipes.load_recipe(config.recipe)
-    recipes.change(recipe, config.cfg_options)
-    recipes.override(
-        recipe, iterations=config.iterations, batch_size=config.batch_size, base=config.base
-    )
-    if os.environ.get("RANK", "0") == "0":
-        saved_recipe.warn(recipes.as_json(recipe))
+    for name in models_of:
+        settings["model"]["backbone"].pop(name)
+    unlabelled = {TARGET: find_pictures(target)} if target else {}
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    stored = stored_config(config, recipe, sets, world)
+    return run_identity(settings, models=models_of, data={**sets, **unlabelled}, processes=world)
+
+
+def check_run(
+    config: Config, recipe: Any, sets: dict[str, list[Sample]]
+) -> dict[str, Any] | None:
+    """Return the run's identity on the first process, None on others, which wait for it later.
+
+    Raises `UserError` for models that cannot be loaded, and if the folder holds another run.
+    """
+    from pipeline import runs
+
     files.require_writable(config.output)
-    runs.refuse_other_run(config.output, stored)
-    accelerator = runs.make_accelerator(config.output, precision=config.precision)
-    runs.open_run(config.output, stored, is_main=accelerator.is_main_process)
-    iterations = recipe.train_cfg.max_iters
-    if runs.is_finished(config.output, iterations):
-        accelerator.print(f"{config.output}: already trained for {iterations} iterations")
-        accelerator.end_training()
-        return
+    with named_faults(str(config.recipe)):
+        models.check_loadable(*diffusion_models(recipe["model"]["backbone"]).items())
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    identity = identify(config, recipe, sets)
+    runs.refuse_other_run(config.output, identity)
+    return identity
+
+
+def build_samples(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> MixedSamples:
+    """Build what draws the labelled samples."""
+    from segtrain.recipes import build_dataset
+
     rare = {
         name: index_classes(samples, config.rare_classes)
         for name, samples in sets.items()
         if config.rare_classes.enabled
     }
-    torch.manual_seed(seeding.seed_of(config.seed, "initial weights"))
-    model = recipes.build_model(recipe)
-    if config.backbone_weights:
-        model.backbone.load_state_dict(load_file(config.backbone_weights))
-    if accelerator.device.type == "cuda" and world > 1:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(accelerator.device)
-    datasets = {name: recipes.build_dataset(recipe, getattr(config, name)) for name in sets}
-    draw = MixedSamples(
-        datasets["source"], datasets.get("generated"), config.generated_share,
+    parts, datasets = sets_of(config), {}
+    for one in parts:
+        with named_faults(str(config.recipe)):
+            datasets[one.name] = build_dataset(recipe, one.folder, one.name)
+    return MixedSamples(
+        datasets, {one.name: one.share for one in parts},
         rare=rare, min_pixels=config.rare_classes.min_pixels,
     )  # fmt: skip
+
+
+def describe_sets(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> str:
+    """Return one line for each set: how often it is drawn, and at which scale."""
+    lines = []
+    for one in sets_of(config):
+        scale = declared_scale(set_pipeline(recipe, one.name))
+        told = " to ".join(f"{factor:.3g}" for factor in sorted(set(scale))) if scale else "any"
+        lines.append(f"{one.name}: {one.share:.0%} of the samples, from {len(sets[one.name])} "
+                     f"images; objects at {told} times their size in the files")  # fmt: skip
+    return "\n".join(lines)
+
+
+def build_network(config: Config, recipe: Any) -> tuple[Any, Any]:
+    """Build the recipe's network, with the initial weights of the run, and its optimizer."""
+    import torch
+
+    from pipeline import seeding
+    from segtrain.recipes import build_model, build_optimizer
+
+    torch.manual_seed(seeding.seed_of(config.seed, "initial weights"))
+    with named_faults(str(config.recipe)):
+        model = build_model(recipe)
+        optimizer = build_optimizer(recipe, model)
+    if config.backbone_weights:
+        load_backbone(model.backbone, config.backbone_weights)
+    return model, optimizer
+
+
+def build_unlabelled(config: Config, recipe: Any) -> Any:
+    """Build what draws the unlabelled samples of self-training; None without."""
+    if not config.self_training.target:
+        return None
+    from segtrain.self_training import UnlabelledSamples
+
+    with named_faults(str(config.recipe)):
+        pipeline = set_pipeline(recipe, TARGET)
+        return UnlabelledSamples(find_pictures(config.self_training.target), pipeline)
+
+
+def run(config: Config, sets: dict[str, list[Sample]]) -> None:
+    """Train as `config` says, from the newest checkpoint of its folder.
+
+    Nothing is written before all that the recipe names has been built.
+    """
+    from pipeline import runs
+    from segtrain import loop, recipes, saved_recipe
+
+    recipe = recipes.load_recipe(config.recipe, config.cfg_options)
+    recipes.override(
+        recipe, iterations=config.iterations, batch_size=config.batch_size, base=config.base
+    )
+    iterations = recipe.train_cfg.max_iters
+    draw, unlabelled = build_samples(config, recipe, sets), build_unlabelled(config, recipe)
+    identity = check_run(config, recipe, sets)
+    if runs.is_finished(config.output, iterations):
+        print(f"{config.output}: already trained for {iterations} iterations")
+        return
+    model, optimizer = build_network(config, recipe)
+    if identity:
+        saved_recipe.warn(recipes.as_json(recipe))
+        runs.open_run(config.output, identity, is_main=True)
+    accelerator = runs.make_accelerator(config.output, precision=config.precision)
     clip = recipe.optim_wrapper.get("clip_grad") or {}
     plan = loop.Plan(
         folder=config.output,
@@ -185,19 +260,31 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
         log_every=config.log_every,
         clip_norm=clip.get("max_norm"),
     )
-    optimizer = recipes.build_optimizer(recipe, model)
-    teacher = None
-    if config.self_training.target:
-        pictures = find_pictures(config.self_training.target)
-        unlabelled = UnlabelledSamples(pictures, recipe.train_pipeline)
-        teacher = Teacher(model, config.self_training, unlabelled)
+    accelerator.print(describe_sets(config, recipe, sets))
+    model, teacher = place(config, model, accelerator, unlabelled)
     factor = recipes.learning_rate_factor(recipe.param_scheduler)
     facts = loop.train(accelerator, model, optimizer, draw, factor, plan, teacher)
     if accelerator.is_main_process:
-        recipes.save_trained(config.output, recipe, model, {"samples": stored["samples"]})
-        runs.mark_finished(config.output, iterations, processes=world, **facts)
+        counts = {name: len(samples) for name, samples in sets.items()}
+        recipes.save_trained(config.output, recipe, model, {"samples": counts})
+        runs.mark_finished(config.output, iterations, processes=accelerator.num_processes, **facts)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def place(config: Config, model: Any, accelerator: Any, unlabelled: Any) -> tuple[Any, Any]:
+    """Move the network to its device, and make its teacher of self-training there, if any.
+
+    The optimizer goes on with the same parameters.
+    """
+    import torch
+
+    from segtrain.self_training import Teacher
+
+    if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(accelerator.device)
+    return model, Teacher(model, config.self_training, unlabelled) if unlabelled else None
 
 
 def main() -> int | None:
@@ -206,9 +293,9 @@ def main() -> int | None:
     sets = check(config)
     if call.dry_run:
         show(config)
-        for name, samples in sets.items():
-            share = config.generated_share if name == "generated" else 1 - config.generated_share
-            print(f"would draw {share:.0%} of the samples from {len(samples)} {name} pictures")
+        for one in sets_of(config):
+            count = len(sets[one.name])
+            print(f"would draw {one.share:.0%} of the samples from {count} {one.name} pictures")
         return 0
     run(config, sets)
     return 0

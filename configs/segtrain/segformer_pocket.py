@@ -11,11 +11,12 @@ default_scope = "mmseg"
 crop_size = (96, 160)
 max_iters = 1200
 data_root = "runs/mine/source"
+scale_factor = (0.75, 1.5)  # of objects at the network to those in the files, drawn per sample
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=(256, 128), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type="StreetforgeResize", scale_factor=scale_factor),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.85),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
@@ -26,6 +27,11 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
+sets = dict(  # what each named set changes of `train_pipeline`
+    source=dict(scale_factor=scale_factor),
+    generated=dict(scale_factor=scale_factor),  # whole frames of the source's size
+    target=dict(scale_factor=scale_factor),  # unlabelled pictures of self-training
+)
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
@@ -39,6 +45,8 @@ val_dataloader = dict(
     dataset=dict(type="StreetforgeDataset", data_root=data_root, pipeline=test_pipeline),
 )
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
 
 model = dict(
     type="EncoderDecoder",
@@ -91,3 +99,4 @@ param_scheduler = [
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")

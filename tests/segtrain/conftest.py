@@ -16,14 +16,20 @@ crop_size = (32, 64)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=(64, 32), ratio_range=(1.0, 1.5), keep_ratio=True),
+    dict(type="StreetforgeResize"),
     dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.85),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
+sets = dict(
+    source=dict(scale_factor=(1.0, 1.5)),
+    generated=dict(scale_factor=(1.0, 1.5)),
+    target=dict(scale_factor=(1.0, 1.5)),
+)
 train_dataloader = dict(batch_size=2, dataset=dict(data_root={data!r}, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root={data!r}))
+test_dataloader = val_dataloader
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=2),

@@ -19,6 +19,7 @@ from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.seeding import DrawnSamples
 from segtrain import loop, mixing, recipes, score, train
 from segtrain.self_training import Teacher, UnlabelledSamples
+from segtrain.sets import named_sets
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 
@@ -97,7 +98,7 @@ def test_a_stop_signal_saves_and_the_same_command_continues(
 def test_a_sample_does_not_depend_on_order_or_global_state(source: Path, tiny_recipe: Path) -> None:
     recipe = recipes.load_recipe(tiny_recipe)
     dataset = recipes.build_dataset(recipe, source)
-    samples = DrawnSamples(mixing.MixedSamples(dataset, None, 0.0), 3)
+    samples = DrawnSamples(mixing.MixedSamples({"source": dataset}), 3)
     first = [samples[i]["inputs"] for i in (0, 1, 2)]
     torch.manual_seed(1)
     again = [samples[i]["inputs"] for i in (2, 1, 0)][::-1]
@@ -121,11 +122,11 @@ def test_rare_classes_are_drawn_and_shown_more_often(
     shown = {}
     for name, rare in (("uniform", {}), ("rare", {"source": index})):
         dataset = recipes.build_dataset(recipe, folder)
-        draw = mixing.MixedSamples(dataset, None, 0.0, rare=rare, min_pixels=40)
+        draw = mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40)
         labels = [DrawnSamples(draw, 3)[i]["data_samples"].gt_sem_seg.data for i in range(40)]
         shown[name] = sum(int((label == 18).sum() > 20) for label in labels)
     assert shown["rare"] > 2 * shown["uniform"] > 0
-    again = DrawnSamples(mixing.MixedSamples(dataset, None, 0.0, rare=rare, min_pixels=40), 3)[39]
+    again = DrawnSamples(mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40), 3)[39]
     assert torch.equal(again["data_samples"].gt_sem_seg.data, labels[39])
     config = train.Config(
         recipe=tiny_recipe, source=folder, output=tmp_path / "run", iterations=2,
@@ -192,7 +193,7 @@ def test_self_training_resumes_and_changes_the_network(
             train.check(bad)
 
 
-def test_share_is_the_probability_of_a_generated_sample() -> None:
+def test_a_share_is_the_probability_of_its_set() -> None:
     import numpy as np
 
     class Fake:
@@ -209,15 +210,41 @@ def test_share_is_the_probability_of_a_generated_sample() -> None:
         def pipeline(self, info: str) -> str:
             return info
 
-    draw = mixing.MixedSamples(Fake("source", 3), Fake("generated", 1000), 0.25)
-    drawn = [draw(np.random.default_rng(i)) for i in range(2000)]
-    assert 0.22 < drawn.count("generated") / 2000 < 0.28
+    sizes = {"generated": 1000, "night": 1, "source": 3}
+    shares = {"generated": 0.25, "night": 0.15, "source": 0.6}
+    draw = mixing.MixedSamples({name: Fake(name, size) for name, size in sizes.items()}, shares)
+    drawn = [draw(np.random.default_rng(i)) for i in range(4000)]
+    for name, share in shares.items():
+        assert abs(drawn.count(name) / 4000 - share) < 0.03
 
 
-@pytest.mark.parametrize(("share", "generated"), [(0.5, None), (0.0, Path("x")), (1.5, Path("x"))])
-def test_share_and_generated_set_must_agree(share: float, generated: Path | None) -> None:
-    with pytest.raises(UserError, match="--generated"):
-        mixing.check_share(share, generated)
+@pytest.mark.parametrize(
+    ("share", "generated", "more", "rule"),
+    [
+        (0.5, None, (), "needs --generated"),
+        (0.0, Path("x"), (), "--generated-share is 0"),
+        (1.5, Path("x"), (), "within 0..1"),
+        (float("nan"), Path("x"), (), "within 0..1"),
+        (0.6, Path("x"), ("night=y:0.5",), "add up to 1 or less"),
+        (0.0, None, ("source=y:0.5",), "name is taken"),
+        (0.0, None, ("a=y:0.1", "a=z:0.1"), "name is taken"),
+        (0.0, None, ("y:0.5",), "NAME=FOLDER:SHARE"),
+        (0.0, None, ("a=y",), "NAME=FOLDER:SHARE"),
+        (0.0, None, ("a=y:nan",), "NAME=FOLDER:SHARE"),
+        (0.0, None, ("../a=y:0.5",), "NAME=FOLDER:SHARE"),
+        (0.0, None, ("a=:0.5",), "NAME=FOLDER:SHARE"),
+    ],
+)
+def test_shares_and_sets_must_agree(share, generated, more, rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        named_sets(Path("s"), generated, share, more)
+
+
+def test_the_source_takes_what_the_other_sets_leave() -> None:
+    found = named_sets(Path("s"), Path("g"), 0.5, ("night=a:b/n:0.25",))
+    assert [(one.name, str(one.folder), one.share) for one in found] == [
+        ("generated", "g", 0.5), ("night", "a:b/n", 0.25), ("source", "s", 0.25),
+    ]  # fmt: skip
 
 
 def test_learning_rate_is_a_function_of_the_step() -> None:

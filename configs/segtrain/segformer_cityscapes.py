@@ -1,0 +1,17 @@
+"""SegFormer MiT-B5 with Cityscapes as the source, as in DGInStyle's second table.
+
+accelerate launch segtrain/train.py configs/segtrain/segformer_cityscapes.py \
+    --source runs/data/cityscapes --generated GENERATED --generated-share 0.5 \
+    --backbone-weights MIT_B5.safetensors --output DIR
+Hardware: one 24 GB GPU. Schedule and crops as segformer_gta.py; frames of 2048x1024 come to
+1024x512, generated crops keep their size. Built here; it has not been trained.
+"""
+
+_base_ = ["./segformer_gta.py"]
+
+data_root = "data/cityscapes"
+source_scale = 0.5
+sets = dict(source=dict(scale_factor=source_scale))
+train_dataloader = dict(dataset=dict(data_root=data_root, scale_factor=source_scale))
+val_dataloader = dict(dataset=dict(data_root=data_root))
+test_dataloader = dict(dataset=dict(data_root=data_root))
