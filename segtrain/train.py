@@ -98,6 +98,8 @@ def check(config: Config) -> dict[str, list[Sample]]:
         if not 0 <= getattr(config.self_training, name) < 1:
             setting = f"--self-training.{name.replace('_', '-')}"
             raise UserError(f"{setting}: must be at least 0 and below 1")
+    if config.self_training.start < 0:
+        raise UserError(f"--self-training.start {config.self_training.start}: must be 0 or more")
     if config.workers < 0:
         raise UserError(f"--workers {config.workers}: must be 0 or more")
     if wrong := [option for option in config.cfg_options if not re.match(r"[\w.]+=", option)]:

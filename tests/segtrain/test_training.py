@@ -302,7 +302,7 @@ def test_scores_of_conditions_and_of_a_changed_base(
 
 
 @pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])
-def test_mmengine_runner_trains_and_validates_the_recipe(
+def test_mmengine_runner_trains_validates_and_tests_the_recipe(
     recipe_name: str, tmp_path: Path, request
 ) -> None:
     from mmengine.config import Config
@@ -317,6 +317,8 @@ def test_mmengine_runner_trains_and_validates_the_recipe(
     runner = Runner.from_cfg(recipe)
     runner.train()
     assert runner.iter == 2 and (tmp_path / "iter_2.pth").is_file()
+    scores = runner.test()
+    assert 0 <= scores["mIoU"] <= 100 and "aAcc" in scores
 
 
 @pytest.mark.parametrize("name", ["segformer_pocket", "segformer_gta", "diffusion_pocket"])
