@@ -21,7 +21,7 @@ from pipeline.reading import read_json
 Size = tuple[int, int]
 RESOLUTIONS = ("low", "high")
 LARGEST_PX = 16384
-RESIZING = ("Resize", "ResizeShortestEdge")
+RESIZING = ("StreetforgeResize", "Resize", "ResizeShortestEdge")
 LARGEST_WHOLE = 2**23  # pixels that a network may see at once, 3840x2160 and a little more
 SMALLER = "scale it down, or test with sliding windows (model.test_cfg mode=slide in the recipe)"
 

@@ -56,7 +56,9 @@ PARTS = frozenset(
 TRAJECTORIES = ("clean", "noised", "inversion", "diff37", "diff5")  # of segtrain.trajectories
 INITS = ("Caffe2Xavier", "Constant", "Kaiming", "Normal", "TruncNormal", "Uniform", "Xavier")
 LOADERS = ("LoadImageFromFile", "LoadAnnotations")  # the one image reader stands for them
-TRANSFORMS = ("Resize", "StreetforgeResize", "ResizeShortestEdge", "ResizeToMultiple", "Pad", "PackSegInputs")
+TRANSFORMS = (
+    "StreetforgeResize", "Resize", "ResizeShortestEdge", "ResizeToMultiple", "Pad", "PackSegInputs",
+)  # fmt: skip
 TEXTS = ("scenes", "templates", "class_names", "negative", "base", "unet")  # free text
 LARGEST_NUMBER = 2**17  # so that no loop is endless; what a network may weigh: segtrain/loading.py
 LONGEST_TEXT = 2000
