@@ -27,6 +27,7 @@ from pipeline.reading import open_regular, pointer_remedy
 CHUNK_BYTES = 1 << 20
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+MAX_NAME = 1000  # characters with all folders: file systems end at 4096 bytes
 MAX_MEMBERS = 500_000
 MAX_GROWTH = 50  # times the archive's size, on top of the spare: pictures hardly shrink
 SPARE_BYTES = 1 << 30
@@ -118,7 +119,8 @@ def _place(
     """Copy one member to its place; names must be plain and differ on every file system."""
     parts = name.removeprefix("./").split("/")
     # printable excludes control characters, NUL and bytes that are no text
-    if not name.isprintable() or "\\" in name or max(map(len, parts)) > 200:
+    long = max(map(len, parts)) > 200 or len(name) > MAX_NAME
+    if not name.isprintable() or "\\" in name or long:
         raise ValueError(f"member {name[:200]!r} has characters that no file name should have")
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"member {name!r} points outside the folder")
@@ -129,8 +131,12 @@ def _place(
         raise ValueError(f"member {name!r} occurs twice, or differs from another only in case")
     seen[key] = source
     target = staging.joinpath(*parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "xb") as handle:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(target, "xb")
+    except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        raise ValueError(f"member {name!r} needs a folder where another is a file") from None
+    with handle:
         shutil.copyfileobj(stream, handle, CHUNK_BYTES)
 
 

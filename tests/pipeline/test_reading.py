@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import reading
 from pipeline.errors import UserError
@@ -101,3 +103,28 @@ def test_pointers_are_told_from_files(tmp_path: Path) -> None:
     reading.refuse_pointer(path)
     reading.refuse_pointer(tmp_path)
     reading.refuse_pointer(tmp_path / "absent")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner,
+                                                                max_size=3),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=JSON)
+def test_any_value_comes_back_as_it_was_written(value: object) -> None:
+    assert repr(reading.parse_json(json.dumps(value))) == repr(value)  # repr: nan is not nan
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=40) | st.text('[]{}":,0e-.\\ud8tfn ', max_size=40).map(str.encode))
+def test_any_bytes_are_json_or_one_reason(data: bytes) -> None:
+    try:
+        value = reading.parse_json(data)
+    except ValueError as error:
+        assert type(error) is ValueError and "\n" not in str(error)
+    else:
+        assert repr(json.loads(data.decode("utf-8-sig"))) == repr(value)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import report
 from pipeline.errors import UserError
@@ -173,3 +175,38 @@ def test_scores_of_a_sound_run_still_pass(
     (tmp_path / "timings.json").write_text(json.dumps({"stages": {"<b>": STAGE}}))
     assert not start() and read_json(tmp_path / "scores.json", dict)
     assert "&lt;b&gt;" in (tmp_path / "report.html").read_text()
+
+
+DRAWN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["checkpoints", "name", "targets", "miou", "iou", "conditions", "mean_miou", "stages",
+             "seconds", "peak_mb", "finished_at", "command", "car"]
+        ) | st.text(max_size=6), inner, max_size=5,
+    ),
+    max_leaves=25,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.fixed_dictionaries({"checkpoints": st.lists(
+        st.fixed_dictionaries({"name": st.text(), "mean_miou": DRAWN, "targets": DRAWN}))}) | DRAWN,
+    timings=st.fixed_dictionaries({"stages": st.dictionaries(st.text(), st.fixed_dictionaries(
+        {"seconds": DRAWN, "peak_mb": st.integers(0, 9), "finished_at": st.just("now") | DRAWN,
+         "command": DRAWN}))}) | DRAWN,
+)  # fmt: skip
+def test_any_scores_and_timings_are_a_page_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, scores: Any, timings: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "scores.json").write_text(json.dumps(scores))
+    (folder / "timings.json").write_text(json.dumps(timings))
+    try:
+        page = report.render(report.gather(folder, 1))
+    except UserError as error:
+        assert ".json: " in str(error)
+    else:
+        assert page.startswith("<!doctype html>") or "<html" in page
