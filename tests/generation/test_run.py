@@ -65,7 +65,7 @@ def test_set_is_a_dataset_folder(finished):
         assert set(row["revisions"]) == {"base", "unet", "controlnet"}
     record = files.read_json(finished / "run.json")
     assert "torch" in record["versions"] and "n" not in record["config"]
-    assert (finished / "README.md").read_text().startswith("# Generated street scenes")
+    assert "\n# Generated street scenes\n" in (finished / "README.md").read_text()
 
 
 def test_labels_are_the_crops_of_the_layouts(finished, label_folder):
