@@ -138,8 +138,14 @@ def find_pictures(folder: Path) -> list[Path]:
         return [sample.image for sample in open_dataset(folder, labelled=False)]
     found, hidden = find_files(folder, images.SUFFIXES)
     say_hidden(folder, hidden)
+    others, _ = find_files(folder, images.OTHER_SUFFIXES)
+    kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
+    foreign = f"{len(others)} files of kinds that are not read ({kinds}); save them as PNG or JPEG"
     if not found:
-        raise UserError(f"{folder}: holds no PNG or JPEG file; check the path")
+        hint = f"it holds {foreign}" if others else "check the path"
+        raise UserError(f"{folder}: holds no PNG or JPEG file; {hint}")
+    if others:
+        print(f"notice: {folder}: left out are {foreign}", file=sys.stderr)
     return found
 
 

@@ -22,6 +22,10 @@ from pipeline.errors import UserError
 from pipeline.reading import open_regular, pointer_remedy, read_bytes, shortened
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  # of files that are looked for, in any case of letters
+OTHER_SUFFIXES = (
+    ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jfif", ".jp2", ".heic", ".avif", ".ppm", ".exr",
+)  # fmt: skip
+"""Of image files that are not read, which is to be said."""
 MAX_PIXELS = 40_000_000  # refuse decompression bombs well below Pillow's own limit
 MAX_BYTES = 512 << 20  # more than MAX_PIXELS of 16-bit RGBA need
 PNG_START, JPEG_START = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"

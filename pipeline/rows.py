@@ -134,13 +134,13 @@ def write_merged(
 
 
 def _keep(folder: Path, paths: list[Path]) -> None:
-    """Copy metadata files into the next free folder below `replaced/`."""
+    """Copy metadata files into the next free folder below `replaced/`, where nobody reads them."""
     for number in itertools.count(1):
         place = folder / "replaced" / f"{number:03d}"
         if not place.exists():
             break
     for path in paths:
-        files.write_bytes(place / path.name, path.read_bytes())
+        files.write_bytes(place / f"{path.name}.before", path.read_bytes())
 
 
 def _require_same(folder: Path, sizes: dict[Path, int]) -> None:

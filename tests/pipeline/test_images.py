@@ -210,6 +210,18 @@ def test_hidden_files_are_left_out_and_said(
     assert "left out: ._a.png, .ipynb_checkpoints, b/.DS_Store" in line
 
 
+def test_images_of_other_kinds_are_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("b.webp", "c.TIF", "d.tif"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no PNG or JPEG file; it holds 3 files .*.tif, .webp"):
+        find_pictures(tmp_path)
+    (tmp_path / "a.png").write_bytes(png(COLOR))
+    assert [p.name for p in find_pictures(tmp_path)] == ["a.png"]
+    assert "left out are 3 files of kinds that are not read (.tif, .webp)" in capsys.readouterr().err
+
+
 def test_linked_folders_are_followed_once_and_never_upwards(tmp_path: Path) -> None:
     for name in ("set/day/a.png", "elsewhere/b.png", "above.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

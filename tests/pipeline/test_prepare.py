@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import files, labels, prepare
+from pipeline import dataset, files, labels, prepare
 from pipeline.dataset import Sample, check_dataset, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.rare_classes import RareClassSampling, index_classes
@@ -445,3 +445,51 @@ def test_rows_of_others_in_the_output_are_refused(
     (out / "metadata-000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="row 00000000|broken row"):
         run(monkeypatch, root, out, "--field-files", "True")
+
+
+def test_pictures_are_copied_and_said_where_there_are_no_hard_links(
+    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    root, out, real = gta_tree(2), tmp_path / "out", os.link
+
+    def refuse(source: object, target: object) -> None:
+        if str(source).startswith(str(root)):
+            raise OSError(18, "Invalid cross-device link")
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    run(monkeypatch, root, out)
+    assert "2 pictures are copied, the file system gives no hard links" in capsys.readouterr().err
+    for number, sample in enumerate(open_dataset(out, labelled=True), 1):
+        source = root / f"images/0000{number}.png"
+        assert sample.image.read_bytes() == source.read_bytes()
+        assert not os.path.samefile(sample.image, source)
+
+
+def test_linked_pictures_need_a_declared_store(
+    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = gta_tree(2), tmp_path / "out"
+    with pytest.raises(UserError, match=f"set STREETFORGE_STORES={root}"):
+        run(monkeypatch, root, out, "--symlink-images", "True")
+    assert not out.exists()
+    monkeypatch.setenv("STREETFORGE_STORES", str(root))
+    with pytest.raises(UserError, match="choose one of them"):
+        run(monkeypatch, root, out, "--symlink-images", "True", "--copy-images", "True")
+    run(monkeypatch, root, out, "--symlink-images", "True")
+    samples = open_dataset(out, labelled=True)
+    assert all(sample.image.is_symlink() for sample in samples)
+    check_dataset(samples)
+    monkeypatch.delenv("STREETFORGE_STORES")
+    with pytest.raises(UserError, match="leads out of the dataset folder"):
+        open_dataset(out, labelled=True)
+
+
+def test_prepared_samples_need_no_second_check(
+    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, gta_tree(3), tmp_path / "out")
+    samples = open_dataset(tmp_path / "out", labelled=True)
+    monkeypatch.setattr(dataset, "check_sample", lambda sample: pytest.fail("was read again"))
+    check_dataset(samples)

@@ -391,10 +391,11 @@ def test_repair_keeps_the_rows_as_they_were(call: Callable, data: Path) -> None:
         handle.write("a line by hand\n")
     before = {p.name: p.read_bytes() for p in data.glob("metadata*")}
     call(data, "--repair")
-    assert {p.name: p.read_bytes() for p in (data / "replaced/001").iterdir()} == before
+    kept = {p.name: p.read_bytes() for p in (data / "replaced/001").iterdir()}
+    assert kept == {f"{name}.before": content for name, content in before.items()}
     flip(data / IMAGES.format(1))
     call(data, "--repair")
-    assert (data / "replaced/002/metadata.jsonl").exists()
+    assert (data / "replaced/002/metadata.jsonl.before").exists()
 
 
 def test_rows_without_hashes_are_checked_by_their_files(call: Callable, tmp_path: Path) -> None:
