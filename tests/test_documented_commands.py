@@ -101,6 +101,7 @@ class World:
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base
         self.done: list[str] = []
+        self.trees: set[tuple[Path, str]] = set()
         (folder / "configs").symlink_to(ROOT / "configs")
         (folder / "pipeline").symlink_to(ROOT / "pipeline")
         for index in range(2):
@@ -136,10 +137,10 @@ class World:
     def toy(self, program: str, words: list[str]) -> list[str]:
         """Return the options of a command at the toy's size; what it reads is put there."""
         if program == "pipeline/prepare.py":
-            root = self.folder / self.option(words, "--root")
-            if not root.exists():
-                write_tree(root, self.option(words, "--dataset"),
-                           self.option(words, "--split") or "all")  # fmt: skip
+            root, split = self.folder / self.option(words, "--root"), self.option(words, "--split")
+            if (root, split) not in self.trees:
+                self.trees.add((root, split))
+                write_tree(root, self.option(words, "--dataset"), split or "all")
         small = list(TOY.get(program, ()))
         if program == "pipeline/verify.py" and "--n" in words:
             small += ["--n", "1"]
