@@ -76,7 +76,7 @@ def main_table(scores: Scores) -> str:
     before, after = ([e["mean_miou"] for e in arms[a]] for a in ("source", "generated"))
     gain = f"**{mean(after) - mean(before):+.1f}**"
     rows.append(["**mean of the five**", spread(before), spread(after), gain])
-    return table(["target", "source only", "source + generated", "gain"], rows)
+    return table(["target", "source only", "source + its images in generated colours", "gain"], rows)
 
 
 def class_table(scores: Scores) -> str:
@@ -92,7 +92,7 @@ def class_table(scores: Scores) -> str:
             ]  # fmt: skip
             cells.append(f"{mean(values):.1f}" if values else "absent")
         rows.append(cells)
-    return table(["class", "source only", "source + generated"], rows)
+    return table(["class", "source only", "source + its images in generated colours"], rows)
 
 
 def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str, Any]) -> str:
@@ -101,8 +101,8 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
     looks = {Path(k).name: v for k, v in adherence["generated"].items()}
     rows = []
     for name, folder, trained in (
-        ("U_P + C trained on U_S (the method)", "generated", main.get("generated_0")),
-        ("the same without the source's details", "plain", scores.get("plain")),
+        ("the source in generated colours (U_P + C)", "generated", main.get("generated_0")),
+        ("generated, as drawn (the method)", "plain", scores.get("plain")),
         ("the source in random colours", "random_colors", scores.get("random_colors")),
         ("the source in the collection's colours", "color_transfer", scores.get("color_transfer_0")),
         ("U_S + C, no swap", "no_swap", scores.get("no_swap")),

@@ -68,6 +68,16 @@ def stage_lines(workspace: Path) -> list[dict[str, Any]]:
     ]
 
 
+def is_recolored(folder: Path) -> bool:
+    """Tell whether the images of a set are the source's own in the colours of the drawn ones.
+
+    That is colour transfer (`--details source`), and the page must not call it generated.
+    """
+    path = folder / "run.json"
+    config = files.read_json(path, dict).get("config") if path.is_file() else None
+    return isinstance(config, dict) and config.get("details") == "source"
+
+
 def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     """Collect everything the template shows."""
     from pipeline import report_pictures as pictures
@@ -82,10 +92,12 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     scores = numbers.read_scores(workspace / "scores.json")
     stages = stage_lines(workspace)
     rows = numbers.table(scores)
+    recolored = is_recolored(workspace / "generated")
     return {
+        "recolored": recolored,
         "title": workspace.name,
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "facts": header(generated, rows, scores, stages),
+        "facts": header(generated, rows, scores, stages, recolored),
         "legend": pictures.legend(),
         "conditions": pictures.condition_sheet(
             generated, workspace / "data" / "source", per_condition
@@ -105,9 +117,9 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
             variants["no_swap"],
             ("without Style Swap (U_S + C)", "with Style Swap (U_P + C)"),
         ),
-        "arms": [numbers.title(arm) for arm in scores],
+        "arms": [numbers.title(arm, recolored) for arm in scores],
         "table": rows,
-        "bars": numbers.class_bars(scores),
+        "bars": numbers.class_bars(scores, recolored),
         "stages": stages,
         "total_s": sum(s["seconds"] for s in stages),
         "machine": machine(),
@@ -115,22 +127,26 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
 
 
 def header(
-    generated: list[Any], rows: list[Any], scores: dict[str, Any], stages: list[dict[str, Any]]
-) -> list[tuple[str, str]]:
+    generated: list[Any], rows: list[Any], scores: dict[str, Any], stages: list[dict[str, Any]],
+    recolored: bool,
+) -> list[tuple[str, str]]:  # fmt: skip
     """Return the big numbers of the page's top as (number, what it is)."""
+    from pipeline.report_scores import title
+
     facts = []
+    made = "recoloured source" if recolored else "generated"
     if generated:
-        facts.append((str(len(generated)), "labelled pictures generated"))
+        what = "source images in generated colours" if recolored else "labelled images generated"
+        facts.append((str(len(generated)), what))
         conditions = {str(s.row.get("condition")) for s in generated}
         facts.append((str(len(conditions)), "conditions"))
     if rows:
         for arm, cell in zip(scores, rows[-1].cells, strict=True):
             if cell.value is not None and arm in ("source_only", "source_generated"):
-                words = arm.replace("source_only", "source only")
-                words = words.replace("source_generated", "source + generated")
+                words = title(arm, recolored)
                 facts.append((f"{cell.value:.1f}", f"mean mIoU over the targets, {words}"))
             if cell.delta is not None and arm == "source_generated":
-                facts.append((f"{cell.delta:+.1f}", "points from generated data"))
+                facts.append((f"{cell.delta:+.1f}", f"points from {made} images"))
     if stages:
         facts.append((f"{sum(s['seconds'] for s in stages) / 60:.1f} min", "for all stages"))
         peak = max(s["peak_mb"] for s in stages) / 1024

@@ -110,7 +110,7 @@ def mean_class_iou(score: dict[str, Any]) -> dict[str, float]:
     return result
 
 
-def class_bars(scores: dict[str, Any]) -> dict[str, Any] | None:
+def class_bars(scores: dict[str, Any], recolored: bool = False) -> dict[str, Any] | None:
     """Lay out one group of bars per class, one bar per arm; sizes in SVG units."""
     if not scores:
         return None
@@ -128,7 +128,7 @@ def class_bars(scores: dict[str, Any]) -> dict[str, Any] | None:
             bars.append(
                 {
                     "x": left + number * BAR_PX, "y": 10 + HEIGHT_PX - height, "height": height,
-                    "arm": number, "text": f"{name}, {title(arm)}: {value:.1f}",
+                    "arm": number, "text": f"{name}, {title(arm, recolored)}: {value:.1f}",
                 }
             )  # fmt: skip
     lines = [{"y": 10 + HEIGHT_PX * (1 - v / 100), "text": v} for v in (0, 25, 50, 75, 100)]
@@ -138,6 +138,7 @@ def class_bars(scores: dict[str, Any]) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def title(arm: str) -> str:
-    """Return how an arm is called in the report."""
-    return ARM_TITLES.get(arm, arm.replace("_", " "))
+def title(arm: str, recolored: bool = False) -> str:
+    """Return how an arm is called in the report; `recolored` says what was added to the source."""
+    name = ARM_TITLES.get(arm, arm.replace("_", " "))
+    return name.replace("+ generated", "+ recoloured source") if recolored else name

@@ -28,6 +28,13 @@ def commands(*pages: Path) -> list[str]:
     return lines
 
 
+def inline_commands(*pages: Path) -> list[str]:
+    """Return the commands of ours that stand within sentences and tables."""
+    text = re.sub(r"```.*?```", "", "\n".join(page.read_text() for page in pages), flags=re.S)
+    spans = re.findall(r"`((?:python|accelerate launch|torchrun|sbatch) [^`]*)`", text)
+    return [" ".join(span.split()) for span in spans]
+
+
 def program_and_options(command: str) -> tuple[str, list[str]] | None:
     """Return our program named in a command and its options, None for other commands."""
     words = shlex.split(command, comments=True)
@@ -50,7 +57,10 @@ def test_readme_shows_the_two_commands() -> None:
     assert {"make demo", "make test"} <= {c.split("#")[0].strip() for c in commands(README)}
 
 
-@pytest.mark.parametrize("command", [c for c in commands(*PAGES) if program_and_options(c)])
+@pytest.mark.parametrize(
+    "command", [c for c in [*commands(*PAGES), *inline_commands(*PAGES, ROOT / "CONTRIBUTING.md")]
+                if program_and_options(c)],
+)
 def test_command_names_real_files_and_options(command: str) -> None:
     found = program_and_options(command)
     assert found is not None
