@@ -12,6 +12,9 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from finetune.batches import sample_moments
+from finetune.cache import resident_batches
+from finetune.losses import diffusion_loss, noisy_latents
 from pipeline.models import latent_factor, load_component, load_scheduler
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -58,6 +61,49 @@ def train_tokenizer(captions: list[str], config: Any) -> CLIPTokenizer:
         words = Counter({merge(word, best): count for word, count in words.items()})
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=config.text_length)
+
+
+def tokenize(captions: list[str], tokenizer: CLIPTokenizer) -> torch.Tensor:
+    """Return the token ids of captions, BxL, padded and cut to the tokenizer's length."""
+    return tokenizer(
+        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+
+
+def resident_latents(
+    accelerator: Any, crops: Any, captions: torch.Tensor, empty: torch.Tensor, num_items: int,
+    config: Any,
+) -> Any:  # fmt: skip
+    """Return batches (moments, token ids) of the first `num_items` crops, held by the device."""
+    device = accelerator.device
+    moments, captions, empty = crops.moments().to(device), captions.to(device), empty.to(device)
+
+    def gather(numbers: torch.Tensor, generator: torch.Generator) -> tuple[Any, Any]:
+        dropped = torch.rand(len(numbers), generator=generator) < config.caption_dropout
+        numbers, dropped = (part.to(device, non_blocking=True) for part in (numbers, dropped))
+        ids = captions[numbers // config.crops_per_image]
+        return moments[numbers], torch.where(dropped[:, None], empty, ids)
+
+    return resident_batches(accelerator, num_items, gather, config.training, config.seed)
+
+
+@torch.no_grad()
+def held_out_loss(
+    batch: tuple[torch.Tensor, torch.Tensor], scheduler: Any, accelerator: Any, model: Any
+) -> float:
+    """Return the mean loss on held-out moments and token ids, with the same noise at each call."""
+    total, count = 0.0, 0
+    generator = torch.Generator(device=accelerator.device)
+    for start in range(0, len(batch[0]), 64):
+        moments, ids = (part[start : start + 64].to(accelerator.device) for part in batch)
+        generator.manual_seed(start)
+        latents = sample_moments(moments, generator)
+        noisy, target, timesteps = noisy_latents(scheduler, latents, generator, (0.0, 1.4))
+        with accelerator.autocast():
+            total += float(diffusion_loss(model(noisy, timesteps, ids), target)) * len(latents)
+        count += len(latents)
+    return total / count
 
 
 def merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:

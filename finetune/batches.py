@@ -76,8 +76,7 @@ class FrozenBase:
             with self.vae_precision():
                 images = models.images_to_tensor(pictures)
                 return models.sample_latents(self.vae, images, generator).float()
-        mean, std = pictures.float().unbind(1)
-        return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device)
+        return sample_moments(pictures, generator)
 
     def step(self, batch: Any, generator: torch.Generator) -> Step:
         """Add noise to a collated batch; everything drawn comes from `generator`."""
@@ -96,6 +95,12 @@ class FrozenBase:
         """Return the weighted mean squared error of a prediction."""
         weights = min_snr_weights(self.scheduler, step.timesteps, self.min_snr_gamma)
         return diffusion_loss(prediction, step.target, weights)
+
+
+def sample_moments(moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw latents BxCxhxw, float32, from moments Bx2xCxhxw (mean and deviation)."""
+    mean, std = moments.float().unbind(1)
+    return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ and attention see the whole crop), hence whole crops are kept; a few per picture
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from finetune.batches import encode_moments
+from finetune.batches import collate, encode_moments
+from finetune.loop import Batches, drawn_batches
+from finetune.settings import Training
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.seeding import numpy_generator
+from pipeline.seeding import numpy_generator, seed_of
 
 SHARD = 512  # items per file
 BATCH = 8  # crops encoded together
@@ -46,23 +48,103 @@ class CropCache:
         label = shard.get_slice("labels")[place] if self._labelled else None
         return shard.get_slice("moments")[place], label, self._captions[index // SHARD][place]
 
+    def moments(self) -> torch.Tensor:
+        """Return the moments of all items, Nx2xCxhxw float16, as one tensor in memory."""
+        return torch.cat([shard.get_tensor("moments") for shard in self._shards])
+
+    def maps(self) -> torch.Tensor | None:
+        """Return the labels of all items, NxHxW uint8, None if there are none."""
+        if not self._labelled:
+            return None
+        return torch.cat([shard.get_tensor("labels") for shard in self._shards])
+
+    def captions(self) -> list[str]:
+        """Return the captions of all items."""
+        return [caption for captions in self._captions for caption in captions]
+
     def draw(self, rng: Any) -> tuple[torch.Tensor, torch.Tensor | None, str]:
         """Return a random item."""
         return self[int(rng.integers(self.num_items))]
 
 
-def open_crops(
+def crop_batches(
+    accelerator: Accelerator, vae: Any, draw: Callable[[Any], Any], config: Any, folder: Path,
+    *, dropout: float = 0.0,
+) -> Batches:  # fmt: skip
+    """Return collated batches of the crops that `draw` makes, as the settings want them.
+
+    Drawn as the training goes, or from `config.cached_crops` prepared ones, which are read item by
+    item or kept on the device. A share of `dropout` (0..1) of the captions is empty.
+    """
+    if config.cached_crops:
+        cache = prepare_crops(accelerator, vae, draw, config, folder)
+        if config.cache_on_device:
+            return resident_crops(accelerator, cache, config.training, config.seed, dropout)
+        draw = cache.draw
+
+    def draw_with_dropout(rng: np.random.Generator) -> Any:
+        image, label, caption = draw(rng)
+        return image, label, "" if dropout and rng.random() < dropout else caption
+
+    return drawn_batches(accelerator, draw_with_dropout, collate, config.training, config.seed)
+
+
+def prepare_crops(
     accelerator: Accelerator, vae: Any, draw: Callable[[Any], Any], config: Any, folder: Path
-) -> Callable[[Any], Any]:
-    """Return `draw` itself, or draws from a cache of `config.cached_crops` items made with it."""
-    if not config.cached_crops:
-        return draw
-    cache = prepare(
+) -> CropCache:
+    """Write and open the cache of `config.cached_crops` items made with `draw`."""
+    return prepare(
         accelerator, folder / "cache", config.cached_crops,
         lambda item: draw(numpy_generator(config.seed, "cached crop", item)),
         partial(encode_moments, vae), workers=config.training.workers,
     )  # fmt: skip
-    return cache.draw
+
+
+def resident_batches(
+    accelerator: Accelerator,
+    num_items: int,
+    gather: Callable[[torch.Tensor, torch.Generator], Any],
+    settings: Training,
+    seed: int,
+) -> Batches:
+    """Return batches of items that lie in the device's memory: no loader, nothing to wait for.
+
+    `gather(numbers, generator)` makes a batch of the B drawn item numbers. Numbers and generator
+    are on the CPU, so that all devices draw alike; both are a function of (seed, update,
+    micro-batch, rank).
+    """
+
+    def start(first: int) -> Iterator[Any]:
+        for step in range(first, settings.steps):
+            for micro in range(settings.accumulation):
+                rank = accelerator.process_index
+                generator = torch.Generator()
+                generator.manual_seed(seed_of(seed, "resident batch", step, micro, rank))
+                numbers = torch.randint(num_items, (settings.batch_size,), generator=generator)
+                yield gather(numbers, generator)
+
+    return start
+
+
+def resident_crops(
+    accelerator: Accelerator, cache: CropCache, settings: Training, seed: int, dropout: float = 0.0
+) -> Batches:
+    """Return collated batches (moments, labels or None, captions) of a cache held by the device.
+
+    A share of `dropout` (0..1) of the captions is empty.
+    """
+    device = accelerator.device
+    moments, maps, captions = cache.moments().to(device), cache.maps(), cache.captions()
+    maps = None if maps is None else maps.to(device)
+
+    def gather(numbers: torch.Tensor, generator: torch.Generator) -> Any:
+        dropped = torch.rand(len(numbers), generator=generator) < dropout
+        chosen = zip(numbers.tolist(), dropped.tolist(), strict=True)
+        texts = tuple("" if gone else captions[number] for number, gone in chosen)
+        numbers = numbers.to(device, non_blocking=True)
+        return moments[numbers], None if maps is None else maps[numbers], texts
+
+    return resident_batches(accelerator, cache.num_items, gather, settings, seed)
 
 
 class _Items:

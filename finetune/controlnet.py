@@ -65,6 +65,8 @@ class Config:
     """trade time for memory"""
     cached_crops: int = 0
     """crops drawn and encoded once before the training; 0 draws and encodes as it goes"""
+    cache_on_device: bool = False
+    """keep the prepared crops in the device's memory and draw the batches there"""
     previews: int = 4
     """crops drawn at each checkpoint, with a score of controllability; 0 draws none"""
     half_weights: bool = False
@@ -103,8 +105,8 @@ def main() -> int | None:
     import torch
     from diffusers import ControlNetModel
 
-    from finetune.batches import FrozenBase, collate, frozen_type, predict
-    from finetune.cache import open_crops
+    from finetune.batches import FrozenBase, frozen_type, predict
+    from finetune.cache import crop_batches
     from finetune.loop import speed_up, train
     from finetune.previews import Previews
     from pipeline import labels, models, runs
@@ -143,11 +145,9 @@ def main() -> int | None:
         image = recolor_some(rng, image, config.color_jitter)
         return image, label, captions(label)
 
-    crops = open_crops(accelerator, frozen.vae, draw, config, folder)
-
-    def draw_with_dropout(rng):  # noqa: ANN001, ANN202
-        image, label, caption = crops(rng)
-        return image, label, "" if rng.random() < config.caption_dropout else caption
+    data = crop_batches(
+        accelerator, frozen.vae, draw, config, folder, dropout=config.caption_dropout
+    )
 
     def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
         step = frozen.step(batch, generator)
@@ -170,8 +170,8 @@ def main() -> int | None:
 
     initial = copy.deepcopy(controlnet.state_dict()) if config.mix_with_init else {}
     weights = train(
-        accelerator, controlnet, draw_with_dropout, collate, loss_function, config.training,
-        seed=config.seed, folder=folder, preview=preview,
+        accelerator, controlnet, data, loss_function, config.training, seed=config.seed,
+        folder=folder, preview=preview,
     )  # fmt: skip
     if accelerator.is_main_process:
         for name, tensor in weights.state_dict().items() if initial else ():

@@ -12,6 +12,7 @@ from accelerate.utils import DynamoBackend
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from finetune.averages import make_averages
 from finetune.settings import Training, learning_rate
 from pipeline import runs
 from pipeline.errors import UserError
@@ -21,18 +22,8 @@ from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 LossFunction = Callable[
     [torch.nn.Module, Any, torch.Generator], tuple[torch.Tensor, dict[str, Any]]
 ]
-
-
-@torch.no_grad()
-def update_average(
-    average: torch.nn.Module, model: torch.nn.Module, decay: float, step: int
-) -> None:
-    """Move the averaged weights towards the model's; early steps use a shorter memory."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for a, p in zip(average.parameters(), model.parameters(), strict=True):
-        a.lerp_(p.to(a.dtype), 1 - decay)
-    for a, p in zip(average.buffers(), model.buffers(), strict=True):
-        a.copy_(p)
+Batches = Callable[[int], Iterator[Any]]
+"""Gives the micro-batches of this process from update `first` on."""
 
 
 def make_optimizer(
@@ -62,10 +53,11 @@ def check_kind(accelerator: Accelerator, settings: Training) -> bool:
             f"accelerate's {kind.value}: not supported by this program; use plain data "
             "parallelism, or FSDP version 2 as in configs/accelerate/"
         )
-    if settings.ema_decay:
+    if settings.ema_decay or settings.ema_sigma_rel:
+        name = "ema-sigma-rel" if settings.ema_sigma_rel else "ema-decay"
         raise UserError(
-            "--training.ema-decay: averaged weights need all of the weights on each process; set "
-            "it to 0 with FSDP"
+            f"--training.{name}: averaged weights need all of the weights on each process; switch "
+            "it off with FSDP"
         )
     return True
 
@@ -83,26 +75,33 @@ def speed_up(accelerator: Accelerator, model: torch.nn.Module, *, frozen: bool =
         model.compile(**compiler.to_kwargs())
 
 
-def load(
+def drawn_batches(
     accelerator: Accelerator, draw: Callable[[Any], Any], collate: Callable[[list[Any]], Any],
-    settings: Training, *, seed: int, first: int,
-) -> Iterator[Any]:  # fmt: skip
-    """Return the micro-batches of this process from update `first` on."""
-    positions = batches(
-        first * settings.accumulation, settings.steps * settings.accumulation,
-        settings.batch_size, accelerator.process_index, accelerator.num_processes,
-    )  # fmt: skip
-    return iter(
-        DataLoader(
-            DrawnSamples(draw, seed),  # type: ignore[arg-type]
-            batch_sampler=list(positions),
-            collate_fn=collate,
-            num_workers=settings.workers,
-            persistent_workers=settings.workers > 0,
-            pin_memory=accelerator.device.type == "cuda",
-            worker_init_fn=ignore_stop_signals,
+    settings: Training, seed: int,
+) -> Batches:  # fmt: skip
+    """Return the batches of samples that `draw(rng)` makes one by one and `collate` puts together.
+
+    Each sample has its own generator, seeded by its position among all samples of the run.
+    """
+
+    def start(first: int) -> Iterator[Any]:
+        positions = batches(
+            first * settings.accumulation, settings.steps * settings.accumulation,
+            settings.batch_size, accelerator.process_index, accelerator.num_processes,
+        )  # fmt: skip
+        return iter(
+            DataLoader(
+                DrawnSamples(draw, seed),  # type: ignore[arg-type]
+                batch_sampler=list(positions),
+                collate_fn=collate,
+                num_workers=settings.workers,
+                persistent_workers=settings.workers > 0,
+                pin_memory=accelerator.device.type == "cuda",
+                worker_init_fn=ignore_stop_signals,
+            )
         )
-    )
+
+    return start
 
 
 def add_up_gradients(
@@ -128,8 +127,7 @@ def add_up_gradients(
 def train(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    draw: Callable[[Any], Any],
-    collate: Callable[[list[Any]], Any],
+    data: Batches,
     loss_function: LossFunction,
     settings: Training,
     *,
@@ -139,7 +137,7 @@ def train(
 ) -> torch.nn.Module:
     """Train the parameters of `model` that require gradients; return the weights to ship.
 
-    `draw(rng)` makes one training sample, `collate` a batch, `loss_function(model, batch,
+    `data(first)` gives the batches from update `first` on, `loss_function(model, batch,
     generator)` the scalar loss and values to log; all of its randomness comes from `generator`,
     which is seeded by (seed, step, micro-batch, rank). The run continues from its newest complete
     checkpoint, bit for bit on the CPU. `preview(weights, step)` is called on the main process at
@@ -153,8 +151,8 @@ def train(
     speed_up(accelerator, model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(settings, parameters, accelerator.device)
-    average = copy.deepcopy(model).requires_grad_(False) if settings.ema_decay else None
-    modules = {"model": model} | ({"average": average} if average else {})
+    averages = make_averages(settings, model)
+    modules = {"model": model, **averages.modules}
     scaler = accelerator.scaler
     first = 0 if sharded else runs.load_checkpoint(folder, modules, optimizer, scaler)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -166,9 +164,10 @@ def train(
         if sharded:
             runs.save_sharded(accelerator, folder, done)
         elif accelerator.is_main_process:
+            averages.store(folder, done)
             runs.save_checkpoint(folder, done, modules, optimizer, scaler)
 
-    data = load(accelerator, draw, collate, settings, seed=seed, first=first)
+    micro_batches = data(first)
     generator = torch.Generator(device=accelerator.device)
     bar = tqdm(
         total=settings.steps, initial=first, unit="step", desc=folder.name,
@@ -183,7 +182,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, logged = add_up_gradients(
-                accelerator, wrapped, data, loss_function, settings, generator=generator,
+                accelerator, wrapped, micro_batches, loss_function, settings, generator=generator,
                 seed=seed, step=step,
             )  # fmt: skip
             # One exchange per update: all processes see the same loss and stop at the same step
@@ -195,8 +194,7 @@ def train(
                 runs.check_finite(float(norm), step, folder, "gradient norm")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if average:
-                update_average(average, model, settings.ema_decay, step)
+            averages.update(model, step)
             window.append(mean_loss)
             done = step + 1
 
@@ -208,7 +206,7 @@ def train(
                 save(done)
             if saving and preview and accelerator.is_main_process and not sharded:
                 with accelerator.autocast():
-                    previewed = preview(average or model, done) or {}
+                    previewed = preview(averages.weights or model, done) or {}
             if previewed or done % settings.log_interval == 0 or done == settings.steps:
                 values = {"loss": sum(window) / len(window), "learning_rate": rate, **previewed}
                 values |= {k: float(v.detach()) for k, v in logged.items()}
@@ -225,4 +223,4 @@ def train(
         if accelerator.is_main_process:
             whole.load_state_dict(state)
         return whole
-    return average or model
+    return averages.weights or model

@@ -61,6 +61,11 @@ class Config:
     """location and scale of logit-normal timesteps, None for uniform ones"""
     crops_per_image: int = 3
     """latents prepared of each picture"""
+    cache_on_device: bool = False
+    """keep the latents in the device's memory and draw the batches there"""
+    holdout: int = 0
+    """images at the end of the data that are not trained on; their loss chooses the width of the
+    averaged weights where `training.ema_sigma_rel` is given"""
     half_weights: bool = True
     """save U-Net and autoencoder weights as float16"""
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.5, 0.5, 0.75, 1.0)))
@@ -81,6 +86,8 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     samples = open_sources(config.data, labelled=False)
     vae_folder = find_folder(config.vae or "vae", "vae")
+    if config.holdout >= len(samples):
+        raise UserError(f"--holdout {config.holdout}: --data has {len(samples)} images in all")
     init = find_base(config.init) if config.init else None
     accelerator, folder = begin(
         config, call, samples, vae=("vae", vae_folder), init=("base", init)
@@ -93,18 +100,22 @@ def main() -> int | None:
     import torch
 
     from finetune import cache
+    from finetune.averages import WIDTHS, choose_width
     from finetune.base_model import (
         TextToImage,
         build_prior,
         draw_previews,
+        held_out_loss,
         load_prior,
+        resident_latents,
         save_base,
+        tokenize,
         train_tokenizer,
     )
-    from finetune.batches import encode_moments
-    from finetune.loop import train
+    from finetune.batches import encode_moments, sample_moments
+    from finetune.loop import drawn_batches, train
     from finetune.losses import diffusion_loss, noisy_latents
-    from pipeline import models, runs
+    from pipeline import files, models, runs
     from pipeline.seeding import numpy_generator
 
     # Models
@@ -126,35 +137,32 @@ def main() -> int | None:
     def make(item):  # noqa: ANN001, ANN202
         i, k = divmod(item, config.crops_per_image)
         rng = numpy_generator(config.seed, "latent crop", i, k)
-        return draw_image_crop(rng, samples[i], config.crop), None, ""
+        return draw_image_crop(rng, samples[i], config.crop), None, samples[i].caption
 
     num_items = len(samples) * config.crops_per_image
     crops = cache.prepare(
         accelerator, folder / "cache", num_items, make, partial(encode_moments, vae),
         workers=config.training.workers,
     )  # fmt: skip
-
-    def tokens_of(texts: list[str]) -> torch.Tensor:
-        return tokenizer(
-            texts, padding="max_length", max_length=config.text_length, truncation=True,
-            return_tensors="pt",
-        ).input_ids  # fmt: skip
-
-    captions, empty = tokens_of([s.caption for s in samples]), tokens_of([""])[0]
+    captions, empty = tokenize([s.caption for s in samples], tokenizer), tokenize([""], tokenizer)
+    num_trained = num_items - config.holdout * config.crops_per_image
 
     def draw(rng):  # noqa: ANN001, ANN202
-        i = int(rng.integers(num_items))
+        number = int(rng.integers(num_trained))
         dropped = rng.random() < config.caption_dropout
-        ids = empty if dropped else captions[i // config.crops_per_image]
-        mean, std = crops[i][0].float()
-        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype="float32"))
-        return mean + std * noise, ids
+        return crops[number][0], empty[0] if dropped else captions[number // config.crops_per_image]
 
     def collate(items):  # noqa: ANN001, ANN202
         return torch.stack([x for x, _ in items]), torch.stack([ids for _, ids in items])
 
+    if config.cache_on_device:
+        data = resident_latents(accelerator, crops, captions, empty[0], num_trained, config)
+    else:
+        data = drawn_batches(accelerator, draw, collate, config.training, config.seed)
+
     def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
-        latents, ids = (part.to(accelerator.device) for part in batch)
+        moments, ids = (part.to(accelerator.device) for part in batch)
+        latents = sample_moments(moments, generator)
         noisy, target, timesteps = noisy_latents(scheduler, latents, generator, config.logit_normal)
         return diffusion_loss(model(noisy, timesteps, ids), target), {}
 
@@ -166,10 +174,16 @@ def main() -> int | None:
         )  # fmt: skip
 
     model = train(
-        accelerator, TextToImage(unet, text_encoder), draw, collate, loss_function,
-        config.training, seed=config.seed, folder=folder, preview=preview,
+        accelerator, TextToImage(unet, text_encoder), data, loss_function, config.training,
+        seed=config.seed, folder=folder, preview=preview,
     )  # fmt: skip
     if accelerator.is_main_process:
+        if config.holdout and config.training.ema_sigma_rel:
+            held = range(num_trained, num_items)
+            batch = collate([(crops[i][0], captions[i // config.crops_per_image]) for i in held])
+            score = partial(held_out_loss, batch, scheduler, accelerator)
+            losses = choose_width(folder, model, WIDTHS, score)
+            files.write_json(folder / "averages.json", {"held_out_loss": losses})
         save_base(model, vae, tokenizer, scheduler, folder / "base", half=config.half_weights)
         runs.mark_finished(folder, config.training.steps)
     accelerator.end_training()

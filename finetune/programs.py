@@ -66,12 +66,17 @@ def check_ranges(config: Any) -> None:
         "checkpoint_interval", "log_interval", prefix=group,
     )  # fmt: skip
     require_between(training, 0, math.inf, *_numbers(training), prefix=group)
+    for width in training.ema_sigma_rel:
+        if not 0 < width <= 0.28:  # the widest power function, Karras et al., CVPR 2024, figure 5
+            raise UserError(f"--training.ema-sigma-rel {width:g}: must be above 0 and at most 0.28")
     if training.ema_decay >= 1:
         raise UserError(f"--training.ema-decay {training.ema_decay:g}: must be below 1")
     names = _numbers(config)
     require_between(config, 0, 1, *(name for name in names if name in SHARES))
     require_positive(config, *(name for name in names if name in AT_LEAST_ONE))
     require_between(config, 0, math.inf, *names)
+    if getattr(config, "cache_on_device", False) and not getattr(config, "cached_crops", 1):
+        raise UserError("--cache-on-device: there is no cache; give --cached-crops N as well")
     for group, holder in (("training.", training), ("", config)):
         for name in set(_numbers(holder)) & set(LARGEST):
             require_between(holder, 0, LARGEST[name], name, prefix=group)

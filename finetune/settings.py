@@ -29,6 +29,9 @@ class Training:
     """largest gradient norm"""
     ema_decay: float = 0.0
     """decay of the averaged weights that are saved in the end; 0 saves the plain weights"""
+    ema_sigma_rel: tuple[float, ...] = ()
+    """relative widths of power-function averages, in place of ema_decay; of two, such as 0.05 0.1,
+    any other width can be put together after the training"""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """mixed precision of accelerate"""
     checkpoint_interval: int = 1000

@@ -53,6 +53,8 @@ class Config:
     """trade time for memory"""
     cached_crops: int = 0
     """crops drawn and encoded once before the training; 0 draws and encodes as it goes"""
+    cache_on_device: bool = False
+    """keep the prepared crops in the device's memory and draw the batches there"""
     previews: int = 4
     """pictures drawn at each checkpoint; 0 draws none"""
     crop: Crop = field(default_factory=Crop)
@@ -74,8 +76,8 @@ def main() -> int | None:
     import torch
 
     from finetune import lora
-    from finetune.batches import FrozenBase, collate, predict
-    from finetune.cache import open_crops
+    from finetune.batches import FrozenBase, predict
+    from finetune.cache import crop_batches
     from finetune.loop import train
     from finetune.previews import Previews
     from pipeline import models, runs
@@ -97,7 +99,7 @@ def main() -> int | None:
         image = draw_image_crop(rng, sample, config.crop)
         return recolor_some(rng, image, config.color_jitter), None, config.prompt
 
-    crops = open_crops(accelerator, frozen.vae, draw, config, folder)
+    data = crop_batches(accelerator, frozen.vae, draw, config, folder)
 
     def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
         step = frozen.step(batch, generator)
@@ -113,8 +115,8 @@ def main() -> int | None:
             sheet.write(done, [sheet.pictures(), sheet.draw(weights)])
 
     weights = train(
-        accelerator, unet, crops, collate, loss_function, config.training, seed=config.seed,
-        folder=folder, preview=preview,
+        accelerator, unet, data, loss_function, config.training, seed=config.seed, folder=folder,
+        preview=preview,
     )  # fmt: skip
     if accelerator.is_main_process:
         if config.lora_rank:

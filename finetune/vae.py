@@ -91,7 +91,7 @@ def main() -> int | None:
     from diffusers import AutoencoderKL
 
     from finetune.autoencoder import AutoencoderLoss, Reconstruct
-    from finetune.loop import train
+    from finetune.loop import drawn_batches, train
     from pipeline import models, runs
     from pipeline.models import images_to_tensor
     from pipeline.seeding import numpy_generator
@@ -126,9 +126,9 @@ def main() -> int | None:
         patch = draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)
         return jitter_colors(rng, patch) if rng.random() < config.color_jitter else patch
 
+    data = drawn_batches(accelerator, draw, images_to_tensor, config.training, config.seed)
     model = train(
-        accelerator, trained, draw, images_to_tensor, loss_function, config.training,
-        seed=config.seed, folder=folder,
+        accelerator, trained, data, loss_function, config.training, seed=config.seed, folder=folder,
     )  # fmt: skip
 
     # Scale latents to unit variance (Rombach et al. 2022, appendix G)

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import types
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,9 +60,12 @@ def test_cache_is_dealt_out_and_completed_item_by_item(tmp_path, monkeypatch):
         assert (cached_label.numpy() == label).all() and cached_caption == caption
 
 
-def test_cached_crops_train_and_resume(call, same_weights, tiny_dataset, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", [(), ("--cache-on-device",)], ids=["files", "device"])
+def test_cached_crops_train_and_resume(
+    call, same_weights, tiny_dataset, tmp_path, monkeypatch, kept
+):
     data = (
-        "--data", tiny_dataset(n=2), tiny_dataset(n=2, seed=1), "--cached-crops", 5,
+        "--data", tiny_dataset(n=2), tiny_dataset(n=2, seed=1), "--cached-crops", 5, *kept,
         "--training.steps", 4, "--training.checkpoint-interval", 2, "--rare-classes.min-pixels", 10,
     )  # fmt: skip
     call(controlnet, *data, "--output", tmp_path / "straight")
@@ -80,6 +84,26 @@ def test_cached_crops_train_and_resume(call, same_weights, tiny_dataset, tmp_pat
     assert not finished
     folders = [tmp_path / name / "controlnet" for name in ("straight", "stopped")]
     assert same_weights(*folders)
+
+
+def test_batches_on_the_device_are_items_of_the_cache_and_a_function_of_the_update(tmp_path):
+    crops = cache.prepare(Process(0, 1), tmp_path, 8, make_item, encode)
+    settings = Training(steps=3, batch_size=4, accumulation=2)
+    accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=0)
+    start = cache.resident_crops(accelerator, crops, settings, seed=5, dropout=0.5)
+    drawn = list(start(0))
+    assert len(drawn) == 6
+    texts = [text for batch in drawn for text in batch[2]]
+    assert 0 < texts.count("") < len(texts)
+    for moments, maps, captions in drawn:
+        for moment, label, caption in zip(moments, maps, captions, strict=True):
+            number = next(i for i in range(8) if torch.equal(crops[i][0], moment))
+            assert torch.equal(crops[number][1], label) and caption in ("", f"caption {number}")
+    for again, batch in zip(start(1), drawn[2:], strict=True):
+        assert torch.equal(again[0], batch[0]) and again[2] == batch[2]
+    other = SimpleNamespace(device=torch.device("cpu"), process_index=1)
+    first = next(cache.resident_crops(other, crops, settings, seed=5)(0))
+    assert not torch.equal(first[0], drawn[0][0])
 
 
 def test_several_sources_or_one_and_never_none(tiny_dataset):

@@ -1,5 +1,6 @@
 """The fine-tuning programs: a few real steps, resume after kill -9, two processes, bad input."""
 
+import json
 import os
 import signal
 import subprocess
@@ -115,8 +116,10 @@ def test_base_model_from_scratch_draws_from_a_prompt(
     run_program(
         "finetune/vae.py", "--data", data, "--init", tmp_path / "vae" / "vae", *size,
         "--decoder-only", "True", "--output", tmp_path / "decoder", "--training.steps", "2",
-        "--scale-weight", "0",
+        "--scale-weight", "0", "--adversarial-weight", "0.5",
     )  # fmt: skip
+    last = json.loads((tmp_path / "decoder" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"adversarial", "discriminator", "psnr"} <= last.keys()
     before, after = (
         load_file(tmp_path / name / "vae" / "diffusion_pytorch_model.safetensors")
         for name in ("vae", "decoder")
@@ -128,7 +131,10 @@ def test_base_model_from_scratch_draws_from_a_prompt(
         "finetune/prior.py", "--data", data, "--vae", tmp_path / "decoder" / "vae", *size,
         "--output", tmp_path / "prior", "--training.steps", "2", "--channels", "16", "16",
         "--text-width", "16", "--text-layers", "1", "--training.checkpoint-interval", "2",
+        "--training.ema-sigma-rel", "0.05", "0.1", "--holdout", "1", "--cache-on-device",
     )  # fmt: skip
+    losses = json.loads((tmp_path / "prior" / "averages.json").read_text())["held_out_loss"]
+    assert len(losses) > 5 and all(loss > 0 for loss in losses.values())
     further = (
         "finetune/prior.py", "--data", data, "--init", tmp_path / "prior" / "base", *size,
         "--training.steps", "1", "--logit-normal", "-0.4", "1.4",
