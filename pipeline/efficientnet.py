@@ -126,12 +126,14 @@ def load_imagenet(depth: int = 7) -> EfficientNetLite0:
     Raises `UserError` where the package of the weights is not installed.
     """
     path = weights_file()
-    state = torch.load(path, weights_only=True, map_location="cpu")  # TEMPORARY
+    state = StateDict(path)
     network = EfficientNetLite0(depth)
+    loaded = {}
     stored = _stored_names(depth)
-    network.load_state_dict(
-        {ours: state[theirs] for ours, theirs in zip(network.state_dict(), stored, strict=True)}
-    )
+    for (ours, tensor), theirs in zip(network.state_dict().items(), stored, strict=True):
+        raw = torch.from_numpy(state.read(theirs).copy().view(f"<i{tensor.element_size()}"))
+        loaded[ours] = raw.view(tensor.dtype).reshape(tensor.shape)
+    network.load_state_dict(loaded)
     return network.eval()
 
 

@@ -1,16 +1,20 @@
-"""Read the state dict of a torch zip file without executing its pickle.
+"""Read the state dict of a file of `torch.save` without executing its pickle.
 
 A pickle is a program. Here its opcodes are walked, and only the handful that `torch.save` writes
-for a flat dict of tensors is understood: everything else is refused, so nothing can run.
+for a flat dict of tensors is understood: everything else is refused, so nothing can run. Two forms
+of file are read: the zip file of today, and what torch wrote before version 1.6, which is five
+parts one after another: three pickles (a magic number, a version, the byte order), the pickle of
+the dict, the pickle of the list of storages, then each storage as an 8-byte count and its items.
 """
 
+import io
 import math
 import pickletools
 import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -21,6 +25,7 @@ LARGEST_PICKLE = 64 << 20
 MAX_DIMENSIONS = 16  # numpy reads 64, torch writes more, no network has ten
 LARGEST = 1 << 40  # items of a tensor, or steps of a stride
 NAME_CHARACTERS = 500
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number
 STORAGES = {
     "torch DoubleStorage": ("F64", 8), "torch FloatStorage": ("F32", 4),
     "torch HalfStorage": ("F16", 2), "torch BFloat16Storage": ("BF16", 2),
@@ -63,40 +68,31 @@ class StoredTensor(NamedTuple):
 
 
 class StateDict:
-    """An open torch zip file: `tensors` says what is in it, `read` brings one tensor."""
+    """An open file of weights: `tensors` says what is in it, `read` brings one tensor."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         refuse_pointer(path)
         handle = open_regular(path, "check --weights")
         try:
-            self._zip = zipfile.ZipFile(handle)
-            (name,) = [n for n in self._zip.namelist() if re.fullmatch(r"[^/]+/data\.pkl", n)]
-            self._prefix = name.removesuffix("data.pkl")
-            order = f"{self._prefix}byteorder"
-            if order in self._zip.namelist() and self._member(order, 16) != b"little":
-                raise ValueError("its bytes are not in little-endian order")
-            self.tensors = _read_pickle(self._member(name, LARGEST_PICKLE))
+            is_legacy = handle.read(len(LEGACY_START)) == LEGACY_START
+            handle.seek(0)
+            self._file = _LegacyFile(handle) if is_legacy else _ZipFile(handle)
+            self.tensors = self._file.tensors
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check --weights") from None
         except DAMAGE as error:
             raise UserError(
-                f"{path}: is not the zip file of a plain state dict ({error}); it was not "
+                f"{path}: is not the file of a plain state dict ({error}); it was not "
                 "executed: ask its author for safetensors"
             ) from None
-
-    def _member(self, name: str, largest: int) -> bytes:
-        info = self._zip.getinfo(name)
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size > largest:
-            raise ValueError(f"{name} is compressed or too large")
-        return self._zip.read(info)
 
     def read(self, name: str) -> np.ndarray:
         """Return one tensor, dense, as unsigned integers of its items' width."""
         tensor = self.tensors[name]
         num_bytes = tensor.storage.num_items * tensor.item_bytes
         try:
-            data = self._member(f"{self._prefix}data/{tensor.storage.key}", num_bytes)
+            data = self._file.storage(tensor.storage.key, num_bytes)
             items = np.ndarray(tensor.storage.num_items, f"<u{tensor.item_bytes}", data)
         except (OSError, *DAMAGE) as error:
             raise UserError(
@@ -107,12 +103,79 @@ class StateDict:
         return np.ascontiguousarray(view)
 
 
-def _read_pickle(data: bytes) -> dict[str, StoredTensor]:
-    """Walk the opcodes and return the dict that the pickle describes."""
+class _ZipFile:
+    """The form since torch 1.6: a member for the pickle and one for each storage."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._zip = zipfile.ZipFile(handle)
+        (name,) = [n for n in self._zip.namelist() if re.fullmatch(r"[^/]+/data\.pkl", n)]
+        self._prefix = name.removesuffix("data.pkl")
+        order = f"{self._prefix}byteorder"
+        if order in self._zip.namelist() and self._member(order, 16) != b"little":
+            raise ValueError("its bytes are not in little-endian order")
+        self.tensors = _require_tensors(
+            _read_pickle(io.BytesIO(self._member(name, LARGEST_PICKLE)))
+        )
+
+    def storage(self, key: str, num_bytes: int) -> bytes:
+        """Return the bytes of a storage."""
+        return self._member(f"{self._prefix}data/{key}", num_bytes)
+
+    def _member(self, name: str, largest: int) -> bytes:
+        info = self._zip.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > largest:
+            raise ValueError(f"{name} is compressed or too large")
+        return self._zip.read(info)
+
+
+class _LegacyFile:
+    """The form before torch 1.6."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        head = io.BytesIO(handle.read(LARGEST_PICKLE))
+        _read_pickle(head)  # the magic number, checked already
+        _read_pickle(head)  # the version of the protocol
+        system = _read_pickle(head)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise ValueError("its bytes are not in little-endian order")
+        self.tensors = _require_tensors(_read_pickle(head))
+        keys = _read_pickle(head)
+        items = {tensor.storage.key: tensor.item_bytes for tensor in self.tensors.values()}
+        self._starts: dict[str, int] = {}
+        size, start = handle.seek(0, io.SEEK_END), head.tell()
+        for key in keys:
+            handle.seek(start)
+            count = int.from_bytes(handle.read(8), "little")
+            self._starts[key] = start + 8
+            start += 8 + count * items[key]
+            if start > size:
+                raise ValueError("it is cut off")
+
+    def storage(self, key: str, num_bytes: int) -> bytes:
+        """Return the bytes of a storage."""
+        self._handle.seek(self._starts[key])
+        return self._handle.read(num_bytes)
+
+
+def _require_tensors(content: Any) -> dict[str, StoredTensor]:
+    if not isinstance(content, dict):
+        raise ValueError("it holds no dict")
+    if not all(type(value) is StoredTensor for value in content.values()):
+        raise ValueError("it holds more than tensors")
+    for key in content:  # the last is how safetensors calls its own remarks
+        if not 0 < len(key) <= NAME_CHARACTERS or key == "__metadata__":
+            raise ValueError("a tensor has no name that safetensors can keep")
+        key.encode()
+    return content
+
+
+def _read_pickle(stream: io.BytesIO) -> Any:
+    """Walk the opcodes of the next pickle and return the value that it describes."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
-    for opcode, argument, _ in pickletools.genops(data):
+    for opcode, argument, _ in pickletools.genops(stream):
         match opcode.name:
             case "PROTO":
                 continue
@@ -124,6 +187,13 @@ def _read_pickle(data: bytes) -> dict[str, StoredTensor]:
                 stack.append(CONSTANTS[opcode.name])
             case "EMPTY_DICT":
                 stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND" | "APPENDS":
+                start = marks.pop() if opcode.name == "APPENDS" else len(stack) - 1
+                items = stack[start:]
+                del stack[start:]
+                stack[-1].extend(items)
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 start = len(stack) - int(opcode.name[5:]) if opcode.name[5:] else marks.pop()
                 stack[start:] = [tuple(stack[start:])]
@@ -150,23 +220,21 @@ def _read_pickle(data: bytes) -> dict[str, StoredTensor]:
             case "BUILD":
                 stack.pop()  # `_metadata`: the versions of the modules
             case "STOP":
-                if not all(type(value) is StoredTensor for value in stack[-1].values()):
-                    raise ValueError("it holds more than tensors")
-                for key in stack[-1]:  # the last is how safetensors calls its own remarks
-                    if not 0 < len(key) <= NAME_CHARACTERS or key == "__metadata__":
-                        raise ValueError("a tensor has no name that safetensors can keep")
-                    key.encode()
                 return stack[-1]
             case name:
                 raise ValueError(f"it has the opcode {name}")
     raise ValueError("it has no end")
 
 
-def _storage(word: Any, kind: Any, key: str, _: Any, num_items: int) -> _Storage:
+def _storage(
+    word: Any, kind: Any, key: str, _: Any, num_items: int, view: None = None
+) -> _Storage:
     """Check the persistent id that stands for a storage."""
     if word != "storage" or type(kind) is not _Global or kind.name not in STORAGES:
         raise ValueError("a storage has an unknown type")
-    if not re.fullmatch("[0-9]{1,9}", key) or not 0 <= num_items < 1 << 40:
+    if view is not None:  # of the old form: a storage that is a part of another one
+        raise ValueError("a storage is a part of another")
+    if not re.fullmatch("[0-9]{1,20}", key) or not 0 <= num_items < 1 << 40:
         raise ValueError("a storage has no valid key or size")
     return _Storage(kind.name, key, num_items)
 

@@ -15,6 +15,7 @@ import torch
 
 from pipeline import convert_weights
 from pipeline.errors import UserError
+from pipeline.torch_pickle import StateDict
 
 Convert = Callable[..., Path]
 
@@ -137,16 +138,16 @@ def save(state: Callable[[Path], Any], **options: Any) -> Callable[[Path, Path],
 BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "system call": (save(lambda c: Evil(c)), "names 'posix system'"),
     "in the dict": (save(lambda c: {"w": torch.zeros(2), "e": Evil(c)}), "posix system"),
-    "nested": (save(lambda c: {"w": {"a": [Evil(c, eval)]}}), "opcode EMPTY_LIST"),
+    "nested": (save(lambda c: {"w": {"a": [Evil(c, eval)]}}), "names '__builtin__ eval'"),
     "exec": (save(lambda c: {"w": Evil(c, exec)}), "names '__builtin__ exec'"),
     "as a key": (save(lambda c: {Evil(c, eval): 1}), "names '__builtin__ eval'"),
     "protocol 4": (save(lambda c: {"w": Evil(c)}, pickle_protocol=4), "opcode FRAME"),
     "legacy file": (
-        save(lambda c: {"w": Evil(c)}, _use_new_zipfile_serialization=False), "not a zip file"
+        save(lambda c: {"w": Evil(c)}, _use_new_zipfile_serialization=False), "it names 'posix system'"
     ),
     "bare pickle": (lambda p, c: p.write_bytes(pickle.dumps(Evil(c))) and None, "not a zip file"),
     "allowed global, called wrongly": (
-        pickled(b"\x80\2ctorch._utils\n_rebuild_tensor_v2\n(X\1\0\0\0atR."), "not the zip file"
+        pickled(b"\x80\2ctorch._utils\n_rebuild_tensor_v2\n(X\1\0\0\0atR."), "not the file"
     ),
     "getattr": (pickled(b"\x80\2c__builtin__\ngetattr\n."), "names '__builtin__ getattr'"),
     "instance": (pickled(b"(ios\nsystem\n."), "opcode INST"),
@@ -154,21 +155,21 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "newobj": (pickled(b"\x80\2ccollections\nOrderedDict\n)\x81."), "opcode NEWOBJ"),
     "extension": (pickled(b"\x80\2\x82\1."), "opcode EXT1"),
     "text persistent id": (pickled(b"Pstorage\n."), "opcode PERSID"),
-    "no dict": (pickled(b"\x80\2K\1."), "not the zip file of a plain state dict"),
+    "no dict": (pickled(b"\x80\2K\1."), "not the file of a plain state dict"),
     "not only tensors": (save(lambda c: {"epoch": 3}), "more than tensors"),
-    "without end": (pickled(b"\x80\2}"), "not the zip file"),
-    "empty stack": (pickled(b"\x80\2R."), "not the zip file"),
-    "missing memo": (pickled(b"\x80\2h\7."), "not the zip file"),
+    "without end": (pickled(b"\x80\2}"), "not the file"),
+    "empty stack": (pickled(b"\x80\2R."), "not the file"),
+    "missing memo": (pickled(b"\x80\2h\7."), "not the file"),
     "storage key with a path": (
         pickled(tensor_pickle("K\0K\4\x85K\1\x85", key="../0")), "valid key"
     ),
     "beyond the storage": (pickled(tensor_pickle("K\1K\4\x85K\1\x85")), "larger than"),
     "huge by stride 0": (pickled(tensor_pickle("K\0J\0\0\0\x40\x85K\0\x85")), "larger than"),
     "negative start": (pickled(tensor_pickle("J\xff\xff\xff\xffK\1\x85K\1\x85")), "no tensor"),
-    "ranks differ": (pickled(tensor_pickle("K\0K\4\x85K\1K\1\x86")), "not the zip file"),
+    "ranks differ": (pickled(tensor_pickle("K\0K\4\x85K\1K\1\x86")), "not the file"),
     "no data": (pickled(tensor_pickle("K\0K\4\x85K\1\x85", key="7")), "w is damaged"),
     "cut data": (pickled(tensor_pickle("K\0K\4\x85K\1\x85", numel=5)), "w is damaged"),
-    "other zip": (lambda p, _: zipfile.ZipFile(p, "w").writestr("a/b", "x"), "not the zip"),
+    "other zip": (lambda p, _: zipfile.ZipFile(p, "w").writestr("a/b", "x"), "not the file"),
     "missing": (lambda p, _: None, "no such file; check --weights"),
     "pipe": (lambda p, _: os.mkfifo(p), "is a pipe.*check --weights"),
     "folder": (lambda p, _: p.mkdir(), "is a folder.*check --weights"),
@@ -194,7 +195,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     ),
     "shape of text": (pickled(tensor_pickle("K\0X\1\0\0\0a\x85K\1\x85")), "no tensor"),
     "shape of truth": (pickled(tensor_pickle("K\0\x88\x85K\1\x85")), "no tensor"),
-    "shape is a number": (pickled(tensor_pickle("K\0K\4K\1\x85")), "not the zip file"),
+    "shape is a number": (pickled(tensor_pickle("K\0K\4K\1\x85")), "not the file"),
     "name of safetensors": (
         pickled(tensor_pickle("K\0K\4\x85K\1\x85").replace(
             b"X\1\0\0\0w", b"X\x0c\0\0\0__metadata__")), "no name that safetensors can keep"
@@ -266,3 +267,45 @@ def test_no_unpickler_in_the_reader(root: Path) -> None:
             "exec(",
         ):
             assert word not in text
+
+
+def test_files_of_old_torch_are_read_as_torch_reads_them(tmp_path):
+    shared = torch.arange(12.0)
+    state = OrderedDict(
+        half=torch.randn(3, 5).half(), counts=torch.tensor(7), part=shared[2:8].view(2, 3),
+        turned=shared.view(3, 4).t(), empty=torch.zeros(0, 4), flags=torch.tensor([True, False]),
+    )  # fmt: skip
+    path = tmp_path / "old.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    ours = StateDict(path)
+    theirs = torch.load(path, weights_only=True)
+    assert ours.tensors.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        raw = tensor.contiguous().numpy()
+        assert ours.tensors[name].shape == tensor.shape
+        assert ours.read(name).tobytes() == raw.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"a": torch.zeros(3), "b": 5}, "more than tensors"),
+        ([torch.zeros(3)], "no dict"),
+        ({"a": torch.nn.Linear(2, 2)}, "it names|opcode"),
+    ],
+)
+def test_old_files_with_anything_else_are_refused(tmp_path, content, reason):
+    path = tmp_path / "old.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=reason):
+        StateDict(path)
+
+
+def test_an_old_file_that_is_cut_off_is_refused(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.zeros(1000)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for length in (20, 60, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match="state dict"):
+            StateDict(path)
