@@ -24,7 +24,7 @@ from tqdm import tqdm
 from finetune.batches import collate, encode_moments
 from finetune.loop import Batches, drawn_batches
 from finetune.settings import Training
-from pipeline import files
+from pipeline import files, models
 from pipeline.errors import UserError
 from pipeline.seeding import numpy_generator, seed_of
 
@@ -145,6 +145,34 @@ def resident_crops(
         return moments[numbers], None if maps is None else maps[numbers], texts
 
     return resident_batches(accelerator, cache.num_items, gather, settings, seed)
+
+
+def resident_images(
+    accelerator: Accelerator, draw: Callable[[Any], np.ndarray], config: Any
+) -> Batches:
+    """Draw `config.cached_crops` crops HxWx3 once and return batches of them, Bx3xHxW in [-1, 1].
+
+    Crop i is a function of (seed, i); loader processes share the drawing, the device holds bytes.
+    """
+    training = config.training
+    loader = DataLoader(
+        _Items(lambda item: draw(numpy_generator(config.seed, "cached crop", item))),
+        batch_sampler=_ranges(config.cached_crops, SHARD),
+        num_workers=training.workers,
+        collate_fn=np.stack,  # type: ignore[arg-type]
+    )
+    hidden = not accelerator.is_main_process
+    parts = [torch.from_numpy(part) for part in tqdm(loader, desc="crops", disable=hidden)]
+    images = torch.cat(parts).to(accelerator.device)
+
+    def gather(numbers: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        return models.images_to_tensor(images[numbers.to(images.device)])
+
+    return resident_batches(accelerator, config.cached_crops, gather, training, config.seed)
+
+
+def _ranges(num_items: int, size: int) -> list[range]:
+    return [range(start, min(start + size, num_items)) for start in range(0, num_items, size)]
 
 
 class _Items:

@@ -60,6 +60,8 @@ class Config:
     """with `init`: keep the encoder, so that diffusion models of its latents stay valid"""
     kl_weight: float = 2e-4
     """weight of the Kullback-Leibler term per latent value"""
+    cached_crops: int = 0
+    """crops drawn once before the training and kept in the device's memory; 0 draws as it goes"""
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.625, 0.75, 1.0)))
     training: Training = field(
         default_factory=lambda: Training(
@@ -91,6 +93,7 @@ def main() -> int | None:
     from diffusers import AutoencoderKL
 
     from finetune.autoencoder import AutoencoderLoss, Reconstruct
+    from finetune.cache import resident_images
     from finetune.loop import drawn_batches, train
     from pipeline import models, runs
     from pipeline.models import images_to_tensor
@@ -126,7 +129,10 @@ def main() -> int | None:
         patch = draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)
         return jitter_colors(rng, patch) if rng.random() < config.color_jitter else patch
 
-    data = drawn_batches(accelerator, draw, images_to_tensor, config.training, config.seed)
+    if config.cached_crops:
+        data = resident_images(accelerator, draw, config)
+    else:
+        data = drawn_batches(accelerator, draw, images_to_tensor, config.training, config.seed)
     model = train(
         accelerator, trained, data, loss_function, config.training, seed=config.seed, folder=folder,
     )  # fmt: skip
