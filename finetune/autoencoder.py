@@ -10,6 +10,7 @@ from torch import nn
 
 from finetune.losses import reconstruction_loss
 from pipeline import efficientnet
+from pipeline.models import latent_factor
 
 FEATURE_DEPTH = 4  # stages of the feature network that are compared: strides 2, 4, 8 and 16
 
@@ -46,19 +47,21 @@ class Reconstruct(nn.Module):
         self.discriminator = Discriminator() if judge else None
 
     def forward(
-        self, image: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
-        """Return the decoded images, the first half of the batch at half size, the posterior."""
+        self, image: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Return the decoded images, the first half of the batch at half size, the moments.
+
+        `noise` has the shape of the latent, BxCxhxw; the moments are Bx2Cxhxw. All float32.
+        """
         with torch.set_grad_enabled(not self.decoder_only):
-            moments = self.vae.encode(image).latent_dist.parameters
-        posterior = DiagonalGaussianDistribution(moments.float())  # mixed precision ends here
-        noise = torch.randn(posterior.mean.shape, generator=generator, device=image.device)
+            moments = self.vae.encode(image).latent_dist.parameters.float()
+        posterior = DiagonalGaussianDistribution(moments)
         latent = posterior.mean + posterior.std * noise
         half = None
         if self.halve:
             some = latent[: (len(latent) + 1) // 2]
             half = self.vae.decode(F.avg_pool2d(some, 2)).sample.float()
-        return self.vae.decode(latent).sample.float(), half, posterior
+        return self.vae.decode(latent).sample.float(), half, moments
 
 
 class Perceptual(nn.Module):
@@ -128,9 +131,11 @@ def balanced_loss(
 class AutoencoderLoss:
     """The loss function of one update, from the settings of `finetune/vae.py`."""
 
-    def __init__(self, config: Any, device: torch.device, discriminator: nn.Module | None) -> None:
-        self.config, self.device, self.discriminator = config, device, discriminator
-        self.others: dict[str, Any] = {}
+    def __init__(self, config: Any, device: torch.device, trained: Reconstruct) -> None:
+        self.config, self.device = config, device
+        self.discriminator = trained.discriminator
+        self.channels = trained.vae.config.latent_channels
+        self.factor = latent_factor(trained.vae)
         self.perceptual = Perceptual().to(device) if config.perceptual_weight else None
 
     def __call__(
@@ -138,7 +143,11 @@ class AutoencoderLoss:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of images Bx3xHxW in [-1, 1] and the values to log."""
         config, image = self.config, image.to(self.device)
-        output, half, posterior = model(image, generator)
+        sides = [side // self.factor for side in image.shape[-2:]]
+        noise = torch.randn(
+            len(image), self.channels, *sides, generator=generator, device=self.device
+        )
+        output, half, moments = model(image, noise)
         weights = {"edge_weight": config.edge_weight, "color_weight": config.color_weight}
         others: dict[str, Any] = {}
         if self.perceptual:
@@ -152,7 +161,7 @@ class AutoencoderLoss:
         loss, logged = balanced_loss(
             output, lambda x: reconstruction_loss(x, image, **weights), others
         )
-        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        divergence = DiagonalGaussianDistribution(moments).kl().mean() / noise[0].numel()
         loss = loss + config.kl_weight * divergence
         if half is not None:
             # Latents that scale with the image have less noise-like detail, and a diffusion

@@ -123,7 +123,7 @@ def main() -> int | None:
         halve=config.scale_weight > 0,
         judge=config.adversarial_weight > 0,
     )
-    loss_function = AutoencoderLoss(config, accelerator.device, trained.discriminator)
+    loss_function = AutoencoderLoss(config, accelerator.device, trained)
 
     def draw(rng):  # noqa: ANN001, ANN202
         patch = draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)

@@ -41,6 +41,7 @@ class StageText:
     launcher: str = "python"
     done: str = ""
     cpu_processes: int = 1
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Stage:
     `command` are the words after the launcher's, `output` is the file or folder it writes,
     `marker` the file it writes last, `inputs` the names of the stages it reads. `cpu_processes`
     are started on a CPU if no number is asked for: for programs that share out samples and write
-    the same with any number of processes.
+    the same with any number of processes. `compiled` networks train by accelerate's inductor
+    backend.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Stage:
     marker: Path
     inputs: tuple[str, ...]
     cpu_processes: int = 1
+    compiled: bool = False
 
     def fingerprint(self) -> str:
         """Return a digest of the command and of the config files it names."""
@@ -98,14 +101,21 @@ def find_recipe(name: str) -> Path:
     raise UserError(f"--recipe {name}: no such file and no such recipe; recipes: {known}")
 
 
-def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
-    """Read a recipe; `workspace` replaces the one it names."""
+def load_recipe(
+    path: Path, workspace: Path | None = None, given: dict[str, str] | None = None
+) -> Recipe:
+    """Read a recipe; `workspace` and the `given` values replace those it names."""
     text = from_mapping(RecipeText, load_yaml(path), str(path))
     if not text.workspace or not text.stages:
         raise UserError(f"{path}: a recipe needs `workspace` and `stages`; add what is missing")
     folder = workspace or Path(text.workspace)
     values = {"workspace": str(folder)}
-    for key, value in (text.values or {}).items():
+    own, given = text.values or {}, given or {}
+    for key in given:
+        if key not in own:
+            known = ", ".join(own) or "it has none"
+            raise UserError(f"--values {key}: no value of {path}; known: {known}")
+    for key, value in (own | given).items():
         if not key.isidentifier() or key in values:
             raise UserError(f"{path}: values: {key!r} must be a new name of letters and digits")
         values[key] = _fill(value, values, path)
@@ -123,7 +133,7 @@ def load_recipe(path: Path, workspace: Path | None = None) -> Recipe:
         inputs = tuple(s.name for s in stages if _reads(words, s.output))
         marker = output / entry.done
         stages.append(Stage(entry.name, entry.about, entry.launcher, words, output, marker, inputs,
-                            entry.cpu_processes))  # fmt: skip
+                            entry.cpu_processes, entry.compiled))  # fmt: skip
     return Recipe(folder, tuple(stages))
 
 

@@ -51,6 +51,8 @@ class Config:
     num_processes: int | None = None
     """Processes per accelerate stage; on a machine with GPUs, at most one per GPU. None: one, or
     on a CPU as many as the recipe says for the stage."""
+    values: tuple[str, ...] = ()
+    """NAME=TEXT pairs that replace values of the recipe."""
     only: tuple[str, ...] = ()
     """Stages to consider; empty means all."""
     redo: tuple[str, ...] = ()
@@ -71,7 +73,9 @@ def has_accelerator() -> bool:
     return bool(build.get("cuda")) and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def launch_prefix(launcher: str, num_processes: int, accelerator: bool) -> list[str]:
+def launch_prefix(
+    launcher: str, num_processes: int, accelerator: bool, *, compiled: bool = False
+) -> list[str]:
     """Return the command words before a stage's own, for its launcher and process count."""
     if launcher == "python":
         return [sys.executable]
@@ -84,7 +88,8 @@ def launch_prefix(launcher: str, num_processes: int, accelerator: bool) -> list[
                 "--local-addr=127.0.0.1", f"--nproc-per-node={num_processes}", "--"]  # fmt: skip
     return [sys.executable, "-m", "accelerate.commands.launch", "--quiet",
             f"--num_processes={num_processes}", "--num_machines=1", "--mixed_precision=no",
-            "--dynamo_backend=no", *(["--multi_gpu"] if num_processes > 1 else []),
+            f"--dynamo_backend={'inductor' if compiled else 'no'}",
+            *(["--multi_gpu"] if num_processes > 1 else []),
             *([] if accelerator else ["--cpu"])]  # fmt: skip
 
 
@@ -93,6 +98,14 @@ def process_count(stage: Stage, asked: int | None, accelerator: bool) -> int:
     if asked or accelerator:
         return asked or 1
     return min(stage.cpu_processes, os.cpu_count() or 1)
+
+
+def named_values(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return the NAME=TEXT pairs of `--values` as a dict."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError(f"--values {pair}: must be NAME=TEXT")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def plan(recipe: Recipe, config: Config, record: dict[str, Any]) -> list[tuple[Stage, str]]:
@@ -133,7 +146,7 @@ def run_stage(
     stage: Stage, workspace: Path, record: dict[str, Any], processes: int, accelerator: bool
 ) -> None:
     """Run one stage, forward its output, keep its log and its record; raise if it fails."""
-    prefix = launch_prefix(stage.launcher, processes, accelerator)
+    prefix = launch_prefix(stage.launcher, processes, accelerator, compiled=stage.compiled)
     threads = max(1, (os.cpu_count() or 1) // processes)
     now: dict[str, Any] = {
         "command": shlex.join(["python", *prefix[1:], *stage.command]),
@@ -249,7 +262,7 @@ def main() -> int | None:
         workspace = workspace.relative_to(ROOT) if ROOT in workspace.parents else workspace
     if IN_CHECKOUT:
         os.chdir(ROOT)  # recipes name programs and configs from here
-    recipe = load_recipe(recipe_file, workspace)
+    recipe = load_recipe(recipe_file, workspace, named_values(config.values))
     unknown = sorted({*config.only, *config.redo} - {s.name for s in recipe.stages})
     if unknown:
         names = ", ".join(s.name for s in recipe.stages)
@@ -261,7 +274,7 @@ def main() -> int | None:
     if call.dry_run:
         for stage, reason in planned:
             count = process_count(stage, config.num_processes, accelerator)
-            prefix = launch_prefix(stage.launcher, count, accelerator)
+            prefix = launch_prefix(stage.launcher, count, accelerator, compiled=stage.compiled)
             print(f"# {stage.name}: {stage.about} ({reason or 'complete, skipped'})")
             print(shlex.join(["python", *prefix[1:], *stage.command]) + "\n")
         return 0

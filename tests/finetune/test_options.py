@@ -23,6 +23,7 @@ class Process:
     def __init__(self, process_index: int, num_processes: int) -> None:
         self.process_index, self.num_processes = process_index, num_processes
         self.is_main_process = process_index == 0
+        self.device = torch.device("cpu")
 
     def wait_for_everyone(self) -> None:
         """Nobody else is there."""

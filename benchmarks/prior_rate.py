@@ -1,0 +1,74 @@
+"""Updates per second of a text-to-image training on this machine, after compilation.
+
+    python benchmarks/prior_rate.py --config configs/finetune/pocket_model_prior_gpu.yaml --compile
+
+Prints one number. `scripts/gpu/pocket_model.sh` sets the length of the training by it.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from finetune.base_model import TextToImage, build_prior  # noqa: E402
+from finetune.losses import diffusion_loss, noisy_latents  # noqa: E402
+from finetune.prior import Config  # noqa: E402
+from pipeline.config import from_mapping  # noqa: E402
+from pipeline.errors import guard  # noqa: E402
+from pipeline.yaml_files import load_yaml  # noqa: E402
+
+WARM_UP, TIMED = 8, 30  # updates
+LATENT_CHANNELS, LEVELS, VOCABULARY = 8, 3, 450  # of the pocket model
+
+
+class Tokenizer:
+    """What `build_prior` asks a tokenizer for."""
+
+    bos_token_id, eos_token_id, pad_token_id = 0, 1, 1
+
+    def __len__(self) -> int:
+        return VOCABULARY
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    config = from_mapping(Config, load_yaml(arguments.config), str(arguments.config))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = SimpleNamespace(
+        config=SimpleNamespace(latent_channels=LATENT_CHANNELS, block_out_channels=(0,) * LEVELS)
+    )
+    unet, text_encoder, scheduler = build_prior(config, vae, Tokenizer())
+    model = TextToImage(unet, text_encoder).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda" or None)
+    trained = torch.compile(model) if arguments.compile else model
+    batch, size = config.training.batch_size, unet.config.sample_size
+    latents = torch.randn(batch, LATENT_CHANNELS, *size, device=device)
+    ids = torch.zeros(batch, config.text_length, dtype=torch.long, device=device)
+    generator = torch.Generator(device=device)
+    started = 0.0
+    for step in range(WARM_UP + TIMED):
+        if step == WARM_UP:
+            started = time.perf_counter()
+        noisy, target, timesteps = noisy_latents(scheduler, latents, generator, (0.0, 1.0))
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = diffusion_loss(trained(noisy, timesteps, ids), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        float(loss)  # waits for the device
+    print(f"{TIMED / (time.perf_counter() - started):.3f}")
+
+
+if __name__ == "__main__":
+    guard(main)
