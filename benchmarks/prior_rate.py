@@ -1,6 +1,6 @@
 """Updates per second of a text-to-image training on this machine, after compilation.
 
-    python benchmarks/prior_rate.py --config configs/finetune/pocket_model_prior_gpu.yaml --compile
+    python benchmarks/prior_rate.py --config configs/finetune/prior_pocket_model_gpu.yaml --compile
 
 Prints one number. `scripts/gpu/pocket_model.sh` sets the length of the training by it.
 """

@@ -19,7 +19,7 @@ if [ -n "${TOY:-}" ]; then
         decoder_steps=2 prior_steps=2 unet_steps=2 unet_crops=16 control_steps=2 control_crops=16
         oracle_steps=2)
 else
-    rate=$("$python" benchmarks/prior_rate.py --config configs/finetune/pocket_model_prior_gpu.yaml --compile)
+    rate=$("$python" benchmarks/prior_rate.py --config configs/finetune/prior_pocket_model_gpu.yaml --compile)
     steps=$("$python" -c "print(int($rate * ${PRIOR_SECONDS:-300}))")
     values=(hardware=_gpu workers="$(nproc)" num_oracle=980 vae_crops=60000 decoder_steps=3000
         prior_steps="$steps" unet_crops=6000 control_steps=4000 control_crops=24000)
