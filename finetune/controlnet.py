@@ -24,7 +24,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from finetune.captions import Captions  # noqa: E402
 from finetune.crops import Crop, draw_labelled_crop, recolor_some  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
-from finetune.settings import Training  # noqa: E402
+from finetune.settings import OF_THE_BASE, Training  # noqa: E402
+from pipeline.base_defaults import with_base_defaults  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.models import check_fit, find_base, find_folder  # noqa: E402
@@ -81,7 +82,8 @@ class Config:
 
 
 def main() -> int | None:
-    config, call = parse(Config, __doc__)
+    defaults = with_base_defaults(Config, "finetune", OF_THE_BASE)
+    config, call = parse(Config, __doc__, defaults=defaults)
     samples = open_sources(config.data, labelled=True)
     base = find_base(config.base)
     unet_folder = find_folder(config.unet, "unet") if config.unet else None

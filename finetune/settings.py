@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+OF_THE_BASE = ("crop", "caption_template", "class_separator")  # a base model may bring these
+
 
 @dataclass(frozen=True)
 class Training:

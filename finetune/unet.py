@@ -22,7 +22,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from finetune.captions import check_prompt  # noqa: E402
 from finetune.crops import Crop, draw_image_crop, recolor_some  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
-from finetune.settings import Training  # noqa: E402
+from finetune.settings import OF_THE_BASE, Training  # noqa: E402
+from pipeline.base_defaults import with_base_defaults  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 from pipeline.models import find_base  # noqa: E402
@@ -64,7 +65,8 @@ class Config:
 
 
 def main() -> int | None:
-    config, call = parse(Config, __doc__)
+    defaults = with_base_defaults(Config, "finetune", OF_THE_BASE)
+    config, call = parse(Config, __doc__, defaults=defaults)
     samples = open_sources(config.data, labelled=False)
     base = find_base(config.base)
     accelerator, folder = begin(
