@@ -10,7 +10,7 @@ The same command continues a stopped run; a larger --n adds to it. Given once mo
 work, here or on another machine that shares the output folder, it helps: processes divide the work
 among themselves and none waits for another. OUTPUT/status.json says how far all of them are. Exit
 codes: 0 complete, or the rest is with other processes, 2 bad input or setting, 3 some samples could
-not be drawn, 130/143 stopped by SIGINT/SIGTERM.
+not be drawn, 130/143 stopped by SIGINT/SIGTERM; launchers make 1 of all but 0.
 """
 
 import importlib.metadata

@@ -1,9 +1,9 @@
 """Settings that come with a base model: sizes, steps, guidance, words.
 
-A base folder may hold `streetforge.json`, settings by stage, as the built-in model does. For any
-other base the size is the one its own config files tell (`sample_size` of the U-Net in latent
-pixels of its VAE), and Stable Diffusion XL, known by its second text encoder, gets the guidance
-that its authors use. Stated settings always win. Nothing here imports torch.
+The size is the one that the base's own config files tell (`sample_size` of the U-Net, in latent
+pixels of its VAE), and Stable Diffusion XL gets the guidance that diffusers gives it. A base folder
+may hold `streetforge.json`, settings by stage, as the built-in model does; they go before these,
+and what a user states goes before all. Nothing here imports torch.
 """
 
 from collections.abc import Callable
@@ -33,9 +33,10 @@ def with_base_defaults(
 
     def defaults(base: str) -> T:
         found = find_base(base)
+        told = from_mapping(cls, _told(found, stage, known), base)
         path = _file(found, SETTINGS_FILE)
         if path is None:
-            return from_mapping(cls, _told(found, stage, known), base)
+            return told
         settings = read_json(path, dict).get(stage, {})
         if not isinstance(settings, dict):
             raise UserError(f"{path}: {stage}: is no mapping of settings; mend it or remove it")
@@ -45,7 +46,7 @@ def with_base_defaults(
                 f"(it may set {', '.join(allowed)})"
             )
         own = {name: value for name, value in settings.items() if name in known}
-        return from_mapping(cls, own, f"{path}: {stage}")
+        return from_mapping(cls, own, f"{path}: {stage}", told)
 
     return defaults
 
