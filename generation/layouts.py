@@ -17,11 +17,12 @@ from PIL import Image
 from generation.tiles import resize_nearest
 from pipeline import files, labels
 from pipeline.config import digest
-from pipeline.dataset import find_files, open_dataset, require_same_size, say_hidden
+from pipeline.dataset import open_dataset, require_same_size
 from pipeline.errors import UserError
 from pipeline.identity import DIGITS, file_digest
 from pipeline.images import MAX_PIXELS, image_size, read_header, read_image
 from pipeline.metadata import is_dataset
+from pipeline.paths import find_files, say_hidden
 from pipeline.reading import read_json
 
 

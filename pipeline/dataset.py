@@ -23,17 +23,16 @@ import yaml
 from pipeline import files, images, labels
 from pipeline.class_stats import require_classes
 from pipeline.errors import UserError
-from pipeline.markdown import plain
 from pipeline.images import read_image as read_image  # beside read_pair
+from pipeline.markdown import plain
 from pipeline.metadata import encode_row, is_dataset, is_ok, metadata_files, seal
 from pipeline.metadata import read_rows as read_rows
-from pipeline.paths import Enclosure
+from pipeline.paths import Enclosure, find_files, say_hidden
 from pipeline.proof import Proof
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
 THREADS = 8  # that check files
 METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(64))]
-MAX_FOLDERS = 20_000  # that are looked through for images
 
 
 @dataclass(frozen=True)
@@ -93,38 +92,6 @@ def _open_sample(folder: Path, key: str, row: dict[str, Any], enclosure: Enclosu
         key, folder / row["image_file_name"], folder / label if label else None, row,
         Proof.state_of(facts), folder,
     )  # fmt: skip
-
-
-def find_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Return the files below a folder whose names end so, in any case, and hidden things left out.
-
-    Links to folders are followed, each folder once, but none that holds `folder` itself. Both
-    lists are in name order.
-    """
-    top = os.path.realpath(folder)
-    found, hidden, seen = [], [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        above = real != top and os.path.commonpath((real, top)) == real
-        if above or real in seen or len(seen) >= MAX_FOLDERS:
-            folders.clear()
-            continue
-        seen.add(real)
-        hidden += [Path(place, name) for name in (*folders, *names) if name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = (n for n in names if not n.startswith(".") and files.TEMPORARY_MARK not in n)
-        found += [Path(place, name) for name in shown if name.lower().endswith(tuple(suffixes))]
-    if len(seen) >= MAX_FOLDERS:
-        raise UserError(f"{folder}: holds {MAX_FOLDERS} folders and more; name the right one")
-    return sorted(found), sorted(hidden)
-
-
-def say_hidden(folder: Path, hidden: Sequence[Path]) -> None:
-    """Say on stderr which hidden files and folders are left out, if there are any."""
-    if hidden:
-        some = ", ".join(ascii(str(path.relative_to(folder)))[1:-1] for path in hidden[:3])
-        more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
-        print(f"notice: {folder}: hidden, left out: {some}{more}", file=sys.stderr)
 
 
 def find_pictures(folder: Path) -> list[Path]:

@@ -110,7 +110,8 @@ def read_samples(config: Config) -> list[Sample]:
                 "file systems do not tell apart; rename one of them"
             )
         if sample.image.suffix.lower() not in images.SUFFIXES:
-            raise UserError(f"{sample.image}: has none of the suffixes {', '.join(images.SUFFIXES)}")
+            known = ", ".join(images.SUFFIXES)
+            raise UserError(f"{sample.image}: has none of the suffixes {known}; rename it")
     pool = ThreadPoolExecutor(exporters.THREADS)
     try:
         return list(pool.map(check_files, samples))

@@ -119,13 +119,12 @@ def read_header(path: Path | str, kind: str = "image") -> Header:
 
     Raises `UserError` naming the file if it is unreadable, cut short, or too large.
     """
-    with open_regular(Path(path), "restore or re-create it") as handle:
-        with naming(path, kind):
-            header = _read_header(handle)
-            check_size(header)
-            if _end_is_unclear(handle):  # a camera's trailer, or a file that is cut
-                handle.seek(0)
-                _decoder(handle.read(MAX_BYTES)).load()
+    with open_regular(Path(path), "restore or re-create it") as handle, naming(path, kind):
+        header = _read_header(handle)
+        check_size(header)
+        if _end_is_unclear(handle):  # a camera's trailer, or a file that is cut
+            handle.seek(0)
+            _decoder(handle.read(MAX_BYTES)).load()
     return header
 
 

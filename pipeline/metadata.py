@@ -193,7 +193,9 @@ def read_rows(folder: Path) -> dict[str, dict[str, Any]]:
             except ValueError as error:
                 if is_torn(line, ended) or not line.strip():
                     continue  # the writer died here, the sample does not exist
-                raise UserError(f"{path}:{number}: broken row, it {error}; {remedy(folder)}") from None
+                raise UserError(
+                    f"{path}:{number}: broken row, it {error}; {remedy(folder)}"
+                ) from None
             other = rows.setdefault(row["id"], row)
             if not is_ok(other):
                 rows[row["id"]] = row

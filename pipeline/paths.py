@@ -8,14 +8,18 @@ a repository around it, or a folder that the user names in STREETFORGE_STORES.
 
 import os
 import stat
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline import files
 from pipeline.errors import UserError
 from pipeline.reading import shortened
 
 STORES_VARIABLE = "STREETFORGE_STORES"
 MAX_STEM_BYTES = 150  # file systems take 255, and temporary names add to it
 MAX_NAME_BYTES = 1000
+MAX_FOLDERS = 20_000  # that are looked through for files
 
 
 def check_stem(name: object) -> None:
@@ -119,3 +123,35 @@ def _declared() -> list[str]:
 def is_declared(real: str) -> bool:
     """Tell whether the user trusts links that lead to `real`, a path without links."""
     return any(_lies_in(real, store) for store in _declared())
+
+
+def find_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Return the files below a folder whose names end so, in any case, and hidden things left out.
+
+    Links to folders are followed, each folder once, but none that holds `folder` itself. Both
+    lists are in name order.
+    """
+    top = os.path.realpath(folder)
+    found, hidden, seen = [], [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        above = real != top and os.path.commonpath((real, top)) == real
+        if above or real in seen or len(seen) >= MAX_FOLDERS:
+            folders.clear()
+            continue
+        seen.add(real)
+        hidden += [Path(place, name) for name in (*folders, *names) if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown = (n for n in names if not n.startswith(".") and files.TEMPORARY_MARK not in n)
+        found += [Path(place, name) for name in shown if name.lower().endswith(tuple(suffixes))]
+    if len(seen) >= MAX_FOLDERS:
+        raise UserError(f"{folder}: holds {MAX_FOLDERS} folders and more; name the right one")
+    return sorted(found), sorted(hidden)
+
+
+def say_hidden(folder: Path, hidden: Sequence[Path]) -> None:
+    """Say on stderr which hidden files and folders are left out, if there are any."""
+    if hidden:
+        some = ", ".join(ascii(str(path.relative_to(folder)))[1:-1] for path in hidden[:3])
+        more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
+        print(f"notice: {folder}: hidden, left out: {some}{more}", file=sys.stderr)

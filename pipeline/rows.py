@@ -1,7 +1,7 @@
 """The rows of a dataset folder as they stand, sound or not, and one file in place of many.
 
-`pipeline.metadata.read_rows` is for readers: it takes what is sound and stops at damage. This module
-is for the programs that find and mend damage.
+`pipeline.metadata.read_rows` is for readers: it takes what is sound and stops at damage. This
+module is for the programs that find and mend damage.
 """
 
 import itertools
@@ -78,10 +78,10 @@ def require_ours(folder: Path, scan: Scan) -> None:
     """
     if scan.rows or (folder / "run.json").exists():
         return
-    first = next((f" ({fault.where}: {fault.message.partition(';')[0]})" for fault in scan.faults), "")
+    reasons = (f" ({fault.where}: {fault.message.partition(';')[0]})" for fault in scan.faults)
     raise UserError(
         f"{folder}: is no dataset folder of ours and is left as it is: it has no run.json and no "
-        f"row with an id{first}; {GUIDE}"
+        f"row with an id{next(reasons, '')}; {GUIDE}"
     )
 
 

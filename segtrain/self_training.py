@@ -19,6 +19,7 @@ from pipeline.labels import VOID
 from segtrain.mixing import SelfTraining, seeded_globals
 from segtrain.readers import with_reader
 
+
 class UnlabelledSamples:
     """Draws a picture with the transforms of its set and a void label."""
 

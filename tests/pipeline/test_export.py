@@ -196,8 +196,8 @@ def test_objects_are_connected_regions() -> None:
 def panoptic_quality(folder: Path, split: str) -> dict[int, tuple[float, int]]:
     """Read an export as COCO's evaluation does, against itself: (sum of IoU, matches) by category.
 
-    After Kirillov et al., Panoptic Segmentation, CVPR 2019: segments match at an IoU above 0.5. Like
-    COCO's own reader it demands that PNG and JSON name the same segments.
+    After Kirillov et al., Panoptic Segmentation, CVPR 2019: segments match at an IoU above 0.5.
+    Like COCO's own reader it demands that PNG and JSON name the same segments.
     """
     record = json.loads((folder / f"annotations/panoptic_{split}.json").read_text())
     names = {image["id"]: image for image in record["images"]}

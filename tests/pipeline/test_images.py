@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline import images, labels
-from pipeline.dataset import find_files, find_pictures
+from pipeline.dataset import find_pictures
 from pipeline.errors import UserError
 from pipeline.images import read_image
+from pipeline.paths import find_files
 from segtrain import readers
 
 RNG = np.random.default_rng(0)
@@ -173,7 +174,9 @@ def test_jpeg_labels_are_refused(tmp_path: Path) -> None:
         labels.read_label(tmp_path / "a.png")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_damaged_bytes_are_an_image_or_one_line(tmp_path: Path, data: st.DataObject) -> None:
     buffer = io.BytesIO()
@@ -192,6 +195,7 @@ def test_damaged_bytes_are_an_image_or_one_line(tmp_path: Path, data: st.DataObj
             assert read is images.read_header or found.dtype == np.uint8
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_exif_of_strangers_gives_an_orientation(data: bytes) -> None:
     for tiff in (data, b"II*\0" + data, b"MM\0*" + data):
@@ -201,7 +205,8 @@ def test_exif_of_strangers_gives_an_orientation(data: bytes) -> None:
 def test_hidden_files_are_left_out_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.PNG", "b/c.Jpeg", "._a.png", ".ipynb_checkpoints/a.png", "b/.DS_Store", "n.txt"):
+    names = ("a.PNG", "b/c.Jpeg", "._a.png", ".ipynb_checkpoints/a.png", "b/.DS_Store", "n.txt")
+    for name in names:
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(png(COLOR))
     found = find_pictures(tmp_path / "set")
@@ -219,7 +224,8 @@ def test_images_of_other_kinds_are_left_out_and_said(
         find_pictures(tmp_path)
     (tmp_path / "a.png").write_bytes(png(COLOR))
     assert [p.name for p in find_pictures(tmp_path)] == ["a.png"]
-    assert "left out are 3 files of kinds that are not read (.tif, .webp)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "left out are 3 files of kinds that are not read (.tif, .webp)" in said
 
 
 def test_linked_folders_are_followed_once_and_never_upwards(tmp_path: Path) -> None:

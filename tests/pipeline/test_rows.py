@@ -222,7 +222,8 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda d: link_out(d / "metadata.jsonl", d / "gone"), "metadata.jsonl: is missing"),
     "metadata a link outside": (
         lambda d: link_out(d / "metadata.jsonl", Path("/etc/passwd")), "leads out of the dataset"),
-    "metadata empty": (lambda d: (d / "metadata.jsonl").write_text(""), "holds no finished sample|no row"),
+    "metadata empty": (
+        lambda d: (d / "metadata.jsonl").write_text(""), "holds no finished sample|no row"),
 }  # fmt: skip
 
 
@@ -364,7 +365,9 @@ NAMES = st.one_of(
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )  # fmt: skip
 KEYS = ("id", "status", "image_file_name", "label_file_name", *metadata.FIELDS)
@@ -388,8 +391,13 @@ def test_drawn_rows_are_sound_or_refused(row: dict[str, Any], sound: bool) -> No
     assert metadata.is_sealed(metadata.seal(found))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lines=st.lists(DRAWN.map(lambda r: json.dumps(r).encode()) | st.binary(max_size=40), max_size=4))
+LINES = DRAWN.map(lambda row: json.dumps(row).encode()) | st.binary(max_size=40)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(lines=st.lists(LINES, max_size=4))
 def test_drawn_metadata_opens_inside_the_folder_or_is_one_line(
     lines: list[bytes], folder: Path
 ) -> None:
@@ -403,6 +411,7 @@ def test_drawn_metadata_opens_inside_the_folder_or_is_one_line(
         assert sample.image.resolve().is_relative_to(folder.resolve()) and sample.image.is_file()
 
 
+@settings(deadline=None)
 @given(NAMES)
 def test_drawn_names_never_leave(name: str) -> None:
     try:

@@ -145,7 +145,8 @@ def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path)
         scan = rows.scan_rows(data)
         digest, faults = verify.read_run_digest(data, scan)
         problems = verify.check_samples(data, scan, 1, digest)
-        faults = [*faults, *scan.faults, *verify.judge(scan, problems)[0], *verify.find_gaps(scan, 4)]
+        faults = [*faults, *scan.faults, *verify.judge(scan, problems)[0]]
+        faults += verify.find_gaps(scan, 4)
         assert faults or read_rows(data) == sound, (place, value)
     path.write_bytes(original)
     assert call(data, "--n", 4) == (0, [])

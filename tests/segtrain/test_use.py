@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pipeline import labels
-from pipeline.dataset import DatasetWriter, open_dataset, read_image
+from pipeline.dataset import open_dataset, read_image
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from segtrain import predict, prompts, score, visualise
