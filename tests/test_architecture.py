@@ -1,6 +1,7 @@
 """The rules of the code base: who imports whom, what may stand where, how large things grow."""
 
 import ast
+import re
 import sys
 import tomllib
 from importlib import metadata
@@ -146,3 +147,20 @@ def test_pins_are_of_what_is_required() -> None:
             continue  # of the environment itself, which pip freeze leaves out
         pin = pins.get(requirement.name.lower()) or pins.get(requirement.name.replace("_", "-"))
         assert pin and requirement.specifier.contains(pin), text
+
+
+TEXTS = (".py", ".md", ".yaml", ".toml", ".sh", ".j2", ".ipynb", ".txt", "")
+KEPT = ("pipeline", "finetune", "generation", "segtrain", "configs", "datasets", "scripts",
+        "benchmarks", "docs", "tests")  # fmt: skip
+
+
+def test_texts_name_no_folder_of_a_machine() -> None:
+    """Paths in examples are relative, or `/models/...` and `/data/...`, which nobody's are."""
+    paths = [p for p in ROOT.iterdir() if p.is_file()]
+    paths += [p for name in KEPT for p in (ROOT / name).rglob("*") if p.is_file()]
+    texts = [p for p in paths if p.suffix in TEXTS and "__pycache__" not in p.parts]
+    assert len(texts) > 200
+    private = re.compile(r"(?<![\w/.])/(work|root|home|mnt|Users|scratch)/[\w.-]+/?[\w.-]*")
+    for path in texts:
+        if path.name != ".git" and (found := private.search(path.read_text(errors="replace"))):
+            raise AssertionError(f"{name_of(path)} names {found[0]}")
