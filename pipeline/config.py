@@ -117,16 +117,32 @@ def _check_number(value: float, where: str) -> None:
         raise UserError(f"{where} {shown}: must be a number from -{LARGEST:.0e} to {LARGEST:.0e}")
 
 
-def _check_numbers(config: Any, prefix: str = "") -> None:
-    """Apply `_check_number` to every number of a config; `prefix` is the flag of its group."""
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_values(config: Any, prefix: str = "") -> None:
+    """Raise `UserError` for numbers beyond reason and for what is no text in a config.
+
+    Names in other encodings than UTF-8 could not be recorded with what is made of them. `prefix`
+    is the flag of the group.
+    """
     for item in dataclasses.fields(config):
         value, flag = getattr(config, item.name), _flag(prefix, item.name)
         if dataclasses.is_dataclass(value):
-            _check_numbers(value, f"{flag.removeprefix('--')}.")
-        values = value.values() if isinstance(value, dict) else value
-        for number in values if isinstance(value, dict | tuple | list) else (value,):
-            if isinstance(number, int | float):
-                _check_number(number, flag)
+            _check_values(value, f"{flag.removeprefix('--')}.")
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if isinstance(value, dict):
+            parts = (*value, *value.values())
+        for part in parts:
+            if isinstance(part, int | float):
+                _check_number(part, flag)
+            if isinstance(part, str | Path) and not _is_text(str(part)):
+                raise UserError(f"{flag} {ascii(str(part))}: is not UTF-8; rename it")
 
 
 def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = None) -> T:
@@ -197,7 +213,7 @@ def parse(
         if not stopped.code:  # --help
             raise
         raise UserError(_read_box(box.getvalue())) from None
-    _check_numbers(config)
+    _check_values(config)
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import files, images, labels
 from pipeline.errors import UserError
 from pipeline.paths import Enclosure, check_relative, check_stem
-from pipeline.reading import parse_json, read_bytes, shortened
+from pipeline.reading import parse_json, read_bytes, shortened, whole_text
 
 MAX_METADATA_BYTES = 8 << 30
 MAX_ROW_BYTES = 1 << 20
@@ -118,7 +118,10 @@ def is_ok(row: dict[str, Any]) -> bool:
 
 def seal(row: dict[str, Any]) -> dict[str, Any]:
     """Return `row` as JSON gives it back, with a hash of all its other values."""
-    plain = json.loads(json.dumps({k: v for k, v in row.items() if k != "row_sha256"}))
+    text = json.dumps({k: v for k, v in row.items() if k != "row_sha256"})
+    plain = json.loads(text)
+    if "\\ud" in text:  # a pair of halves, or one alone, which no reader would take
+        plain = whole_text(plain)
     return plain | {"row_sha256": files.sha256(json.dumps(plain, sort_keys=True).encode())}
 
 

@@ -126,6 +126,18 @@ def check_plain(value: Any) -> None:
     raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
 
 
+def whole_text(value: Any) -> Any:
+    """Return a JSON value with halves of characters spelt out as text that `check_plain` takes.
+
+    They come from names of files that are no text: byte ff reads as the half character \\udcff.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {whole_text(k): whole_text(v) for k, v in value.items()}
+    return [whole_text(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -493,3 +493,23 @@ def test_prepared_samples_need_no_second_check(
     samples = open_dataset(tmp_path / "out", labelled=True)
     monkeypatch.setattr(dataset, "check_sample", lambda sample: pytest.fail("was read again"))
     check_dataset(samples)
+
+
+def test_names_that_are_no_text_are_left_out_and_the_rows_stay_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = write_pairs(tmp_path / "r", np.array([[7, 26]]), np.array([[8, 26]])), tmp_path / "o"
+    for folder in ("images", "labels"):
+        odd = os.fsencode(root / folder) + b"/\xff.png"
+        try:
+            shutil.copy(root / folder / "1.png", odd)
+        except OSError:
+            pytest.skip("the file system takes names of text alone")
+    assert run(monkeypatch, root, out, "--policy", "skip") == 3
+    assert len(open_dataset(out, labelled=True)) == 2
+    rows = [json.loads(line) for line in (out / "metadata-000.jsonl").read_text().splitlines()]
+    (failed,) = [row for row in rows if row["status"] == "failed"]
+    assert failed["original_image"] == "images/\\udcff.png"  # spelt out, not a half character
+    before = content(out)
+    assert run(monkeypatch, root, out, "--policy", "skip") == 3
+    assert content(out) == before
