@@ -1,6 +1,7 @@
 """Losses between two predictions of the same picture, teacher and student."""
 
-from typing import Literal, get_args
+import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch.nn import functional
@@ -14,6 +15,20 @@ def require_kind(kind: str) -> None:
     """Raise `UserError` unless `kind` is one of `Kind`."""
     if kind not in get_args(Kind):
         raise UserError(f"consistency {kind}: expected one of {', '.join(get_args(Kind))}")
+
+
+def require_rule(rule: Any) -> None:
+    """Raise `UserError` unless the settings of a second branch are within their ranges."""
+    require_kind(rule.kind)
+    name = type(rule).__name__.lower()
+    for key, low, high in (
+        ("probability", 0, 1), ("weight", 0, math.inf), ("temperature", 1e-6, math.inf),
+        ("ramp_steps", 0, math.inf),
+    ):  # fmt: skip
+        value = getattr(rule, key)
+        if not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
+            most = f" and at most {high}" if high < math.inf else ""
+            raise UserError(f"{name}.{key} {value!r}: must be {low:g} or more{most}")
 
 
 def consistency(

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from tqdm import tqdm
 
 from pipeline import runs, seeding
 from pipeline.stopping import StopRequest, ignore_stop_signals, leave
+from segtrain.recipe_checks import named_faults
 from segtrain.self_training import Teacher
+
+REMEDY = "mend the recipe's model or crop, or lower --batch-size if memory ends"
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def train(
     if teacher:
         seed = seeding.seed_of(plan.seed, "unlabelled")
         unlabelled = batches(plan, teacher.draw, first, rank, world, seed)
-    with StopRequest().listening() as stop:
+    with StopRequest().listening() as stop, bar:  # an error begins on a line of its own
         pairs = zip(labelled, unlabelled, strict=False)
         for step, (samples, more) in enumerate(pairs, start=first):
             torch.manual_seed(seeding.seed_of(plan.seed, "step", step, rank))  # dropout, drop path
@@ -108,7 +112,9 @@ def train(
                 group["lr"] = rate * factor
             if teacher and step >= teacher.settings.start:
                 samples = samples + teacher.label(more)
-            loss = training_loss(model, network, samples)
+            # What a recipe's parts raise together shows in their first step
+            with named_faults("first step", REMEDY) if step == first else nullcontext():
+                loss = training_loss(model, network, samples)
             # One exchange per update: all processes see the same loss and stop at the same step
             facts = torch.stack([loss.detach(), loss.new_tensor(float(stop.signal_number))])
             value, stopping = accelerator.reduce(facts, "mean").tolist()
@@ -134,6 +140,5 @@ def train(
                 accelerator.wait_for_everyone()
                 if stopping:
                     leave(accelerator, stop, plan.folder, done)
-    bar.close()
     seconds = time.monotonic() - started
     return {"first_step": first, "seconds": round(seconds, 1)}

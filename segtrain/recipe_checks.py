@@ -185,3 +185,14 @@ def _check_scheduler(scheduler: Any, where: str) -> None:
         if not isinstance(value, int | float) or not low < value <= high:
             raise UserError(f"{where}.{key} is {value!r}; must be above {low}"
                             + (f" and at most {high}" if high < math.inf else ""))  # fmt: skip
+
+
+def check_sample(sample: Any) -> None:
+    """Raise `UserError` unless transforms gave an image and a label of one size, packed."""
+    label = getattr((sample or {}).get("data_samples"), "gt_sem_seg", None)
+    if "inputs" not in (sample or {}) or label is None:
+        raise UserError("give no image with its label; begin with LoadImageFromFile and "
+                        "LoadAnnotations, end with PackSegInputs")  # fmt: skip
+    if sample["inputs"].shape[-2:] != label.data.shape[-2:]:
+        raise UserError(f"give an image of {tuple(sample['inputs'].shape[-2:])} and a label of "
+                        f"{tuple(label.data.shape[-2:])} pixels; change both alike")  # fmt: skip

@@ -17,7 +17,8 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch.nn import functional
 
 from pipeline.errors import UserError
-from segtrain.consistency import Kind, consistency, ramp, require_kind
+from pipeline.labels import NUM_CLASSES
+from segtrain.consistency import Kind, consistency, ramp, require_rule
 
 PLAIN, SECOND = "plain", "second"
 
@@ -34,7 +35,7 @@ class Randomization:
     ramp_steps: int = 0
 
     def __post_init__(self) -> None:
-        require_kind(self.kind)
+        require_rule(self)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,12 @@ class Knowledge:
     ramp_steps: int = 0
 
     def __post_init__(self) -> None:
-        require_kind(self.kind)
+        require_rule(self)
+        known = range(NUM_CLASSES)
+        if wrong := [k for k in self.classes if isinstance(k, bool) or k not in known]:
+            raise UserError(f"knowledge.classes {wrong}: must be train ids, 0 to {known[-1]}")
+        if not isinstance(self.paths, int) or self.paths < 1:
+            raise UserError(f"knowledge.paths {self.paths!r}: must be a whole number, 1 or more")
 
 
 def require_fit(channels: Sequence[int], reader: Any) -> None:

@@ -33,8 +33,8 @@ from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.identity import file_digest, run_identity  # noqa: E402
 from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
 from segtrain.backbone_weights import load_backbone, read_shapes  # noqa: E402
-from segtrain.mixing import MixedSamples, SelfTraining  # noqa: E402
-from segtrain.recipe_checks import named_faults  # noqa: E402
+from segtrain.mixing import MixedSamples, SelfTraining, seeded_globals  # noqa: E402
+from segtrain.recipe_checks import check_sample, named_faults  # noqa: E402
 from segtrain.recipes import diffusion_models, require_recipe  # noqa: E402
 from segtrain.sets import (  # noqa: E402
     TARGET, NamedSet, declared_scale, named_sets, set_pipeline,
@@ -184,6 +184,8 @@ def build_samples(config: Config, recipe: Any, sets: dict[str, list[Sample]]) ->
     for one in parts:
         with named_faults(str(config.recipe)):
             datasets[one.name] = build_dataset(recipe, one.folder, one.name)
+        with named_faults(f"{config.recipe}: transforms of {one.name}"), seeded_globals(0):
+            check_sample(datasets[one.name].pipeline(datasets[one.name].get_data_info(0)))
     return MixedSamples(
         datasets, {one.name: one.share for one in parts},
         rare=rare, min_pixels=config.rare_classes.min_pixels,

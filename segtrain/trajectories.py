@@ -152,6 +152,11 @@ class Inversion:
     def __post_init__(self) -> None:
         require_timesteps("targets", self.targets)
         require_timesteps("saved", self.saved)
+        if not isinstance(self.eta, int | float) or not 0 <= self.eta <= 1:
+            raise UserError(f"eta {self.eta!r}: must be a number in 0..1")
+        bounds = self.eta_range
+        if not isinstance(bounds, tuple) or len(bounds) != 2 or not bounds[0] <= bounds[1]:
+            raise UserError(f"eta_range {bounds!r}: must be two timesteps, the lower one first")
         visited = (0, *self.targets[:-1])
         if list(self.targets) != sorted(self.targets):
             raise UserError(f"targets {self.targets}: must rise")

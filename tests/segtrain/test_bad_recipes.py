@@ -28,7 +28,8 @@ def fails(source: Path, tmp_path: Path, monkeypatch, capsys) -> Fails:
         capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             guard(train.main)
-        lines = capsys.readouterr().err.strip().splitlines()
+        printed = capsys.readouterr().err.strip().splitlines()
+        lines = [line for line in printed if "0/1 [" not in line]  # the bar of the first step
         assert left.value.code == 2 and len(lines) == 1, lines
         assert lines[0].startswith("streetforge: ") and len(lines[0]) < 600
         return lines[0]
@@ -89,6 +90,10 @@ def fails(source: Path, tmp_path: Path, monkeypatch, capsys) -> Fails:
         ("param_scheduler.1.eta_min=1e-6", "eta_min must be 0"),
         ("param_scheduler.1.powers=2", "param_scheduler.1.powers is not known"),
         ("model.decode_head.channels=[1", "a bracket is not closed"),
+        ("model.decode_head.in_channels=[32,64,160,255]", "first step: .*channels"),
+        ("model.decode_head.in_index=[0,1,2,9]", "first step: "),
+        ("model.data_preprocessor.mean=[0,0]", "first step: "),
+        ("model.backbone.in_channels=4", "first step: .*channels"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_one_line(option: str, told: str, fails: Fails) -> None:
@@ -119,6 +124,10 @@ BASED = f"_base_ = [{str(POCKET)!r}]\n"
         (BASED + "train_cfg = dict(max_iters=float('inf'))", "max_iters is inf"),
         (BASED + "model = dict(auxiliary_head=[dict(type='FCNHead', num_classes=2)])",
          "auxiliary_head.num_classes is 2"),
+        (BASED + "train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]\n"
+         "sets = dict(_delete_=True, source=dict())", "transforms of source: give no image"),
+        (BASED + "train_pipeline = [dict(type='LoadImageFromFile'), dict(type='StreetforgeResize'),"
+         " dict(type='LoadAnnotations'), dict(type='PackSegInputs')]", "transforms of source: give"),
         (BASED + "sets = dict(source=dict(pipeline=3))", "sets.source.pipeline must be a list"),
         (BASED + "train_pipeline = [dict(type='LoadImageFromFile'), "
          "dict(type='Resize', scale=(1280, 720))]", "sets.source Resize: without keep_ratio"),

@@ -275,11 +275,29 @@ def test_all_processes_take_the_same_branches(tiny_base: Path, tmp_path: Path) -
         ({"trajectory": {"type": "diff5", "saved": []}}, "distinct timesteps"),
         ({"out_channels": 9}, r"FCNHead: in_channels \[8\] do not fit .* have \[9\]"),
         ({"trajectory": {"type": "diff5", "saved": [1, 1]}}, "distinct timesteps"),
+        ({"trajectory": {"type": "diff5", "eta": -1}}, "eta -1: must be"),
+        ({"trajectory": {"type": "diff5", "eta_range": [250, 10]}}, "eta_range .*lower one first"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(tiny_base: Path, backbone, rule: str) -> None:
     with pytest.raises(UserError, match=rule):
         _build(tiny_base, backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "told"),
+    [
+        ("randomization", {"probability": 2}, "randomization.probability 2: must be"),
+        ("randomization", {"temperature": 0}, "randomization.temperature 0: must be"),
+        ("randomization", {"weight": float("nan")}, "randomization.weight nan: must be"),
+        ("knowledge", {"classes": [1, 19]}, r"knowledge.classes \[19\]: must be"),
+        ("knowledge", {"paths": 0}, "knowledge.paths 0: must be"),
+        ("knowledge", {"ramp_steps": -1}, "knowledge.ramp_steps -1: must be"),
+    ],
+)
+def test_a_rule_out_of_its_range_is_named(tiny_base: Path, rule: str, options, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        _build(tiny_base, **{rule: options})
 
 
 def test_knowledge_and_attention_maps_do_not_go_together(tiny_base: Path) -> None:
