@@ -135,6 +135,8 @@ def write_merged(
 
 def _keep(folder: Path, paths: list[Path]) -> None:
     """Copy metadata files into the next free folder below `replaced/`, where nobody reads them."""
+    if (folder / "replaced").is_symlink():
+        raise UserError(f"{folder / 'replaced'}: is a link; put a folder in its place")
     for number in itertools.count(1):
         place = folder / "replaced" / f"{number:03d}"
         if not place.exists():

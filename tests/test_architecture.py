@@ -164,3 +164,15 @@ def test_texts_name_no_folder_of_a_machine() -> None:
     for path in texts:
         if path.name != ".git" and (found := private.search(path.read_text(errors="replace"))):
             raise AssertionError(f"{name_of(path)} names {found[0]}")
+
+
+def test_image_files_are_opened_by_one_reader() -> None:
+    """So every program sees the same pixels, and none opens a pipe, a bomb or a cut file."""
+    decoders = {"Image.open", "cv2.imread", "cv2.imdecode", "mmcv.imread", "imageio.imread"}
+    found = {
+        name_of(path)
+        for path in SOURCES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in decoders
+    }
+    assert found == {"pipeline/images.py"}

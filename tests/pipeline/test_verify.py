@@ -399,6 +399,18 @@ def test_repair_keeps_the_rows_as_they_were(call: Callable, data: Path) -> None:
     assert (data / "replaced/002/metadata.jsonl.before").exists()
 
 
+def test_repair_follows_no_link_of_the_folder(
+    call: Callable, data: Path, tmp_path: Path
+) -> None:
+    flip(data / IMAGES.format(0))
+    (tmp_path / "elsewhere").mkdir()
+    (data / "replaced").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="replaced: is a link"):
+        call(data, "--repair")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(list(data.glob("metadata*"))) == 2
+
+
 def test_rows_without_hashes_are_checked_by_their_files(call: Callable, tmp_path: Path) -> None:
     image, label = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
     lines = []
