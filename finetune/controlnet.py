@@ -29,7 +29,7 @@ from pipeline.base_defaults import with_base_defaults  # noqa: E402
 from pipeline.config import parse  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.models import check_fit, find_base, find_folder  # noqa: E402
-from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
+from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,16 @@ def main() -> int | None:
             check_fit(f"{setting} {name}", kind, found, base)
     if config.mix_with_init and not config.init:
         raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
+    index: list[ClassIndex] = []
+
+    def find_rare_classes() -> None:
+        if config.rare_classes.enabled:
+            index.append(index_classes(samples, config.rare_classes))
+
     captions = Captions(base, config.caption_template, config.class_separator)
     accelerator, folder = begin(
-        config, call, samples, [captions.check], base=("base", base), unet=("unet", unet_folder),
-        init=("controlnet", init_folder),
+        config, call, samples, [captions.check, find_rare_classes], base=("base", base),
+        unet=("unet", unet_folder), init=("controlnet", init_folder),
     )  # fmt: skip
     if accelerator is None:
         return None
@@ -140,10 +146,8 @@ def main() -> int | None:
         unet.enable_gradient_checkpointing()
 
     # Data
-    index = index_classes(samples, config.rare_classes) if config.rare_classes.enabled else None
-
     def draw(rng):  # noqa: ANN001, ANN202
-        image, label = draw_labelled_crop(rng, samples, config.crop, index)
+        image, label = draw_labelled_crop(rng, samples, config.crop, index[0] if index else None)
         image = recolor_some(rng, image, config.color_jitter)
         return image, label, captions(label)
 

@@ -82,6 +82,11 @@ def check_ranges(config: Any) -> None:
             require_between(holder, 0, LARGEST[name], name, prefix=group)
     _check_list("--crop.size-px", config.crop.size_px, LARGEST_CROP_PX)
     _check_list("--crop.scales", config.crop.scales, LARGEST_SCALE)
+    if hasattr(config, "rare_classes"):
+        require_positive(config.rare_classes, "temperature", prefix="rare-classes.")
+        require_between(config.rare_classes, 0, math.inf, "min_pixels", prefix="rare-classes.")
+    if (spread := getattr(config, "logit_normal", None)) and not spread[1] > 0:
+        raise UserError(f"--logit-normal {spread[0]:g} {spread[1]:g}: the scale must be above 0")
     if hasattr(config, "channels"):
         _check_list("--channels", config.channels, LARGEST_WIDTH, most=MOST_LEVELS)
 
@@ -151,6 +156,9 @@ def begin(
         require_extra(f"--lora-rank {config.lora_rank}", "peft", "lora")
     if not config.output:
         raise UserError("--output: no folder given; name the folder the run shall be written to")
+    for data in config.data:
+        if Path(data).resolve() in folder.resolve().parents:
+            raise UserError(f"--output {folder}: lies in --data {data}; choose another folder")
     check_dataset(samples)
 
     from pipeline import models, runs

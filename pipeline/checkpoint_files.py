@@ -46,7 +46,7 @@ def read_step(marker: Path) -> int:
 
 def read_state(path: Path, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file that fit `module`, or raise `ValueError`."""
-    tensors = load_file(path)
+    tensors = _read_tensors(path)
     expected = module.state_dict()
     wrong = compare_tensors(
         {k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in tensors.items()}
@@ -57,12 +57,19 @@ def read_state(path: Path, module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} is damaged or absent: {error}") from None
+
+
 def read_optimizer(
     folder: Path, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (state dict of the optimizer, all scalars), or raise `ValueError` for another's."""
     scalars = read_json(folder / "optimizer.json", dict)
-    tensors = load_file(folder / "optimizer.safetensors")
+    tensors = _read_tensors(folder / "optimizer.safetensors")
     groups = scalars["param_groups"]
     sizes = [len(group["params"]) for group in optimizer.state_dict()["param_groups"]]
     if [len(group["params"]) for group in groups] != sizes:

@@ -288,12 +288,12 @@ def _newest_whole(folder: Path, restore: Callable[[Path], int]) -> int:
     """Return what `restore` gives for the newest checkpoint that it can read."""
     fault = ""
     for path in reversed(_complete(folder)):
+        if fault and os.environ.get("RANK", "0") == "0":
+            print(f"streetforge: {fault}; {path.name} is tried", file=sys.stderr)
         try:
             return restore(path)
         except (*checkpoint_files.DAMAGE, UserError) as error:
             fault = f"{path}: cannot be used ({' '.join(str(error).split())[:200]})"
-        if os.environ.get("RANK", "0") == "0":
-            print(f"streetforge: {fault}; the checkpoint before it is tried", file=sys.stderr)
     if fault:
         raise UserError(
             f"{fault}; no other is whole: restore one, or delete {folder / 'checkpoints'} to "

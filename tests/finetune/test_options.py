@@ -211,6 +211,9 @@ def test_what_cannot_work_is_said_first(
         (("--caption-template", "a {class}"), "--caption-template .* knows only {{classes}}"),
         (("--caption-template", "a long street " * 9 + "{classes}"), "is cut after the 24 tokens"),
         (("--base", "{net}"), "has no model_index.json"),
+        (("--rare-classes.min-pixels", 10**9), "no file has more than 1000000000 pixels"),
+        (("--rare-classes.min-pixels", -5), "--rare-classes.min-pixels -5: must be 0 or more"),
+        (("--rare-classes.temperature", 0), "--rare-classes.temperature 0: must be above 0"),
     ],
 )
 def test_models_and_captions_that_do_not_fit_are_said_first(
@@ -242,6 +245,8 @@ def test_folder_of_something_else_is_no_place_for_a_run(call, tiny_base, tiny_da
         call(unet, "--data", data, "--output", data)
     with pytest.raises(UserError, match="is not the config of a run.*choose another --output"):
         call(unet, "--data", data, "--output", tiny_base / "unet")
+    with pytest.raises(UserError, match="lies in --data .*; choose another folder"):
+        call(unet, "--data", data, "--output", data / "runs" / "one")
     assert sorted(p for p in data.rglob("*") if p.name != "checked.json") == before
 
 

@@ -64,3 +64,38 @@ def test_what_changed_is_named(
         with pytest.raises(UserError, match=rf"holds another run \({named}"):
             call(controlnet, *arguments)
     assert (output / "config.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "goes_on"),
+    [
+        ("step-00000002/model.safetensors", b"\x08", True),
+        ("step-00000002/optimizer.json", b"[", True),
+        ("step-00000002/complete.json", b'{"step": "two"}', True),
+        ("*/model.safetensors", b"", False),
+        ("../finished.json", b"[]", False),
+        ("../config.json", b"null", False),
+        ("../config.json", b"\xff", False),
+    ],
+)
+def test_damage_in_a_run_is_passed_over_or_named(
+    name, data, goes_on, call, same_weights, tiny_dataset, tmp_path, capsys
+):
+    arguments = [
+        "--data", tiny_dataset(n=2), "--training.steps", 2, "--training.checkpoint-interval", 1,
+        "--rare-classes.min-pixels", 10, "--output", tmp_path / "run",
+    ]  # fmt: skip
+    call(controlnet, *arguments)
+    shutil.copytree(tmp_path / "run" / "controlnet", tmp_path / "first")
+    if not name.startswith("../finished"):
+        (tmp_path / "run" / "finished.json").unlink()
+    for path in (tmp_path / "run" / "checkpoints").glob(name):
+        path.write_bytes(data)
+    if goes_on:
+        call(controlnet, *arguments)
+        assert same_weights(tmp_path / "run" / "controlnet", tmp_path / "first")
+        assert "step-00000002: cannot be used" in capsys.readouterr().err
+    else:
+        with pytest.raises(UserError, match=name.rpartition("/")[2].split(".")[0]) as caught:
+            call(controlnet, *arguments)
+        assert "\n" not in str(caught.value)

@@ -1,11 +1,12 @@
 """Base models are found by name and load with the stock classes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline import models
+from pipeline import hub, models
 from pipeline.errors import UserError
 
 
@@ -86,3 +87,51 @@ def test_pocket_weights_load_in_stock_diffusers_and_stay_small() -> None:
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     size = sum(p.stat().st_size for p in models.POCKET.rglob("*") if p.is_file())
     assert size <= 20_000_000
+
+
+def cached_repository(cache: Path, base: Path, commit: str) -> Path:
+    """Lay a base out as the hub's client does: snapshots/<commit> in a folder of the repository."""
+    home = cache / "models--owner--name"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    shutil.copytree(base, home / "snapshots" / commit)
+    return home / "snapshots" / commit
+
+
+def test_a_base_in_the_hubs_cache_is_used_and_half_a_one_is_not(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "c" * 40
+    base = models.find_base(f"owner/name@{commit}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert models.find_local(base) is None
+    snapshot = cached_repository(tmp_path, tiny_base, commit)
+    assert models.find_local(base) == snapshot
+    hub.fetch.cache_clear()
+    models.check_loadable(("base", base))
+    assert models.load_component(base, "unet").config.in_channels == 4
+    hub.fetch.cache_clear()
+    (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert models.find_local(base) is None
+    with pytest.raises(UserError, match="cannot be fetched"):
+        models.load_component(base, "vae")
+
+
+def test_of_a_repository_only_what_the_parts_need_is_fetched() -> None:
+    names = [
+        "model_index.json", "v1-5.ckpt", "v1-5.safetensors", "README.md", "code.py",
+        "unet/config.json", "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/code.py",
+        "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/config.json", "text_encoder/model.safetensors.index.json",
+        "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder/model-00002-of-00002.safetensors", "text_encoder/pytorch_model.bin",
+        "tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json",
+        "safety_checker/model.safetensors",
+    ]  # fmt: skip
+    left_out = ("ckpt", "bin", "py", "md", "v1-5.safetensors", "safety_checker/model.safetensors")
+    wanted = {n for n in names if not n.endswith(left_out)}
+    wanted.remove("unet/diffusion_pytorch_model.fp16.safetensors")
+    assert set(hub.choose_files(names)) == wanted
