@@ -76,10 +76,13 @@ def read_optimizer(
         raise ValueError("optimizer.json is of another network")
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **scalars["state"]}.items():
-        index, _, key = name.partition(".")
+        index, *inner, key = name.split(".")
         if not 0 <= int(index) < sum(sizes):
             raise ValueError(f"optimizer.safetensors holds {name} of another network")
-        state.setdefault(int(index), {})[key] = value
+        place = state.setdefault(int(index), {})
+        for part in inner:
+            place = place.setdefault(part, {})
+        place[key] = value
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, values in state.items():
         average = values.get("exp_avg")

@@ -306,14 +306,22 @@ def _split_optimizer(optimizer: Any) -> tuple[dict[str, torch.Tensor], dict[str,
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     scalars, seen = {}, set()
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if not torch.is_tensor(value):
-                scalars[f"{index}.{key}"] = value
-                continue
-            value = value.contiguous()
-            if value.data_ptr() in seen:  # 8-bit AdamW shares its code book; safetensors refuses
-                value = value.clone()
-            seen.add(value.data_ptr())
-            tensors[f"{index}.{key}"] = value
+    for name, value in _flat(state["state"]):
+        if not torch.is_tensor(value):
+            scalars[name] = value
+            continue
+        value = value.contiguous()
+        if value.data_ptr() in seen:  # 8-bit AdamW shares its code book; safetensors refuses
+            value = value.clone()
+        seen.add(value.data_ptr())
+        tensors[name] = value
     return tensors, {"state": scalars, "param_groups": state["param_groups"]}
+
+
+def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (names joined by dots, value) of nested mappings, as 8-bit AdamW keeps its state."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

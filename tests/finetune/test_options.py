@@ -257,14 +257,28 @@ def test_eight_bit_optimizer_is_asked_for_by_name(monkeypatch, tmp_path):
         loop.make_optimizer(settings, [weight], torch.device("cpu"))
 
     class AdamW8bit(torch.optim.AdamW):
-        """Keeps one shared code book, as the real one does."""
+        """Signature and state of bitsandbytes 0.50: nested, with one code book for all."""
 
-        book = torch.arange(4.0)
+        book, nested = torch.arange(4.0), "__bnb_optimizer_quant_state__"
 
-        def step(self, closure=None):
-            super().step(closure)
-            for state in self.state.values():
-                state["qmap1"] = state["qmap2"] = self.book
+        def __init__(
+            self, params, lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01,
+            amsgrad=False, optim_bits=32, args=None, min_8bit_size=4096, is_paged=False,
+        ):  # fmt: skip
+            super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+        def state_dict(self):
+            found = super().state_dict()
+            found["state"] = {
+                k: {"step": int(v["step"]), self.nested: {
+                    "state1": v["exp_avg"], "state2": v["exp_avg_sq"], "qmap1": self.book,
+                    "qmap2": self.book}}
+                for k, v in found["state"].items()
+            }  # fmt: skip
+            return found
+
+        def load_state_dict(self, state_dict, move_to_device=True):
+            self.loaded = state_dict["state"]
 
     fake = types.SimpleNamespace(optim=types.SimpleNamespace(AdamW8bit=AdamW8bit))
     monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
@@ -274,8 +288,11 @@ def test_eight_bit_optimizer_is_asked_for_by_name(monkeypatch, tmp_path):
     runs.save_checkpoint(tmp_path, 1, {"m": torch.nn.Linear(1, 1)}, optimizer)
     fresh = AdamW8bit([torch.nn.Parameter(torch.ones(3))])
     assert runs.load_checkpoint(tmp_path, {"m": torch.nn.Linear(1, 1)}, fresh) == 1
-    (state,) = fresh.state.values()
-    assert torch.equal(state["qmap1"], AdamW8bit.book) and float(state["step"]) == 1
+    assert fresh.loaded[0]["step"] == 1
+    states = (fresh.loaded, optimizer.state_dict()["state"])
+    quantized, saved = (state[0][AdamW8bit.nested] for state in states)
+    assert quantized.keys() == saved.keys()
+    assert all(torch.equal(quantized[k], saved[k]) for k in saved)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
