@@ -188,7 +188,7 @@ def _decoder(data: bytes) -> Image.Image:
 def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "P":  # its transparent colours are colours still
         return np.array(image.convert("RGBA"))[..., :3]
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # spares a copy
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
