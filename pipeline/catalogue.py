@@ -153,7 +153,7 @@ def _read_template(template: str, where: str) -> list[str]:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UserError(f"{where}: {error}; close every brace, write {{name}} for a field") from None
+        raise UserError(f"{where}: {error}; close every brace") from None
     fields = []
     for text, name, spec, conversion in parts:
         if name is None:

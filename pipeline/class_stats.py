@@ -26,8 +26,8 @@ def doubt(pixels: np.ndarray, total: int, label_space: str, where: str) -> None:
     share, remedy = pixels.sum() / total, "name the right one by --label-space (train_ids, say)"
     if share < 0.5:
         message = (
-            f"{where}: {f'only {share:.1%}' if share else 'none'} of the pixels are of a class, the "
-            f"rest is void; label space {label_space} may not be that of these labels, {remedy}"
+            f"{where}: {f'only {share:.1%}' if share else 'none'} of the pixels are of a class, "
+            f"the rest is void; label space {label_space} may not be that of these labels, {remedy}"
         )
         if not share:
             raise UserError(message)

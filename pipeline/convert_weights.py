@@ -58,6 +58,8 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     settings = files.read_json(config.config_file, dict, remedy="give the model's config.json")
     state = StateDict(config.weights)
+    if not state.tensors:
+        raise UserError(f"{config.weights}: holds no tensor; give the weights of a model")
     num_bytes = sum(tensor.num_bytes for tensor in state.tensors.values())
     if num_bytes > 4 * config.weights.stat().st_size:  # shared storages are written several times
         raise UserError(f"{config.weights}: its tensors overlap; ask its author for safetensors")

@@ -80,7 +80,7 @@ def call_controlnet_aux() -> None:
 
 
 def call_imagenet() -> None:
-    """Load the first stages of the network through the safe reader and look at grey and at edges."""
+    """Load the first stages of the network and look at grey and at an edge."""
     import torch
 
     from pipeline.efficientnet import load_imagenet, normalise

@@ -127,7 +127,9 @@ def load_recipe(
         try:
             split = shlex.split(entry.command)
         except ValueError as error:
-            raise UserError(f"{path}: command of {entry.name}: {error}; close every quote") from None
+            raise UserError(
+                f"{path}: command of {entry.name}: {error}; close every quote"
+            ) from None
         words = tuple(locate(_fill(word, values, path)) for word in split)
         output = Path(_fill(entry.output, values, path))
         inputs = tuple(s.name for s in stages if _reads(words, s.output))

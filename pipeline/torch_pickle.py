@@ -250,6 +250,7 @@ def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
     if function != _Global(REBUILD) or not sound:
         raise ValueError("it calls something that describes no tensor")
     last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if start > storage.num_items or math.prod(shape) > storage.num_items or (0 not in shape and last >= storage.num_items):
+    outside = start > storage.num_items or (0 not in shape and last >= storage.num_items)
+    if outside or math.prod(shape) > storage.num_items:
         raise ValueError("a tensor is larger than its storage")
     return StoredTensor(*STORAGES[storage.kind], storage, start, shape, strides)

@@ -149,7 +149,7 @@ BAD = {
         "unpack it yourself into .*7z x x",
     ),
     "git lfs pointer": (
-        lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n") and p,
+        lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n") and p,
         "Git LFS pointer.*git lfs pull",
     ),
     "zip dot": (zip_of("a/./b"), "outside the folder"),

@@ -177,6 +177,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         lambda p, _: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n") and None,
         "Git LFS pointer.*git lfs pull",
     ),
+    "no tensors": (save(lambda c: {}), "holds no tensor"),
     "70 dimensions": (
         pickled(tensor_pickle("K\0(" + "K\1" * 70 + "t(" + "K\1" * 70 + "t")), "no tensor"
     ),

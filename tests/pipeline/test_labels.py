@@ -113,7 +113,7 @@ BAD_SPACES = {
     "colour 256": ("train_colors: {0: [1, 2, 256]}\nvoid_colors: []\n", "three numbers"),
     "text colour": ("train_colors: {0: '#404040'}\nvoid_colors: []\n", "three numbers"),
     "mixed colours": ("train_colors: {0: [[1, 2, 3], 4]}\nvoid_colors: []\n", "three numbers"),
-    "list of colours": ("train_colors: [[1, 2, 3]]\nvoid_colors: []\n", "train_colors is a mapping"),
+    "list of colours": ("train_colors: [[1, 2, 3]]\nvoid_colors: []\n", "train_colors is a map"),
     "null void": ("train_colors: {0: [1, 2, 3]}\nvoid_colors:\n", "void_colors a list"),
     "colour twice": (
         "train_colors: {0: [1, 2, 3], 1: [1, 2, 3]}\nvoid_colors: []\n",

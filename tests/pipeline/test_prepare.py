@@ -498,7 +498,8 @@ def test_prepared_samples_need_no_second_check(
 def test_names_that_are_no_text_are_left_out_and_the_rows_stay_readable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, out = write_pairs(tmp_path / "r", np.array([[7, 26]]), np.array([[8, 26]])), tmp_path / "o"
+    root = write_pairs(tmp_path / "r", np.array([[7, 26]]), np.array([[8, 26]]))
+    out = tmp_path / "out"
     for folder in ("images", "labels"):
         odd = os.fsencode(root / folder) + b"/\xff.png"
         try:

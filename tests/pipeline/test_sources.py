@@ -39,7 +39,8 @@ SOURCES: dict[str, tuple[str, str, str, Writer, list[int], list[int]]] = {
     ),
     "cityscapes": (
         "train", "leftImg8bit/train/ulm/a_leftImg8bit.png",
-        "gtFine/train/ulm/a_gtFine_labelIds.png", grey, [7, 26, 33, 3, 9, 23], [0, 13, 18, 255, 255, 10],
+        "gtFine/train/ulm/a_gtFine_labelIds.png", grey,
+        [7, 26, 33, 3, 9, 23], [0, 13, 18, 255, 255, 10],
     ),
 }  # fmt: skip
 
