@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_read_is_left_out_and_said(
     assert not start()
     told = capsys.readouterr().err
     assert f"notice: left out, {file}:1" in told
-    assert "Not in this workspace yet: generated pictures" in (tmp_path / "report.html").read_text()
+    assert "Not in this workspace yet: generated images" in (tmp_path / "report.html").read_text()
 
 
 def test_scores_of_a_sound_run_still_pass(
