@@ -82,11 +82,12 @@ def table(workspace: Path) -> str:
 
 def cost_row(run: Path) -> str:
     """Return a line of the table of costs: the run's network, trained and used once more."""
-    stored = files.read_json(run / "config.json")["config"]
+    document = files.read_json(run / "config.json")
+    stored, batch_size = document["settings"], document["config"]["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "segtrain/train.py", stored["recipe"], "--source", stored["source"],
-            "--iterations", str(UPDATES), "--batch-size", str(stored["batch_size"]),
+            "--iterations", str(UPDATES), "--batch-size", str(batch_size),
             "--output", f"{folder}/run",
         ]  # fmt: skip
         if stored["cfg_options"]:

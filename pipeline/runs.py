@@ -131,13 +131,21 @@ def _is_ours(path: Path) -> bool:
     return hidden or path.name in LEFT_BEHIND or path.suffix in (".log", ".out", ".err")
 
 
-def open_run(folder: Path, config: Mapping[str, Any], *, is_main: bool) -> None:
-    """Start or continue the run in `folder`; another config is refused with the differences."""
+def open_run(
+    folder: Path, config: Mapping[str, Any], *, is_main: bool,
+    settings: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Start or continue the run in `folder`; another config is refused with the differences.
+
+    `settings`, with the paths that a config leaves out, are recorded beside it, never compared.
+    """
     refuse_other_run(folder, config)
     files.require_writable(folder)
     path = folder / "config.json"
     if is_main and not path.exists():
-        files.write_json(path, {"config": dict(config), "digest": digest(dict(config))})
+        recorded = {"settings": dict(settings)} if settings else {}
+        config = dict(config)
+        files.write_json(path, {"config": config, "digest": digest(config), **recorded})
 
 
 def is_finished(folder: Path, steps: int) -> bool:

@@ -251,7 +251,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     model, optimizer = build_network(config, recipe)
     if identity:
         saved_recipe.warn(recipes.as_json(recipe))
-        runs.open_run(config.output, identity, is_main=True)
+        runs.open_run(config.output, identity, is_main=True, settings=to_mapping(config))
     accelerator = runs.make_accelerator(config.output, precision=config.precision)
     clip = recipe.optim_wrapper.get("clip_grad") or {}
     plan = loop.Plan(

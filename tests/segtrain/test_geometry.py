@@ -156,6 +156,8 @@ def test_the_runner_trains_on_the_source_as_our_program_does(path: Path) -> None
 
     runner = prepare(stock["pipeline"], stock.get("scale_factor"))
     assert runner == sets.set_pipeline(recipe, "source")
+    for name in ("val", "test"):  # Runner.test() needs all three, as validation does
+        assert {f"{name}_dataloader", f"{name}_evaluator", f"{name}_cfg"} <= set(recipe)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -38,6 +38,8 @@ def test_each_change_is_named(
         base=str(base), output=tmp_path / "run", iterations=1,
     )  # fmt: skip
     train.run(config, train.check(config))
+    settings = json.loads((config.output / "config.json").read_text())["settings"]
+    assert settings["source"] == str(source) and settings["recipe"] == str(tiny_diffusion_recipe)
     for options, told in (
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"generated_share": 0.25}, "sets.generated: 0.5 -> 0.25"),
