@@ -11,6 +11,7 @@ continues a stopped run. A small version for the CPU: --iterations 20 --batch-si
 import os
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -147,9 +148,21 @@ def identify(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict
     }
     for name in models_of:
         settings["model"]["backbone"].pop(name)
+    settings["model_files"] = {
+        name: file_digest(Path(text)) for name, text in named_files(plain["model"])
+    }
     unlabelled = {TARGET: find_pictures(target)} if target else {}
     world = int(os.environ.get("WORLD_SIZE", "1"))
     return run_identity(settings, models=models_of, data={**sets, **unlabelled}, processes=world)
+
+
+def named_files(value: Any, where: str = "model") -> Iterator[tuple[str, str]]:
+    """Yield key and path of the files that a recipe's model names, initial weights above all."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from named_files(inner, f"{where}.{key}")
+    elif isinstance(value, str) and len(value) < 1024 and "/" in value and os.path.isfile(value):
+        yield where, value
 
 
 def check_run(

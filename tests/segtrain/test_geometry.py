@@ -113,6 +113,7 @@ def check_sample(sample: dict[str, Any], low: float, high: float) -> None:
     for axis, found in ((0, columns), (1, rows)):
         drawn = centres(np.median(lines, axis))
         apart = np.array([drawn[np.abs(drawn - line).argmin()] - line for line in found[1:-1]])
+        assert np.abs(apart).max() < 0.6  # half a pixel is the most that whole pixels can be off
     inner = np.ones_like(label, bool)  # not within a pixel of another class
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):

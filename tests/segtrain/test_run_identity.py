@@ -80,6 +80,15 @@ def test_contents_of_files_count(tiny_recipe: Path, make_dataset, tmp_path: Path
     assert identity_of(config) != first
     save_file(state, weights)
     assert identity_of(config) == first
+    started = dataclasses.replace(config, backbone_weights=None)
+    recipe = recipes.load_recipe(tiny_recipe)
+    recipe.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(weights)}
+    before = train.identify(started, recipe, train.check(started))["model_files"]
+    weights.write_bytes(b"other")
+    after = train.identify(started, recipe, train.check(started))["model_files"]
+    assert before.keys() == after.keys() == {"model.backbone.init_cfg.checkpoint"}
+    assert before != after
+    save_file(state, weights)
     image = next((source / "images").rglob("*.png"))
     Image.new("RGB", (64, 32), "red").save(image)
     assert identity_of(config)["data"] != first["data"]
