@@ -2,10 +2,13 @@
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from finetune.new_networks import check_new_networks
 from pipeline.config import (
@@ -122,6 +125,26 @@ def check_base_fit(config: Any, base: str) -> None:
         )
 
 
+def check_cache(config: Any, folder: Path) -> None:
+    """Raise `UserError` if `cached_crops` take more than the free disk, or memory, by far.
+
+    An autoencoder's crops stay in memory as they are; others become latents in the run folder, of
+    a quarter of a byte a pixel at least, with labels of one.
+    """
+    pixels = getattr(config, "cached_crops", 0) * config.crop.size_px[0] * config.crop.size_px[1]
+    if hasattr(config, "norm_groups"):
+        need, free, what = 3 * pixels, psutil.virtual_memory().total, "this machine's memory"
+    else:
+        need = pixels * (1.25 if hasattr(config, "rare_classes") else 0.25)
+        here = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.is_dir())
+        free, what = shutil.disk_usage(here).free, "the free disk"
+    if need > free:
+        raise UserError(
+            f"--cached-crops {config.cached_crops}: take at least {need / 1e9:.0f} GB, {what} is "
+            f"{free / 1e9:.0f} GB; lower it"
+        )
+
+
 def _numbers(config: Any) -> list[str]:
     return [f.name for f in fields(config) if isinstance(getattr(config, f.name), int | float)]
 
@@ -159,6 +182,7 @@ def begin(
     for data in config.data:
         if Path(data).resolve() in folder.resolve().parents:
             raise UserError(f"--output {folder}: lies in --data {data}; choose another folder")
+    check_cache(config, folder)
     check_dataset(samples)
 
     from pipeline import models, runs

@@ -18,6 +18,7 @@ VAE = [
     (("--latent-channels", 10**9), "--latent-channels 1000000000: must be in"),
     (("--crop.size-px", 63, 65), "--crop.size-px 63 65: .* multiples of 8"),
     (("--crop.size-px", 36, 64), "--crop.size-px 36 64: .* multiples of 8"),
+    (("--cached-crops", 10**9), "--cached-crops 1000000000: take at least .* memory"),
     (("--init", "{net}"), "is of a ControlNetModel, but a AutoencoderKL is needed"),
     (("--init", "{base}"), "here it is .*vae"),
     (("--init", "nowhere"), "nowhere: has no config.json"),

@@ -183,6 +183,7 @@ def test_unet_may_learn_the_source_in_random_colours(call, tiny_dataset, tmp_pat
         ("", ("--training.batch-size", 10**9), "--training.batch-size 1000000000: must be in"),
         ("", ("--training.workers", 10**6), "--training.workers 1000000: must be in 0..1024"),
         ("", ("--training.steps", 10**12), r"--training.steps 1e\+12: must be in"),
+        ("", ("--cached-crops", 10**9), "--cached-crops 1000000000: take at least .* free disk"),
         ("", ("--previews", 10**6), "--previews 1000000: must be in"),
         ("", ("--prompt", "a street " * 30), "--prompt .* longer than the text window"),
         ("", ("--base", "owner/none@" + "a" * 40), "cannot be fetched.*hf download owner/none"),
