@@ -33,8 +33,8 @@ def require_disk(config: Config, num_missing: int) -> None:
     need, free = disk_estimate(config, num_missing), disk_free(config.output)
     if need > free:
         raise UserError(
-            f"{config.output}: {num_missing} samples need about {need / 1e9:.2f} GB but "
-            f"{free / 1e9:.2f} GB are free; free some space or choose another --output"
+            f"{config.output}: {num_missing} samples need about {need / 1e6:.1f} MB but "
+            f"{free / 1e6:.1f} MB are free; free some space or choose another --output"
         )
 
 

@@ -1,16 +1,18 @@
-"""Trials of the writing side of generation with invented pictures, without torch.
+"""Trials of the writing side of generation: the real program, with invented images.
 
     python tests/generation/crash_trials.py kills 200
     python tests/generation/crash_trials.py crash_points
     python tests/generation/crash_trials.py full_disks 30     # inside `unshare -rm`
 
-Each prints one JSON line of figures. A trial runs the real loop, claims and writer in forked
-processes, ends them in some way, runs again, and compares with a run that nothing disturbed.
+Each prints one JSON line of figures. A trial runs `main` of generation/run.py in forked processes,
+ends them in some way, runs again, and compares with a run that nothing disturbed. Networks alone
+are replaced: what they draw follows from the seed, and one sample always fails.
 """
 
 import argparse
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
@@ -24,58 +26,82 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
 
-from generation import saving, work  # noqa: E402
-from generation.claims import Claims  # noqa: E402
-from generation.progress import Rows  # noqa: E402
+from generation import engine, run, saving  # noqa: E402
+from generation.plan import noise_seed  # noqa: E402
 from generation.saving import Drawn  # noqa: E402
+from generation.work import ATTEMPTS  # noqa: E402
 from pipeline import files  # noqa: E402
-from pipeline.dataset import DatasetWriter, read_rows, repair_tail  # noqa: E402
-from pipeline.errors import UserError  # noqa: E402
+from pipeline.dataset import read_rows  # noqa: E402
+from pipeline.errors import EXIT_INCOMPLETE, UserError  # noqa: E402
 
 SIZE = (32, 64)
 PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # no kill tests a disk's sync
 SURPRISE = 1  # the sample that fails
+DONE = EXIT_INCOMPLETE  # of a run that nothing disturbs, since one sample fails
+FLAGS = ["--crop-px", "32", "64", "--fusion", "none", "--steps", "1"]
+MOST = 16  # samples of a trial
+INDEX = {noise_seed(0, i, attempt): i for i in range(MOST) for attempt in range(ATTEMPTS)}
+DELAYS: dict[int, float] = {}
+"""Seconds that a sample takes beside those of `generate`."""
 
 
-def draw(index: int, seconds: float = 0.0) -> Drawn:
-    """Invent sample `index`."""
-    time.sleep(seconds)
+def draw(index: int) -> Drawn:
+    """Invent a sample, for tests of the writer alone."""
     rng = np.random.default_rng(index)
     label = rng.integers(0, 19, SIZE, dtype=np.uint8)
     if index == SURPRISE:
-        return Drawn(index, None, label, {"error": "the picture is constant in 3 attempts"})
+        return Drawn(index, None, label, {"error": "the image is constant"})
     return Drawn(index, rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8), label, {"seed": index})
 
 
+class InventingSampler:
+    """Stands for the networks: an image of noise from the seed, or one that is constant."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.networks = SimpleNamespace(text=SimpleNamespace(truncates=lambda prompt: False))
+
+    def start(self, requests: list) -> list:
+        time.sleep(sum(self.seconds + DELAYS.get(INDEX[r.seed], 0) for r in requests))
+        return [SimpleNamespace(picture=functools.partial(self.draw, r)) for r in requests]
+
+    def draw(self, request: engine.Request) -> engine.Picture:
+        shape = (*request.label.shape, 3)
+        image = np.random.default_rng(request.seed).integers(0, 255, shape, dtype=np.uint8)
+        if INDEX[request.seed] == SURPRISE:
+            return engine.Picture(None, "the image is constant", 0, 0, 1)
+        return engine.Picture(image, "", 0, 0, 1)
+
+
 def generate(folder: Path, n: int, seconds: float = 0.0) -> int:
-    """Do what generation/run.py does with `folder`, and return its exit code."""
-    rows = Rows(folder, n)
-    rows.update()
-    rows.forget()
-    with files.storage_errors(folder, lambda: (n - rows.done) * 10_000):
-        if folder.is_dir():
-            files.sweep_temporaries(folder)
-        writer, code = DatasetWriter(folder, config={"trial": 1}), 0
-        with Claims(folder) as claims:
-            if rows.missing():
-                code = work.run_share(
-                    lambda indices: [draw(index, seconds) for index in indices],
-                    writer,
-                    rows,
-                    claims,
-                    show_progress=False,
-                )
-            rows.update()
-            claims.finished = all(map(rows.settled, rows.missing()))
-        if claims.alone and claims.finished:
-            for path in folder.glob("metadata-*.jsonl"):
-                repair_tail(path)
-    return code
+    """Run generation/run.py with `folder` as output, and return its exit code."""
+    assert n <= MOST
+    words = ["run.py", *FLAGS, "--n", str(n), "--output", str(folder)]
+    with (
+        patch.object(sys, "argv", words),
+        patch.object(engine, "load_networks", lambda config, device: None),
+        patch.object(engine, "Sampler", lambda networks, config: InventingSampler(seconds)),
+        patch.object(run, "check_loadable", lambda config: None),  # reads only, and takes seconds
+    ):
+        return run.main() or 0
+
+
+@functools.cache
+def undisturbed() -> dict[str, dict]:
+    """Return the rows of a run of MOST samples that nothing disturbed, by id.
+
+    What the program reads of the models stays in this process's memory for those forked from it.
+    """
+    with tempfile.TemporaryDirectory(dir=PLACE) as place, contextlib.redirect_stdout(sys.stderr):
+        assert generate(Path(place) / "set", MOST) == DONE
+        return read_rows(Path(place) / "set")
 
 
 def forked(call: Callable[[], int]) -> int:
@@ -114,22 +140,23 @@ def faults(folder: Path, n: int) -> Counter:
     rows = read_rows(folder)
     found["lost"] = n - len(rows)
     found["duplicate"] = len(good) - len(set(good))
-    named = {"run.json", "classes.json", "status.json"}
+    named = {"run.json", "classes.json", "status.json", "layouts.json", "README.md"}
     named |= {path.name for path in folder.glob("metadata-*.jsonl")}
     for index in range(n):
-        row = rows.get(f"{index:08d}", {})
-        expected = draw(index)
-        if expected.image is None:
+        key = f"{index:08d}"
+        row, right = rows.get(key, {}), undisturbed()[key]
+        if index == SURPRISE:
             found["lost"] += row.get("status") != "failed"
             continue
-        for kind, array in (("image", expected.image), ("label", expected.label)):
+        for kind in ("image", "label"):
             name = row.get(f"{kind}_file_name", "")
             named.add(name)
             data = (folder / name).read_bytes() if name and (folder / name).is_file() else b""
-            right = files.encode_png(array)
-            found["corrupt"] += data != right or row.get(f"{kind}_sha256") != files.sha256(right)
+            sums = {files.sha256(data), row.get(f"{kind}_sha256")}
+            found["corrupt"] += sums != {right[f"{kind}_sha256"]}
     present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     found["stray"] = len(present - named) + (folder / "claims").exists()
+    found["record"] = not (folder / "run.json").is_file()
     return +found
 
 
@@ -142,29 +169,35 @@ def kills(count: int, n: int = 12) -> dict:
         usual_s = 9.0
         for _ in range(3):
             begun = time.monotonic()
-            finish(forked(lambda: generate(folder, n, 0.002)))
+            finish(forked(lambda: generate(folder, n, 0.03)))
             usual_s = min(usual_s, time.monotonic() - begun)
             found.update(faults(folder, n))
             shutil.rmtree(folder)
         while landed < count:
             shutil.rmtree(folder, ignore_errors=True)
             tried += 1
-            children = [forked(lambda: generate(folder, n, 0.002))]
+            children = [forked(lambda: generate(folder, n, 0.03))]
             if tried % 3 == 0:
-                children.append(forked(lambda: generate(folder, n, 0.002)))
+                children.append(forked(lambda: generate(folder, n, 0.03)))
             time.sleep(rng.uniform(0, usual_s))
             doomed = children if tried % 2 else children[:1]
             for child in doomed:
                 os.kill(child, signal.SIGKILL)
             codes = [finish(child) for child in children]
             landed += codes[0] == -signal.SIGKILL
-            midway += codes[0] == -signal.SIGKILL and 0 < len(read_rows(folder)) < n
-            found["code"] += any(code not in (0, -signal.SIGKILL) for code in codes)
-            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            midway += codes[0] == -signal.SIGKILL and 0 < finished(folder) < n
+            found["code"] += any(code not in (0, DONE, -signal.SIGKILL) for code in codes)
+            found["code"] += finish(forked(lambda: generate(folder, n))) != DONE
             found.update(faults(folder, n))
     seconds = round(time.monotonic() - started, 1)
     figures = {"landed": landed, "midway": midway, "tried": tried, "seconds": seconds}
     return {**figures, "faults": dict(+found)}
+
+
+def finished(folder: Path) -> int:
+    """Return how many rows a folder has, which may be in any state."""
+    lines = (path.read_bytes().count(b"\n") for path in folder.glob("metadata-*.jsonl"))
+    return sum(lines)
 
 
 CALLS = ("write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "truncate")
@@ -209,7 +242,7 @@ def crash_points(n: int = 3) -> dict:
             code = finish(forked(lambda at=points: dying(folder, at)))
             if code != 77:
                 break
-            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            found["code"] += finish(forked(lambda: generate(folder, n))) != DONE
             if bad := faults(folder, n):
                 print(f"point {points}: {dict(bad)}", file=sys.stderr)
                 found.update(bad)
@@ -247,18 +280,29 @@ def errors(number: int, n: int = 2, *, times: int = 10**9) -> dict:
                 break
             codes[str(code)] += 1
             text = log.read_text()
-            found["line"] += code == 2 and text.count("\n") != 1
+            found["line"] += code == 2 and said(text) != 1
             found["traceback"] += "Traceback" in text
-            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            found["code"] += finish(forked(lambda: generate(folder, n))) != DONE
             found.update(faults(folder, n))
             shutil.rmtree(folder)
     return {"points": at - 1, "codes": dict(codes), "faults": dict(+found)}
+
+
+def said(text: str) -> int:
+    """Count the lines of stderr that are not of the progress."""
+    return sum(" samples (" not in line for line in text.splitlines())
 
 
 def logged(log: Path, call: Callable[[], int]) -> int:
     """Run `call` with stderr going to a file."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     return call()
+
+
+def unforeseen(folder: Path, n: int) -> int:
+    """Run as if the disk were full only later: nothing looks for space beforehand."""
+    with patch.object(run.card, "require_disk", lambda config, missing: None):
+        return generate(folder, n)
 
 
 def full_disks(count: int, n: int = 12) -> dict:
@@ -274,13 +318,13 @@ def full_disks(count: int, n: int = 12) -> dict:
                 while True:
                     handle.write(bytes(4096))
             os.truncate(filler, max(filler.stat().st_size - 4096 * level, 0))
-            code = finish(forked(lambda: logged(log, lambda: generate(folder, n))))
+            code = finish(forked(lambda: logged(log, lambda: unforeseen(folder, n))))
             codes[str(code)] += 1
             text = log.read_text()
-            found["line"] += code == 2 and (text.count("\n") != 1 or "No space" not in text)
-            lines |= {text.split(": ", 2)[-1]} if code == 2 else set()
+            found["line"] += code == 2 and (said(text) != 1 or "No space" not in text)
+            lines |= {text.splitlines()[-1].split(": ", 2)[-1]} if code == 2 else set()
             filler.unlink()
-            found["code"] += finish(forked(lambda: generate(folder, n))) != 0
+            found["code"] += finish(forked(lambda: generate(folder, n))) != DONE
             found.update(faults(folder, n))
             shutil.rmtree(folder)
         subprocess.run(["umount", disk], check=True)
@@ -297,6 +341,7 @@ if __name__ == "__main__":
     parser.add_argument("trial")
     parser.add_argument("count", type=int, nargs="?")
     given = parser.parse_args()
+    undisturbed()
     if given.trial in ("EIO", "ENOSPC", "EDQUOT", "EFBIG"):
         print(json.dumps(errors(getattr(errno, given.trial), times=given.count or 10**9)))
     elif given.count is None:
