@@ -10,7 +10,7 @@ from PIL import Image
 
 from generation import run
 from generation.engine import Sampler
-from generation.street_pipeline import SETTINGS_FILE, StreetPipeline
+from generation.street_pipeline import SETTINGS_FILE, StreetPipeline, as_source
 from pipeline import files
 from pipeline.dataset import open_dataset, read_image
 from pipeline.errors import UserError
@@ -167,3 +167,36 @@ def test_starts_from_a_source_picture(tiny_config, label):
         for value in (0, 255)
     ]
     assert pictures[0].size == (64, 32) and pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_source_images_come_in_many_forms(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    same = [pixels, image, tmp_path / "a.png", str(tmp_path / "a.png"), pixels.astype(np.int64),
+            (pixels / 255).astype(np.float32), image.convert("RGBA")]  # fmt: skip
+    for form in same:
+        assert np.array_equal(as_source(form), pixels)
+    grey = np.array(image.convert("L"))
+    for form in (image.convert("L"), grey, grey[..., None], grey / 255):
+        assert np.array_equal(as_source(form), np.repeat(grey[..., None], 3, 2))
+    palette = image.quantize(16)
+    assert np.array_equal(as_source(palette), np.array(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("image", [
+    np.zeros((8, 12, 4), np.uint8), np.zeros(8, np.uint8), np.full((8, 12, 3), 256),
+    np.full((8, 12, 3), -1), np.full((8, 12, 3), 1.5), np.full((8, 12, 3), np.nan),
+    np.zeros((8, 12, 3), bool), np.zeros((0, 12, 3), np.uint8), Image.new("I;16", (12, 8)),
+    Image.new("F", (12, 8)), "no/such.png",
+])  # fmt: skip
+def test_source_images_that_cannot_be_read_rightly_are_one_line(image):
+    with pytest.raises(UserError) as caught:
+        as_source(image)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "1"])
+def test_seeds_out_of_range_are_one_line(tiny_config, label, seed):
+    with pytest.raises(UserError, match="generator"):
+        StreetPipeline(tiny_config)(label, "road", generator=seed)
