@@ -19,7 +19,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files  # noqa: E402
-from pipeline.config import parse, require_positive, show, to_mapping  # noqa: E402
+from pipeline.config import (  # noqa: E402
+    parse,
+    require_between,
+    require_positive,
+    show,
+    to_mapping,
+)
 from pipeline.dataset import find_pictures  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.identity import file_digest, run_identity  # noqa: E402
@@ -83,7 +89,10 @@ def check(config: Config) -> list[Path]:
     require_size(config.size_px, "--size-px")
     if not 0 <= config.scene < len(scenes):
         raise UserError(f"--scene {config.scene}: the recipe has scenes 0 to {len(scenes) - 1}")
-    require_positive(config, "steps", "batch_size", "learning_rate", "checkpoint_every")
+    require_positive(config, "learning_rate", "checkpoint_every")
+    require_between(config, 1, 10**7, "steps")
+    require_between(config, 1, 1024, "batch_size")
+    require_between(config, 0, 2**63 - 1, "seed")
     for name in ("ema_decay", "confidence"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 0 and below 1")

@@ -89,6 +89,8 @@ def check(config: Config) -> list[Path]:
         raise UserError(f"--categories {config.categories}: expected {', '.join(CATEGORIES)}")
     if config.categories == "none" and any(tap.endswith(":maps") for tap in config.taps):
         raise UserError("--categories none: taps of :maps need eos, words or sentence")
+    if not config.taps:
+        raise UserError("--taps: name at least one; see segtrain/taps.py")
     if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
         raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
     files.require_writable(config.output)
