@@ -66,7 +66,7 @@ def stock_config(recipe: dict[str, Any]) -> dict[str, Any]:
         "seg_map_suffix": ".png",
         "pipeline": pipeline,
     }
-    ours = _names_ours(recipe["model"])
+    ours = _names_ours([recipe["model"], recipe["test_pipeline"]])
     imports = {"imports": ["segtrain.registry"], "allow_failed_imports": False}
     return {
         **({"custom_imports": imports} if ours else {}),
@@ -86,7 +86,7 @@ def stock_config(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names_ours(value: Any) -> bool:
-    """Tell whether a part of ours is named anywhere in a recipe's network."""
+    """Tell whether a part of ours is named anywhere in a network or its transforms."""
     if isinstance(value, dict):
         named = str(value.get("type", "")).startswith("Streetforge")
         return named or any(_names_ours(item) for item in value.values())

@@ -19,8 +19,8 @@ SECTIONS = {
     "train_cfg": dict, "optim_wrapper": dict, "param_scheduler": list,
 }  # fmt: skip
 USED = (  # what a training by segtrain/train.py reads; the rest serves mmengine's Runner
-    "model", "sets", "train_pipeline", "test_pipeline", "optim_wrapper", "param_scheduler",
-    "train_cfg.max_iters", "train_dataloader.batch_size",
+    "model", "sets", "train_pipeline", "test_pipeline", "test_resolution", "optim_wrapper",
+    "param_scheduler", "train_cfg.max_iters", "train_dataloader.batch_size",
 )  # fmt: skip
 OPTIM_WRAPPER = ("type", "optimizer", "paramwise_cfg", "clip_grad")
 SCHEDULERS = {
@@ -75,6 +75,8 @@ def check_recipe(recipe: Any) -> None:
             what = "a dict" if kind is dict else "a list"
             raise UserError(f"{name} must be {what}, not {recipe[name]!r:.80}; mend the recipe")
         _require_finite(recipe[name], name)
+    if (resolution := recipe.get("test_resolution", "low")) not in ("low", "high"):
+        raise UserError(f"test_resolution {resolution!r:.80}: must be low or high")
     sets = recipe.get("sets", {})
     if not isinstance(sets, dict):
         raise UserError(f"sets must be a dict, not {sets!r:.80}; see segtrain/sets.py")

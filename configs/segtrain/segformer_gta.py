@@ -30,6 +30,7 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
+test_resolution = "low"  # prepared targets: at their protocol's size for networks like this one
 sets = dict(  # the scale at which each set's objects appear, as in DGInStyle
     source=dict(scale_factor=source_scale),
     generated=dict(scale_factor=1.0),  # crops of the source's own pixels, not resized

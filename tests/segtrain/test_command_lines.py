@@ -133,7 +133,6 @@ SETTINGS = [
     (visualise, "--timesteps 1000", "--timesteps"),
     (visualise, "--timesteps -1", "--timesteps"),
     (visualise, "--timesteps", "--timesteps"),
-    (visualise, "--timesteps 5 1", "--timesteps"),
     (visualise, "--classes dog", "--classes dog"),
     (visualise, "--categories none --taps up_blocks.1:maps", "--categories none"),
     (visualise, "--output {source}/run.json", "run.json"),
