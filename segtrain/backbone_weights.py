@@ -58,11 +58,13 @@ def require_fit(
         return
     fitting = len(wanted) - len(missing) - len(shapes)
     faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    told = "; ".join(
-        f"{what}: {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' * (len(names) > NAMED)}"
-        for what, names in faults if names
-    )  # fmt: skip
+    told = "; ".join(f"{what}: {_listed(names)}" for what, names in faults if names)
     raise UserError(
         f"{path}: {fitting} of the backbone's {len(wanted)} weights fit; {told}; give weights of "
         "the recipe's own architecture, under mmsegmentation's names"
     )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"

@@ -126,8 +126,9 @@ BASED = f"_base_ = [{str(POCKET)!r}]\n"
          "auxiliary_head.num_classes is 2"),
         (BASED + "train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]\n"
          "sets = dict(_delete_=True, source=dict())", "transforms of source: give no image"),
-        (BASED + "train_pipeline = [dict(type='LoadImageFromFile'), dict(type='StreetforgeResize'),"
-         " dict(type='LoadAnnotations'), dict(type='PackSegInputs')]", "transforms of source: give"),
+        (BASED + "train_pipeline = [dict(type='LoadImageFromFile'), "
+         "dict(type='StreetforgeResize'), dict(type='LoadAnnotations'), "
+         "dict(type='PackSegInputs')]", "transforms of source: give an image of"),
         (BASED + "sets = dict(source=dict(pipeline=3))", "sets.source.pipeline must be a list"),
         (BASED + "train_pipeline = [dict(type='LoadImageFromFile'), "
          "dict(type='Resize', scale=(1280, 720))]", "sets.source Resize: without keep_ratio"),

@@ -125,7 +125,8 @@ def test_the_conditional_branch_is_the_published_loop(family_base, drawn) -> Non
     start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     seen: list[torch.Tensor] = []
     hook = extractor.unet.register_forward_pre_hook(lambda _m, given: seen.append(given[0].clone()))
-    extractor.stream(torch.zeros(2, 3, 32, 32), prompts, lambda *_: None, latents=start, masks=masks)
+    images = torch.zeros(2, 3, 32, 32)
+    extractor.stream(images, prompts, lambda *_: None, latents=start, masks=masks)
     hook.remove()
     unet = diffusers.UNet2DConditionModel.from_pretrained(Path(base) / "unet").eval()
     x, noises = start.double().numpy(), iter(drawn)

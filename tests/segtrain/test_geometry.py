@@ -87,7 +87,8 @@ def discs(values: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> tuple[fl
     columns, rows = columns[:12], rows[:12]
     for top, bottom in zip(rows, rows[1:], strict=False):
         for left, right in zip(columns, columns[1:], strict=False):
-            cell = -values[int(top) + 1 : int(bottom) + 1, int(left) + 1 : int(right) + 1].clip(-1, 0)
+            inside = slice(int(top) + 1, int(bottom) + 1), slice(int(left) + 1, int(right) + 1)
+            cell = -values[inside].clip(-1, 0)
             y, x = np.mgrid[: cell.shape[0], : cell.shape[1]]
             mass = cell.sum()
             moments = [(cell * (a - (cell * a).sum() / mass) ** 2).sum() / mass for a in (x, y)]
