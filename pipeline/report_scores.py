@@ -39,7 +39,8 @@ def read_scores(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     found: dict[str, Any] = {}
-    for entry in files.read_json(path, dict, remedy=REMEDY).get("checkpoints") or [None]:
+    entries = files.read_json(path, dict, remedy=REMEDY).get("checkpoints")
+    for entry in entries if isinstance(entries, list) and entries else [None]:
         if not _is_checkpoint(entry):
             raise UserError(f"{path}: is not what segtrain/score.py writes; {REMEDY}")
         found[entry["name"]] = entry

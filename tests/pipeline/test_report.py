@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import labels, report, report_pictures, report_scores
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
+from pipeline.errors import UserError
 
 ARMS = {"source_generated": 41.0, "source_only": 33.0}
 
@@ -113,3 +114,10 @@ def test_close_up_window_lies_on_the_small_objects() -> None:
     top, left = corner
     assert top <= 30 and top + 40 >= 50 and left <= 90 and left + 40 >= 96
     assert report_pictures.small_object_window(np.zeros((64, 128), np.uint8), 40) is None
+
+
+@pytest.mark.parametrize("entries", [True, 3, "ab", {"name": "a"}, [], None, [True]])
+def test_scores_that_are_no_list_are_one_line(tmp_path: Path, entries: object) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps({"targets": ["a"], "checkpoints": entries}))
+    with pytest.raises(UserError, match="is not what segtrain/score.py writes"):
+        report_scores.read_scores(tmp_path / "scores.json")
