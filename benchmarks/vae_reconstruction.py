@@ -4,6 +4,7 @@ Writes a dataset folder with every picture sent through the autoencoder, and its
 Scoring an oracle segmenter on both folders then tells whether small things survive.
 
     python benchmarks/vae_reconstruction.py --data DIR --base pocket --output DIR
+    python benchmarks/vae_reconstruction.py --data DIR --vae VAE_FOLDER --output DIR
 """
 
 import argparse
@@ -35,11 +36,16 @@ def main() -> None:
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--base", default="pocket")
+    parser.add_argument("--vae", default="", help="autoencoder folder, in place of that of --base")
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
-    base = models.find_base(arguments.base)
-    vae = models.load_component(base, "vae")
-    settings = {"reconstruction_of": arguments.data, "revision": models.revision(base)}
+    if arguments.vae:
+        folder: str | Path = models.find_folder(arguments.vae, "vae")
+        vae = models.load_network("vae", None, folder)
+    else:
+        folder = models.find_base(arguments.base)
+        vae = models.load_component(str(folder), "vae")
+    settings = {"reconstruction_of": arguments.data, "revision": models.revision(folder)}
     writer = DatasetWriter(arguments.output, config=settings)
     done = writer.done_ids()
     for index, sample in enumerate(tqdm(open_dataset(arguments.data, labelled=True))):
