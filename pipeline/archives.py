@@ -11,6 +11,7 @@ import shlex
 import shutil
 import stat
 import struct
+import sys
 import tarfile
 import unicodedata
 import uuid
@@ -22,7 +23,7 @@ from typing import IO, Any
 
 from pipeline import files
 from pipeline.errors import UserError, one_line
-from pipeline.reading import open_regular, pointer_remedy
+from pipeline.reading import open_regular, pointer_remedy, shortened
 
 CHUNK_BYTES = 1 << 20
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -31,6 +32,8 @@ MAX_NAME = 1000  # characters with all folders: file systems end at 4096 bytes
 MAX_MEMBERS = 500_000
 MAX_GROWTH = 50  # times the archive's size, on top of the spare: pictures hardly shrink
 SPARE_BYTES = 1 << 30
+LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir")
+"""Names that file managers leave in archives, beside those that begin with `._` (AppleDouble)."""
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError,
           EOFError, NotImplementedError, ArithmeticError, LookupError, RecursionError, struct.error,
           ValueError)  # fmt: skip
@@ -71,19 +74,24 @@ def unpack(
     """Unpack archives (name -> path) into a new folder and return the number of its files.
 
     `plain` places files that are not called like an archive as they are. Folders that enclose all
-    the rest are left out. `facts` is stored as download.json beside the files.
+    the rest are left out, and so is, with a notice, what file managers add. `facts` is stored as
+    download.json beside the files.
     """
     mark = f"{output.name}{files.TEMPORARY_MARK}"
     staging = output.with_name(f"{mark}{os.getpid()}-{uuid.uuid4().hex[:8]}")
     for left in filter(files.is_abandoned, output.parent.glob(f"{mark}*")):
         shutil.rmtree(left)
     seen: dict[str, Path] = {}
+    litter: list[str] = []
     try:
         staging.mkdir(parents=True)
         for name, path in sources.items():
             try:
                 for member, stream in _members(name, path, plain):
-                    _place(staging, member, stream, path, seen)
+                    if is_litter(member):
+                        litter.append(member)
+                    else:
+                        _place(staging, member, stream, path, seen)
             except _Unsupported as error:
                 raise UserError(
                     f"{path}: is not a zip, tar or tar.gz that can be read here; unpack it yourself"
@@ -110,7 +118,15 @@ def unpack(
         files.fsync_folder(output.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    if litter:
+        some = shortened(", ".join(litter[:3]))
+        print(f"notice: {len(litter)} files of file managers are left out: {some}", file=sys.stderr)
     return len(seen)
+
+
+def is_litter(name: str) -> bool:
+    """Tell whether a member is what a file manager adds to the files of others."""
+    return any(part in LITTER or part.startswith("._") for part in name.split("/"))
 
 
 def _place(

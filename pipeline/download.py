@@ -24,6 +24,7 @@ from pipeline.config import from_mapping, parse  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.fetching import RemoteFile, fetch, verify  # noqa: E402
 from pipeline.git_source import GitSource, check_git, fetch_git  # noqa: E402
+from pipeline.reading import shortened  # noqa: E402
 
 DRIVE = "https://drive.usercontent.google.com/download"
 
@@ -98,7 +99,7 @@ def read_sources(config: Config) -> Sources:
         unused = "--archive" if hub else "--revision"
         raise UserError(f"{unused}: has no meaning for {config.dataset}; leave it out")
     if hub:
-        hub = replace(hub, revision=config.revision or hub.revision)
+        hub = replace(hub, revision=(config.revision or hub.revision).lower())
         if not re.fullmatch("[0-9a-f]{40}", hub.revision):
             raise UserError(
                 f"{where}: pins no 40-digit revision; give --revision with one of "
@@ -119,9 +120,15 @@ def read_sources(config: Config) -> Sources:
             raise UserError(f"{where}: {file.address}: needs https, or a hash to check")
         if not sources.registration and not re.match("https?://[^/]", file.address):
             raise UserError(f"{where}: address {file.address!r} is not one of the web")
-        sums = (file.sha256, "[0-9a-f]{64}"), (file.md5, "[0-9a-f]{32}")
-        if file.bytes < 0 or not all(re.fullmatch(form, text) for text, form in sums if text):
-            raise UserError(f"{where}: {file.name}: bytes, sha256 or md5 is none; mend or drop it")
+        if file.bytes < 0:
+            raise UserError(f"{where}: {file.name}: bytes {file.bytes} is no size; mend or drop it")
+        for kind, length in (("sha256", 64), ("md5", 32)):
+            text = getattr(file, kind)
+            if text and not re.fullmatch(f"[0-9a-f]{{{length}}}", text, re.IGNORECASE):
+                raise UserError(
+                    f"{where}: {file.name}: {kind} {shortened(text, 80)} is not {length} "
+                    "hexadecimal digits; mend or drop it"
+                )
     return sources
 
 

@@ -56,6 +56,7 @@ def verify(path: Path, file: RemoteFile, name: str) -> str:
             found[kind] = hashlib.file_digest(handle, kind).hexdigest()
     for kind, value in found.items():
         expected = getattr(file, kind)
+        expected = expected.lower() if isinstance(expected, str) else expected  # as some tools
         if expected and value != expected:
             raise UserError(
                 f"{name}: has {kind} {value}, but {expected} is expected; it is cut, damaged or "
@@ -127,7 +128,7 @@ def _own_copy(path: Path, keep: bool) -> Iterator[Path]:
 
 
 def _part(file: RemoteFile, answer: Any) -> tuple[int, int]:
-    """Return where the part that a server sends starts, -1 if unsaid, and how long the file is.
+    """Return where the part that a server sends starts, -1 if unsaid, and how long the file is, or 0.
 
     In `bytes a-b/*` the length is not known; b is then its last byte, as we ask for all the rest.
     """
@@ -160,22 +161,24 @@ def _attempt(
         _check_answer(file, answer)
         start, total = _part(file, answer)
         version = answer.headers.get("ETag", "") or answer.headers.get("Last-Modified", "")
-        now = {"version": version, "length": str(total)}
-        changed = {**now, **known} != now
+        now = {"version": version} | ({"length": str(total)} if total else {})
+        changed = any(known.get(key, value) != value for key, value in now.items())
         if answer.status_code == 416 or start not in (0, have) or (start and changed):
             own.unlink(missing_ok=True)
             known.clear()
             raise _Restarted("the server could not continue the file, or changed it meanwhile")
         known.update(now)
-        if not total or (file.bytes and total != file.bytes):
-            raise _refusal(file, f"offers {total or '?'} bytes, {file.bytes or '?'} are expected")
+        if not total and not file.has_hash:  # sent in chunks, say
+            raise _refusal(file, "does not say how long the file is, nor does its entry give a hash")
+        if file.bytes and total != file.bytes:
+            raise _refusal(file, f"offers {total} bytes, {file.bytes} are expected")
         with (
             open(own, "ab" if start else "wb") as handle,
-            tqdm(desc=file.name, total=total, initial=start, unit="B", unit_scale=True,
+            tqdm(desc=file.name, total=total or None, initial=start, unit="B", unit_scale=True,
                  disable=None) as bar,
         ):  # fmt: skip
             for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=False):
-                if handle.tell() + len(chunk) > total:
+                if total and handle.tell() + len(chunk) > total:
                     raise _refusal(file, f"sends more than the {total} bytes of the file")
                 handle.write(chunk)
                 bar.update(len(chunk))
@@ -192,6 +195,9 @@ def _check_answer(file: RemoteFile, answer: Any) -> None:
         raise _Interrupted(f"the server answered {answer.status_code}")
     if answer.status_code not in (200, 206, 416):
         raise _refusal(file, f"answered {answer.status_code} {answer.reason}")
+    coding = answer.headers.get("Content-Encoding", "identity")
+    if coding != "identity" and not file.address.endswith(("gz", "gzip")):
+        raise _refusal(file, f"sends it compressed ({coding[:40]}), which was not asked for")
     if answer.headers.get("Content-Type", "").startswith("text/html"):
         raise _refusal(file, "sent a web page instead (quota, login or confirmation)")
 

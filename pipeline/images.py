@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from pipeline.errors import UserError
+from pipeline.jpeg_damage import find_damage
 from pipeline.reading import open_regular, pointer_remedy, read_bytes, shortened
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  # of files that are looked for, in any case of letters
@@ -87,6 +88,7 @@ def decode_image(data: bytes, name: Path | str) -> np.ndarray:
         header = _read_header(io.BytesIO(data))
         check_size(header)
         check_image_mode(header.mode)
+        check_compressed(header, data)
         return _upright(_rgb(_decoder(data)), header.orientation)
 
 
@@ -112,6 +114,13 @@ def decode_codes(data: bytes, header: Header, *, colors: bool) -> np.ndarray:
     else:
         codes = np.array(_decoder(data))
     return _upright(codes, header.orientation)
+
+
+def palette_of(data: bytes) -> np.ndarray | None:
+    """Return the Nx3 uint8 colours of the bytes of a palette PNG; None: they have no palette."""
+    image = _decoder(data)
+    colors = image.getpalette() if image.mode == "P" else None
+    return np.array(colors, np.uint8).reshape(-1, 3) if colors else None
 
 
 def read_header(path: Path | str, kind: str = "image") -> Header:
@@ -170,6 +179,12 @@ def check_image_mode(mode: str) -> None:
     """
     if mode.partition(";")[0] not in PNG_MODES.values():
         raise UserError(f"image has mode {mode}; save it as 8-bit RGB")
+
+
+def check_compressed(header: Header, data: bytes) -> None:
+    """Raise a nameless `UserError` for a JPEG that decoders only guess at; PNGs carry checksums."""
+    if header.kind == "JPEG" and (damage := find_damage(data)):
+        raise UserError(f"is damaged inside ({damage}); {RENEW}")
 
 
 def _decoder(data: bytes) -> Image.Image:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import images
 from pipeline.errors import UserError
+from pipeline.label_palettes import check_palette
 from pipeline.reading import read_json
 from pipeline.yaml_files import load_yaml
 
@@ -280,6 +281,10 @@ def decode_label(data: bytes, path: str | Path, table: np.ndarray | None = None)
         codes = images.decode_codes(data, header, colors=colors)
         if not colors:
             codes = _single_channel(codes, header.mode)
+        if table is not None and not colors and header.mode == "P":
+            palette = images.palette_of(data)
+            if palette is not None:
+                check_palette(codes, palette, table, PALETTE)
     label = codes if table is None else np.take(table, codes)
     if table is not None and (unknown := label == _NOT_AN_ID).any():
         found = np.unique(codes[unknown])[:8].tolist()

@@ -4,7 +4,8 @@
     python pipeline/preflight.py --dataset gta --root /data/gta --split all --depth full
 
 `headers` reads the first and last bytes of each file: absent, empty and truncated files, sizes
-that disagree, wrong modes, decompression bombs, labels without picture, equal stems, odd names.
+that disagree, wrong modes, decompression bombs, labels without picture, equal stems in one folder,
+odd names. JPEGs are read through, since nothing else shows damage inside them.
 `full` decodes every picture and label too, and finds ids outside the label space. Exit code 0
 means no fault, 2 that at least one is listed.
 """
@@ -85,6 +86,10 @@ def check_file(path: Path, table: np.ndarray, depth: Depth, *, label: bool) -> t
             images.check_image_mode(header.mode)
         if depth == "full":
             read_image(path)
+        elif header.kind == "JPEG":
+            data = images.read_file(path)
+            with images.naming(path, "image"):
+                images.check_compressed(header, data)
     return header.width, header.height
 
 
@@ -106,12 +111,15 @@ def check_pair(pair: Pair, label_space: str, depth: Depth) -> list[Fault]:
 
 
 def check_names(listing: Listing) -> Iterator[Fault]:
-    """Yield labels without a picture, pictures of equal stem, and names that do not travel."""
+    """Yield labels without a picture, pictures equal but for suffix or case, and odd names.
+
+    Pictures of different folders may share their names, as those of many sequences do.
+    """
     for path in listing.orphans:
         yield Fault(path, "label without a picture; restore the picture or remove the label")
     first: dict[str, Path] = {}
     for pair in listing.pairs:
-        stem = unicodedata.normalize("NFC", pair.image.stem).casefold()
+        stem = unicodedata.normalize("NFC", str(pair.image.with_suffix(""))).casefold()
         if stem in first:
             message = f"has the stem of {first[stem]}; rename one of them, and its label"
             yield Fault(pair.image, message)

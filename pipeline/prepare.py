@@ -183,10 +183,17 @@ def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) ->
 
 
 def look_at_some(listing: Listing, faults: list[Fault]) -> None:
-    """Raise `UserError` if a few labels, spread over the set, hold no pixel of any class."""
+    """Raise `UserError` if a few labels, spread over the set, hold no pixel of any class.
+
+    So it does if none of them is to be read: a folder begun with the wrong label space would
+    refuse the right one.
+    """
     bad = {fault.path for fault in faults}
     good = [pair.label for pair in listing.pairs if pair.label not in bad]
-    pixels, total = class_stats.count_some(good, labels.label_space(listing.label_space))
+    table = labels.label_space(listing.label_space)
+    pixels, total = class_stats.count_some(good, table)
+    if good and not total:
+        labels.read_label(good[0], table)
     if total and not pixels.any():
         class_stats.doubt(pixels, total, listing.label_space, f"{good[0]} and others")
 

@@ -80,6 +80,23 @@ def test_enclosing_folders_are_left_out(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == {"images/1.png": b"a", "labels/1.png": b"b"}
 
 
+def test_what_file_managers_add_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = {
+        "set/images/1.png": b"a", "__MACOSX/set/images/._1.png": b"x", "set/.DS_Store": b"x",
+        "set/images/Thumbs.db": b"x", "set/labels/1.png": b"b", "set/labels/._1.png": b"x",
+    }  # fmt: skip
+    for name, path in (
+        ("zip", write_zip(tmp_path / "x", members)),
+        ("tar", write_tar(tmp_path / "y", *members.items())),
+    ):
+        assert archives.unpack({"x": path}, tmp_path / name, {}) == 2
+        assert tree(tmp_path / name) == {"images/1.png": b"a", "labels/1.png": b"b"}
+        told = capsys.readouterr().err
+        assert "4 files of file managers are left out" in told and "__MACOSX/set" in told
+
+
 def zip_of(*names: str, **attributes: int) -> Callable[[Path], Path]:
     return lambda path: write_zip(path, dict.fromkeys(names, b"x"), **attributes)
 

@@ -41,6 +41,8 @@ class Page:
     changes_to: bytes = b""
     """what the file becomes after the first answer"""
     length: bool = True
+    chunks: int = 0
+    """bytes of each chunk in place of a length, as servers send what they do not measure"""
     etag: bool = True
     total: str = ""
     """what stands for the length in Content-Range; empty: the length"""
@@ -89,6 +91,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         tags = {"ETag": etag} if page.etag else {}
         for key, value in {**tags, **page.headers}.items():
             self.send_header(key, value)
+        if page.chunks:
+            self.send_header("Transfer-Encoding", "chunked")
+            parts = [body[i : i + page.chunks] for i in range(0, len(body), page.chunks)]
+            body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
         self.end_headers()
         if with_body:
             self.wfile.write(body[: page.cuts.pop(0)] if page.cuts else body)
@@ -206,6 +212,17 @@ def test_a_shorter_file_between_attempts_comes_anew_without_a_tag(
     assert (tmp_path / "set.zip").read_bytes() == other
 
 
+def test_chunks_without_a_length_are_held_to_the_hash(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page(chunks=1000, length=False, cuts=[len(DATA) // 2])
+    fetch(remote(server), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == DATA and names(tmp_path) == ["set.zip"]
+    assert [wanted != "" for _, wanted in server.log] == [False, True]
+    server.pages["/set.zip"] = Page(DATA[:-1], chunks=1000, length=False)
+    with pytest.raises(UserError, match="has sha256"):
+        fetch(remote(server), tmp_path / "other.zip", wait_s=0)
+    assert names(tmp_path) == ["set.zip"]
+
+
 def test_a_file_that_never_stays_the_same_is_given_up(server: Server, tmp_path: Path) -> None:
     server.pages["/set.zip"] = Page(cuts=[1000] * 50, keeps_changing=True)
     with pytest.raises(UserError, match="changed it meanwhile; run the same"):
@@ -230,8 +247,9 @@ REFUSED = {
     "wrong hash": (Page(DATA[:-1] + b"?"), "has sha256 .* is expected"),
     "wrong md5": (Page(), "has md5 .* but 0+ is expected"),
     "wrong length": (Page(DATA[:-1]), "offers 1048575 bytes, 1048576 are expected"),
-    "no length": (Page(length=False), r"offers \? bytes"),
+    "no length": (Page(length=False), "does not say how long"),
     "quota page": (Page(b"<html>quota", headers={"Content-Type": "text/html; x"}), "web page"),
+    "compressed": (Page(headers={"Content-Encoding": "gzip"}), "compressed .gzip."),
     "not found": (Page(status=404), "answered 404"),
     "forbidden": (Page(status=403), "answered 403"),
     "too many requests": (Page(status=429), "answered 429"),
@@ -248,6 +266,7 @@ def test_bad_answers_leave_nothing_under_the_name(
     server.pages["/set.zip"], reason = REFUSED[name]
     known = {"md5": "0" * 32} if name == "wrong md5" else {}
     known |= {"bytes": len(DATA)} if name == "wrong length" else {}
+    known |= {"sha256": ""} if name == "no length" else {}
     with pytest.raises(UserError, match=reason) as caught:
         fetch(remote(server, **known), tmp_path / "set.zip", wait_s=0)
     assert server.address("/set.zip") in str(caught.value) and "\n" not in str(caught.value)
@@ -411,6 +430,12 @@ def test_registration_tells_where_and_what(
     assert tree(run(get, "--archive", archive)[1]) == UNPACKED
 
 
+def test_hashes_may_be_in_capitals(run: Callable, archive: Path) -> None:
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest().upper()
+    known = {"address": "https://set.org/set.zip", "sha256": sum_of(archive).upper(), "md5": md5}
+    assert tree(run({"url": [known]}, "--archive", archive)[1]) == UNPACKED
+
+
 @pytest.mark.parametrize(
     ("get", "flags", "message"),
     [
@@ -440,7 +465,8 @@ def test_registration_tells_where_and_what(
         ({"registration": {}}, (), "registration names nothing to fetch"),
         ({"url": [{"address": "https://a/b.zip"}, {"address": "https://c/b.zip"}]}, (), "one name"),
         ({"url": [{"address": "https://a/b.zip", "bytes": -1}]}, (), "mend or drop it"),
-        ({"url": [{"address": "https://a/b.zip", "sha256": "zz"}]}, (), "mend or drop it"),
+        ({"url": [{"address": "https://a/b.zip", "sha256": "zz"}]}, (),
+         "sha256 zz is not 64 hexadecimal digits"),
         ({"url": [{"address": "https://a/b.zip", "md5": "0" * 64}]}, (), "mend or drop it"),
         ({"google_drive": {"file_id": "F"}}, ("--output", "."), "must name a new folder"),
         ({"google_drive": {"file_id": "F"}}, ("--output", "/"), "must name a new folder"),

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline import images
-from pipeline.catalogue import load_spec
+from pipeline.catalogue import DatasetSpec, Layout, Split, load_spec
 from pipeline.errors import UserError
+from pipeline.images import read_image
 from pipeline.preflight import Fault, in_processes, preflight
 
 GTA = load_spec("gta")
@@ -166,3 +167,34 @@ def die(item: int) -> int:
 def test_killed_worker_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(UserError, match="worker process was killed.*fewer --workers"):
         list(in_processes(die, range(6), 2, chunk=1))
+
+
+def test_pictures_of_several_sequences_may_share_their_names(tmp_path: Path) -> None:
+    for sequence in ("01", "02"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / sequence).mkdir(parents=True)
+            grey(tmp_path / folder / sequence / "000000.png", 7, (4, 8))
+    layout = Layout("images/{sequence}/{name}.png", "labels/{sequence}/{name}.png", "gta")
+    spec = DatasetSpec("own", licence="own", layouts=(layout,), splits={"all": Split()})
+    assert preflight(spec, tmp_path, "all") == []
+
+
+def test_jpegs_that_are_damaged_inside_are_found_by_their_decoder_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture, label = tmp_path / "images/10k/val/a.jpg", tmp_path / "labels/sem_seg/masks/val/a.png"
+    for path in (picture, label):
+        path.parent.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture, quality=90)
+    grey(label, 1, (64, 96))
+    bdd, data = load_spec("bdd100k"), picture.read_bytes()
+    half = len(data) // 2
+    picture.write_bytes(data[:half] + bytes(range(1, 41)) + data[half + 40 :])
+    faults = preflight(bdd, tmp_path, "val")
+    assert [f.path for f in faults] == [picture] and "damaged inside (Corrupt" in str(faults[0])
+    with pytest.raises(UserError, match="a.jpg: is damaged inside"):
+        read_image(picture)
+    picture.write_bytes(data[:-2] + bytes(9) + data[-2:])  # some cameras fill up with zeros
+    assert preflight(bdd, tmp_path, "val") == [] and read_image(picture).shape == (64, 96, 3)
+    assert capfd.readouterr().err == ""

@@ -410,6 +410,24 @@ def test_labels_that_become_void_are_said_or_refused(
     assert not (tmp_path / "none").exists()
 
 
+def test_palettes_that_were_numbered_anew_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_ids = np.array([[0, 1, 2, 8, 10, 13, 0, 0]])
+    root = write_pairs(tmp_path / "r", train_ids)
+    colours = labels.PALETTE[[0, 1, 2, 8, 10, 13]]
+    renumbered = Image.fromarray(np.array([[0, 1, 2, 3, 4, 5, 0, 0]], np.uint8), "P")
+    renumbered.putpalette(colours.tobytes())
+    renumbered.save(root / "labels" / "1.png")
+    with pytest.raises(UserError, match="labels/1.png: the palette gives.*cityscapes_colors"):
+        run(monkeypatch, root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    flags = ("--label-space", "cityscapes_colors")
+    assert run(monkeypatch, root, tmp_path / "out", *flags) is None
+    (sample,) = open_dataset(tmp_path / "out", labelled=True)
+    assert labels.read_label(sample.label).tolist() == train_ids.tolist()
+
+
 def test_own_classes_of_a_set_travel_with_the_prepared_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,31 @@
+"""Palette labels whose colours contradict the ids under which they are read.
+
+Editors that write few colours number them anew: the colours still say the classes, the indices no
+longer do. Nothing else in such a file would tell.
+"""
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+
+def check_palette(
+    codes: np.ndarray, palette: np.ndarray, table: np.ndarray, classes: np.ndarray
+) -> None:
+    """Raise a nameless `UserError` if most pixels are read as another class than their colour's.
+
+    `codes` are HxW uint8 indices, `palette` their Nx3 colours, `table` the 256 train ids that they
+    are read as, `classes` the 19x3 Cityscapes colours. Pixels of other colours do not count; nor
+    do single ids that share the colour of a class, as pole groups and licence plates do.
+    """
+    pixels = np.bincount(codes.ravel(), minlength=256)[: len(palette)]
+    same = (palette[:, None, :] == classes[None]).all(axis=2) & (pixels > 0)[:, None]
+    index, meant = np.nonzero(same)
+    wrong = table[index] != meant
+    if wrong.sum() > 2 and pixels[index[wrong]].sum() > pixels[index[~wrong]].sum():
+        first = index[wrong][0]
+        raise UserError(
+            f"the palette gives index {first} and {wrong.sum() - 1} more the Cityscapes colour of "
+            "other classes than the label space does, as where indices were numbered anew; if the "
+            "colours are right, use --label-space cityscapes_colors"
+        )
