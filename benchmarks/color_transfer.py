@@ -28,6 +28,7 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pipeline.config import require_seed  # noqa: E402
 from pipeline.dataset import (  # noqa: E402
     DatasetWriter,
     open_dataset,
@@ -105,8 +106,7 @@ def main() -> None:
         raise UserError(f"--n {options.n}: must be 1 or more")
     if not 0 < options.fda_beta <= 0.5:
         raise UserError(f"--fda-beta {options.fda_beta}: must be above 0 and at most 0.5")
-    if options.seed < 0:
-        raise UserError(f"--seed {options.seed}: must be 0 or more")
+    require_seed(options.seed)
     collection = open_dataset(options.collection, labelled=False)
     settings = {k: None if v is None else str(v) for k, v in vars(options).items()}
     writer = DatasetWriter(options.output, config={k: settings[k] for k in sorted(settings)

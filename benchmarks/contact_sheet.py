@@ -18,9 +18,11 @@ from PIL import Image
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pipeline.config import require_seed
 from pipeline.dataset import open_dataset, read_image, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.labels import colorize
+from pipeline.pocket.scene import SEEDS_PER_SPLIT
 from pipeline.report_pictures import source_picture
 
 GAP = 6
@@ -91,6 +93,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
+    require_seed(arguments.seed, largest=SEEDS_PER_SPLIT - 1)
     if arguments.generated:
         if not arguments.source:
             parser.error("--generated needs --source: the dataset folder whose labels were drawn")

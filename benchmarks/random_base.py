@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from pipeline.config import require_seed  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
 from pipeline.models import POCKET_BASE  # noqa: E402
 
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    require_seed(arguments.seed)
     torch.manual_seed(arguments.seed)
     build().to(torch.float16).save_pretrained(arguments.output)
 

@@ -141,6 +141,8 @@ def _check_values(config: Any, prefix: str = "") -> None:
         for part in parts:
             if isinstance(part, int | float):
                 _check_number(part, flag)
+                if item.name == "seed":
+                    require_seed(part, flag)
             if isinstance(part, str | Path) and not _is_text(str(part)):
                 raise UserError(f"{flag} {ascii(str(part))}: is not UTF-8; rename it")
 
@@ -297,6 +299,16 @@ def require_positive(config: Any, *names: str, prefix: str = "") -> None:
         if not value > 0:  # not a number is not
             rule = "above 0" if isinstance(value, float) else "1 or more"
             raise UserError(f"{_flag(prefix, name)} {value:.12g}: must be {rule}")
+
+
+def require_seed(seed: Any, setting: str = "--seed", largest: int = LARGEST) -> None:
+    """Raise `UserError` unless `seed` is one that numpy and torch take.
+
+    `parse` calls it for every setting of the name `seed`.
+    """
+    if type(seed) is not int or not 0 <= seed <= largest:
+        shown = shortened(seed, 30)
+        raise UserError(f"{setting} {shown}: must be 0 or more, a whole number up to {largest}")
 
 
 def require_between(config: Any, low: float, high: float, *names: str, prefix: str = "") -> None:

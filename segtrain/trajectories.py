@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from pipeline.config import require_seed
 from pipeline.errors import UserError
 from pipeline.seeding import seed_of
 
@@ -117,6 +118,7 @@ class Noised:
 
     def __post_init__(self) -> None:
         require_timesteps("timesteps", self.timesteps)
+        require_seed(self.seed, "seed")
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -152,6 +154,7 @@ class Inversion:
     def __post_init__(self) -> None:
         require_timesteps("targets", self.targets)
         require_timesteps("saved", self.saved)
+        require_seed(self.seed, "seed")
         if not isinstance(self.eta, int | float) or not 0 <= self.eta <= 1:
             raise UserError(f"eta {self.eta!r}: must be a number in 0..1")
         bounds = self.eta_range
