@@ -132,11 +132,16 @@ def check_names(listing: Listing) -> Iterator[Fault]:
 def in_processes(
     function: Callable[[Any], Any], items: Iterable[Any], workers: int, chunk: int = 64
 ) -> Iterator[Any]:
-    """Yield `function(item)` in order, computed by `workers` processes; 1 means by this one."""
+    """Yield `function(item)` in order, computed by `workers` processes; 1 means by this one.
+
+    The workers are forked from a clean server process, not from this one: a copy of a process with
+    threads (torch and OpenCV start some) can wait forever for a lock that nobody holds any more.
+    """
     if workers == 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(workers, initializer=_serve) as pool:
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_serve) as pool:
         try:
             yield from pool.map(function, items, chunksize=chunk)
         except BrokenProcessPool:
