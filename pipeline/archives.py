@@ -4,6 +4,7 @@ Nothing is "extracted": names are checked, contents are copied, and everything e
 can hold is refused. The folder appears under its name when it is whole, or not at all.
 """
 
+import errno
 import gzip
 import lzma
 import os
@@ -39,7 +40,9 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lz
           ValueError)  # fmt: skip
 OTHER_FORMATS = {  # sound archives that are not read here, by how they start
     b"\xfd7zXZ\0": "tar -xJf", b"BZh": "tar -xjf", b"\x28\xb5\x2f\xfd": "tar --zstd -xf",
-    b"7z\xbc\xaf\x27\x1c": "7z x", b"Rar!": "7z x",
+    b"7z\xbc\xaf\x27\x1c": "7z x", b"Rar!": "7z x", b"MZ": "7z x", b"PK\x07\x08": "7z x",
+    b"xar!": "7z x", b"\x1f\x9d": "tar -xZf", b"\x5d\0\0": "tar --lzma -xf",
+    b"\x04\x22\x4d\x18": "tar -I lz4 -xf",
 }  # fmt: skip
 
 
@@ -98,7 +101,9 @@ def unpack(
                     f" into {output} ({error} {shlex.quote(path.name)}) and prepare it with "
                     f"pipeline/prepare.py --root {output}"
                 ) from None
-            except DAMAGE as error:
+            except (*DAMAGE, OSError) as error:
+                if not isinstance(error, DAMAGE) and error.errno != errno.EINVAL:
+                    raise  # of the disk; a damaged zip leads before its first byte, which is EINVAL
                 reason = "its headers go too deep" if isinstance(error, RecursionError) else error
                 raise UserError(
                     f"{path}: {one_line(str(reason))}; nothing was unpacked, get the archive from "
@@ -112,6 +117,8 @@ def unpack(
         root = staging
         while len(inside := list(root.iterdir())) == 1 and inside[0].is_dir():
             root = inside[0]
+        if (root / "download.json").is_dir():
+            raise UserError(f"{output}: the archive has a folder download.json; unpack it yourself")
         files.write_json(root / "download.json", {**facts, "num_files": len(seen)})
         os.sync()  # once for all files: fsync of each takes minutes for a set of 50,000
         os.rename(root, output)
@@ -165,7 +172,7 @@ def _members(name: str, path: Path, plain: bool) -> Iterator[tuple[str, IO[bytes
         if plain and not name.lower().endswith(SUFFIXES):
             yield name, handle
             return
-        if start.startswith(b"PK"):
+        if start.startswith(b"PK") and not start.startswith(tuple(OTHER_FORMATS)):
             found = _zip_members(handle)
         elif start.startswith(b"\x1f\x8b"):
             found = _tar_members(gzip.GzipFile(fileobj=handle), 2 * budget)

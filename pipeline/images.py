@@ -20,6 +20,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from pipeline.errors import UserError
 from pipeline.jpeg_damage import find_damage
+from pipeline.png_rows import holds_all_rows
 from pipeline.reading import open_regular, pointer_remedy, read_bytes, shortened
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  # of files that are looked for, in any case of letters
@@ -89,7 +90,7 @@ def decode_image(data: bytes, name: Path | str) -> np.ndarray:
         check_size(header)
         check_image_mode(header.mode)
         check_compressed(header, data)
-        return _upright(_rgb(_decoder(data)), header.orientation)
+        return _upright(_rgb(_decoded(data)), header.orientation)
 
 
 def decode_codes(data: bytes, header: Header, *, colors: bool) -> np.ndarray:
@@ -105,14 +106,14 @@ def decode_codes(data: bytes, header: Header, *, colors: bool) -> np.ndarray:
         import cv2
 
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is None:
+        if pixels is None or not holds_all_rows(data):
             raise ValueError("damaged")
         codes = pixels[..., 2::-1]  # OpenCV has blue first
     elif colors:
-        rgba = np.array(_decoder(data).convert("RGBA"))
+        rgba = np.array(_decoded(data).convert("RGBA"))
         codes = rgba.view("<u4")[..., 0] & 0xFFFFFF
     else:
-        codes = np.array(_decoder(data))
+        codes = np.array(_decoded(data))
     return _upright(codes, header.orientation)
 
 
@@ -200,8 +201,26 @@ def _decoder(data: bytes) -> Image.Image:
     return plugin(io.BytesIO(data))
 
 
+def _decoded(data: bytes) -> Image.Image:
+    """Return a decoded Pillow image, all of whose rows are in the file.
+
+    Rows that a PNG lacks stay empty, so that only an empty last row has to be looked into; in an
+    interlaced one any rows may be lacking.
+    """
+    image = _decoder(data)
+    image.load()
+    if data.startswith(PNG_START):
+        last = image.crop((0, image.height - 1, image.width, image.height))
+        empty = last.getbbox(alpha_only=False) is None
+        if (empty or data[28]) and not holds_all_rows(data):
+            raise ValueError("is truncated, rows are missing")
+    return image
+
+
 def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "P":  # its transparent colours are colours still
+        if image.getextrema()[1] >= len(image.getpalette() or ()) // 3:
+            raise ValueError("pixels are of no colour of its palette")
         return np.array(image.convert("RGBA"))[..., :3]
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # spares a copy
 

@@ -132,7 +132,20 @@ def cmyk() -> bytes:
     return buffer.getvalue()
 
 
+def written(width: int, height: int, kind: int, rows: bytes, interlaced: int = 0) -> bytes:
+    """A PNG of 8 bits whose writer put `rows` into it and ended it well."""
+    head = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(6)) if kind == 3 else b""
+    body = palette + chunk(b"IDAT", zlib.compress(rows))
+    return images.PNG_START + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
+
+
+INTERLACED = bytes([0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 4])  # of 2x3 pixels, by ISO/IEC 15948
 BAD = {
+    "half of the rows": (written(3, 4, 2, bytes([0, *range(9)]) * 2), "rows are missing"),
+    "half of the last row": (written(2, 2, 2, bytes(11)), "is truncated"),
+    "a pass is missing": (written(2, 3, 0, INTERLACED[:8], 1), "rows are missing"),
+    "index beyond the palette": (written(2, 1, 3, bytes([0, 1, 2])), "no colour of its palette"),
     "empty": (b"", "is empty"),
     "text": (b"<html>quota exceeded</html>", "no PNG or JPEG"),
     "cut": (cut_behind_header(png(COLOR)), "is truncated"),
@@ -155,6 +168,21 @@ def test_bad_images_are_one_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"a.png: .*{message}") as caught:
         read_image(tmp_path / "a.png")
     assert "\n" not in str(caught.value)
+
+
+def test_rows_that_are_black_or_interlaced_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "interlaced.png").write_bytes(written(2, 3, 0, INTERLACED, 1))
+    assert labels.read_label(tmp_path / "interlaced.png").tolist() == [[1, 2], [3, 4], [5, 6]]
+    (tmp_path / "black.png").write_bytes(png(np.zeros((4, 5, 3), np.uint8)))
+    assert not read_image(tmp_path / "black.png").any()
+    (tmp_path / "road.png").write_bytes(png(np.zeros((4, 5), np.uint8)))
+    assert not labels.read_label(tmp_path / "road.png").any()
+
+
+def test_labels_without_all_rows_are_no_road(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(written(3, 4, 0, bytes([0, 8, 8, 8]) * 2))
+    with pytest.raises(UserError, match="a.png: .*rows are missing"):
+        labels.read_label(tmp_path / "a.png")
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
