@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 CATALOGUE = labels.shipped("dataset_specs")
 FIELD = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 MAX_FIELDS = 8  # of a template: matching a name takes a power of them
+LONGEST_SIDE = 16384  # pixels at which a set is tested
 DERIVED = "_labelTrainIds.png"  # the field's converters leave these beside the labels
 OWN_KEYS = (
     "id", "status", "error", "image_file_name", "label_file_name", "image_sha256", "label_sha256",
@@ -126,6 +127,11 @@ def load_spec(name: str) -> DatasetSpec:
             raise UserError(f"{path}: {key} is missing; every entry states it")
     for name, split in spec.splits.items():
         _check_relative(split.folder or name, f"{path}: splits.{name}: folder")
+        if split.count is not None and split.count < 0:
+            raise UserError(f"{path}: splits.{name}: count {split.count}: must be 0 or more")
+    for key in ("eval_low_px", "eval_high_px"):
+        if not all(0 < side <= LONGEST_SIDE for side in getattr(spec, key) or ()):
+            raise UserError(f"{path}: {key}: height and width must be in 1..{LONGEST_SIDE}")
     for layout in spec.layouts:
         fields = {}
         for kind in ("image", "label"):
@@ -143,7 +149,8 @@ def load_spec(name: str) -> DatasetSpec:
 def _check_relative(name: str, where: str) -> None:
     """Raise `UserError` unless `name` is a path below the root."""
     parts = name.split("/")
-    if not name or name.startswith("/") or "\\" in name or {"", ".", ".."} & set(parts):
+    plain = name.isprintable() and "\\" not in name and not name.startswith("/")
+    if not plain or {"", ".", ".."} & set(parts):
         raise UserError(f"{where}: {name!r} must be a plain path below --root, with slashes")
 
 

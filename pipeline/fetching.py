@@ -83,7 +83,7 @@ def fetch(file: RemoteFile, path: Path, *, timeout_s: float = 60.0, wait_s: floa
             except _Interrupted as error:
                 reason = str(error)
                 num_restarts += isinstance(error, _Restarted)
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
                 reason = type(error).__name__  # its text can hold a signed address
                 if isinstance(error, ValueError):  # the address itself is wrong, for good
                     num_failures = NUM_ATTEMPTS - 1
@@ -195,10 +195,10 @@ def _check_answer(file: RemoteFile, answer: Any) -> None:
         raise _Interrupted(f"the server answered {answer.status_code}")
     if answer.status_code not in (200, 206, 416):
         raise _refusal(file, f"answered {answer.status_code} {answer.reason}")
-    coding = answer.headers.get("Content-Encoding", "identity")
-    if coding != "identity" and not file.address.endswith(("gz", "gzip")):
+    coding = answer.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity") and not file.address.endswith(("gz", "gzip")):
         raise _refusal(file, f"sends it compressed ({coding[:40]}), which was not asked for")
-    if answer.headers.get("Content-Type", "").startswith("text/html"):
+    if answer.headers.get("Content-Type", "").strip().lower().startswith("text/html"):
         raise _refusal(file, "sent a web page instead (quota, login or confirmation)")
 
 

@@ -18,6 +18,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.config import parse, show  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.metadata import read_rows  # noqa: E402
 from pipeline.rows import choose, require_ours, scan_rows, write_merged  # noqa: E402
 
 
@@ -48,6 +49,7 @@ def main() -> int | None:
         )
     if not scan.rows:
         raise UserError(f"{folder}: its metadata holds no row; run the stage that writes it")
+    read_rows(folder)  # refuses what would lose a sample: one id for two images
     rows = [choose(found) for found in scan.rows.values()]
     num_parts = write_merged(folder, rows, scan.sizes)
     print(f"{folder}: {len(rows)} rows in metadata.jsonl, {num_parts} other files merged into it")

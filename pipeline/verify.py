@@ -209,7 +209,13 @@ def judge(scan: Scan, problems: dict[str, list[str]]) -> tuple[list[Fault], list
         verdicts = problems.get(key, [])
         if "" in verdicts:
             row = ok[verdicts.index("")]
-            if len(ok) > 1:
+            sound = [other for other, verdict in zip(ok, verdicts, strict=True) if not verdict]
+            others = [r for r in sound if r["image_file_name"] != row["image_file_name"]]
+            if others:  # samples of their own, which must not be lost
+                message = "another sound row names another image; give each an id of its own"
+                faults.append(Fault(f"sample {key}", message))
+                rows += others
+            elif len(ok) > 1:
                 message = f"has {len(ok)} ok rows, one is enough"
                 faults.append(Fault(f"sample {key}", message, "surplus"))
         elif verdicts:

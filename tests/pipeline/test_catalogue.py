@@ -199,6 +199,15 @@ def test_wrong_entries_and_selections_are_named(
     )
     with pytest.raises(UserError, match=r"\{stem\} is no field of its image"):
         load_spec(str(entry))
+    for text, message in (
+        ("splits: {all: {count: -5}}", "splits.all: count -5: must be 0 or more"),
+        ("splits: {all: {folder: \"a\\nb\"}}", "splits.all: folder: .* plain path below --root"),
+        ("splits: {all: {}}\neval_low_px: [0, 5]", "eval_low_px: height and width must be in 1"),
+        ("splits: {all: {}}\neval_high_px: [5, 99999]", "eval_high_px: height and width must"),
+    ):
+        entry.write_text(f"title: x\nlicence: y\n{text}\n")
+        with pytest.raises(UserError, match=message):
+            load_spec(str(entry))
     with pytest.raises(UserError, match="'gta5': not in the catalogue; use one of acdc, bdd100k"):
         load_spec("gta5")
     root = gta_tree(2)

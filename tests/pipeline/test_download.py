@@ -137,6 +137,12 @@ def test_file_arrives_whole(server: Server, tmp_path: Path) -> None:
     assert names(tmp_path) == ["set.zip"] and server.log == [("/set.zip", "")]
 
 
+def test_an_encoding_that_changes_nothing_is_none(server: Server, tmp_path: Path) -> None:
+    server.pages["/set.zip"] = Page(headers={"Content-Encoding": "Identity"})
+    fetch(remote(server), tmp_path / "set.zip", wait_s=0)
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+
+
 def test_cut_connections_are_continued(server: Server, tmp_path: Path) -> None:
     server.pages["/set.zip"] = Page(cuts=[300_000, 0, 1, 400_000])
     fetch(remote(server), tmp_path / "set.zip", wait_s=0)
@@ -249,6 +255,8 @@ REFUSED = {
     "wrong length": (Page(DATA[:-1]), "offers 1048575 bytes, 1048576 are expected"),
     "no length": (Page(length=False), "does not say how long"),
     "quota page": (Page(b"<html>quota", headers={"Content-Type": "text/html; x"}), "web page"),
+    "page in capitals": (Page(b"<html>", headers={"Content-Type": "TEXT/HTML"}), "web page"),
+    "to no address": (Page(status=302, headers={"Location": "//[::bad"}), "ValueError"),
     "compressed": (Page(headers={"Content-Encoding": "gzip"}), "compressed .gzip."),
     "not found": (Page(status=404), "answered 404"),
     "forbidden": (Page(status=403), "answered 403"),

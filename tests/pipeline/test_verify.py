@@ -309,6 +309,27 @@ def test_rows_written_meanwhile_are_not_lost(data: Path) -> None:
     assert "00000009" in read_rows(data) and not (data / "metadata.jsonl").exists()
 
 
+def test_two_images_under_one_id_are_never_made_one(
+    data: Path, monkeypatch: pytest.MonkeyPatch, call: Callable
+) -> None:
+    path = data / "metadata-000.jsonl"
+    loose = [{k: v for k, v in json.loads(line).items() if k not in ("row_sha256", "digest")}
+             for line in path.read_text().splitlines()[:2]]  # fmt: skip
+    path.write_text("".join(json.dumps(row | {"id": "x"}) + "\n" for row in loose))
+    for other in data.glob("metadata-*.jsonl"):
+        other.unlink() if other != path else None
+    before = path.read_text()
+    with pytest.raises(UserError, match="another row has the id x too"):
+        run_merge(monkeypatch, data)
+    assert path.read_text() == before
+    code, lines = call(data, "--repair")
+    assert code == EXIT_INCOMPLETE and any("names another image" in line for line in lines)
+    kept = [line for file in data.glob("metadata*.jsonl") for line in file.read_text().splitlines()]
+    assert {json.loads(line)["image_file_name"] for line in kept} == {
+        row["image_file_name"] for row in loose
+    }
+
+
 def test_merge_stops_at_broken_rows(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite(data, lambda row: row | {"prompt": "another"})
     with pytest.raises(UserError, match="--repair first"):
