@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.reading import read_json as read_json  # beside write_json
 
 TEMPORARY_MARK = ".part-"
+MAX_TEMPORARY_STEM = 180  # bytes; with mark and owner below the 255 that file systems take
 ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRANSIENT = (errno.EIO, errno.ESTALE)  # often gone a second later on network file systems
@@ -75,7 +76,8 @@ def make_folder(folder: Path) -> None:
 def temporary_name(path: Path) -> Path:
     """Return a name beside `path` that no other process uses and that tells whose it is."""
     owner = f"{os.getpid()}-{host_id()}-{uuid.uuid4().hex[:8]}"
-    return path.with_name(f"{path.name}{TEMPORARY_MARK}{owner}")
+    stem = os.fsdecode(os.fsencode(path.name)[:MAX_TEMPORARY_STEM])
+    return path.with_name(f"{stem}{TEMPORARY_MARK}{owner}")
 
 
 @contextlib.contextmanager

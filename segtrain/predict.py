@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 from pipeline import files, labels, models  # noqa: E402
 from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
-from pipeline.dataset import find_pictures, read_image  # noqa: E402
+from pipeline.dataset import find_pictures, is_dataset, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
 from pipeline.identity import file_digest  # noqa: E402
 from segtrain.pictures import cityscapes_names, name_predictions  # noqa: E402
@@ -126,6 +126,12 @@ def check(config: Config) -> dict[Path, Path]:
     if config.limit is not None:
         require_positive(config, "limit")
     pictures = find_pictures(config.images)[: config.limit]
+    inside = config.output.resolve().is_relative_to(config.images.resolve())
+    if inside and not is_dataset(config.images):
+        raise UserError(
+            f"{config.output}: lies in --images, where the next run would take what this one "
+            "writes for images; choose another --output"
+        )
     files.require_writable(config.output)
     written = any((config.output / kind).exists() for kind in get_args(Kind))
     if written and not (config.output / "config.json").exists():  # a run writes it first

@@ -20,6 +20,13 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_names_as_long_as_the_file_system_takes_are_written(tmp_path: Path) -> None:
+    path = tmp_path / ("\u00e4" * 125 + "x.png")
+    assert len(os.fsencode(path.name)) == 255
+    files.write_bytes(path, b"whole")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"whole"] and path.exists()
+
+
 def test_full_disk_at_fsync_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,13 @@ def test_pictures_outside_of_the_dataset_are_refused(trained, pictures, tmp_path
             predict.check(config)
 
 
+def test_predictions_among_the_images_are_refused(trained, pictures) -> None:
+    config = predict.Config(checkpoint=trained, images=pictures, output=pictures / "out")
+    with pytest.raises(UserError, match="out: lies in --images"):
+        predict.check(config)
+    assert not (pictures / "out").exists()
+
+
 def test_a_moved_base_model_is_named(trained, tiny_base, pictures, tmp_path) -> None:
     moved, run = tmp_path / "moved", tmp_path / "run"
     shutil.copytree(tiny_base, moved)
