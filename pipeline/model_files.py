@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import model_values
 from pipeline.errors import UserError
 from pipeline.reading import read_json, refuse_pointer, shortened
 
@@ -71,6 +72,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     for name, value in config.items():
         if "layers" in name and _largest(value) > MOST_LAYERS:
             raise UserError(f"{path}: {name} is beyond {MOST_LAYERS}; restore the file")
+    model_values.check_network(path, config)
     return config
 
 
@@ -149,7 +151,9 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{path}: {what}; fetch the weights again")
     try:
         with safe_open(path, framework="np") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            types = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         reason = shortened(error, 120)
         raise UserError(
@@ -157,6 +161,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
         ) from None
     if not shapes:
         raise UserError(f"{path}: holds no tensor; fetch the weights again")
+    model_values.check_types(path, types)
     return shapes
 
 
@@ -191,6 +196,7 @@ def _check_scheduler(path: Path) -> dict[str, Any]:
     if type(steps) is not int or not 0 < steps <= MOST_TIMESTEPS:
         shown = shortened(repr(steps), 60)
         raise UserError(f"{path}: num_train_timesteps {shown}: must be 1 to {MOST_TIMESTEPS}")
+    model_values.check_schedule(path, config, steps if "num_train_timesteps" in config else 1000)
     return config
 
 

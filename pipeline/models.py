@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import hub, model_files
+from pipeline import hub, model_files, model_values
 from pipeline.config import digest
 from pipeline.errors import UserError
 from pipeline.hub import fetch as fetch  # the place for callers is here
@@ -169,8 +169,10 @@ def _check_tokens(base: str, suffix: str, configs: dict[str, dict[str, Any]]) ->
     """Raise `UserError` if a tokenizer gives ids or lengths that its text encoder cannot take."""
     tokenizer = load_component(base, f"tokenizer{suffix}")
     encoder = configs[f"text_encoder{suffix}"]
+    ids = encoder.get("vocab_size", 49408)
+    model_values.check_tokenizer(hub.fetch(base) / f"tokenizer{suffix}", tokenizer, ids)
     for what, given, limit in (
-        ("tokens", len(tokenizer), encoder.get("vocab_size", 49408)),
+        ("tokens", len(tokenizer), ids),
         ("tokens a prompt", tokenizer.model_max_length, encoder.get("max_position_embeddings", 77)),
     ):
         if given > limit:
@@ -222,14 +224,28 @@ def _load(folder: Path, kind: str) -> Any:
         library, dtype = (diffusers, "torch_dtype")
         if kind.startswith("text_encoder"):
             library, dtype = (transformers, "dtype")
-        return getattr(library, COMPONENTS[kind]).from_pretrained(
+        network = getattr(library, COMPONENTS[kind]).from_pretrained(
             folder, use_safetensors=True, variant=variant, local_files_only=True,
             **{dtype: torch.float32},
         )  # fmt: skip
+        _check_finite(folder, network)
+        return network
     except UserError:
         raise
     except Exception as error:  # whatever the libraries raise on files nobody foresaw
         raise _unusable(folder, error) from error
+
+
+def _check_finite(folder: Path, network: Any) -> None:
+    """Raise `UserError` for weights that are not finite: nothing but failed samples would follow."""
+    import torch
+
+    for name, tensor in network.named_parameters():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(
+                f"{folder}: {name} holds numbers that are not finite; fetch the weights again, or "
+                "train from an earlier state"
+            )
 
 
 def load_scheduler(base: str, class_name: str = "DDIMScheduler", **changes: Any) -> Any:

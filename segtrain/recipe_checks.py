@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pipeline.config import LARGEST
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
 
@@ -108,6 +109,10 @@ def _require_finite(value: Any, where: str) -> None:
 def _check_model(model: dict[str, Any]) -> None:
     _require_type(model, "model")
     _require_type(model.get("backbone"), "model.backbone")
+    testing = model.get("test_cfg")
+    if not isinstance(testing, dict) or testing.get("mode") not in ("whole", "slide"):
+        raise UserError(f"model.test_cfg is {testing!r:.80}; must be a dict whose mode is whole or "
+                        "slide")  # fmt: skip
     for name in ("decode_head", "auxiliary_head"):
         heads = model.get(name)
         if heads is None and name == "auxiliary_head":
@@ -164,8 +169,8 @@ def _check_optimizer(wrapper: dict[str, Any]) -> None:
 
 
 def _require_above_zero(value: Any, where: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{where} is {value!r}; must be a number above 0")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= LARGEST:
+        raise UserError(f"{where} is {value!r}; must be a number above 0, up to {LARGEST:.0e}")
 
 
 def _check_scheduler(scheduler: Any, where: str) -> None:

@@ -8,6 +8,7 @@ On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/train.py ... T
 continues a stopped run. A small version for the CPU: --iterations 20 --batch-size 2.
 """
 
+import math
 import os
 import re
 import sys
@@ -22,7 +23,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro  # noqa: E402
 
 from pipeline import files, models  # noqa: E402
-from pipeline.config import parse, require_positive, show, to_mapping  # noqa: E402
+from pipeline.config import (  # noqa: E402
+    parse,
+    require_between,
+    require_positive,
+    show,
+    to_mapping,
+)
 from pipeline.dataset import (  # noqa: E402
     Sample,
     check_dataset,
@@ -92,17 +99,18 @@ def check(config: Config) -> dict[str, list[Sample]]:
     require_recipe(config.recipe)
     parts = sets_of(config)
     require_positive(config, "checkpoint_every", "log_every")
-    for name in ("iterations", "batch_size"):
+    for name, most in (("iterations", 10**9), ("batch_size", 2**16)):
         if getattr(config, name) is not None:
-            require_positive(config, name)
+            require_between(config, 1, most, name)
     for name in ("ema_decay", "confidence"):
         if not 0 <= getattr(config.self_training, name) < 1:
             setting = f"--self-training.{name.replace('_', '-')}"
             raise UserError(f"{setting}: must be at least 0 and below 1")
     if config.self_training.start < 0:
         raise UserError(f"--self-training.start {config.self_training.start}: must be 0 or more")
-    if config.workers < 0:
-        raise UserError(f"--workers {config.workers}: must be 0 or more")
+    require_between(config, 0, 1024, "workers")
+    require_positive(config.rare_classes, "temperature", prefix="rare-classes.")
+    require_between(config.rare_classes, 0, math.inf, "min_pixels", prefix="rare-classes.")
     if wrong := [option for option in config.cfg_options if not re.match(r"[\w.]+=", option)]:
         raise UserError(f"--cfg-options {wrong[0]}: must be key=value, the key with dots")
     if config.base:

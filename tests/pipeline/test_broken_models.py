@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import models
@@ -135,6 +136,32 @@ FAULTS = {
     "timesteps of text": (keys(SCHEDULER, num_train_timesteps="many"), "num_train_timesteps"),
     "timesteps beyond reason": (
         keys(SCHEDULER, num_train_timesteps=10**9), "num_train_timesteps"),
+    "betas beyond 1": (keys(SCHEDULER, beta_end=2.0), "beta_start .*, beta_end 2.0"),
+    "betas of nothing": (keys(SCHEDULER, beta_start=0.0, beta_end=0.0), "must be above 0"),
+    "betas that fall": (keys(SCHEDULER, beta_start=0.5, beta_end=0.1), "in order"),
+    "betas too few": (keys(SCHEDULER, trained_betas=[0.1, 0.2]), "trained_betas: must be"),
+    "betas no numbers": (
+        keys(SCHEDULER, trained_betas=[float("nan")] * 1000), "trained_betas: must be 1000"),
+    "spacing": (keys(SCHEDULER, timestep_spacing="x"), "timestep_spacing 'x': must be one of"),
+    "last sigma": (keys(SCHEDULER, final_sigmas_type="x"), "final_sigmas_type 'x': must be"),
+    "offset": (keys(SCHEDULER, steps_offset=-50), "steps_offset -50: must be"),
+    "groups below 0": (keys(UNET, norm_num_groups=-4), "norm_num_groups -4: must be 1 or more"),
+    "eps of no number": (keys(UNET, norm_eps=float("nan")), "norm_eps nan: must be finite"),
+    "padding": (keys(UNET, downsample_padding=9), "downsample_padding 9: must be 0 or 1"),
+    "latents times 0": (keys(VAE, scaling_factor=0), "scaling_factor 0: must be a number above 0"),
+    "latents times text": (keys(VAE, scaling_factor="x"), "scaling_factor 'x': must be"),
+    "latents shifted by text": (keys(VAE, shift_factor="x"), "shift_factor 'x': must be"),
+    "several ends": (keys(TEXT, eos_token_id=[1, 2]), "eos_token_id .* must be a whole number"),
+    "window of text": (
+        keys("tokenizer/tokenizer_config.json", model_max_length="x"), "model_max_length 'x'"),
+    "window of nothing": (
+        keys("tokenizer/tokenizer_config.json", model_max_length=0), "model_max_length 0: must"),
+    "no padding": (
+        keys("tokenizer/tokenizer_config.json", pad_token=None), "pad_token: is missing"),
+    "weights of bytes": (
+        tensors(WEIGHTS, lambda t: {k: v.to(torch.int8) for k, v in t.items()}), "is of I8"),
+    "weights of truth values": (
+        tensors(WEIGHTS, lambda t: {k: v > 0 for k, v in t.items()}), "is of BOOL"),
     "text encoder missing": (gone("text_encoder"), "text_encoder"),
     "text encoder is a pointer": (text("text_encoder/model.safetensors", POINTER), "git lfs pull"),
     "text encoder is cut": (text("text_encoder/model.safetensors", b"abc"), "model.safetensors"),
@@ -185,6 +212,23 @@ def test_a_broken_base_is_one_line(name: str, tiny_base: Path, tmp_path: Path) -
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(
+    ("part", "name"), [("unet", WEIGHTS), ("text_encoder", "text_encoder/model.safetensors")]
+)
+def test_weights_that_are_not_finite_are_refused(
+    part: str, name: str, value: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    weights = load_file(base / name)
+    broken = sorted(weights)[3]
+    weights[broken].view(-1)[0] = float(value)
+    save_file(weights, base / name, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{part}: .* not finite") as caught:
+        models.load_component(str(base), part)
+    assert broken.removeprefix("text_model.") in str(caught.value)
+
+
 NET = "diffusion_pytorch_model.safetensors"
 NETWORK_FAULTS = {
     "config null": (text("config.json", "null"), "config.json"),
@@ -216,8 +260,6 @@ def test_a_broken_controlnet_is_one_line(
 
 
 def test_weights_in_half_precision_alone_are_loaded(tiny_base: Path, tmp_path: Path) -> None:
-    import torch
-
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):

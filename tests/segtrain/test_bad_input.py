@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline import runs
 from pipeline.errors import UserError
+from pipeline.rare_classes import RareClassSampling
 from segtrain import score, train
 
 
@@ -47,6 +48,13 @@ def test_missing_things_are_named(source: Path, tiny_recipe: Path, tmp_path: Pat
         train.check(train.Config(recipe=tiny_recipe, source=tmp_path / "none"))
     with pytest.raises(UserError, match="--iterations 0"):
         train.check(train.Config(recipe=tiny_recipe, source=source, iterations=0))
+    for setting in ({"iterations": 10**12}, {"batch_size": 10**9}, {"workers": 10**6}):
+        flag = next(iter(setting)).replace("_", "-")
+        with pytest.raises(UserError, match=f"--{flag} .*: must be in"):
+            train.check(train.Config(recipe=tiny_recipe, source=source, **setting))
+    for rare in (RareClassSampling(temperature=-1), RareClassSampling(min_pixels=-1)):
+        with pytest.raises(UserError, match="--rare-classes.* -1: must be"):
+            train.check(train.Config(recipe=tiny_recipe, source=source, rare_classes=rare))
     with pytest.raises(UserError, match="no finished training"):
         score.check(score.Config(checkpoint=(tmp_path,), targets=(source,)))
     with pytest.raises(UserError, match="--targets"):

@@ -41,6 +41,9 @@ def fails(source: Path, tmp_path: Path, monkeypatch, capsys) -> Fails:
     ("option", "told"),
     [
         ("model=None", "model must be a dict"),
+        ("model.test_cfg.mode=x", "model.test_cfg is .* must be a dict whose mode is whole"),
+        ("model.test_cfg=5", "model.test_cfg is 5; must be a dict"),
+        ("optim_wrapper.optimizer.lr=1e300", "lr is 1e.300; must be a number above 0, up to"),
         ("model.type=NoSuchSegmentor", "NoSuchSegmentor is not in the mmseg::model registry"),
         ("model.backbone=None", "model.backbone must be a dict"),
         ("model.backbone.type=NoSuchNet", "NoSuchNet is not in the mmseg::model registry"),
