@@ -54,10 +54,11 @@ def check_kind(accelerator: Accelerator, settings: Training) -> bool:
             "parallelism, or FSDP version 2 as in configs/accelerate/"
         )
     if settings.ema_decay or settings.ema_sigma_rel:
-        name = "ema-sigma-rel" if settings.ema_sigma_rel else "ema-decay"
+        setting = "ema-sigma-rel" if settings.ema_sigma_rel else "ema-decay"
+        remedy = "leave it out" if settings.ema_sigma_rel else "set it to 0"
         raise UserError(
-            f"--training.{name}: averaged weights need all of the weights on each process; switch "
-            "it off with FSDP"
+            f"--training.{setting}: averaged weights need all of the weights on each process; "
+            f"{remedy} with FSDP"
         )
     return True
 

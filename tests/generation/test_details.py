@@ -84,7 +84,7 @@ def test_label_maps_without_pictures_of_their_size_are_refused(tiny_config, tiny
     stretched = tiny_dataset(1, 32, 64, folder=tmp_path / "stretched")
     Image.new("RGB", (100, 90)).save(stretched / "images" / "0000" / "00000000.png")
     for changes in ({}, {"details": "generated", "strength": 0.5}):
-        with pytest.raises(UserError, match="picture is 100x90 but its label map .* is 64x32"):
+        with pytest.raises(UserError, match="label is 64x32 but its image is 100x90"):
             read_inputs(replace(config, layouts=str(stretched), **changes))
     with pytest.raises(UserError, match="--details source need their pictures"):
         read_inputs(config)
