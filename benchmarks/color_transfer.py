@@ -1,7 +1,7 @@
 """Give the source images the colours of random images of an unlabelled collection.
 
-The rival that needs no diffusion model: whoever has an unlabelled collection can do this in minutes,
-and the labels stay exact. Two methods:
+The rival that needs no diffusion model: whoever has an unlabelled collection can do this in
+minutes, and the labels stay exact. Two methods:
 
     reinhard   mean and standard deviation of each channel (Reinhard et al., Color Transfer between
                Images, 2001; here in CIE L*a*b*)

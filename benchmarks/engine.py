@@ -31,8 +31,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from benchmarks.machine import describe  # noqa: E402
 from generation.claims import Claims  # noqa: E402
 from generation.engine import Sampler, load_networks  # noqa: E402
-from generation.progress import Rows  # noqa: E402
 from generation.inputs import read_inputs  # noqa: E402
+from generation.progress import Rows  # noqa: E402
 from generation.saving import Saver  # noqa: E402
 from generation.settings import default_config  # noqa: E402
 from generation.work import Maker  # noqa: E402

@@ -3,10 +3,10 @@
     python benchmarks/image_distances.py --reference DIR --images DIR --training DIR --output OUT
 
 Both sets go through EfficientNet-Lite0 (ImageNet, the extra `imagenet`). Reported: the Frechet
-distance (Heusel et al., NeurIPS 2017) and the unbiased kernel distance (Binkowski et al., ICLR 2018,
-section 3) with its deviation over subsets; precision and recall (Kynkaanniemi et al., NeurIPS
+distance (Heusel et al., NeurIPS 2017), the unbiased kernel distance (Binkowski et al., ICLR 2018,
+section 3) with its deviation over subsets, precision and recall (Kynkaanniemi et al., NeurIPS
 2019). `--training` names what the model learned from: a sheet puts beside each of eight images its
-nearest training image. The features are not Inception's, so the values compare with each other alone.
+nearest training image. The features are not Inception's: compare the values with each other alone.
 """
 
 import argparse

@@ -76,7 +76,8 @@ def main_table(scores: Scores) -> str:
     before, after = ([e["mean_miou"] for e in arms[a]] for a in ("source", "generated"))
     gain = f"**{mean(after) - mean(before):+.1f}**"
     rows.append(["**mean of the five**", spread(before), spread(after), gain])
-    return table(["target", "source only", "source + its images in generated colours", "gain"], rows)
+    header = ["target", "source only", "source + its images in generated colours", "gain"]
+    return table(header, rows)
 
 
 def class_table(scores: Scores) -> str:
@@ -104,7 +105,10 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
         ("the source in generated colours (U_P + C)", "generated", main.get("generated_0")),
         ("generated, as drawn (the method)", "plain", scores.get("plain")),
         ("the source in random colours", "random_colors", scores.get("random_colors")),
-        ("the source in the collection's colours", "color_transfer", scores.get("color_transfer_0")),
+        (
+            "the source in the collection's colours", "color_transfer",
+            scores.get("color_transfer_0"),
+        ),  # fmt: skip
         ("U_S + C, no swap", "no_swap", scores.get("no_swap")),
         ("U_P + C trained on U_P", "direct", scores.get("direct")),
     ):

@@ -1,9 +1,9 @@
 """Averaged weights: one exponential average, or power-function averages of any width afterwards.
 
-A power-function average (Karras et al., CVPR 2024, section 3.1) weighs the parameters of update t by
-t^gamma: its width is a share of the training so far, `sigma_rel`, not a number of updates. Of two
-averages that are stored now and then, an average of any other width can be put together when the
-training is over (section 3.2), so the width is chosen by measurement and not before the training.
+A power-function average (Karras et al., CVPR 2024, section 3.1) weighs the parameters of update t
+by t^gamma: its width is a share of the training so far, `sigma_rel`, not a number of updates. Of
+two averages that are stored now and then, an average of any other width can be put together when
+the training is over (section 3.2), so the width is chosen by measurement and not before the training.
 """
 
 import copy

@@ -49,7 +49,8 @@ class Captions:
         every = range(labels.NUM_CLASSES)
         if any(self._truncates(self._render([i])) for i in every):
             raise UserError(
-                f"--caption-template {self._template!r}: is cut after the {self._text.window} tokens "
+                f"--caption-template {self._template!r}: is cut after the "
+                f"{self._text.window} tokens "
                 f"of the text window of --base, {PLACEHOLDER} does not fit; shorten it"
             )
         named = fit_classes(every, self._render, self._truncates)

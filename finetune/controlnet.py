@@ -49,8 +49,8 @@ class Config:
     seed: int = 0
     """seed of everything drawn"""
     caption_template: str = "{classes}"
-    """caption of a crop; {classes} becomes the names of its classes in train id order. Where the text
-    window is too short for all of them, the commonest classes are left out"""
+    """caption of a crop; {classes} becomes the names of its classes in train id order. Where the
+    text window is too short for all of them, the commonest classes are left out"""
     class_separator: str = " "
     """what stands between two class names"""
     caption_dropout: float = 0.1

@@ -103,7 +103,7 @@ def _check_list(setting: str, values: tuple[float, ...], largest: float, most: i
 
 
 def check_crop(config: Any, multiple: int, why: str) -> None:
-    """Raise `UserError` unless the sides of a crop are multiples of `multiple`, because of `why`."""
+    """Raise `UserError` unless a crop's sides are multiples of `multiple`, because of `why`."""
     if any(side % multiple for side in config.crop.size_px):
         height, width = config.crop.size_px
         raise UserError(

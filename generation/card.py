@@ -66,9 +66,10 @@ def write_dataset_card(config: Config, revisions: dict[str, str], num_layouts: i
     """Write README.md of the dataset folder; it describes the run, not its progress."""
     origin = "source pictures and label maps" if config.needs_pictures else "source label maps"
     details = ", details from the source pictures" if config.details == "source" else ""
-    swap = "the base's own U-Net (Style Swap)" if not config.unet else f"the U-Net {code(config.unet)}"
+    own = "the base's own U-Net (Style Swap)"
+    swap = f"the U-Net {code(config.unet)}" if config.unet else own
     conditions = ", ".join(f"{plain(k)} ({c.share:g})" for k, c in config.prompt.conditions.items())
-    revision_lines = "\n".join(f"- {plain(name)}: {code(value)}" for name, value in revisions.items())
+    revision_lines = "\n".join(f"- {plain(k)}: {code(v)}" for k, v in revisions.items())
     text = f"""
 Pictures of street scenes drawn by a diffusion model from label maps; each picture has the label
 map it was drawn from.

@@ -57,7 +57,7 @@ def open_output(config: Config, inputs: Inputs, process_index: int) -> RunFolder
     identity = identify(config, inputs)
     facts = {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "paths": {name: getattr(config, name) for name in ("base", "unet", "controlnet", "layouts")},
+        "paths": {k: getattr(config, k) for k in ("base", "unet", "controlnet", "layouts")},
     }
     folder = RunFolder(
         config.output, identity, facts,

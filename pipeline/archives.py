@@ -156,7 +156,7 @@ def _place(
     target = staging.joinpath(*parts)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(target, "xb")
+        handle = open(target, "xb")  # noqa: SIM115 - closed by the block below
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise ValueError(f"member {name!r} needs a folder where another is a file") from None
     with handle:

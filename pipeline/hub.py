@@ -67,8 +67,11 @@ def choose_files(names: list[str]) -> list[str]:
         stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
         for mark in ("", ".fp16"):
             single = f"{part}/{stem}{mark}.safetensors"
-            index = [n for n in inside if n in (f"{part}/{stem}.safetensors.index{mark}.json",
-                                                f"{part}/{stem}{mark}.safetensors.index.json")]  # fmt: skip
+            names_of_index = (
+                f"{part}/{stem}.safetensors.index{mark}.json",
+                f"{part}/{stem}{mark}.safetensors.index.json",
+            )
+            index = [n for n in inside if n in names_of_index]
             if single in inside or index:
                 shards = f"{part}/{stem}{mark}-"
                 chosen += [single] if single in inside else [

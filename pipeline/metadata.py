@@ -44,7 +44,7 @@ def _is_digest(value: Any) -> bool:
 
 def _are_class_pixels(value: Any) -> bool:
     whole = isinstance(value, list) and len(value) == labels.NUM_CLASSES
-    whole = whole and all(type(number) is int and number >= 0 for number in value)  # the fastest way
+    whole = whole and all(type(n) is int and n >= 0 for n in value)  # the fastest way
     return whole and sum(value) <= images.MAX_PIXELS
 
 

@@ -295,7 +295,7 @@ def check_fit(
         "added text": "addition_embed_type",
         "width of added text": "projection_class_embeddings_input_dim",
     }  # fmt: skip
-    found = [(what, _even(config.get(name)), _even(unet.get(name))) for what, name in fields.items()]
+    found = [(what, _even(config.get(k)), _even(unet.get(k))) for what, k in fields.items()]
     if vae is not None and "conditioning_embedding_out_channels" in config:
         pixels = [
             2 ** (len(levels) - 1)

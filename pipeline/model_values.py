@@ -68,7 +68,7 @@ def check_types(path: Path, types: Mapping[str, str]) -> None:
 
 
 def check_tokenizer(folder: Path, tokenizer: Any, ids: int) -> None:
-    """Raise `UserError` unless a loaded tokenizer gives prompts of some length and ids below `ids`."""
+    """Raise `UserError` unless a tokenizer gives prompts of some length and ids below `ids`."""
     length = tokenizer.model_max_length
     if type(length) is not int or length < SHORTEST_TEXT:
         _refuse(folder, f"model_max_length {length!r}", f"must be {SHORTEST_TEXT} or more")

@@ -5,7 +5,6 @@ a commit: `owner/name@<40 hex digits>`. Only stock classes and safetensors are l
 """
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,7 +236,7 @@ def _load(folder: Path, kind: str) -> Any:
 
 
 def _check_finite(folder: Path, network: Any) -> None:
-    """Raise `UserError` for weights that are not finite: nothing but failed samples would follow."""
+    """Raise `UserError` for weights that are not finite: only failed samples would follow."""
     import torch
 
     for name, tensor in network.named_parameters():

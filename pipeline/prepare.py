@@ -10,8 +10,8 @@ output (a hard link, which takes no room) and are copied where the file system h
 `--copy-images True`. `--symlink-images True` leaves them where they are; readers follow such links
 only into folders that STREETFORGE_STORES names. The rows of `metadata*.jsonl` hold the pixels of
 each class, which rare class sampling reads, and `class_stats.json` sums them up. `--field-files
-True` also writes the files that DAFormer, HRDA and DGInStyle read. The same command continues an interrupted run,
-and does nothing when all is done. The source tree is only written to by
+True` also writes the files that DAFormer, HRDA and DGInStyle read. The same command continues an
+interrupted run, and does nothing when all is done. The source tree is only written to by
 `--write-into-source True`.
 """
 

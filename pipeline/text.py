@@ -73,7 +73,8 @@ def is_cut(tokenizer: Any, prompt: str) -> bool:
 
     Told not to, the tokenizer does not warn of errors that cannot happen, since prompts are cut.
     """
-    return len(tokenizer(prompt, truncation=False, verbose=False).input_ids) > tokenizer.model_max_length
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    return len(ids) > tokenizer.model_max_length
 
 
 def load_tokenizers(home: Path) -> list[Any]:

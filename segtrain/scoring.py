@@ -71,12 +71,13 @@ def score_of(
 
 def score_target(
     predict: Predict, samples: Sequence[Sample], accelerator: Accelerator, name: str,
-    protocol: Protocol = Protocol(),
+    protocol: Protocol | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Score one target folder, and each condition in it where its rows name several.
 
     A set that has fewer classes than 19 is scored in its own: `protocol` says what they hold.
     """
+    protocol = protocol or Protocol()
     names = protocol.class_names
     conditions = sorted({str(s.row.get("condition") or "") for s in samples})
     total = np.zeros((len(conditions), AREAS, len(names)), dtype=np.int64)

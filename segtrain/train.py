@@ -45,7 +45,11 @@ from segtrain.mixing import MixedSamples, SelfTraining, seeded_globals  # noqa: 
 from segtrain.recipe_checks import check_sample, named_faults  # noqa: E402
 from segtrain.recipes import diffusion_models, require_recipe  # noqa: E402
 from segtrain.sets import (  # noqa: E402
-    TARGET, NamedSet, declared_scale, named_sets, set_pipeline,
+    TARGET,
+    NamedSet,
+    declared_scale,
+    named_sets,
+    set_pipeline,
 )  # fmt: skip
 
 

@@ -129,8 +129,8 @@ class World:
         net = ControlNetModel.from_unet(unet, conditioning_channels=20)
         torch.save(net.state_dict(), self.folder / "diffusion_pytorch_model.bin")
         config = {k: v for k, v in net.config.items() if k != "conditioning_channels"}
-        (self.folder / "config.json").write_text(json.dumps({
-            **config, "_class_name": "ControlNetModel", "_diffusers_version": "0.30.0"}))  # fmt: skip
+        config |= {"_class_name": "ControlNetModel", "_diffusers_version": "0.30.0"}
+        (self.folder / "config.json").write_text(json.dumps(config))
 
     def option(self, words: list[str], name: str) -> str:
         return words[words.index(name) + 1] if name in words else ""

@@ -89,7 +89,7 @@ def test_doctor_works_with_the_standard_library_alone() -> None:
 
 
 def test_launchers_hide_the_exit_code_as_the_docs_say() -> None:
-    """Our line comes through; the code does not, and `--quiet` leaves out accelerate's traceback."""
+    """Our line comes through, the code does not; `--quiet` leaves out accelerate's traceback."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1",
               "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # fmt: skip
     for quiet in (["--quiet"], []):

@@ -26,11 +26,13 @@ def test_kernel_distance_is_unbiased_and_sees_a_shift():
 def test_kernel_distance_is_the_double_sum(monkeypatch):
     monkeypatch.setattr(d, "SUBSETS", 1)
     x, y = np.array([[0.0], [1.0], [2.0]]), np.array([[1.0], [3.0], [5.0]])
-    k = lambda s, t: (s * t + 1) ** 3  # noqa: E731
-    within = sum(
-        k(p, q) for v in (x, y) for i, p in enumerate(v[:, 0]) for j, q in enumerate(v[:, 0]) if i != j
-    ) / 6  # fmt: skip
-    across = sum(k(p, q) for p in x[:, 0] for q in y[:, 0]) / 9
+
+    def kernel(a: float, b: float) -> float:
+        return (a * b + 1) ** 3
+
+    pairs = [(v[i, 0], v[j, 0]) for v in (x, y) for i in range(3) for j in range(3) if i != j]
+    within = sum(kernel(*pair) for pair in pairs) / 6
+    across = sum(kernel(p, q) for p in x[:, 0] for q in y[:, 0]) / 9
     assert d.kernel_distance(x, y)[0] == pytest.approx(within - 2 * across)
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder's losses: balanced shares, what each of them pulls at, the frozen feature network."""
+"""The autoencoder's losses: balanced shares, what each pulls at, the frozen feature network."""
 
 import pytest
 import torch
@@ -83,4 +83,5 @@ def test_feature_network_has_the_published_shapes(perceptual):
     ):
         assert stage.shape == (1, channels, -(-65 // stride), -(-96 // stride))
     total = sum(p.numel() for p in efficientnet.EfficientNetLite0().parameters())
-    assert total + 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000 == 4_652_008  # with head and classifier
+    head_and_classifier = 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000
+    assert total + head_and_classifier == 4_652_008

@@ -255,7 +255,8 @@ def test_drawing_waits_when_too_much_is_unwritten(tmp_path, monkeypatch):
 
         def draw() -> None:
             for index in range(many):
-                saver.put(Drawn(index, np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), {}))
+                image, label = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+                saver.put(Drawn(index, image, label, {}))
                 put.append(index)
 
         drawing = threading.Thread(target=draw)

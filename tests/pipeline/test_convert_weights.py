@@ -143,7 +143,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "as a key": (save(lambda c: {Evil(c, eval): 1}), "names '__builtin__ eval'"),
     "protocol 4": (save(lambda c: {"w": Evil(c)}, pickle_protocol=4), "opcode FRAME"),
     "legacy file": (
-        save(lambda c: {"w": Evil(c)}, _use_new_zipfile_serialization=False), "it names 'posix system'"
+        save(lambda c: {"w": Evil(c)}, _use_new_zipfile_serialization=False),
+        "it names 'posix system'",
     ),
     "bare pickle": (lambda p, c: p.write_bytes(pickle.dumps(Evil(c))) and None, "not a zip file"),
     "allowed global, called wrongly": (

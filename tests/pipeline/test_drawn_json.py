@@ -33,7 +33,9 @@ from pipeline.rows import scan_rows
 LEAVES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-3, 3), st.integers(10**15, 10**30),
     st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8),
-    st.sampled_from(["../x", "os.system", "", "UNet2DConditionModel", "epsilon", "<b>", "\x1b[31m"]),
+    st.sampled_from(
+        ["../x", "os.system", "", "UNet2DConditionModel", "epsilon", "<b>", "\x1b[31m"]
+    ),
 )  # fmt: skip
 DOCUMENTS = st.recursive(
     LEAVES,
@@ -41,7 +43,8 @@ DOCUMENTS = st.recursive(
                                                                max_size=3),
     max_leaves=8,
 )  # fmt: skip
-ODD_BYTES = st.binary(max_size=60) | st.text(alphabet='[]{}:,"\\0123456789eE+-.ntfu \n', max_size=60)
+JSON_LETTERS = '[]{}:,"\\0123456789eE+-.ntfu \n'
+ODD_BYTES = st.binary(max_size=60) | st.text(alphabet=JSON_LETTERS, max_size=60)
 DRAWN = settings(
     max_examples=60, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

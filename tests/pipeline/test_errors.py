@@ -35,9 +35,9 @@ def test_files_that_the_system_refuses_are_named(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     for action, name in (
-        (lambda: open(tmp_path / ("x" * 300)), "xxx: File name too long"),
+        (lambda: (tmp_path / ("x" * 300)).read_bytes(), "xxx: File name too long"),
         (lambda: os.replace(tmp_path / "file", tmp_path / "folder"), "folder: Is a directory"),
-        (lambda: open(tmp_path / "file" / "a"), "a: Not a directory"),
+        (lambda: (tmp_path / "file" / "a").read_bytes(), "a: Not a directory"),
     ):
         with pytest.raises(OSError) as caught:
             action()

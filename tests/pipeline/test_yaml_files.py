@@ -203,8 +203,10 @@ def test_any_settings_file_is_a_config_or_one_line(
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.binary(max_size=60) | st.text(alphabet="[]{}&*!:-?,#|>%@`'\" \n\tabc019~<", max_size=60)
-       .map(str.encode))  # fmt: skip
+@given(
+    data=st.binary(max_size=60)
+    | st.text(alphabet="[]{}&*!:-?,#|>%@`'\" \n\tabc019~<", max_size=60).map(str.encode)
+)
 def test_any_bytes_are_yaml_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:

@@ -1,4 +1,4 @@
-"""The shipped base model in every stock pipeline, scheduler and adapter of diffusers that applies."""
+"""The shipped base model in every stock pipeline, scheduler and adapter that applies."""
 
 import diffusers
 import numpy as np

@@ -119,7 +119,8 @@ def test_rare_classes_are_drawn_and_shown_more_often(
     recipe = recipes.load_recipe(tiny_recipe)
     sampling = RareClassSampling(temperature=0.005, min_pixels=40)
     samples = open_dataset(folder, labelled=True)
-    uncounted = [dataclasses.replace(s, row={}) for s in samples]  # rows count the label as it was before
+    # rows count the label as it was before
+    uncounted = [dataclasses.replace(s, row={}) for s in samples]
     index = index_classes(uncounted, sampling)
     shown = {}
     for name, rare in (("uniform", {}), ("rare", {"source": index})):
