@@ -3,7 +3,7 @@
 A power-function average (Karras et al., CVPR 2024, section 3.1) weighs the parameters of update t
 by t^gamma: its width is a share of the training so far, `sigma_rel`, not a number of updates. Of
 two averages that are stored now and then, an average of any other width can be put together when
-the training is over (section 3.2), so the width is chosen by measurement and not before the training.
+the training is over (section 3.2). So the width is chosen by measurement after the training.
 """
 
 import copy
