@@ -65,7 +65,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     found = classes[0] if isinstance(classes, list) and len(classes) == 1 else classes
     if found != CLASSES[kind] and not (found is None and kind.startswith("text_encoder")):
         what = "names no class" if found is None else f"is of a {shortened(found, 60)}"
-        raise UserError(f"{path}: {what}, but a {CLASSES[kind]} is needed; name another folder")
+        raise UserError(f"{path}: {what}, but {CLASSES[kind]} is needed; name another folder")
     config = {**DEFAULTS[kind], **config}
     for name, default in DEFAULTS[kind].items():
         _check_size(path, name, config[name], many=isinstance(default, list))

@@ -19,14 +19,14 @@ VAE = [
     (("--crop.size-px", 63, 65), "--crop.size-px 63 65: .* multiples of 8"),
     (("--crop.size-px", 36, 64), "--crop.size-px 36 64: .* multiples of 8"),
     (("--cached-crops", 10**9), "--cached-crops 1000000000: take at least .* memory"),
-    (("--init", "{net}"), "is of a ControlNetModel, but a AutoencoderKL is needed"),
+    (("--init", "{net}"), "is of a ControlNetModel, but AutoencoderKL is needed"),
     (("--init", "{base}"), "here it is .*vae"),
     (("--init", "nowhere"), "nowhere: has no config.json"),
     (("--decoder-only",), "--decoder-only: there is no encoder to keep"),
 ]
 PRIOR = [
-    (("--vae", "{net}"), "is of a ControlNetModel, but a AutoencoderKL is needed"),
-    (("--vae", "{base}/unet"), "is of a UNet2DConditionModel, but a AutoencoderKL is needed"),
+    (("--vae", "{net}"), "is of a ControlNetModel, but AutoencoderKL is needed"),
+    (("--vae", "{base}/unet"), "is of a UNet2DConditionModel, but AutoencoderKL is needed"),
     (("--vocabulary", 3), "--vocabulary 3: must be 514 or more"),
     (("--vocabulary", 10**9), "--vocabulary 1000000000: must be in"),
     (("--text-length", 1), "--text-length 1: must be 3 or more"),

@@ -203,11 +203,11 @@ def test_what_cannot_work_is_said_first(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--unet", "{net}"), "is of a ControlNetModel, but a UNet2DConditionModel is needed"),
+        (("--unet", "{net}"), "is of a ControlNetModel, but UNet2DConditionModel is needed"),
         (("--unet", "pocket"), "--unet pocket: does not fit --base"),
         (("--unet", "{wide}"), "--unet .*wide: does not fit --base .*text width 32 against 16"),
         (("--unet", "{base}"), "here it is .*unet"),
-        (("--init", "{base}/unet"), "is of a UNet2DConditionModel, but a ControlNetModel"),
+        (("--init", "{base}/unet"), "is of a UNet2DConditionModel, but ControlNetModel"),
         (("--init", "pocket"), "--init pocket: does not fit --base"),
         (("--caption-template", "a {class}"), "--caption-template .* knows only {{classes}}"),
         (("--caption-template", "a long street " * 9 + "{classes}"), "is cut after the 24 tokens"),

@@ -17,7 +17,7 @@ NOWHERE = "owner/name@" + "0" * 40
 SETTINGS = [  # (flags, what the line says)
     (["--n", 9999999999999], "must be in 1..1000000"),
     (["--steps", 100000], "must be in 1..1000"),
-    (["--seed", -1], "--seed -1: must be in 0.."),
+    (["--seed", -1], "--seed -1: must be 0 or more"),
     (["--seed", 99999999999999999999999], "--seed"),
     (["--fusion-scale", 1e9], "must be in 0.0625..16"),
     (["--base-scale", "inf"], "--base-scale inf"),

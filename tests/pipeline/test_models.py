@@ -31,7 +31,7 @@ def test_the_built_in_network_of_each_kind_has_its_class(kind: str) -> None:
 
 def test_a_network_of_another_kind_is_no_substitute(tiny_base: Path, tiny_controlnet: Path) -> None:
     for folder, kind in ((tiny_controlnet, "unet"), (tiny_base / "unet", "controlnet")):
-        with pytest.raises(UserError, match=f"is of a .* but a {models.COMPONENTS[kind]}"):
+        with pytest.raises(UserError, match=f"is of a .* but {models.COMPONENTS[kind]}"):
             models.find_folder(str(folder), kind)
     with pytest.raises(UserError, match=f"here it is {tiny_base / 'unet'}"):
         models.find_folder(str(tiny_base), "unet")
