@@ -11,12 +11,15 @@ import threading
 
 import numpy as np
 
+from pipeline.verdicts import by_content
+
 END = b"\xff\xd9"
 DAMAGE = re.compile(rb"(?:Corrupt JPEG data|Premature end of JPEG)[^\n]*\n?")
 SURPLUS = re.compile(rb"(\d+) extraneous bytes before marker 0xd9")
 _STDERR = threading.Lock()  # of the process, so that one thread at a time may exchange it
 
 
+@by_content
 def find_damage(data: bytes) -> str:
     """Return what is wrong with the compressed data of a JPEG, empty if nothing is known.
 

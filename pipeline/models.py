@@ -240,6 +240,8 @@ def _check_finite(folder: Path, network: Any) -> None:
     import torch
 
     for name, tensor in network.named_parameters():
+        if tensor.sum().isfinite():  # thirty times as fast, but a sum may overflow
+            continue
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(
                 f"{folder}: {name} holds numbers that are not finite; fetch the weights again, or "

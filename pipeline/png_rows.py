@@ -8,6 +8,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from pipeline.verdicts import by_content
+
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
           (0, 1, 1, 2))  # fmt: skip
@@ -15,6 +17,7 @@ PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 PIECE = 1 << 20  # bytes that are unpacked at a time
 
 
+@by_content
 def holds_all_rows(data: bytes) -> bool:
     """Tell whether the bytes of a PNG, whose chunks are whole, unpack to all of its rows."""
     wanted, unpacker = _num_bytes(data), zlib.decompressobj()
