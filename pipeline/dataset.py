@@ -103,9 +103,10 @@ def find_pictures(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder; give a dataset folder or one with pictures")
     if is_dataset(folder):
         return [sample.image for sample in open_dataset(folder, labelled=False)]
-    found, hidden = find_files(folder, images.SUFFIXES)
+    listed, hidden = find_files(folder, (*images.SUFFIXES, *images.OTHER_SUFFIXES))
     say_hidden(folder, hidden)
-    others, _ = find_files(folder, images.OTHER_SUFFIXES)
+    found = [path for path in listed if path.suffix.lower() in images.SUFFIXES]
+    others = [path for path in listed if path.suffix.lower() not in images.SUFFIXES]
     kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
     foreign = f"{len(others)} files of kinds that are not read ({kinds}); save them as PNG or JPEG"
     if not found:

@@ -92,7 +92,6 @@ def check(config: Config) -> list[Path]:
     require_positive(config, "learning_rate", "checkpoint_every")
     require_between(config, 1, 10**7, "steps")
     require_between(config, 1, 1024, "batch_size")
-    require_between(config, 0, 2**63 - 1, "seed")
     for name in ("ema_decay", "confidence"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 0 and below 1")
