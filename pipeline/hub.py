@@ -64,18 +64,13 @@ def choose_files(names: list[str]) -> list[str]:
     for part in BASE_PARTS:
         inside = [n for n in names if n.startswith(f"{part}/") and n.count("/") == 1]
         chosen += [n for n in inside if n.endswith((".json", ".txt")) and ".index." not in n]
-        stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
-        for mark in ("", ".fp16"):
-            single = f"{part}/{stem}{mark}.safetensors"
-            names_of_index = (
-                f"{part}/{stem}.safetensors.index{mark}.json",
-                f"{part}/{stem}{mark}.safetensors.index.json",
-            )
-            index = [n for n in inside if n in names_of_index]
-            if single in inside or index:
-                shards = f"{part}/{stem}{mark}-"
-                chosen += [single] if single in inside else [
-                    *index, *(n for n in inside if n.startswith(shards) and n.endswith("tensors"))
-                ]  # fmt: skip
+        for variant in model_files.VARIANTS:
+            single, indices = model_files.weight_names(part, variant)
+            shards = f"{part}/{single.removesuffix('.safetensors')}-"
+            found = [n for n in inside if n == f"{part}/{single}"]
+            if not found and (found := [n for n in inside if n.removeprefix(f"{part}/") in indices]):
+                found += [n for n in inside if n.startswith(shards) and n.endswith(".safetensors")]
+            if found:
+                chosen += found
                 break
     return chosen

@@ -24,6 +24,7 @@ CLASSES = {
 }
 NETWORKS = ("unet", "vae", "controlnet", "text_encoder", "text_encoder_2")
 REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+VARIANTS = (None, "fp16")  # of weights, in the order of preference
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DEFAULTS: dict[str, dict[str, Any]] = {  # of the stock classes, for configs of older versions
     "unet": {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4,
@@ -101,21 +102,27 @@ def _largest(value: Any) -> float:
     return value if isinstance(value, int | float) else 0
 
 
+def weight_names(kind: str, variant: str | None) -> tuple[str, tuple[str, str]]:
+    """Return the name of a network's weights in one file, and the two of an index of shards."""
+    stem = "model" if kind.startswith("text_encoder") else "diffusion_pytorch_model"
+    mark = f".{variant}" if variant else ""
+    single = f"{stem}{mark}.safetensors"
+    return single, (f"{stem}.safetensors.index{mark}.json", f"{single}.index.json")
+
+
 def find_weights(folder: Path, kind: str) -> Weights:
     """Return the safetensors files of a network: the plain ones, or else the fp16 variant.
 
     Raises `UserError` for weights that are absent, only pickled, pointers, or not whole files.
     """
-    stem = "model" if kind.startswith("text_encoder") else "diffusion_pytorch_model"
-    plain = folder / f"{stem}.safetensors"
-    for variant in (None, "fp16"):
-        mark = f".{variant}" if variant else ""
-        single = folder / f"{stem}{mark}.safetensors"
-        names = [f"{stem}.safetensors.index{mark}.json", f"{stem}{mark}.safetensors.index.json"]
+    plain = folder / weight_names(kind, None)[0]
+    for variant in VARIANTS:
+        name, indices = weight_names(kind, variant)
+        single = folder / name
         if single.exists() or single.is_symlink():
             refuse_pointer(single)
             return Weights((single,), variant)
-        for index in (folder / name for name in names):
+        for index in (folder / name for name in indices):
             if index.exists():
                 return Weights(_shards(index), variant)
     pickles = sorted(
