@@ -18,6 +18,7 @@ from pipeline import labels
 from pipeline.config import from_mapping, load_yaml
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.paths import check_relative
 
 CATALOGUE = labels.shipped("dataset_specs")
 FIELD = re.compile("[A-Za-z_][A-Za-z0-9_]*")
@@ -126,7 +127,7 @@ def load_spec(name: str) -> DatasetSpec:
         if not getattr(spec, key):
             raise UserError(f"{path}: {key} is missing; every entry states it")
     for name, split in spec.splits.items():
-        _check_relative(split.folder or name, f"{path}: splits.{name}: folder")
+        _check_below_root(split.folder or name, f"{path}: splits.{name}: folder")
         if split.count is not None and split.count < 0:
             raise UserError(f"{path}: splits.{name}: count {split.count}: must be 0 or more")
     for key in ("eval_low_px", "eval_high_px"):
@@ -146,17 +147,17 @@ def load_spec(name: str) -> DatasetSpec:
     return spec
 
 
-def _check_relative(name: str, where: str) -> None:
-    """Raise `UserError` unless `name` is a path below the root."""
-    parts = name.split("/")
-    plain = name.isprintable() and "\\" not in name and not name.startswith("/")
-    if not plain or {"", ".", ".."} & set(parts):
-        raise UserError(f"{where}: {name!r} must be a plain path below --root, with slashes")
+def _check_below_root(name: str, where: str) -> None:
+    """Raise `UserError` unless `name` is a plain path below the root."""
+    try:
+        check_relative(name)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; give a plain path below --root") from None
 
 
 def _read_template(template: str, where: str) -> list[str]:
     """Check a path template and return its fields, `split` among them."""
-    _check_relative(template, where)
+    _check_below_root(template, where)
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:

@@ -206,7 +206,7 @@ class DatasetWriter:
             if others and not run_file.exists():  # a run that starts beside us writes it first
                 self._restore(run_file, record, "is not empty and has no run.json")
             files.create(run_file, files.json_bytes(record))
-        stored = _read_record(run_file)
+        stored = read_record(folder)
         if stored is None:
             self._restore(run_file, record, "has a damaged run.json")
         lines = differences(stored["config"], config) if stored else []
@@ -302,10 +302,10 @@ class DatasetWriter:
         self._clean = True
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return the content of a run.json, None if it is damaged."""
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a folder's run.json, None if it is absent or damaged."""
     try:
-        record = files.read_json(path, dict)
+        record = files.read_json(folder / "run.json", dict)
     except UserError:
         return None
     return record if isinstance(record.get("config"), dict) else None

@@ -43,6 +43,7 @@ from pipeline.dataset import (  # noqa: E402
     SHARD_SIZE,
     DatasetWriter,
     prove_checked,
+    read_record,
     read_rows,
     sample_id,
     write_card,
@@ -215,14 +216,10 @@ def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
 
 def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
     """Tell whether a folder is of these settings, but of an earlier content of the label space."""
-    path = folder / "run.json"
-    if not path.is_file():
+    stored = read_record(folder)  # the writer says, or mends, what is wrong with a damaged one
+    if stored is None:
         return False
-    try:
-        stored = files.read_json(path, dict).get("config")
-    except UserError:
-        return False  # the writer says, or mends, what is wrong with it
-    lines = differences(stored, settings) if isinstance(stored, dict) else [""]
+    lines = differences(stored["config"], settings)
     return bool(lines) and all(line.startswith("label_space_content") for line in lines)
 
 
@@ -255,12 +252,10 @@ def open_writer(
 
 
 def is_own_row(row: dict[str, Any]) -> bool:
-    """Tell whether a row has what `convert` puts into it, of the right kinds."""
-    counts, name = row.get("class_pixels"), row.get("original_label")
-    if not isinstance(counts, list) or len(counts) != labels.NUM_CLASSES:
-        return False
-    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
-    return inside and all(type(n) is int for n in (*counts, row.get("height"), row.get("width")))
+    """Tell whether a row of `read_rows`, which checked the kinds, has what `convert` puts into it."""
+    name = row.get("original_label") or "/"
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    return inside and None not in (row.get("class_pixels"), row.get("height"), row.get("width"))
 
 
 def finish(

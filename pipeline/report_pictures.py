@@ -16,9 +16,9 @@ from PIL import Image
 from pipeline import labels
 from pipeline.dataset import Sample, open_dataset, read_image, read_pair
 from pipeline.errors import UserError
+from pipeline.paths import Enclosure, check_relative
 
 JPEG_QUALITY = 88
-LONGEST_NAME = 500
 CLOSE_UP_PX = 40  # side of the square window before enlarging
 CLOSE_UP_SCALE = 5
 
@@ -103,17 +103,17 @@ def condition_sheet(
 
 def source_picture(sample: Sample, source: Path) -> np.ndarray | None:
     """Return the source picture behind a generated sample, None if it is not known."""
-    name = str(sample.row.get("source_label", ""))
-    path = source / name.replace("labels/", "images/", 1)
-    outside = Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name
-    if not name or outside or len(name) > LONGEST_NAME or not path.is_file():
+    name = sample.row.get("source_label")
+    try:
+        check_relative(name)
+        place = str(name).replace("labels/", "images/", 1)
+        Enclosure(source).find(place)
+    except (ValueError, UserError):
         return None
-    image = read_image(path)
+    image = read_image(source / place)
     crop = sample.row.get("crop")
-    if not crop:
+    if crop is None:
         return image
-    if not isinstance(crop, list) or len(crop) != 4 or not all(type(n) is int for n in crop):
-        return None
     top, left, height, width = crop
     inside = 0 <= top < top + height <= image.shape[0] and 0 <= left < left + width
     if not inside or left + width > image.shape[1]:
