@@ -17,6 +17,7 @@ from finetune.cache import resident_batches
 from finetune.losses import diffusion_loss, noisy_latents
 from pipeline.models import latent_factor, load_component, load_scheduler
 
+HELD_OUT_TIMES = (0.0, 1.4)  # of logit-normal timesteps: the whole schedule, whatever trains
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
@@ -92,14 +93,17 @@ def resident_latents(
 def held_out_loss(
     batch: tuple[torch.Tensor, torch.Tensor], scheduler: Any, accelerator: Any, model: Any
 ) -> float:
-    """Return the mean loss on held-out moments and token ids, with the same noise at each call."""
+    """Return the mean loss on held-out moments Nx2xCxhxw and token ids NxL.
+
+    Noise and timesteps are the same at each call, so that losses of several weights compare.
+    """
     total, count = 0.0, 0
     generator = torch.Generator(device=accelerator.device)
     for start in range(0, len(batch[0]), 64):
         moments, ids = (part[start : start + 64].to(accelerator.device) for part in batch)
         generator.manual_seed(start)
         latents = sample_moments(moments, generator)
-        noisy, target, timesteps = noisy_latents(scheduler, latents, generator, (0.0, 1.4))
+        noisy, target, timesteps = noisy_latents(scheduler, latents, generator, HELD_OUT_TIMES)
         with accelerator.autocast():
             total += float(diffusion_loss(model(noisy, timesteps, ids), target)) * len(latents)
         count += len(latents)

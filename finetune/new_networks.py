@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.model_values import SHORTEST_TEXT
 from pipeline.models import read_config
 
 UNET_GROUPS = 16  # of the group normalisation in `finetune.base_model.build_prior`
 SMALLEST_VOCABULARY = 2 + 2 * 256  # start, end, and each byte within a word and at its end
-SHORTEST_TEXT = 3  # start, a word, end
 
 
 def check_new_networks(config: Any, inputs: Mapping[str, tuple[str, str | Path | None]]) -> int:

@@ -12,7 +12,6 @@ be absent in an unlabelled picture collection.
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from pipeline.paths import Enclosure, find_files, say_hidden
 from pipeline.proof import Proof
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
-THREADS = 8  # that check files
 METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(64))]
 
 
@@ -157,12 +155,9 @@ def check_dataset(samples: Sequence[Sample]) -> None:
         return
     proofs = {folder: Proof.read(folder) for folder in {s.folder for s in samples} if folder}
     todo = [s for s in samples if s.folder is None or not proofs[s.folder].covers(s.id, s.state)]
-    pool = ThreadPoolExecutor(THREADS)
-    try:
+    with files.thread_pool() as pool:
         for _ in pool.map(check_sample, todo):
             pass
-    finally:
-        pool.shutdown(cancel_futures=True)
     for folder in {s.folder for s in samples}:
         require_classes([s.label for s in samples if s.label and s.folder == folder])
     for folder, proof in proofs.items():

@@ -20,7 +20,6 @@ may share an output: --split val.
 import re
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -112,11 +111,8 @@ def read_samples(config: Config) -> list[Sample]:
         if sample.image.suffix.lower() not in images.SUFFIXES:
             known = ", ".join(images.SUFFIXES)
             raise UserError(f"{sample.image}: has none of the suffixes {known}; rename it")
-    pool = ThreadPoolExecutor(exporters.THREADS)
-    try:
+    with files.thread_pool() as pool:
         return list(pool.map(check_files, samples))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def check_files(sample: Sample) -> Sample:

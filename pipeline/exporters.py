@@ -6,7 +6,6 @@ stopped and continued.
 
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,6 @@ TEXTS = (
     "id", "prompt", "condition", "look", "time", "place", "source_label", "digest",
     "image_sha256", "label_sha256",
 )  # fmt: skip
-THREADS = 8
 Pairs = Iterable[tuple[Path, Path]]
 """Source files and the names that they get."""
 
@@ -105,12 +103,9 @@ def place_all(job: Job, image_pairs: Pairs, label_pairs: Pairs = ()) -> None:
         else:
             files.write_bytes(target, data)
 
-    pool = ThreadPoolExecutor(THREADS)
-    try:
+    with files.thread_pool() as pool:
         for _ in tqdm(pool.map(place, todo), "files", len(todo), disable=None):
             pass
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def place_pairs(job: Job, image_name: str, label_name: str) -> None:

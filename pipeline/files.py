@@ -11,6 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from pipeline.reading import read_json as read_json  # beside write_json
 TEMPORARY_MARK = ".part-"
 MAX_TEMPORARY_STEM = 180  # bytes; with mark and owner below the 255 that file systems take
 ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
+THREADS = 8  # that read or write files at the same time
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRANSIENT = (errno.EIO, errno.ESTALE)  # often gone a second later on network file systems
 Placing = Literal["hard", "copy", "symlink"]
@@ -48,6 +50,16 @@ def is_running(pid: int) -> bool:
     except (ValueError, psutil.NoSuchProcess):
         return False
     return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)  # maybe nobody collects it
+
+
+@contextlib.contextmanager
+def thread_pool(threads: int = THREADS) -> Iterator[ThreadPoolExecutor]:
+    """Give threads for work on many files; what is not begun when the block ends is dropped."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -19,7 +19,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,13 +190,10 @@ def check_samples(
         return problem
 
     problems: dict[str, list[str]] = {}
-    pool = ThreadPoolExecutor(threads)
-    try:
+    with files.thread_pool(threads) as pool:
         bar = tqdm(pool.map(check, rows), "verify", len(rows), unit="row", disable=None)
         for row, problem in zip(rows, bar, strict=True):
             problems.setdefault(row["id"], []).append(problem)
-    finally:
-        pool.shutdown(cancel_futures=True)
     return problems
 
 
