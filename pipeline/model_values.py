@@ -14,7 +14,9 @@ from pipeline.reading import shortened
 SPACINGS = ("linspace", "leading", "trailing")
 LAST_SIGMAS = ("zero", "sigma_min")
 FLOATS = ("F64", "F32", "F16", "BF16")  # numbers of weights, as safetensors calls them
-COUNTERS = ("position_ids", "num_batches_tracked")  # whole numbers that older files hold
+COUNTERS = (  # whole numbers beside the weights: of older files, of BatchNorm, of Swin and BEiT
+    "position_ids", "num_batches_tracked", "relative_position_index",
+)  # fmt: skip
 SHORTEST_TEXT = 3  # a token between begin and end
 
 

@@ -222,3 +222,15 @@ def test_backbone_weights_are_loaded_with_and_without_prefix(backbone, tmp_path:
         load_backbone(model.backbone, file)
         assert all(torch.equal(v, state[k]) for k, v in model.backbone.state_dict().items())
     assert load_file(path).keys() == state.keys()
+
+
+def test_backbone_weights_of_swin_hold_whole_numbers_too(tmp_path: Path) -> None:
+    from mmseg.models.backbones import SwinTransformer
+
+    swin = SwinTransformer(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    state = swin.state_dict()
+    assert any(not value.is_floating_point() for value in state.values())
+    path = tmp_path / "swin.safetensors"
+    save_file({k: v + 1 if v.is_floating_point() else v for k, v in state.items()}, path)
+    load_backbone(swin, path)
+    assert all(torch.equal(v, load_file(path)[k]) for k, v in swin.state_dict().items())
