@@ -12,22 +12,23 @@ nearest training image. The features are not Inception's: compare the values wit
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
-from scipy import linalg
 from tqdm import tqdm
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import describe  # noqa: E402
-from pipeline import efficientnet, files, models  # noqa: E402
+from pipeline import files  # noqa: E402
 from pipeline.dataset import open_dataset, read_image  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
 
 SIZE_PX = (128, 256)
 NEIGHBOURS = 3  # k of precision and recall; the paper's value
@@ -41,18 +42,24 @@ def load_images(folder: str, most: int | None) -> list[np.ndarray]:
     return [cv2.resize(read_image(s.image), size, interpolation=cv2.INTER_AREA) for s in samples]
 
 
-@torch.no_grad()
-def features_of(network: torch.nn.Module, images: list[np.ndarray]) -> np.ndarray:
+def features_of(network: "torch.nn.Module", images: list[np.ndarray]) -> np.ndarray:
     """Return the mean features of each image after the last stage, Nx320 float64."""
+    import torch
+
+    from pipeline import efficientnet, models
+
     parts = []
-    for start in tqdm(range(0, len(images), 16), desc="features"):
-        batch = models.images_to_tensor(images[start : start + 16])
-        parts.append(network(efficientnet.normalise(batch))[-1].mean((2, 3)))
+    with torch.no_grad():
+        for start in tqdm(range(0, len(images), 16), desc="features"):
+            batch = models.images_to_tensor(images[start : start + 16])
+            parts.append(network(efficientnet.normalise(batch))[-1].mean((2, 3)))
     return torch.cat(parts).double().numpy()
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Return |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of two sets of features NxD."""
+    from scipy import linalg
+
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = linalg.sqrtm(cov_a @ cov_b)
     shift = np.square(a.mean(0) - b.mean(0)).sum()
@@ -120,6 +127,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=None, help="images read of each folder")
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
+    from pipeline import efficientnet
+
     network = efficientnet.load_imagenet()
     reference = features_of(network, load_images(arguments.reference, arguments.most))
     if len(reference) <= NEIGHBOURS:

@@ -18,23 +18,31 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np  # noqa: E402
 
 from benchmarks.machine import describe  # noqa: E402
-from pipeline import files  # noqa: E402
-from pipeline.dataset import SHARD_SIZE, DatasetWriter, check_dataset, open_dataset  # noqa: E402
+from pipeline import files, labels  # noqa: E402
+from pipeline.dataset import (  # noqa: E402
+    SHARD_SIZE,
+    DatasetWriter,
+    check_dataset,
+    open_dataset,
+    sample_id,
+)
+from pipeline.errors import guard  # noqa: E402
 from pipeline.metadata import encode_row, seal  # noqa: E402
 
 
 def make(folder: Path, count: int) -> None:
     """Write a set of `count` samples, whose files are not synced one by one."""
     DatasetWriter(folder, config={"samples": count})
-    label = np.random.default_rng(0).integers(0, 19, (32, 64), dtype=np.uint8)
+    label = np.random.default_rng(0).integers(0, labels.NUM_CLASSES, (32, 64), dtype=np.uint8)
     data = {"label": files.encode_png(label), "image": files.encode_png(np.dstack([label] * 3))}
-    pixels = np.bincount(label.ravel(), minlength=19).tolist()
+    pixels = labels.count_classes(label).tolist()
     with open(folder / "metadata-000.jsonl", "w") as rows:
         for index in range(count):
-            row = {"id": f"{index:08d}", "status": "ok", "height": 32, "width": 64}
+            key = sample_id(index)
+            row = {"id": key, "status": "ok", "height": 32, "width": 64}
             row |= {"class_pixels": pixels, "condition": "", "original_image": f"{index}.png"}
             for kind, content in data.items():
-                name = f"{kind}s/{index // SHARD_SIZE:04d}/{index:08d}.png"
+                name = f"{kind}s/{index // SHARD_SIZE:04d}/{key}.png"
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
                 row |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(content)}
@@ -43,7 +51,9 @@ def make(folder: Path, count: int) -> None:
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=25_000)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--starts", type=int, default=4)
@@ -62,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

@@ -11,13 +11,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.base_model import TextToImage, build_prior  # noqa: E402
-from finetune.losses import diffusion_loss, noisy_latents  # noqa: E402
 from finetune.prior import Config  # noqa: E402
 from pipeline.config import from_mapping  # noqa: E402
 from pipeline.errors import guard  # noqa: E402
@@ -36,14 +32,13 @@ class Tokenizer:
         return VOCABULARY
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--config", required=True, type=Path)
-    parser.add_argument("--compile", action="store_true")
-    arguments = parser.parse_args()
-    config = from_mapping(Config, load_yaml(arguments.config), str(arguments.config))
+def updates_per_second(config: Config, *, compiled: bool) -> float:
+    """Time updates of a new model on latents of noise, with the batch size of `config`."""
+    import torch
+
+    from finetune.base_model import TextToImage, build_prior
+    from finetune.losses import diffusion_loss, noisy_latents
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = SimpleNamespace(
         config=SimpleNamespace(latent_channels=LATENT_CHANNELS, block_out_channels=(0,) * LEVELS)
@@ -51,7 +46,7 @@ def main() -> None:
     unet, text_encoder, scheduler = build_prior(config, vae, Tokenizer())
     model = TextToImage(unet, text_encoder).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda" or None)
-    trained = torch.compile(model) if arguments.compile else model
+    trained = torch.compile(model) if compiled else model
     batch, size = config.training.batch_size, unet.config.sample_size
     latents = torch.randn(batch, LATENT_CHANNELS, *size, device=device)
     ids = torch.zeros(batch, config.text_length, dtype=torch.long, device=device)
@@ -67,7 +62,18 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         float(loss)  # waits for the device
-    print(f"{TIMED / (time.perf_counter() - started):.3f}")
+    return TIMED / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", required=True, type=Path)
+    parser.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    config = from_mapping(Config, load_yaml(arguments.config), str(arguments.config))
+    print(f"{updates_per_second(config, compiled=arguments.compile):.3f}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pipeline import files, models
 from pipeline.dataset import read_rows, sample_id
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
+from pipeline.metadata import MAX_ROW_BYTES
 from pipeline.reading import parse_json, shortened
 from pipeline.seeding import numpy_generator
 from pipeline.text import is_cut, load_tokenizers
@@ -29,7 +30,6 @@ NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3
 LATENT_PX, UNIT_PX = 8, 64  # of Stable Diffusion, for a base model that is not on this disk yet
 THREADS = 8
-MAX_ROW_BYTES = 1 << 20
 
 
 def describe(

@@ -25,7 +25,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files, labels, models  # noqa: E402
 from pipeline.config import parse, show  # noqa: E402
 from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.recipes import load_trained, require_trained  # noqa: E402
+from segtrain.recipes import load_trained, require_trained, with_tuples  # noqa: E402
 
 CONFIG_FILE, MODEL_FILE = "config.py", "model.pth"
 META = {"classes": list(labels.CLASS_NAMES), "palette": labels.PALETTE.tolist()}
@@ -56,7 +56,7 @@ def check(config: Config) -> None:
 
 def stock_config(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return a whole config of mmsegmentation for a recipe's network, in plain values."""
-    pipeline = _with_tuples(recipe["test_pipeline"])
+    pipeline = with_tuples(recipe["test_pipeline"])
     dataset = {
         "type": "BaseSegDataset",
         "metainfo": META,
@@ -91,13 +91,6 @@ def _names_ours(value: Any) -> bool:
         named = str(value.get("type", "")).startswith("Streetforge")
         return named or any(_names_ours(item) for item in value.values())
     return isinstance(value, list) and any(_names_ours(item) for item in value)
-
-
-def _with_tuples(transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return transforms with their lists as tuples, which mmcv asks for in sizes."""
-    return [
-        {k: tuple(v) if isinstance(v, list) else v for k, v in step.items()} for step in transforms
-    ]
 
 
 def run(config: Config) -> None:

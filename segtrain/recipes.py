@@ -199,6 +199,14 @@ def as_json(recipe: Any) -> dict[str, Any]:
     return json.loads(json.dumps(recipe.to_dict(), default=str))
 
 
+def with_tuples(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return transforms of a saved recipe with tuples for the lists of JSON.
+
+    mmcv takes no list for a size.
+    """
+    return [{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()} for s in steps]
+
+
 def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -> None:
     """Write weights and recipe of a trained model; frozen weights are named, not stored."""
     from safetensors.torch import save_file

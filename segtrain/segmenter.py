@@ -93,11 +93,7 @@ class Segmenter:
                 height, width = size_px
                 resize = {"type": "Resize", "scale": (width, height), "keep_ratio": True}
                 steps = [resize, *(step for step in steps if step["type"] not in RESIZING)]
-            # JSON has no tuples, and mmcv takes no list for a size
-            self._transforms[size_px] = Compose([
-                {k: tuple(v) if isinstance(v, list) else v for k, v in step.items()}
-                for step in steps
-            ])
+            self._transforms[size_px] = Compose(recipes.with_tuples(steps))
         return self._transforms[size_px]
 
     def _pack(self, images: Sequence[Image], size_px: Size | None) -> list[Any]:
