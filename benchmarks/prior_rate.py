@@ -38,6 +38,7 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
 
     from finetune.base_model import TextToImage, build_prior
     from finetune.losses import diffusion_loss, noisy_latents
+    from pipeline.models import latent_factor
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = SimpleNamespace(
@@ -47,7 +48,8 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
     model = TextToImage(unet, text_encoder).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda" or None)
     trained = torch.compile(model) if compiled else model
-    batch, size = config.training.batch_size, unet.config.sample_size
+    batch, factor = config.training.batch_size, latent_factor(vae)
+    size = [side // factor for side in config.crop.size_px]
     latents = torch.randn(batch, LATENT_CHANNELS, *size, device=device)
     ids = torch.zeros(batch, config.text_length, dtype=torch.long, device=device)
     generator = torch.Generator(device=device)
@@ -61,7 +63,7 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        float(loss)  # waits for the device
+        loss.item()  # waits for the device
     return TIMED / (time.perf_counter() - started)
 
 
