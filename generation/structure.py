@@ -6,7 +6,6 @@ are published as pickles. No foreign pickle is unpickled here: tensors are read 
 `pipeline.torch_pickle` and handed to the detector in a file written by ourselves.
 """
 
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from generation.settings import Structure
 from pipeline.errors import UserError
+from pipeline.hub import is_pinned
 from pipeline.identity import file_digest
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Detector:
 
 def check_detector(structure: Structure) -> None:
     """Raise `UserError` unless the weights are a folder that has them or a pinned hub id."""
-    if structure.kind not in DETECTORS or _is_pinned(structure.detector):
+    if structure.kind not in DETECTORS or is_pinned(structure.detector):
         return
     folder = Path(structure.detector)
     if not folder.is_dir():
@@ -89,7 +89,7 @@ def check_detector(structure: Structure) -> None:
 
 def detector_revision(structure: Structure) -> str | dict[str, str]:
     """Return what identifies the weights of a detector: a pinned id, or a digest of each file."""
-    if structure.kind not in DETECTORS or _is_pinned(structure.detector):
+    if structure.kind not in DETECTORS or is_pinned(structure.detector):
         return structure.detector if structure.kind in DETECTORS else ""
     folder, names = Path(structure.detector), DETECTORS[structure.kind].files
     return {name: file_digest(_in_folder(folder, name)) for name in names}
@@ -120,10 +120,6 @@ def load_detector(structure: Structure, device: "torch.device | str") -> Any:
             ) from None
 
 
-def _is_pinned(name: str) -> bool:
-    return not Path(name).is_dir() and bool(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name))
-
-
 def _in_folder(folder: Path, name: str) -> Path:
     """Return the weights' path: converted ones go before those they were made from."""
     converted = folder / Path(name).with_suffix(".safetensors")
@@ -134,7 +130,7 @@ def _in_folder(folder: Path, name: str) -> Path:
 
 
 def _find_weights(detector: str, name: str) -> Path:
-    if not _is_pinned(detector):
+    if not is_pinned(detector):
         return _in_folder(Path(detector), name)
     from huggingface_hub import hf_hub_download
 

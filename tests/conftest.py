@@ -255,6 +255,48 @@ def draw_label(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def train_steps() -> Callable[..., None]:
+    """A function that trains a network of linear layers on noise, from one step up to another."""
+    import torch
+
+    def train(model, optimizer, first: int, last: int) -> None:
+        for step in range(first, last):
+            generator = torch.Generator().manual_seed(step)
+            data = torch.randn(8, model[0].in_features, generator=generator)
+            optimizer.zero_grad()
+            model(data).square().mean().backward()
+            optimizer.step()
+
+    return train
+
+
+@pytest.fixture
+def resume_exactly(train_steps, tmp_path: Path) -> Callable[..., object]:
+    """A function that resumes a training midway and compares it, bit by bit, with a straight one.
+
+    It takes what makes a network and its optimizer, and returns the straight run's optimizer.
+    """
+    import torch
+
+    from pipeline import runs
+
+    def resume(make: Callable[[], tuple]) -> object:
+        straight, optimizer = make()
+        train_steps(straight, optimizer, 0, 6)
+        stopped, other = make()
+        train_steps(stopped, other, 0, 3)
+        runs.save_checkpoint(tmp_path, 3, {"model": stopped}, other)
+        resumed, other = make()
+        assert runs.load_checkpoint(tmp_path, {"model": resumed}, other) == 3
+        train_steps(resumed, other, 3, 6)
+        pairs = zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        return optimizer
+
+    return resume
+
+
+@pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A factory of dataset folders whose labels hold all classes: `tiny_dataset(n, h, w)`.
 

@@ -60,9 +60,9 @@ def test_the_card_of_a_generated_set_quotes_its_settings(words: str, tmp_path: P
 def test_a_title_is_one_heading_and_one_yaml_value(words: str, tmp_path: Path) -> None:
     dataset.write_card(tmp_path, words, "Text.")
     text = (tmp_path / "README.md").read_text()
-    if text.startswith("---\n"):
-        header = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
-        assert header["license"] == "other" and header["pretty_name"].split() == words.split()
+    assert text.startswith("---\n")
+    header = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
+    assert header["license"] == "other" and header["pretty_name"].split() == words.split()
     page = rendered(text)
     assert Elements(page).tags == {"h1", "p"} and page.count("<h1>") == 1
     shown = html.unescape(re.search("<h1>(.*)</h1>", page)[1])

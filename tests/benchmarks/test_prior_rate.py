@@ -1,5 +1,6 @@
 """The rate of a text-to-image training, of which scripts/gpu/pocket_model.sh makes a length."""
 
+import json
 import sys
 
 from benchmarks import prior_rate
@@ -7,7 +8,8 @@ from benchmarks import prior_rate
 
 def test_updates_are_timed_on_latents_of_the_crop(tmp_path, monkeypatch, capsys) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text("channels: [16, 32, 32]\ncrop: {size_px: [32, 64]}\ntraining: {batch_size: 2}\n")
+    small = {"channels": [16, 32, 32], "crop": {"size_px": [32, 64]}, "training": {"batch_size": 2}}
+    path.write_text(json.dumps(small))
     monkeypatch.setattr(prior_rate, "WARM_UP", 1)
     monkeypatch.setattr(prior_rate, "TIMED", 2)
     monkeypatch.setattr(sys, "argv", ["prior_rate.py", "--config", str(path)])

@@ -18,29 +18,13 @@ def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters(), lr=0.1)
 
 
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
-    for step in range(first, last):
-        data = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(data).square().mean().backward()
-        optimizer.step()
-
-
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-def test_resume_is_bit_exact(tmp_path: Path) -> None:
-    whole, optimizer = make()
-    train(whole, optimizer, 0, 6)
-    model, optimizer = make()
-    train(model, optimizer, 0, 3)
-    runs.save_checkpoint(tmp_path, 3, {"model": model}, optimizer)
-    fresh, optimizer = make()
-    assert runs.load_checkpoint(tmp_path, {"model": fresh}, optimizer) == 3
-    train(fresh, optimizer, 3, 6)
-    assert same(whole, fresh)
+def test_resume_is_bit_exact(resume_exactly) -> None:
+    resume_exactly(make)
 
 
 def test_nothing_to_load_is_step_zero(tmp_path: Path) -> None:
@@ -85,11 +69,11 @@ def test_full_disk_keeps_the_previous_checkpoint(
     assert runs.load_checkpoint(tmp_path, {"model": model}, optimizer) == 1
 
 
-def test_file_that_cannot_grow_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_file_that_cannot_grow_keeps_the_previous_checkpoint(tmp_path: Path, train_steps) -> None:
     import resource
 
     model, optimizer = make()
-    train(model, optimizer, 0, 1)
+    train_steps(model, optimizer, 0, 1)
     runs.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # errors as a full disk does, midway
@@ -206,11 +190,11 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, train_steps, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, optimizer = make()
     for step in (1, 2):
-        train(model, optimizer, step - 1, step)
+        train_steps(model, optimizer, step - 1, step)
         runs.save_checkpoint(tmp_path, step, {"model": model}, optimizer)
         if step == 1:
             first = {k: v.clone() for k, v in model.state_dict().items()}
@@ -218,7 +202,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
     fresh, other = make()
     assert runs.load_checkpoint(tmp_path, {"model": fresh}, other) == 1
     assert all(torch.equal(first[k], v) for k, v in fresh.state_dict().items())
-    train(fresh, other, 1, 2)  # the optimizer is that of the older one, too
+    train_steps(fresh, other, 1, 2)  # the optimizer is that of the older one, too
     assert same(fresh, model)
     assert "step-00000002: cannot be used" in capsys.readouterr().err
     DAMAGES[name](tmp_path / "checkpoints" / "step-00000001")
