@@ -107,6 +107,13 @@ def keyed(*names: str) -> st.SearchStrategy[Any]:
     return st.dictionaries(st.sampled_from(names), VALUES, max_size=len(names)) | VALUES
 
 
+def written(tmp_path_factory: pytest.TempPathFactory, data: Any) -> Path:
+    """Write a value as YAML, into a folder of its own."""
+    path = tmp_path_factory.mktemp("drawn") / "c.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
 @settings(max_examples=120, deadline=None)
 @given(
     data=st.one_of(
@@ -120,12 +127,11 @@ def keyed(*names: str) -> st.SearchStrategy[Any]:
 def test_any_mapping_is_a_dataset_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: Any
 ) -> None:
-    path = tmp_path_factory.mktemp("spec") / "c.yaml"
-    path.write_text(yaml.safe_dump(data))
+    path = written(tmp_path_factory, data)
     try:
         spec = load_spec(str(path))
     except UserError as error:
-        assert str(error)
+        assert str(path) in str(error)
     else:
         assert from_mapping(DatasetSpec, to_mapping(spec), "again") == spec
 
@@ -135,8 +141,7 @@ def test_any_mapping_is_a_dataset_or_one_line(
 def test_any_mapping_is_a_label_space_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: Any
 ) -> None:
-    path = tmp_path_factory.mktemp("space") / "c.yaml"
-    path.write_text(yaml.safe_dump(data))
+    path = written(tmp_path_factory, data)
     try:
         table = labels.label_space(str(path))
     except UserError as error:
