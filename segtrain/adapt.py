@@ -70,7 +70,7 @@ class Config:
     base: str = ""
     """Where the diffusion model is, if it has moved since the training."""
     size_px: tuple[int, int] | None = None
-    """Height and width that pictures are scaled into, their aspect kept. None: by the protocol of a
+    """Height and width that images are scaled into, their aspect kept. None: by the protocol of a
     prepared target, or by the recipe where there is none."""
     limit: int | None = None
     """Only the first N pictures."""

@@ -57,7 +57,7 @@ class Config:
     base: str = ""
     """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
     size_px: tuple[int, int] | None = None
-    """Height and width that pictures are scaled into, their aspect kept. None: by the protocol of a
+    """Height and width that images are scaled into, their aspect kept. None: by the protocol of a
     prepared folder, or by the recipe where there is none."""
     opacity: float = 0.5
     """Share of the colours in an overlay, 0 to 1."""

@@ -28,7 +28,7 @@ SMALLER = "scale it down, or test with sliding windows (model.test_cfg mode=slid
 
 @dataclass(frozen=True)
 class Protocol:
-    """Sizes are height and width that pictures are scaled into, their aspect kept."""
+    """Sizes are height and width that images are scaled into, their aspect kept."""
 
     low_px: Size | None = None
     high_px: Size | None = None
