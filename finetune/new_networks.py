@@ -1,6 +1,6 @@
 """Sizes of networks that are built from scratch, checked before torch is imported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,28 @@ UNET_GROUPS = 16  # of the group normalisation in `finetune.base_model.build_pri
 SMALLEST_VOCABULARY = 2 + 2 * 256  # start, end, and each byte within a word and at its end
 
 
-def check_new_networks(config: Any, inputs: Mapping[str, tuple[str, str | Path | None]]) -> int:
-    """Raise `UserError` for sizes of which no network can be built; return the crops' multiple.
+def check_autoencoder(config: Any, init: Path | None) -> int:
+    """Return the multiple, in pixels, that the sides of a crop must be of for `finetune/vae.py`.
 
-    `config` is that of `finetune/vae.py` or `finetune/prior.py`, `inputs` the models that it
-    continues from. The sides of a crop must be multiples of what is returned, in pixels.
+    `init` is the folder of the autoencoder that is trained further. Raises `UserError` for
+    settings of which no network can be built.
     """
-    if hasattr(config, "norm_groups"):
-        _, init = inputs.get("init", ("vae", None))
-        channels: Sequence[int] = config.channels
-        if init:
-            channels = read_config(Path(init), "vae")["block_out_channels"]
-        else:
-            _require_multiples("--channels", channels, config.norm_groups, "--norm-groups")
-        halving = 2 if config.scale_weight else 1  # the latent is halved for one term of the loss
-        return 2 ** (len(channels) - 1) * halving
-    _, vae = inputs["vae"]
-    _, init = inputs.get("init", ("base", None))
-    channels = config.channels
+    channels: Sequence[int] = config.channels
+    if init:
+        channels = read_config(init, "vae")["block_out_channels"]
+    else:
+        _require_multiples("--channels", channels, config.norm_groups, "--norm-groups")
+    halving = 2 if config.scale_weight else 1  # the latent is halved for one term of the loss
+    return 2 ** (len(channels) - 1) * halving
+
+
+def check_prior(config: Any, vae: Path, init: str | None) -> int:
+    """Return the multiple, in pixels, that the sides of a crop must be of for `finetune/prior.py`.
+
+    `vae` is the folder of its autoencoder, `init` that of the base which is trained further. Raises
+    `UserError` for settings of which no network can be built.
+    """
+    channels: Sequence[int] = config.channels
     if init:
         channels = read_config(Path(init) / "unet", "unet")["block_out_channels"]
     else:
@@ -38,7 +42,7 @@ def check_new_networks(config: Any, inputs: Mapping[str, tuple[str, str | Path |
         _require_multiples("--text-width", [config.text_width], config.heads, "--heads")
         _require_least("--vocabulary", config.vocabulary, SMALLEST_VOCABULARY)
         _require_least("--text-length", config.text_length, SHORTEST_TEXT)
-    latent_levels = len(read_config(Path(str(vae)), "vae")["block_out_channels"])
+    latent_levels = len(read_config(vae, "vae")["block_out_channels"])
     return 2 ** (latent_levels - 1 + len(channels) - 1)
 
 

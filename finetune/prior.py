@@ -20,6 +20,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.crops import Crop, draw_image_crop  # noqa: E402
+from finetune.new_networks import check_prior  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse  # noqa: E402
@@ -90,8 +91,9 @@ def main() -> int | None:
         raise UserError(f"--holdout {config.holdout}: --data has {len(samples)} images in all")
     init = find_base(config.init) if config.init else None
     accelerator, folder = begin(
-        config, call, samples, vae=("vae", vae_folder), init=("base", init)
-    )
+        config, call, samples, crop_multiple=lambda: check_prior(config, vae_folder, init),
+        vae=("vae", vae_folder), init=("base", init),
+    )  # fmt: skip
     if accelerator is None:
         return None
 

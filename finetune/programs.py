@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from finetune.new_networks import check_new_networks
 from pipeline.config import (
     Invocation,
     require_between,
@@ -154,22 +153,25 @@ def begin(
     call: Invocation,
     samples: list[Sample],
     checks: Iterable[Callable[[], None]] = (),
+    crop_multiple: Callable[[], int] | None = None,
     **inputs: tuple[str, str | Path | None],
 ) -> "tuple[Accelerator | None, Path]":
     """Check input and settings, then open the run.
 
     `inputs` are the models that the run starts from, by the name of their setting: kind of network
     ("base" for a whole base model) and folder or pinned hub id. `checks` are further ones that
-    need the models to be there; they raise `UserError`. Returns (None, folder) if there is
-    nothing to do: a dry run, or a run that is finished. Raises `UserError` for bad files, settings
-    or output folders before anything is written or any weights are loaded.
+    need the models to be there; they raise `UserError`. `crop_multiple` checks the sizes of new
+    networks, which have no base, and returns what the sides of crops must be multiples of, in
+    pixels. Returns (None, folder) if there is nothing to do: a dry run, or a run that is finished.
+    Raises `UserError` for bad files, settings or output folders before anything is written or any
+    weights are loaded.
     """
     folder = Path(config.output)
     check_ranges(config)
     if "base" in inputs:
         check_base_fit(config, str(inputs["base"][1]))
-    elif hasattr(config, "channels"):
-        check_crop(config, check_new_networks(config, inputs), "for networks of these levels")
+    if crop_multiple:
+        check_crop(config, crop_multiple(), "for networks of these levels")
     if call.dry_run:
         plan(config, samples)
         return None, folder

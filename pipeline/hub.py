@@ -74,10 +74,11 @@ def choose_files(names: list[str]) -> list[str]:
         for variant in model_files.VARIANTS:
             single, indices = model_files.weight_names(part, variant)
             shards = f"{part}/{single.removesuffix('.safetensors')}-"
-            found = [n for n in inside if n == f"{part}/{single}"]
-            if not found and (found := [n for n in inside if n.removeprefix(f"{part}/") in indices]):
-                found += [n for n in inside if n.startswith(shards) and n.endswith(".safetensors")]
-            if found:
-                chosen += found
+            if f"{part}/{single}" in inside:
+                chosen.append(f"{part}/{single}")
+                break
+            if index := [n for n in inside if n.removeprefix(f"{part}/") in indices]:
+                chosen += index
+                chosen += [n for n in inside if n.startswith(shards) and n.endswith(".safetensors")]
                 break
     return chosen

@@ -252,7 +252,7 @@ def open_writer(
 
 
 def is_own_row(row: dict[str, Any]) -> bool:
-    """Tell whether a row of `read_rows`, which checked the kinds, has what `convert` puts into it."""
+    """Tell whether a row of `read_rows`, which checks kinds, has what `convert` puts into it."""
     name = row.get("original_label") or "/"
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
     return inside and None not in (row.get("class_pixels"), row.get("height"), row.get("width"))

@@ -1,4 +1,4 @@
-"""Checks of file contents whose results are remembered: training reads the same files many times."""
+"""Remembered results of checks of file contents: training reads the same files many times."""
 
 import functools
 from collections.abc import Callable
