@@ -17,9 +17,9 @@ import numpy as np
 from generation.progress import Rows
 from pipeline import files
 from pipeline.config import differences, digest
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset import DatasetWriter, read_record
 from pipeline.errors import UserError
-from pipeline.reading import read_json, shortened
+from pipeline.reading import shortened
 
 CACHE_NAME = "layouts.json"
 FOLDERS = ("images", "labels", "claims")
@@ -155,14 +155,8 @@ class RunFolder:
 
     def _stored(self) -> dict[str, Any] | None:
         """Return the identity that `run.json` holds, None if it is missing or damaged."""
-        path = self.folder / "run.json"
-        if not path.exists():
-            return None
-        try:
-            stored = read_json(path, dict).get("config")
-        except UserError:
-            return None
-        return stored if isinstance(stored, dict) else None
+        record = read_record(self.folder)
+        return record["config"] if record else None
 
     def _record(self) -> dict[str, Any]:
         return {**self.facts, "config": self.identity, "digest": self.digest}
