@@ -17,6 +17,7 @@ from pipeline.dataset import find_pictures
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.paths import find_files
+from pipeline.verdicts import by_content
 from segtrain import readers
 
 RNG = np.random.default_rng(0)
@@ -267,3 +268,10 @@ def test_linked_folders_are_followed_once_and_never_upwards(tmp_path: Path) -> N
     (tmp_path / "set/root").symlink_to("/")
     found, hidden = find_files(tmp_path / "set", (".png",))
     assert [p.name for p in found] == ["a.png", "b.png"] and not hidden
+
+
+def test_a_verdict_is_taken_once_for_each_content() -> None:
+    looked_at = []
+    check = by_content(lambda data: looked_at.append(data) or len(data))
+    assert [check(bytes(data)) for data in (b"aa", b"b", bytearray(b"aa"), b"")] == [2, 1, 2, 0]
+    assert looked_at == [b"aa", b"b", b""]

@@ -135,3 +135,14 @@ def test_of_a_repository_only_what_the_parts_need_is_fetched() -> None:
     wanted = {n for n in names if not n.endswith(left_out)}
     wanted.remove("unet/diffusion_pytorch_model.fp16.safetensors")
     assert set(hub.choose_files(names)) == wanted
+
+
+def test_finite_weights_may_have_an_infinite_sum(tmp_path: Path) -> None:
+    network = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(network.weight, 3e38)
+    assert network.weight.sum().isinf()
+    models._check_finite(tmp_path, network)
+    with torch.no_grad():
+        network.weight[:] = torch.tensor([[float("inf"), 0], [0, -float("inf")]])
+    with pytest.raises(UserError, match="weight holds numbers that are not finite"):
+        models._check_finite(tmp_path, network)
