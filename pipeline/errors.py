@@ -27,6 +27,13 @@ def one_line(message: str) -> str:
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
 
 
+def _end_progress_bars() -> None:
+    """End the lines of tqdm's bars that are open, so that a message has a line of its own."""
+    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    for bar in list(getattr(bars, "_instances", ())):
+        bar.close()
+
+
 def guard(main: Callable[[], int | None]) -> None:
     """Run `main` and leave the process with its exit code; `UserError` becomes one stderr line.
 
@@ -45,6 +52,7 @@ def guard(main: Callable[[], int | None]) -> None:
         if isinstance(error, OSError):
             name = error.filename2 or error.filename  # of two, what was to be replaced
             message = f"{name}: {error.strerror}; check the path and its rights"
+        _end_progress_bars()
         print(f"{PREFIX}{one_line(message)}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None
     except KeyboardInterrupt:

@@ -60,3 +60,16 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", ["a.py", "--debug"])
     with pytest.raises(UserError):
         guard(refused)
+
+
+def test_the_line_of_a_fault_does_not_hang_on_a_progress_bar(capsys) -> None:
+    from tqdm import tqdm
+
+    def main() -> None:
+        bar = tqdm(total=3)
+        bar.update()
+        raise UserError("x: must be y")
+
+    with pytest.raises(SystemExit):
+        guard(main)
+    assert capsys.readouterr().err.splitlines()[-1] == "streetforge: x: must be y"
