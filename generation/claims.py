@@ -10,6 +10,7 @@ anew. Claims save work, nothing rests on them: a sample that two processes make 
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.reading import parse_json
 from pipeline.rows import LEASE_S
 
 FOLDER = "claims"
 BEAT_S = 20.0
+MOST_PIDS = 2**31
 HUNG_S = 1800.0  # a process that takes nothing for so long stops beating
 
 
@@ -156,9 +159,10 @@ class Claims:
         with open(path, "rb") as handle:  # opening it asks the file server, `stat` may not
             data, changed = handle.read(), os.fstat(handle.fileno()).st_mtime
         try:
-            return json.loads(data), changed
-        except json.JSONDecodeError:  # not yet written, without hard links
+            holder = parse_json(data, dict)
+        except ValueError:  # not yet written, without hard links
             return {}, changed
+        return (holder if _is_sound(holder) else {}), changed
 
     def _is_dead(self, path: Path, *, lease: bool = True) -> bool:
         try:
@@ -178,3 +182,10 @@ class Claims:
         except FileNotFoundError:
             self._register()
         return self._own.stat().st_mtime
+
+
+def _is_sound(holder: dict[str, Any]) -> bool:
+    """Tell whether a claim names a process; its id becomes part of a file name."""
+    pid, key = holder.get("pid"), holder.get("id")
+    named = type(pid) is int and 0 < pid < MOST_PIDS
+    return named and isinstance(key, str) and re.fullmatch("[0-9a-f]{8}", key) is not None

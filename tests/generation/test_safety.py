@@ -307,3 +307,21 @@ def test_groups_are_full_while_enough_is_missing(tmp_path):
             rows.ok.update(group)
             seen.append(group)
     assert seen == [[0, 1, 2], [3, 4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", "null", "7", "[" * 100_000, '{"pid": "x"}', '{"pid": -1, "id": "00000000"}',
+     '{"host_id": "HERE"}', '{"host_id": "HERE", "pid": true, "id": "00000000"}',
+     '{"host_id": "HERE", "pid": 1e400}', '{"host_id": "HERE", "pid": 2147483646, "id": "../a"}'],
+)  # fmt: skip
+def test_a_claim_that_names_no_process_counts_as_of_an_unknown_one(tmp_path, text):
+    (tmp_path / "claims").mkdir()
+    path = tmp_path / "claims" / "metadata-001"
+    path.write_text(text.replace("HERE", files.host_id()))
+    with Claims(tmp_path) as claims:
+        assert not claims.take_over("metadata-001")
+        assert claims.living("metadata") == [("metadata-001", {})]
+        old = time.time() - LEASE_S - 60
+        os.utime(path, (old, old))
+        assert claims.take_over("metadata-001")
