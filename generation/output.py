@@ -19,7 +19,7 @@ from pipeline import files
 from pipeline.config import differences, digest
 from pipeline.dataset import DatasetWriter, read_record
 from pipeline.errors import UserError
-from pipeline.reading import shortened
+from pipeline.output_folders import require_kind, unreadable
 
 CACHE_NAME = "layouts.json"
 FOLDERS = ("images", "labels", "claims")
@@ -51,7 +51,9 @@ def check_output(folder: Path, layouts: Path) -> None:
     for name in ("images", "labels"):
         for shard in _list(folder / name) if name in names else ():
             if files.TEMPORARY_MARK not in shard:
-                _require(folder / name / shard, folder=True)
+                require_kind(folder / name / shard, folder=True)
+    for claim in _list(folder / "claims") if "claims" in names else ():
+        require_kind(folder / "claims" / claim, folder=False)
     if "run.json" in names:
         return
     rows = any(name.startswith("metadata") for name in names)
@@ -62,24 +64,9 @@ def check_output(folder: Path, layouts: Path) -> None:
 
 def _check_entry(path: Path) -> None:
     if path.name in FOLDERS:
-        _require(path, folder=True)
+        require_kind(path, folder=True)
     elif path.name in RECORDS or (path.name.startswith("metadata") and path.suffix == ".jsonl"):
-        _require(path, folder=False)
-
-
-def _require(path: Path, *, folder: bool) -> None:
-    """Raise `UserError` unless a path is a folder, or a regular file, and itself no link."""
-    wanted = "a folder" if folder else "a file"
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:  # a claim or a temporary file, gone meanwhile
-        return
-    except OSError as error:
-        raise UserError(_unreadable(path, error)) from None
-    if stat.S_ISLNK(mode):
-        raise UserError(f"{path}: is a link; put {wanted} in its place or choose another --output")
-    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
-        raise UserError(f"{path}: is not {wanted}; remove it or choose another --output")
+        require_kind(path, folder=False)
 
 
 def _mode(path: Path) -> int | None:
@@ -91,19 +78,16 @@ def _mode(path: Path) -> int | None:
             raise UserError(f"{path}: is a link to nothing; choose another --output") from None
         return None
     except (OSError, ValueError) as error:
-        raise UserError(_unreadable(path, error)) from None
+        raise UserError(unreadable(path, error)) from None
 
 
 def _list(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
+    except FileNotFoundError:  # that of the claims goes with the last process
+        return []
     except OSError as error:
-        raise UserError(_unreadable(folder, error)) from None
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or error
-    return f"{shortened(path)}: cannot be read ({reason}); choose another --output"
+        raise UserError(unreadable(folder, error)) from None
 
 
 class RunFolder:

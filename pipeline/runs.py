@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from pipeline import checkpoint_files, files
 from pipeline.config import differences, digest
 from pipeline.errors import UserError
+from pipeline.output_folders import check_run_folder
 
 MARKER = "complete.json"
 CHECKPOINTS_KEPT = 2
@@ -104,6 +105,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
         found = folder.iterdir() if folder.is_dir() else ()
         others = sorted(p.name for p in found if not _is_ours(p))
         if not others or path.exists():  # the main process of this run may just have started it
+            check_run_folder(folder)
             return
         what = "is a dataset folder" if (folder / "run.json").exists() else f"holds {others[0]}"
         raise UserError(
@@ -123,6 +125,7 @@ def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another --output, "
             f"or {begun}"
         )
+    check_run_folder(folder)
 
 
 def _is_ours(path: Path) -> bool:

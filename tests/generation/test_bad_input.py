@@ -152,6 +152,14 @@ def _file(path: Path) -> None:
 
 OUTPUTS = {  # how the folder was changed, and what the line says
     "claims a file": (_replaced("claims", _file), "claims: is not a folder"),
+    "claim a pipe": (
+        lambda folder: ((folder / "claims").mkdir(), os.mkfifo(folder / "claims" / "00000001")),
+        "claims/00000001: is not a file",
+    ),
+    "claim a link": (
+        lambda folder: ((folder / "claims").mkdir(), (folder / "claims/a").symlink_to("/none")),
+        "claims/a: is a link",
+    ),
     "labels a file": (_replaced("labels", _file), "labels: is not a folder"),
     "images a link": (
         _replaced("images", lambda path: path.symlink_to(path.parent.parent)), "images: is a link",
