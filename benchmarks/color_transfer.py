@@ -85,8 +85,10 @@ def pairs(
     for sample in open_dataset(crops_of, labelled=True)[:n]:
         image, (_, label) = source_picture(sample, source), read_pair(sample)
         if image is None:
-            raise UserError(f"--source {source}: has no {sample.row.get('source_label')}; give the "
-                            f"folder that {crops_of} was drawn from")  # fmt: skip
+            raise UserError(
+                f"--source {source}: has no {sample.row.get('source_label')}; give the "
+                f"folder that {crops_of} was drawn from"
+            )
         yield int(sample.id), image, label
 
 
@@ -109,8 +111,10 @@ def main() -> None:
     require_seed(options.seed)
     collection = open_dataset(options.collection, labelled=False)
     settings = {k: None if v is None else str(v) for k, v in vars(options).items()}
-    writer = DatasetWriter(options.output, config={k: settings[k] for k in sorted(settings)
-                                                   if k not in ("output", "n")})  # fmt: skip
+    writer = DatasetWriter(
+        options.output,
+        config={k: settings[k] for k in sorted(settings) if k not in ("output", "n")},
+    )
     done = writer.done_ids()
     for index, image, label in tqdm(pairs(options.source, options.n, options.crops_of)):
         if sample_id(index) in done:

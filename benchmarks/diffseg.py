@@ -126,11 +126,18 @@ def main() -> None:
         print(peak_mb(arguments.peak))
         return
     peaks = {
-        kind: round(float(subprocess.run(
-            [sys.executable, __file__, "--peak", kind], check=True, capture_output=True, text=True
-        ).stdout))
+        kind: round(
+            float(
+                subprocess.run(
+                    [sys.executable, __file__, "--peak", kind],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout
+            )
+        )
         for kind in ("streamed", "concatenated")
-    }  # fmt: skip
+    }
     result = {
         "batch": arguments.batch,
         "test": speed(arguments.repeats, arguments.pictures, arguments.batch),

@@ -129,9 +129,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision=arguments.precision,
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=arguments.precision,
         dynamo_backend="inductor" if arguments.compile else "no",
-    )  # fmt: skip
+    )
     device = accelerator.device
     base = models.find_base(arguments.base)
     frozen = FrozenBase(base, device)

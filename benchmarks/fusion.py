@@ -49,11 +49,20 @@ def settings(steps: int) -> Config:
     """Return the published algorithm at the pocket model's size."""
     config = default_config("pocket")
     return dataclasses.replace(
-        config, fusion="reference", solver="ddim", steps=steps, guidance_scale=7.5,
-        control_scale=1.0, tile_cover="needed", tile_batch=25, negative_prompt="",
-        guide_control_from=1.0, guidance_interval=(0.0, 1.0), held_classes=(),
+        config,
+        fusion="reference",
+        solver="ddim",
+        steps=steps,
+        guidance_scale=7.5,
+        control_scale=1.0,
+        tile_cover="needed",
+        tile_batch=25,
+        negative_prompt="",
+        guide_control_from=1.0,
+        guidance_interval=(0.0, 1.0),
+        held_classes=(),
         stride_px=tuple(side // QUARTER for side in config.tile_px),
-    )  # fmt: skip
+    )
 
 
 def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
@@ -64,12 +73,19 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
         "controlnet", base, models.find_folder(config.controlnet, "controlnet")
     )
     return Plain(
-        unet=models.load_component(base, "unet"), controlnet=controlnet, vae=networks.vae,
-        scheduler=networks.scheduler, base=sampler._latent(sampler.base_px),
-        canvas=sampler._latent(sampler.canvas_px), tile=sampler._latent(config.tile_px),
-        stride=sampler._latent(config.stride_px), large_area=config.large_area,
-        guidance_scale=config.guidance_scale, control_scale=config.control_scale, last_level=0,
-    )  # fmt: skip
+        unet=models.load_component(base, "unet"),
+        controlnet=controlnet,
+        vae=networks.vae,
+        scheduler=networks.scheduler,
+        base=sampler._latent(sampler.base_px),
+        canvas=sampler._latent(sampler.canvas_px),
+        tile=sampler._latent(config.tile_px),
+        stride=sampler._latent(config.stride_px),
+        large_area=config.large_area,
+        guidance_scale=config.guidance_scale,
+        control_scale=config.control_scale,
+        last_level=0,
+    )
 
 
 def our_latents(sampler: Sampler, label: np.ndarray, seed: int) -> list[torch.Tensor]:
@@ -160,11 +176,14 @@ def flops(unet: Any, controlnet: Any, tile: tuple[int, int], px: int) -> tuple[i
 
     def stock() -> None:
         double = view.repeat(2, 1, 1, 1)
-        down, mid = controlnet(
-            double, 0, states, condition.repeat(2, 1, 1, 1), return_dict=False
-        )  # fmt: skip
-        unet(double, 0, states, down_block_additional_residuals=down,
-             mid_block_additional_residual=mid)  # fmt: skip
+        down, mid = controlnet(double, 0, states, condition.repeat(2, 1, 1, 1), return_dict=False)
+        unet(
+            double,
+            0,
+            states,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        )
 
     def count(call: Any) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -241,7 +260,7 @@ def main() -> None:
     if arguments.gta:
         gta = layouts.open_layouts(
             arguments.gta, pattern="*.png", label_space=arguments.label_space, height_px=0
-        )  # fmt: skip
+        )
         sources["sd15"] = (gta, (512, 512))
     for model, (source, size) in sources.items():
         for kind in ("rare-class", "uniform"):

@@ -46,8 +46,9 @@ VARIANTS = {  # name -> settings; strides in parts of a tile
     "DPM++ 2M 10, all classes held": f"--solver dpm++2m --steps 10 --held-classes {HALF}",
     "DPM++ 2M 10, guided 0 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval 0 1",
     "DPM++ 2M 10, guided 0.2 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval .2 1",
-    "DPM++ 2M 10, control in both halves":
-        f"--solver dpm++2m --steps 10 {HALF} --guide-control-from 1",
+    "DPM++ 2M 10, control in both halves": (
+        f"--solver dpm++2m --steps 10 {HALF} --guide-control-from 1"
+    ),
     "DPM++ 2M 6": f"--solver dpm++2m --steps 6 {HALF}",
 }
 
@@ -85,15 +86,37 @@ def main() -> None:
     folders = {name: folder_of(arguments.output, name) for name in variants}
     for name, settings in variants.items():
         run(
-            "generation/run.py", "--n", arguments.n, "--layouts", arguments.layouts, "--output",
-            folders[name], *settings.split(),
-        )  # fmt: skip
+            "generation/run.py",
+            "--n",
+            arguments.n,
+            "--layouts",
+            arguments.layouts,
+            "--output",
+            folders[name],
+            *settings.split(),
+        )
     scores_file, looks_file = arguments.output / "oracle.json", arguments.output / "looks.json"
     sets = list(folders.values())
-    run("segtrain/score.py", "--checkpoint", arguments.oracle, "--targets", *sets, "--output",
-        scores_file)  # fmt: skip
-    run("benchmarks/look_adherence.py", "--train", arguments.train, "--heldout", arguments.heldout,
-        "--generated", *sets, "--output", looks_file)  # fmt: skip
+    run(
+        "segtrain/score.py",
+        "--checkpoint",
+        arguments.oracle,
+        "--targets",
+        *sets,
+        "--output",
+        scores_file,
+    )
+    run(
+        "benchmarks/look_adherence.py",
+        "--train",
+        arguments.train,
+        "--heldout",
+        arguments.heldout,
+        "--generated",
+        *sets,
+        "--output",
+        looks_file,
+    )
     write_table(arguments, variants, folders)
 
 

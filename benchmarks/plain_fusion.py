@@ -59,9 +59,12 @@ class Plain:
 
     @torch.no_grad()
     def high_resolution_pass(
-        self, label: np.ndarray, states: torch.Tensor, base: torch.Tensor,
+        self,
+        label: np.ndarray,
+        states: torch.Tensor,
+        base: torch.Tensor,
         generator: torch.Generator,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Return the clean latent of the canvas, its large regions held on the base pass."""
         target = self.enlarge(base, generator)
         held = self.large_regions(label)
@@ -111,19 +114,29 @@ class Plain:
         return F.interpolate(planes, size=pixels, mode="nearest")
 
     def predict(
-        self, latents: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor,
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        states: torch.Tensor,
         control: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Return the guided prediction of one tile."""
         pair = latents.repeat(2, 1, 1, 1)
         down, mid = self.controlnet(
-            pair, timestep, states, control.repeat(2, 1, 1, 1),
-            conditioning_scale=self.control_scale, return_dict=False,
-        )  # fmt: skip
+            pair,
+            timestep,
+            states,
+            control.repeat(2, 1, 1, 1),
+            conditioning_scale=self.control_scale,
+            return_dict=False,
+        )
         negative, positive = self.unet(
-            pair, timestep, states, down_block_additional_residuals=down,
+            pair,
+            timestep,
+            states,
+            down_block_additional_residuals=down,
             mid_block_additional_residual=mid,
-        ).sample.chunk(2)  # fmt: skip
+        ).sample.chunk(2)
         return negative + self.guidance_scale * (positive - negative)
 
     def enlarge(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

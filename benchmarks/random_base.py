@@ -49,13 +49,17 @@ def build() -> diffusers.StableDiffusionPipeline:
         text_encoder=CLIPTextModel(text_config),
         tokenizer=tokenizer,
         scheduler=diffusers.PNDMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-            skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1,
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:

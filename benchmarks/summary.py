@@ -88,9 +88,11 @@ def class_table(scores: Scores) -> str:
         for arm in ("source", "generated"):
             values = [
                 t["iou"][name]
-                for n, e in scores.items() if re.fullmatch(rf"{arm}_\d+", n)
-                for t in e["targets"].values() if t["iou"].get(name) is not None
-            ]  # fmt: skip
+                for n, e in scores.items()
+                if re.fullmatch(rf"{arm}_\d+", n)
+                for t in e["targets"].values()
+                if t["iou"].get(name) is not None
+            ]
             cells.append(f"{mean(values):.1f}" if values else "absent")
         rows.append(cells)
     return table(["class", "source only", "source + its images in generated colours"], rows)
@@ -106,9 +108,10 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
         ("generated, as drawn (the method)", "plain", scores.get("plain")),
         ("the source in random colours", "random_colors", scores.get("random_colors")),
         (
-            "the source in the collection's colours", "color_transfer",
+            "the source in the collection's colours",
+            "color_transfer",
             scores.get("color_transfer_0"),
-        ),  # fmt: skip
+        ),
         ("U_S + C, no swap", "no_swap", scores.get("no_swap")),
         ("U_P + C trained on U_P", "direct", scores.get("direct")),
     ):
@@ -125,9 +128,7 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
 def choice_table(scores: Scores) -> str:
     """Return the arms on the development target and on held-out renders."""
     sets = list(next(iter(scores.values()))["targets"])
-    rows = [
-        [name, *(f"{e['targets'][s]['miou']:.1f}" for s in sets)] for name, e in scores.items()
-    ]
+    rows = [[name, *(f"{e['targets'][s]['miou']:.1f}" for s in sets)] for name, e in scores.items()]
     return table(["arm", *sets], rows)
 
 

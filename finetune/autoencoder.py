@@ -156,8 +156,9 @@ class AutoencoderLoss:
         if self.discriminator:
             judge = self.discriminator
             others["adversarial"] = (
-                config.adversarial_weight, lambda x: adversarial_loss(judge, x)
-            )  # fmt: skip
+                config.adversarial_weight,
+                lambda x: adversarial_loss(judge, x),
+            )
         loss, logged = balanced_loss(
             output, lambda x: reconstruction_loss(x, image, **weights), others
         )

@@ -67,15 +67,22 @@ def train_tokenizer(captions: list[str], config: Any) -> CLIPTokenizer:
 def tokenize(captions: list[str], tokenizer: CLIPTokenizer) -> torch.Tensor:
     """Return the token ids of captions, BxL, padded and cut to the tokenizer's length."""
     return tokenizer(
-        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+        captions,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
         return_tensors="pt",
-    ).input_ids  # fmt: skip
+    ).input_ids
 
 
 def resident_latents(
-    accelerator: Any, crops: Any, captions: torch.Tensor, empty: torch.Tensor, num_items: int,
+    accelerator: Any,
+    crops: Any,
+    captions: torch.Tensor,
+    empty: torch.Tensor,
+    num_items: int,
     config: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """Return batches (moments, token ids) of the first `num_items` crops, held by the device."""
     device = accelerator.device
     moments, captions, empty = crops.moments().to(device), captions.to(device), empty.to(device)
@@ -195,17 +202,28 @@ def assemble(model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any) -> An
 
 
 def draw_previews(
-    model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any, prompts: list[str],
-    folder: Path, step: int, size_px: tuple[int, int],
-) -> None:  # fmt: skip
+    model: TextToImage,
+    vae: Any,
+    tokenizer: Any,
+    scheduler: Any,
+    prompts: list[str],
+    folder: Path,
+    step: int,
+    size_px: tuple[int, int],
+) -> None:
     """Draw one picture of (height, width) per prompt and write them as one sheet, four in a row."""
     pipe = assemble(model, vae, tokenizer, scheduler)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     pictures = pipe(
-        prompts, height=size_px[0], width=size_px[1], num_inference_steps=15, guidance_scale=3.0,
-        generator=generators, output_type="np",
-    ).images  # fmt: skip
+        prompts,
+        height=size_px[0],
+        width=size_px[1],
+        num_inference_steps=15,
+        guidance_scale=3.0,
+        generator=generators,
+        output_type="np",
+    ).images
     columns = 4
     rows = [np.concatenate(pictures[i : i + columns], 1) for i in range(0, len(pictures), columns)]
     folder.mkdir(parents=True, exist_ok=True)

@@ -113,9 +113,13 @@ def encode_moments(vae: Any, images: list[np.ndarray]) -> torch.Tensor:
 
 
 def predict(
-    unet: Any, noisy: torch.Tensor, timesteps: torch.Tensor, text: dict[str, Any],
-    controlnet: Any = None, control: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
+    unet: Any,
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    text: dict[str, Any],
+    controlnet: Any = None,
+    control: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return the U-Net's prediction, steered by `control` Bx20xHxW where a ControlNet is given."""
     extra = {}
     if controlnet is not None:

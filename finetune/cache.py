@@ -69,9 +69,14 @@ class CropCache:
 
 
 def crop_batches(
-    accelerator: Accelerator, vae: Any, draw: Callable[[Any], Any], config: Any, folder: Path,
-    *, dropout: float = 0.0,
-) -> Batches:  # fmt: skip
+    accelerator: Accelerator,
+    vae: Any,
+    draw: Callable[[Any], Any],
+    config: Any,
+    folder: Path,
+    *,
+    dropout: float = 0.0,
+) -> Batches:
     """Return collated batches of the crops that `draw` makes, as the settings want them.
 
     Drawn as the training goes, or from `config.cached_crops` prepared ones, which are read item by
@@ -95,10 +100,13 @@ def prepare_crops(
 ) -> CropCache:
     """Write and open the cache of `config.cached_crops` items made with `draw`."""
     return prepare(
-        accelerator, folder / "cache", config.cached_crops,
+        accelerator,
+        folder / "cache",
+        config.cached_crops,
         lambda item: draw(numpy_generator(config.seed, "cached crop", item)),
-        partial(encode_moments, vae), workers=config.training.workers,
-    )  # fmt: skip
+        partial(encode_moments, vae),
+        workers=config.training.workers,
+    )
 
 
 def resident_batches(
@@ -220,7 +228,7 @@ def prepare(
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=list,  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
     )
     hidden = not accelerator.is_main_process
     for first in tqdm(mine, desc="cache", unit="file", disable=hidden, mininterval=2.0):

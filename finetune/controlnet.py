@@ -89,8 +89,9 @@ def main() -> int | None:
     unet_folder = find_folder(config.unet, "unet") if config.unet else None
     init_folder = find_folder(config.init, "controlnet") if config.init else None
     for kind, name, found in (
-        ("unet", config.unet, unet_folder), ("controlnet", config.init, init_folder)
-    ):  # fmt: skip
+        ("unet", config.unet, unet_folder),
+        ("controlnet", config.init, init_folder),
+    ):
         if found:
             setting = "--init" if kind == "controlnet" else "--unet"
             check_fit(f"{setting} {name}", kind, found, base)
@@ -104,9 +105,14 @@ def main() -> int | None:
 
     captions = Captions(base, config.caption_template, config.class_separator)
     accelerator, folder = begin(
-        config, call, samples, [captions.check, find_rare_classes], base=("base", base),
-        unet=("unet", unet_folder), init=("controlnet", init_folder),
-    )  # fmt: skip
+        config,
+        call,
+        samples,
+        [captions.check, find_rare_classes],
+        base=("base", base),
+        unet=("unet", unet_folder),
+        init=("controlnet", init_folder),
+    )
     if accelerator is None:
         return None
 
@@ -176,9 +182,15 @@ def main() -> int | None:
 
     initial = copy.deepcopy(controlnet.state_dict()) if config.mix_with_init else {}
     weights = train(
-        accelerator, controlnet, data, loss_function, config.training, seed=config.seed,
-        folder=folder, preview=preview,
-    )  # fmt: skip
+        accelerator,
+        controlnet,
+        data,
+        loss_function,
+        config.training,
+        seed=config.seed,
+        folder=folder,
+        preview=preview,
+    )
     if accelerator.is_main_process:
         for name, tensor in weights.state_dict().items() if initial else ():
             tensor.lerp_(initial[name].to(tensor), config.mix_with_init)

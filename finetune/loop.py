@@ -77,9 +77,12 @@ def speed_up(accelerator: Accelerator, model: torch.nn.Module, *, frozen: bool =
 
 
 def drawn_batches(
-    accelerator: Accelerator, draw: Callable[[Any], Any], collate: Callable[[list[Any]], Any],
-    settings: Training, seed: int,
-) -> Batches:  # fmt: skip
+    accelerator: Accelerator,
+    draw: Callable[[Any], Any],
+    collate: Callable[[list[Any]], Any],
+    settings: Training,
+    seed: int,
+) -> Batches:
     """Return the batches of samples that `draw(rng)` makes one by one and `collate` puts together.
 
     Each sample has its own generator, seeded by its position among all samples of the run.
@@ -87,9 +90,12 @@ def drawn_batches(
 
     def start(first: int) -> Iterator[Any]:
         positions = batches(
-            first * settings.accumulation, settings.steps * settings.accumulation,
-            settings.batch_size, accelerator.process_index, accelerator.num_processes,
-        )  # fmt: skip
+            first * settings.accumulation,
+            settings.steps * settings.accumulation,
+            settings.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
         return iter(
             DataLoader(
                 DrawnSamples(draw, seed),  # type: ignore[arg-type]
@@ -106,10 +112,16 @@ def drawn_batches(
 
 
 def add_up_gradients(
-    accelerator: Accelerator, model: torch.nn.Module, data: Iterator[Any],
-    loss_function: LossFunction, settings: Training, *, generator: torch.Generator, seed: int,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    data: Iterator[Any],
+    loss_function: LossFunction,
+    settings: Training,
+    *,
+    generator: torch.Generator,
+    seed: int,
     step: int,
-) -> tuple[torch.Tensor, dict[str, Any]]:  # fmt: skip
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """Run the micro-batches of one update backwards; return their mean loss and values to log."""
     total, logged = torch.zeros((), device=accelerator.device), {}
     for micro in range(settings.accumulation):
@@ -171,9 +183,13 @@ def train(
     micro_batches = data(first)
     generator = torch.Generator(device=accelerator.device)
     bar = tqdm(
-        total=settings.steps, initial=first, unit="step", desc=folder.name,
-        disable=not accelerator.is_main_process, mininterval=2.0,
-    )  # fmt: skip
+        total=settings.steps,
+        initial=first,
+        unit="step",
+        desc=folder.name,
+        disable=not accelerator.is_main_process,
+        mininterval=2.0,
+    )
     window: list[float] = []
 
     # Main loop
@@ -183,9 +199,15 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, logged = add_up_gradients(
-                accelerator, wrapped, micro_batches, loss_function, settings, generator=generator,
-                seed=seed, step=step,
-            )  # fmt: skip
+                accelerator,
+                wrapped,
+                micro_batches,
+                loss_function,
+                settings,
+                generator=generator,
+                seed=seed,
+                step=step,
+            )
             # One exchange per update: all processes see the same loss and stop at the same step
             facts = torch.stack([loss, loss.new_tensor(float(stop.signal_number))])
             mean_loss, stopping = accelerator.reduce(facts, "mean").tolist()

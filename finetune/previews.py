@@ -31,9 +31,15 @@ class Previews:
     """
 
     def __init__(
-        self, accelerator: Accelerator, frozen: FrozenBase, draw: Any, *, seed: int, shown: int,
+        self,
+        accelerator: Accelerator,
+        frozen: FrozenBase,
+        draw: Any,
+        *,
+        seed: int,
+        shown: int,
         folder: Path,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.accelerator, self.frozen, self.shown, self.folder = accelerator, frozen, shown, folder
         count = max(shown, SCORED)
         items = [draw(numpy_generator(seed, "preview", i)) for i in range(count)]

@@ -117,9 +117,15 @@ def main() -> int | None:
             sheet.write(done, [sheet.pictures(), sheet.draw(weights)])
 
     weights = train(
-        accelerator, unet, data, loss_function, config.training, seed=config.seed, folder=folder,
+        accelerator,
+        unet,
+        data,
+        loss_function,
+        config.training,
+        seed=config.seed,
+        folder=folder,
         preview=preview,
-    )  # fmt: skip
+    )
     if accelerator.is_main_process:
         if config.lora_rank:
             lora.save_and_merge(weights, folder / "lora")

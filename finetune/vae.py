@@ -74,7 +74,7 @@ class Config:
             weight_decay=0.0,
             ema_decay=0.995,
             checkpoint_interval=250,
-        )  # fmt: skip
+        )
     )
 
 
@@ -87,9 +87,12 @@ def main() -> int | None:
     if config.decoder_only and not config.init:
         raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
     accelerator, folder = begin(
-        config, call, samples, crop_multiple=lambda: check_autoencoder(config, init_folder),
+        config,
+        call,
+        samples,
+        crop_multiple=lambda: check_autoencoder(config, init_folder),
         init=("vae", init_folder),
-    )  # fmt: skip
+    )
     if accelerator is None:
         return None
 
@@ -138,8 +141,14 @@ def main() -> int | None:
     else:
         data = drawn_batches(accelerator, draw, images_to_tensor, config.training, config.seed)
     model = train(
-        accelerator, trained, data, loss_function, config.training, seed=config.seed, folder=folder,
-    )  # fmt: skip
+        accelerator,
+        trained,
+        data,
+        loss_function,
+        config.training,
+        seed=config.seed,
+        folder=folder,
+    )
 
     # Scale latents to unit variance (Rombach et al. 2022, appendix G)
     if accelerator.is_main_process:

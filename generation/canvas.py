@@ -31,10 +31,18 @@ class Canvas:
     """
 
     def __init__(
-        self, config: Config, scheduler: Any, *, noise: torch.Tensor,
-        conditions: Sequence[torch.Tensor], rows: Sequence[int], tile: tuple[int, int],
-        boxes: list[tiles.Box], paste: Paste | None = None, start: torch.Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        config: Config,
+        scheduler: Any,
+        *,
+        noise: torch.Tensor,
+        conditions: Sequence[torch.Tensor],
+        rows: Sequence[int],
+        tile: tuple[int, int],
+        boxes: list[tiles.Box],
+        paste: Paste | None = None,
+        start: torch.Tensor | None = None,
+    ) -> None:
         self.config, self.conditions, self.rows = config, conditions, rows
         self.tile, self.boxes, self.paste = tile, boxes, paste
         self.scheduler = copy.deepcopy(scheduler)

@@ -45,9 +45,13 @@ class TextAttention:
         self.key, self.value = (f(states).view(shape) for f in (attention.to_k, attention.to_v))
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor,
-        attention_mask: Any = None, temb: Any = None,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: Any = None,
+        temb: Any = None,
+    ) -> torch.Tensor:
         """Return BxNxC for hidden states BxNxC and row numbers B."""
         batch, length, _ = hidden_states.shape
         query = attn.to_q(hidden_states).view(batch, length, attn.heads, -1)
@@ -63,9 +67,13 @@ class SelfAttention:
         self.attend = attend
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: Any = None,
-        attention_mask: Any = None, temb: Any = None,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Any = None,
+        temb: Any = None,
+    ) -> torch.Tensor:
         """Return BxNxC for hidden states BxNxC."""
         batch, length, _ = hidden_states.shape
         parts = (f(hidden_states) for f in (attn.to_q, attn.to_k, attn.to_v))
@@ -88,9 +96,14 @@ class Denoiser:
     """
 
     def __init__(
-        self, unet: Any, controls: list[Control], timesteps: torch.Tensor,
-        attend: Callable[..., torch.Tensor] = native_attention, *, guide_from: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        unet: Any,
+        controls: list[Control],
+        timesteps: torch.Tensor,
+        attend: Callable[..., torch.Tensor] = native_attention,
+        *,
+        guide_from: int | None = None,
+    ) -> None:
         self.unet, self.controls, self.guide_from = unet, controls, guide_from
         self.device, self.dtype = unet.device, unet.dtype
         self.forward = self._forward
@@ -136,9 +149,13 @@ class Denoiser:
                     processor.prime(module, text.states)
 
     def __call__(
-        self, tiles: torch.Tensor, step: int, embeddings: list[torch.Tensor], rows: torch.Tensor,
+        self,
+        tiles: torch.Tensor,
+        step: int,
+        embeddings: list[torch.Tensor],
+        rows: torch.Tensor,
         corners_px: Sequence[tuple[int, int]] = (),
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Return the float32 predictions, one per row number.
 
         `tiles`: BxCxhxw. `embeddings`: one BxCxhxw per ControlNet. `rows`: B text rows, or 2B to
@@ -169,9 +186,13 @@ class Denoiser:
         return network.add_embedding(torch.cat([pooled, told.to(pooled.dtype)], 1).to(self.dtype))
 
     def _forward(
-        self, tiles: torch.Tensor, times: list[torch.Tensor], embeddings: list[torch.Tensor],
-        rows: torch.Tensor, guides: bool,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        tiles: torch.Tensor,
+        times: list[torch.Tensor],
+        embeddings: list[torch.Tensor],
+        rows: torch.Tensor,
+        guides: bool,
+    ) -> torch.Tensor:
         residuals, middle = encode(self.unet, self.unet.conv_in(tiles), times[0], rows)
         for control, time, embedding in zip(self.controls, times[1:], embeddings, strict=True):
             network = control.network
@@ -182,10 +203,11 @@ class Denoiser:
             outputs = [f(x) for f, x in zip(network.controlnet_down_blocks, more, strict=True)]
             outputs.append(network.controlnet_mid_block(end))
             *residuals, middle = [
-                add_to_end(to_rows(a, rows), control.scale * b) if len(controlled) < len(rows)
+                add_to_end(to_rows(a, rows), control.scale * b)
+                if len(controlled) < len(rows)
                 else a + control.scale * b
                 for a, b in zip([*residuals, middle], outputs, strict=True)
-            ]  # fmt: skip
+            ]
         return decode(self.unet, residuals, middle, times[0], rows)
 
 
@@ -213,9 +235,12 @@ def encode(
 
 
 def decode(
-    unet: Any, residuals: list[torch.Tensor], sample: torch.Tensor, time: torch.Tensor,
+    unet: Any,
+    residuals: list[torch.Tensor],
+    sample: torch.Tensor,
+    time: torch.Tensor,
     rows: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Run the up blocks on the residuals, last one first."""
     residuals = [to_rows(residual, rows) for residual in residuals]
     for block in unet.up_blocks:
@@ -224,9 +249,12 @@ def decode(
         text = {"encoder_hidden_states": rows} if hasattr(block, "attentions") else {}
         size = residuals[-1].shape[2:] if residuals else None
         sample = block(
-            hidden_states=sample, temb=time, res_hidden_states_tuple=taken, upsample_size=size,
+            hidden_states=sample,
+            temb=time,
+            res_hidden_states_tuple=taken,
+            upsample_size=size,
             **text,
-        )  # fmt: skip
+        )
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
 
 

@@ -165,10 +165,15 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     if config.compile:
         denoiser.compile()
     return Networks(
-        scheduler=scheduler, denoiser=denoiser, vae=vae, text=text,
+        scheduler=scheduler,
+        denoiser=denoiser,
+        vae=vae,
+        text=text,
         detector=Detector(config.structure, device) if config.structure.kind != "none" else None,
-        device=device, latent_px=latent_px, unit=unit,
-    )  # fmt: skip
+        device=device,
+        latent_px=latent_px,
+        unit=unit,
+    )
 
 
 def guide_from(config: Config) -> int:
@@ -250,15 +255,20 @@ class Sampler:
             tile = self._latent(config.tile_px)
             grid = tiles.tile_boxes(
                 self._latent(self.canvas_px), tile, self._latent(config.stride_px)
-            )  # fmt: skip
+            )
             networks.denoiser.prime(text, self.canvas_px)
             finished = [
                 self._canvas(
-                    place, request, generator, size_px=self.canvas_px, tile=tile, grid=grid,
+                    place,
+                    request,
+                    generator,
+                    size_px=self.canvas_px,
+                    tile=tile,
+                    grid=grid,
                     base=bases[place].latents,
                 )
                 for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
-            ]  # fmt: skip
+            ]
             self.tile_pass.denoise(finished)
         return [
             self._decode(canvas, request, len(grid))
@@ -290,10 +300,16 @@ class Sampler:
         return self.networks.text.encode([self.config.negative_prompt, *prompts])
 
     def _canvas(
-        self, place: int, request: Request, generator: torch.Generator, *,
-        size_px: tuple[int, int], tile: tuple[int, int], grid: list[tiles.Box],
+        self,
+        place: int,
+        request: Request,
+        generator: torch.Generator,
+        *,
+        size_px: tuple[int, int],
+        tile: tuple[int, int],
+        grid: list[tiles.Box],
         base: torch.Tensor | None = None,
-    ) -> Canvas:  # fmt: skip
+    ) -> Canvas:
         """Set up a pass; `base` is the clean latent of the base pass, if there was one."""
         networks, config = self.networks, self.config
         size, paste, boxes = self._latent(size_px), None, grid
@@ -305,18 +321,28 @@ class Sampler:
         if base is not None:
             target = self._reference_latent(base, generator)
             mask = tiles.held_mask(
-                request.label, size, min_share=config.large_area, classes=config.held_ids,
+                request.label,
+                size,
+                min_share=config.large_area,
+                classes=config.held_ids,
                 fusion=config.fusion,
-            )  # fmt: skip
+            )
             boxes = tiles.chosen_boxes(grid, tile, mask, config.tile_cover)
             held = torch.from_numpy(mask)[None, None].to(networks.device)
         noise = self._noise(size, generator)
         if base is not None:
             paste = Paste(held, target, config.fusion, generator)
         return Canvas(
-            config, networks.scheduler, noise=noise, conditions=conditions, rows=(0, 1 + place),
-            tile=tile, boxes=boxes, paste=paste, start=self._start_latent(request, size_px),
-        )  # fmt: skip
+            config,
+            networks.scheduler,
+            noise=noise,
+            conditions=conditions,
+            rows=(0, 1 + place),
+            tile=tile,
+            boxes=boxes,
+            paste=paste,
+            start=self._start_latent(request, size_px),
+        )
 
     def _noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
         channels = self.networks.vae.config.latent_channels

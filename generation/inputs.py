@@ -86,9 +86,11 @@ def read_inputs(config: Config) -> Inputs:
     check_models(config)
     check_output(config.output, config.layouts_folder)
     source = layouts.open_layouts(
-        config.layouts_folder, pattern=config.layout_pattern, label_space=config.label_space,
+        config.layouts_folder,
+        pattern=config.layout_pattern,
+        label_space=config.label_space,
         height_px=config.layout_height_px,
-    )  # fmt: skip
+    )
     if config.needs_pictures and len(source.pictures) < len(source.names):
         raise UserError(
             f"{config.layouts_folder}: holds label maps alone, but --strength, --structure and "
@@ -102,9 +104,12 @@ def read_inputs(config: Config) -> Inputs:
     layouts.check_sizes(source, found, config.crop_px)
     counts = np.array([layout.counts for layout in found], dtype=np.int64)
     planner = Planner(
-        counts, config.prompt, seed=config.seed, temperature=config.rcs_temperature,
+        counts,
+        config.prompt,
+        seed=config.seed,
+        temperature=config.rcs_temperature,
         min_pixels=config.rcs_min_pixels,
-    )  # fmt: skip
+    )
     rows = Rows(config.output, config.n)
     rows.update()
     rows.forget()

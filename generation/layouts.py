@@ -177,9 +177,11 @@ def _kept(source: LayoutSource, cache: Path | None, kind: str) -> dict[str, Any]
     """
     if cache is None or not cache.is_file():
         return {}
-    paths = dict(zip(source.names, source.pictures, strict=False)) if kind == "images" else {
-        name: source.folder / name for name in source.names
-    }  # fmt: skip
+    paths = (
+        dict(zip(source.names, source.pictures, strict=False))
+        if kind == "images"
+        else {name: source.folder / name for name in source.names}
+    )
     sound = _is_image_digest if kind == "images" else _is_layout
     try:
         stored = read_json(cache, dict)

@@ -45,9 +45,12 @@ def describe(
     label, rare = crop.of(whole), item.rare_class
     rng = numpy_generator(config.seed, "class words", item.index)
     prompt = render_prompt(
-        config.prompt, join_classes(label, config.prompt, rng),
-        condition=item.condition, time=item.time, place=item.place,
-    )  # fmt: skip
+        config.prompt,
+        join_classes(label, config.prompt, rng),
+        condition=item.condition,
+        time=item.time,
+        place=item.place,
+    )
     return label, {
         "prompt": prompt,
         "negative_prompt": config.negative_prompt if config.guidance_scale != 1 else "",
@@ -65,9 +68,12 @@ def describe(
 
 
 def write_plan(
-    path: Path, plan: Sequence[PlanItem], source: LayoutSource, layouts: list[Layout],
+    path: Path,
+    plan: Sequence[PlanItem],
+    source: LayoutSource,
+    layouts: list[Layout],
     config: Config,
-) -> None:  # fmt: skip
+) -> None:
     """Write what is known of every sample before it is drawn, one JSON row each, in id order."""
     check_plan_file(path)
     files.require_writable(path.parent)

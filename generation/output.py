@@ -99,9 +99,12 @@ class RunFolder:
     """
 
     def __init__(
-        self, folder: Path, identity: dict[str, Any], facts: dict[str, Any],
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        facts: dict[str, Any],
         begin: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.identity, self.facts, self.begin = folder, identity, facts, begin
         self.digest = digest(identity)
         self.process_index = 0

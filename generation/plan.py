@@ -66,9 +66,14 @@ class Planner:
     """
 
     def __init__(
-        self, counts: np.ndarray, grammar: Grammar, *, seed: int, temperature: float,
+        self,
+        counts: np.ndarray,
+        grammar: Grammar,
+        *,
+        seed: int,
+        temperature: float,
         min_pixels: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.grammar, self.seed = grammar, seed
         self.num_layouts = len(counts)
         self.serving: list[np.ndarray] = [

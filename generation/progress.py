@@ -121,9 +121,13 @@ class Progress:
         terminal = sys.stderr.isatty()
         self._lines = show and not terminal
         self._bar = tqdm(
-            total=rows.n, initial=rows.done, unit="sample", smoothing=0.05, dynamic_ncols=True,
+            total=rows.n,
+            initial=rows.done,
+            unit="sample",
+            smoothing=0.05,
+            dynamic_ncols=True,
             disable=not (show and terminal),
-        )  # fmt: skip
+        )
 
     def update(self, *, last: bool = False) -> None:
         """Read new rows and show the state if it is time to, or if this is the `last` call."""
@@ -167,10 +171,15 @@ class Progress:
         processes = []
         for name, holder in self.claims.living("metadata"):
             index, seen = self.rows.last.get(name, (None, now))
-            processes.append({
-                "host": holder.get("host"), "pid": holder.get("pid"), "metadata": f"{name}.jsonl",
-                "last_sample": index, "seconds_since": round(now - seen, 1),
-            })  # fmt: skip
+            processes.append(
+                {
+                    "host": holder.get("host"),
+                    "pid": holder.get("pid"),
+                    "metadata": f"{name}.jsonl",
+                    "last_sample": index,
+                    "seconds_since": round(now - seen, 1),
+                }
+            )
         return {
             "n": self.rows.n, "ok": self.rows.done, "missing": missing,
             "failed": self.rows.num_failed(), "samples_per_s": round(rate, 4),

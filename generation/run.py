@@ -60,9 +60,11 @@ def open_output(config: Config, inputs: Inputs, process_index: int) -> RunFolder
         "paths": {k: getattr(config, k) for k in ("base", "unet", "controlnet", "layouts")},
     }
     folder = RunFolder(
-        config.output, identity, facts,
+        config.output,
+        identity,
+        facts,
         lambda: card.write_dataset_card(config, row_revisions(identity), len(inputs.layouts)),
-    )  # fmt: skip
+    )
     folder.refuse_other(inputs.rows)
     if process_index == 0:
         card.require_disk(config, len(inputs.missing))
@@ -106,9 +108,13 @@ def draw_missing(
     facts = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
     maker = work.Maker(sampler, config, inputs.source, inputs.layouts, facts)
     return work.run_share(
-        lambda indices: maker.make([inputs.plan[index] for index in indices]), folder,
-        inputs.rows, claims, group=config.image_batch, show_progress=show_progress,
-    )  # fmt: skip
+        lambda indices: maker.make([inputs.plan[index] for index in indices]),
+        folder,
+        inputs.rows,
+        claims,
+        group=config.image_batch,
+        show_progress=show_progress,
+    )
 
 
 def main() -> int | None:

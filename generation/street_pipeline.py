@@ -60,9 +60,13 @@ class StreetPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, base: str | Path | None = None, controlnet: str | Path | None = None,
-        unet: str | Path | None = None, config: str | Path | None = None, **settings: Any,
-    ) -> "StreetPipeline":  # fmt: skip
+        cls,
+        base: str | Path | None = None,
+        controlnet: str | Path | None = None,
+        unet: str | Path | None = None,
+        config: str | Path | None = None,
+        **settings: Any,
+    ) -> "StreetPipeline":
         """Open a base model with a ControlNet, or a folder of `save_pretrained` as `base`.
 
         `config` is a YAML of configs/generation. None leaves a part to it, or to the default: the
@@ -88,12 +92,18 @@ class StreetPipeline:
         return self
 
     def __call__(
-        self, label: Label | Sequence[Label], prompt: str | Sequence[str],
-        negative_prompt: str | None = None, generator: Seed | Sequence[Seed] = None, *,
-        num_inference_steps: int | None = None, guidance_scale: float | None = None,
+        self,
+        label: Label | Sequence[Label],
+        prompt: str | Sequence[str],
+        negative_prompt: str | None = None,
+        generator: Seed | Sequence[Seed] = None,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         image: Picture | None = None,
-        output_type: Literal["pil", "np"] = "pil", return_dict: bool = True,
-    ) -> StreetPipelineOutput | tuple[Any]:  # fmt: skip
+        output_type: Literal["pil", "np"] = "pil",
+        return_dict: bool = True,
+    ) -> StreetPipelineOutput | tuple[Any]:
         """Draw one picture per label and prompt; a single one is used for all.
 
         `label`: HxW train ids with void 255, or the path of such a PNG. `generator`: a seed, or a
@@ -147,9 +157,13 @@ class StreetPipeline:
         return StreetPipelineOutput(pictures, seeds) if return_dict else (pictures,)
 
     def _draw(
-        self, settings: Config, label: np.ndarray, prompt: str, seed: int,
+        self,
+        settings: Config,
+        label: np.ndarray,
+        prompt: str,
+        seed: int,
         source: np.ndarray | None,
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         check(settings)
         if self._networks is None:
             self._networks = load_networks(settings, self.device)

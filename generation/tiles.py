@@ -75,14 +75,18 @@ def pick_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     rows, columns = (
         np.arange(new) * old // new for new, old in zip(size, array.shape, strict=True)
-    )  # fmt: skip
+    )
     return array[np.ix_(rows, columns)]
 
 
 def held_mask(
-    label: np.ndarray, size: tuple[int, int], *, min_share: float, classes: Collection[int],
+    label: np.ndarray,
+    size: tuple[int, int],
+    *,
+    min_share: float,
+    classes: Collection[int],
     fusion: str,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Return the bool mask, of `size` in latent pixels, of what is kept from the base pass.
 
     `label`: HxW train ids of the whole canvas. See `large_components`; the `reference` fusion

@@ -35,9 +35,13 @@ class Maker:
     """Makes single samples from plan items."""
 
     def __init__(
-        self, sampler: "Sampler", config: Config, source: LayoutSource, layouts: list[Layout],
+        self,
+        sampler: "Sampler",
+        config: Config,
+        source: LayoutSource,
+        layouts: list[Layout],
         facts: dict[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.sampler, self.config = sampler, config
         self.source, self.layouts, self.facts = source, layouts, facts
         self.attempts: Counter[int] = Counter()
@@ -138,9 +142,14 @@ class Dealer:
 
 
 def run_share(
-    make: Callable[[list[int]], Sequence[Drawn | Started]], writer: Writer, rows: Rows,
-    claims: Claims, *, group: int = 1, show_progress: bool,
-) -> int:  # fmt: skip
+    make: Callable[[list[int]], Sequence[Drawn | Started]],
+    writer: Writer,
+    rows: Rows,
+    claims: Claims,
+    *,
+    group: int = 1,
+    show_progress: bool,
+) -> int:
     """Make and write what is missing and not claimed; return 0, or the code of a stop signal.
 
     `make` is given up to `group` samples at a time.

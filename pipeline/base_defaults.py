@@ -21,9 +21,7 @@ SETTINGS_FILE = "streetforge.json"
 XL_GUIDANCE = 5.0  # of diffusers' StableDiffusionXLPipeline; 1.x and 2.x have 7.5
 
 
-def with_base_defaults(
-    cls: type[T], stage: str, allowed: tuple[str, ...]
-) -> Callable[[str], T]:
+def with_base_defaults(cls: type[T], stage: str, allowed: tuple[str, ...]) -> Callable[[str], T]:
     """Return a function from the name of a base to the defaults of `cls` with it.
 
     `stage` is the section of `streetforge.json`, `allowed` the settings it may name: a folder of

@@ -47,9 +47,7 @@ def doubt(pixels: np.ndarray, total: int, label_space: str, where: str) -> None:
         )
 
 
-def count_some(
-    paths: Sequence[Path], table: np.ndarray | None = None
-) -> tuple[np.ndarray, int]:
+def count_some(paths: Sequence[Path], table: np.ndarray | None = None) -> tuple[np.ndarray, int]:
     """Return (pixels of each of the 19 classes, all pixels) of a few labels, spread over `paths`.
 
     `table` is that of their label space. Labels that cannot be read are left to the full check.

@@ -92,9 +92,7 @@ def _coerce_plain(value: Any, kind: Any, where: str) -> Any:
     if kind in (str, Path):
         if not isinstance(value, str | kind):  # callers in Python may give paths
             advice = ", as YAML reads yes, no, on and off" if truth else ""
-            raise UserError(
-                f"{where}: expected text, got {_said(value)}{advice}; put it in quotes"
-            )
+            raise UserError(f"{where}: expected text, got {_said(value)}{advice}; put it in quotes")
         if "\0" in str(value):
             raise UserError(f"{where}: {_said(value)} holds a NUL character; leave it out")
         return kind(value)

@@ -87,9 +87,13 @@ def _open_sample(folder: Path, key: str, row: dict[str, Any], enclosure: Enclosu
             facts += [name, found.st_size, found.st_mtime_ns]
     label = row.get("label_file_name")
     return Sample(
-        key, folder / row["image_file_name"], folder / label if label else None, row,
-        Proof.state_of(facts), folder,
-    )  # fmt: skip
+        key,
+        folder / row["image_file_name"],
+        folder / label if label else None,
+        row,
+        Proof.state_of(facts),
+        folder,
+    )
 
 
 def find_pictures(folder: Path) -> list[Path]:

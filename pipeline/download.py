@@ -140,9 +140,12 @@ def fetch_from_hub(hub: Hub, offline: bool) -> dict[str, Path]:
     where = f"{hub.repo}@{hub.revision}"
     try:
         name = snapshot_download(
-            hub.repo, repo_type="dataset", revision=hub.revision, local_files_only=offline,
+            hub.repo,
+            repo_type="dataset",
+            revision=hub.revision,
+            local_files_only=offline,
             allow_patterns=list(hub.files),
-        )  # fmt: skip
+        )
     except (HTTPError, EntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -195,8 +198,9 @@ def main() -> int | None:
         raise UserError(f"--output {config.output}: must name a new folder; give its path")
     pinned = hub or sources.git
     facts: dict[str, Any] = {
-        "dataset": config.dataset, "revision": pinned.revision if pinned else "",
-    }  # fmt: skip
+        "dataset": config.dataset,
+        "revision": pinned.revision if pinned else "",
+    }
     marker = config.output / "download.json"
     if marker.exists() and facts.items() <= files.read_json(marker, dict).items():
         print(f"{config.output}: is complete already")

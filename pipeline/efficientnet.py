@@ -56,9 +56,15 @@ class Convolution(nn.Sequential):
     """Convolution and batch norm, with ReLU6 unless `linear`."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, *, stride: int = 1, groups: int = 1,
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        groups: int = 1,
         linear: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         parts: list[nn.Module] = [
             SameConv2d(inputs, outputs, kernel, stride, groups=groups, bias=False),
             nn.BatchNorm2d(outputs, eps=BN_EPS),
@@ -98,9 +104,12 @@ class EfficientNetLite0(nn.Module):
             for index in range(blocks):
                 stage.append(
                     InvertedResidual(
-                        channels, outputs, kernel=kernel, stride=1 if index else stride,
+                        channels,
+                        outputs,
+                        kernel=kernel,
+                        stride=1 if index else stride,
                         expansion=expansion,
-                    )  # fmt: skip
+                    )
                 )
                 channels = outputs
             self.stages.append(stage)

@@ -168,9 +168,14 @@ def main() -> int | None:
     check(config)
     samples = read_samples(config)
     job = exporters.Job(
-        samples, open_output(config, samples), config.split, config.link,
-        config.shard_samples, config.shard_mb, config.workers,
-    )  # fmt: skip
+        samples,
+        open_output(config, samples),
+        config.split,
+        config.link,
+        config.shard_samples,
+        config.shard_mb,
+        config.workers,
+    )
     hint = WRITERS[config.format](job)
     print(f"{config.output}: {len(samples)} samples as {config.format}; {hint}")
     return None

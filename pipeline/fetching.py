@@ -175,9 +175,15 @@ def _attempt(
             raise _refusal(file, f"offers {total} bytes, {file.bytes} are expected")
         with (
             open(own, "ab" if start else "wb") as handle,
-            tqdm(desc=file.name, total=total or None, initial=start, unit="B", unit_scale=True,
-                 disable=None) as bar,
-        ):  # fmt: skip
+            tqdm(
+                desc=file.name,
+                total=total or None,
+                initial=start,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+            ) as bar,
+        ):
             for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=False):
                 if total and handle.tell() + len(chunk) > total:
                     raise _refusal(file, f"sends more than the {total} bytes of the file")

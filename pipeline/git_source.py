@@ -81,6 +81,11 @@ def _run(program: str, words: tuple[str, ...]) -> subprocess.CompletedProcess[st
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # of a caller that is a git hook
         environment.pop(name, None)
     return subprocess.run(
-        [program, *SAFE, *words], env=environment, capture_output=True, text=True, errors="replace",
-        stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        [program, *SAFE, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )

@@ -194,9 +194,7 @@ def _decoder(data: bytes) -> Image.Image:
     Not `Image.open`: it warns of large sizes on stderr, and reads the other images in some JPEGs.
     """
     plugin = (
-        PngImagePlugin.PngImageFile
-        if data.startswith(PNG_START)
-        else JpegImagePlugin.JpegImageFile
+        PngImagePlugin.PngImageFile if data.startswith(PNG_START) else JpegImagePlugin.JpegImageFile
     )
     return plugin(io.BytesIO(data))
 

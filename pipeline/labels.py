@@ -253,9 +253,10 @@ def check_label_mode(mode: str, *, colors: bool, converted: bool = False) -> Non
     if mode not in (*(COLOR_MODES if colors else ID_MODES), *wide):
         rule = "colours (mode RGB, RGBA or P)" if colors else "single-channel 8-bit ids (L or P)"
         remedy = (
-            "save them so" if converted
+            "save them so"
+            if converted
             else "convert them by pipeline/prepare.py --label-space NAME"
-        )  # fmt: skip
+        )
         raise UserError(f"label has mode {mode}, but labels are {rule}; {remedy}")
 
 

@@ -297,11 +297,13 @@ def check_fit(
     `setting` is what the user gave, `--unet FOLDER` say.
     """
     fields = {
-        "latent channels": "in_channels", "text width": "cross_attention_dim",
-        "widths": "block_out_channels", "layers": "layers_per_block",
+        "latent channels": "in_channels",
+        "text width": "cross_attention_dim",
+        "widths": "block_out_channels",
+        "layers": "layers_per_block",
         "added text": "addition_embed_type",
         "width of added text": "projection_class_embeddings_input_dim",
-    }  # fmt: skip
+    }
     found = [(what, _even(config.get(k)), _even(unet.get(k))) for what, k in fields.items()]
     if vae is not None and "conditioning_embedding_out_channels" in config:
         pixels = [

@@ -15,8 +15,10 @@ SPACINGS = ("linspace", "leading", "trailing")
 LAST_SIGMAS = ("zero", "sigma_min")
 FLOATS = ("F64", "F32", "F16", "BF16")  # numbers of weights, as safetensors calls them
 COUNTERS = (  # whole numbers beside the weights: of older files, of BatchNorm, of Swin and BEiT
-    "position_ids", "num_batches_tracked", "relative_position_index",
-)  # fmt: skip
+    "position_ids",
+    "num_batches_tracked",
+    "relative_position_index",
+)
 SHORTEST_TEXT = 3  # a token between begin and end
 
 
@@ -24,13 +26,17 @@ def check_schedule(path: Path, config: Mapping[str, Any], steps: int) -> None:
     """Raise `UserError` unless a scheduler's config gives noise that rises over `steps`."""
     first, last = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
     if not (_is_number(first) and _is_number(last) and 0 < first <= last < 1):
-        _refuse(path, f"beta_start {first!r}, beta_end {last!r}",
-                "must be above 0 and below 1, in order")  # fmt: skip
+        _refuse(
+            path,
+            f"beta_start {first!r}, beta_end {last!r}",
+            "must be above 0 and below 1, in order",
+        )
     betas = config.get("trained_betas")
     if betas is not None and not (
-        isinstance(betas, list) and len(betas) == steps
+        isinstance(betas, list)
+        and len(betas) == steps
         and all(_is_number(beta) and 0 < beta <= 1 for beta in betas)
-    ):  # fmt: skip
+    ):
         _refuse(path, "trained_betas", f"must be {steps} numbers above 0, up to 1, or null")
     offset = config.get("steps_offset", 0)
     if type(offset) is not int or not 0 <= offset <= steps:

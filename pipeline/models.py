@@ -223,9 +223,12 @@ def _load(folder: Path, kind: str) -> Any:
         if kind.startswith("text_encoder"):
             library, dtype = (transformers, "dtype")
         network = getattr(library, COMPONENTS[kind]).from_pretrained(
-            folder, use_safetensors=True, variant=variant, local_files_only=True,
+            folder,
+            use_safetensors=True,
+            variant=variant,
+            local_files_only=True,
             **{dtype: torch.float32},
-        )  # fmt: skip
+        )
         _check_finite(folder, network)
         return network
     except UserError:

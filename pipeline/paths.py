@@ -26,7 +26,7 @@ def check_stem(name: object) -> None:
     """Raise `ValueError` unless `name` is fit for the stem of a file in any folder."""
     if not isinstance(name, str):
         raise ValueError(f"must be text, not {shortened(repr(name), 40)}")
-    plain = name.isprintable() and not set(name) & set('/\\') and not name.startswith(".")
+    plain = name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
     if not name or not plain or name != name.strip():
         raise ValueError(f"{shortened(name, 60)!r} is no plain file name without a path")
     if len(name.encode()) > MAX_STEM_BYTES:
@@ -75,9 +75,7 @@ class Enclosure:
                 )
             state = os.stat(path) if linked else state
         except FileNotFoundError:
-            raise UserError(
-                "is missing; restore it, or see pipeline/verify.py --repair"
-            ) from None
+            raise UserError("is missing; restore it, or see pipeline/verify.py --repair") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot be read ({reason}); check the path") from None

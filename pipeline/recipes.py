@@ -76,8 +76,11 @@ class Stage:
 
     def fingerprint(self) -> str:
         """Return a digest of the command and of the config files it names."""
-        named = [ROOT / word for word in self.command if Path(word).parts[:1] == ("configs",)
-                 or Path(word).is_relative_to(CONFIGS)]  # fmt: skip
+        named = [
+            ROOT / word
+            for word in self.command
+            if Path(word).parts[:1] == ("configs",) or Path(word).is_relative_to(CONFIGS)
+        ]
         contents = [files.sha256(path.read_bytes()) for path in named if path.is_file()]
         return digest([*self.command, *contents])
 
@@ -149,11 +152,14 @@ def _check_stage(entry: StageText, path: Path) -> None:
             "as it names a log file"
         )
     if entry.launcher not in LAUNCHERS:
-        raise UserError(f"{path}: launcher {entry.launcher!r} of {entry.name} is not one of "
-                        f"{', '.join(LAUNCHERS)}")  # fmt: skip
+        raise UserError(
+            f"{path}: launcher {entry.launcher!r} of {entry.name} is not one of "
+            f"{', '.join(LAUNCHERS)}"
+        )
     if entry.cpu_processes < 1:
-        raise UserError(f"{path}: cpu_processes of {entry.name} is {entry.cpu_processes}; it "
-                        "must be 1 or more")  # fmt: skip
+        raise UserError(
+            f"{path}: cpu_processes of {entry.name} is {entry.cpu_processes}; it must be 1 or more"
+        )
     if ".." in Path(entry.output).parts or ".." in Path(entry.done).parts or entry.done[:1] == "/":
         raise UserError(
             f"{path}: output and done of {entry.name} must not lead out of their folder by '..' "

@@ -127,9 +127,12 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
 
 
 def header(
-    generated: list[Any], rows: list[Any], scores: dict[str, Any], stages: list[dict[str, Any]],
+    generated: list[Any],
+    rows: list[Any],
+    scores: dict[str, Any],
+    stages: list[dict[str, Any]],
     recolored: bool,
-) -> list[tuple[str, str]]:  # fmt: skip
+) -> list[tuple[str, str]]:
     """Return the big numbers of the page's top as (number, what it is)."""
     from pipeline.report_scores import title
 

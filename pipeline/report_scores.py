@@ -128,10 +128,13 @@ def class_bars(scores: dict[str, Any], recolored: bool = False) -> dict[str, Any
             height = HEIGHT_PX * value / 100
             bars.append(
                 {
-                    "x": left + number * BAR_PX, "y": 10 + HEIGHT_PX - height, "height": height,
-                    "arm": number, "text": f"{name}, {title(arm, recolored)}: {value:.1f}",
+                    "x": left + number * BAR_PX,
+                    "y": 10 + HEIGHT_PX - height,
+                    "height": height,
+                    "arm": number,
+                    "text": f"{name}, {title(arm, recolored)}: {value:.1f}",
                 }
-            )  # fmt: skip
+            )
     lines = [{"y": 10 + HEIGHT_PX * (1 - v / 100), "text": v} for v in (0, 25, 50, 75, 100)]
     return {
         "bars": bars, "names": names, "lines": lines, "bar_px": BAR_PX - 2,

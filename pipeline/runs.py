@@ -135,9 +135,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def open_run(
-    folder: Path, config: Mapping[str, Any], *, is_main: bool,
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    is_main: bool,
     settings: Mapping[str, Any] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Start or continue the run in `folder`; another config is refused with the differences.
 
     `settings`, with the paths that a config leaves out, are recorded beside it, never compared.
@@ -189,9 +192,12 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    folder: Path, step: int, modules: Mapping[str, Any], optimizer: torch.optim.Optimizer,
+    folder: Path,
+    step: int,
+    modules: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer,
     scaler: Any = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write a checkpoint of unwrapped `modules` and `optimizer` after `step` updates.
 
     `scaler` is the loss scaler of fp16, whose factor belongs to the exact state. Call on the main

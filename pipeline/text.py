@@ -51,9 +51,10 @@ class Conditioning:
 
 
 def fit_classes(
-    classes: Sequence[int], render: Callable[[Sequence[int]], str],
+    classes: Sequence[int],
+    render: Callable[[Sequence[int]], str],
     truncates: Callable[[str], bool],
-) -> list[int]:  # fmt: skip
+) -> list[int]:
     """Return the train ids that a prompt can name within the text window, in their order.
 
     `render` makes the prompt of train ids, `truncates` tells whether it is too long. Common
@@ -141,9 +142,12 @@ class PromptEncoder:
         with torch.no_grad(), torch.autocast(torch.device(self._device).type, enabled=False):
             for tokenizer, encoder in zip(self.tokenizers, self._encoders, strict=True):
                 tokens = tokenizer(
-                    [prompt], padding="max_length", max_length=tokenizer.model_max_length,
-                    truncation=True, return_tensors="pt",
-                )  # fmt: skip
+                    [prompt],
+                    padding="max_length",
+                    max_length=tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                )
                 ids = tokens.input_ids.to(self._device)
                 if len(self._suffixes) == 1:
                     states.append(encoder(ids)[0])

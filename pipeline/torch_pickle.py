@@ -226,9 +226,7 @@ def _read_pickle(stream: io.BytesIO) -> Any:
     raise ValueError("it has no end")
 
 
-def _storage(
-    word: Any, kind: Any, key: str, _: Any, num_items: int, view: None = None
-) -> _Storage:
+def _storage(word: Any, kind: Any, key: str, _: Any, num_items: int, view: None = None) -> _Storage:
     """Check the persistent id that stands for a storage."""
     if word != "storage" or type(kind) is not _Global or kind.name not in STORAGES:
         raise ValueError("a storage has an unknown type")

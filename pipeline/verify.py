@@ -156,9 +156,12 @@ def check_orphans(folder: Path, scan: Scan) -> Iterator[Fault]:
     """Yield files below images/ and labels/ that no finished sample names."""
     named = {
         row.get(f"{kind}_file_name")
-        for rows in scan.rows.values() for row in rows if row.get("status") != "failed"
-        for kind in KINDS if isinstance(row.get(f"{kind}_file_name"), str)
-    }  # fmt: skip
+        for rows in scan.rows.values()
+        for row in rows
+        if row.get("status") != "failed"
+        for kind in KINDS
+        if isinstance(row.get(f"{kind}_file_name"), str)
+    }
     for top in ("images", "labels"):
         for place, _, names in os.walk(folder / top):
             for name in sorted(names):
@@ -168,9 +171,7 @@ def check_orphans(folder: Path, scan: Scan) -> Iterator[Fault]:
                     yield Fault(str(path), message)
 
 
-def check_samples(
-    folder: Path, scan: Scan, threads: int, run_digest: str
-) -> dict[str, list[str]]:
+def check_samples(folder: Path, scan: Scan, threads: int, run_digest: str) -> dict[str, list[str]]:
     """Return the problem of each `ok` row, in the order of the rows, by id."""
     from tqdm import tqdm
 

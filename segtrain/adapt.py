@@ -132,16 +132,19 @@ def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> An
     if config.objective == "consistency":
         plain = logits(images)
         other = functional.interpolate(images.flip(3), scale_factor=0.75, mode="bilinear")
-        mirrored = functional.interpolate(logits(other).flip(3), size=plain.shape[2:],
-                                          mode="bilinear")  # fmt: skip
+        mirrored = functional.interpolate(
+            logits(other).flip(3), size=plain.shape[2:], mode="bilinear"
+        )
         return consistency(mirrored, plain) + consistency(plain, mirrored)
     with torch.no_grad():
         confidence, labels = average(images).softmax(1).max(1)
     loss = functional.cross_entropy(logits(images.flip(3)).flip(3), labels, reduction="none")
-    return torch.stack([
-        class_mean(*parts, config.confidence)
-        for parts in zip(loss, labels, confidence, strict=True)
-    ]).mean()  # fmt: skip
+    return torch.stack(
+        [
+            class_mean(*parts, config.confidence)
+            for parts in zip(loss, labels, confidence, strict=True)
+        ]
+    ).mean()
 
 
 def class_mean(loss: Any, labels: Any, confidence: Any, threshold: float) -> Any:
@@ -208,10 +211,11 @@ def run(config: Config, pictures: list[Path]) -> None:
             chosen = [int(order[(begin + i) % len(order)]) for i in range(config.batch_size)]
         groups = segmenter.prepare_by_size([pictures[index] for index in chosen], size_px)
         loss = sum(  # each picture counts the same
-            len(images) / len(chosen)
+            len(images)
+            / len(chosen)
             * objective_loss(config, network(scene.tokens), network(scene.average), pad(images))
             for images, _ in groups
-        )  # fmt: skip
+        )
         value = float(accelerator.reduce(loss.detach(), "mean"))
         runs.check_finite(value, step, config.output)
         optimizer.zero_grad()

@@ -82,9 +82,13 @@ class Aggregation(nn.Module):
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int]], levels: int, kind: Kind,
-        out_channels: int | Sequence[int], averaged: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+        self,
+        shapes: Sequence[tuple[int, int]],
+        levels: int,
+        kind: Kind,
+        out_channels: int | Sequence[int],
+        averaged: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         if kind not in get_args(Kind):
             raise UserError(f"aggregation {kind}: expected {', '.join(get_args(Kind))}")
@@ -101,15 +105,17 @@ class Aggregation(nn.Module):
         one = isinstance(out_channels, int)
         self.out_channels = [out_channels] * len(groups) if one else list(out_channels)
         if len(self.out_channels) != len(groups):
-            raise UserError(f"out_channels {out_channels}: needs one for each of {len(groups)} "
-                            "strides")  # fmt: skip
+            raise UserError(
+                f"out_channels {out_channels}: needs one for each of {len(groups)} strides"
+            )
         channels = [shape[0] for shape in shapes]
         widths = [self.out_channels[self.strides.index(stride)] for _, stride in shapes]
         if kind == "taps":
             self.blocks = nn.ModuleList(
                 nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, width, 1), nn.GELU())
-                for _ in range(levels) for c, width in zip(channels, widths, strict=True)
-            )  # fmt: skip
+                for _ in range(levels)
+                for c, width in zip(channels, widths, strict=True)
+            )
             self.out_channels = widths * levels
         elif kind == "concat":
             plain = [[t for t in group if t not in self.averaged] for group in groups]
@@ -249,11 +255,14 @@ class FusionPyramid(nn.Module):
         )
         self.refine = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(d, d, 3, padding=1, bias=False), group_norm(d), nn.ReLU(),
-                nn.Conv2d(d, d, 3, padding=1, bias=False), group_norm(d),
+                nn.Conv2d(d, d, 3, padding=1, bias=False),
+                group_norm(d),
+                nn.ReLU(),
+                nn.Conv2d(d, d, 3, padding=1, bias=False),
+                group_norm(d),
             )
             for d in dims[:-1]
-        )  # fmt: skip
+        )
 
     def forward(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the maps of the pyramid, finest first."""

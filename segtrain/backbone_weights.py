@@ -34,8 +34,11 @@ def load_backbone(backbone: Any, path: Path) -> None:
     prefix = shared_prefix(read_shapes(path))
     weights = {name.removeprefix(prefix): value for name, value in load_file(path).items()}
     wanted = backbone.state_dict()
-    require_fit({n: tuple(w.shape) for n, w in weights.items()},
-                {n: tuple(w.shape) for n, w in wanted.items()}, path)  # fmt: skip
+    require_fit(
+        {n: tuple(w.shape) for n, w in weights.items()},
+        {n: tuple(w.shape) for n, w in wanted.items()},
+        path,
+    )
     backbone.load_state_dict(weights)
 
 
@@ -52,8 +55,9 @@ def require_fit(
     unexpected = [name for name in found if name not in wanted]
     shapes = [
         f"{name} {found[name]} for {wanted[name]}"
-        for name in wanted if name in found and found[name] != wanted[name]
-    ]  # fmt: skip
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
     if not (missing or unexpected or shapes):
         return
     fitting = len(wanted) - len(missing) - len(shapes)

@@ -22,9 +22,11 @@ def require_rule(rule: Any) -> None:
     require_kind(rule.kind)
     name = type(rule).__name__.lower()
     for key, low, high in (
-        ("probability", 0, 1), ("weight", 0, math.inf), ("temperature", 1e-6, math.inf),
+        ("probability", 0, 1),
+        ("weight", 0, math.inf),
+        ("temperature", 1e-6, math.inf),
         ("ramp_steps", 0, math.inf),
-    ):  # fmt: skip
+    ):
         value = getattr(rule, key)
         if not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
             most = f" and at most {high}" if high < math.inf else ""
@@ -32,9 +34,13 @@ def require_rule(rule: Any) -> None:
 
 
 def consistency(
-    student: torch.Tensor, teacher: torch.Tensor, kind: Kind = "kl", *, temperature: float = 1.0,
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    kind: Kind = "kl",
+    *,
+    temperature: float = 1.0,
     stop_gradient: bool = True,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Return the divergence of logits BxKxHxW from the teacher's, a mean over pixels.
 
     "mse": of the logits (DIFF); "kl": T^2 KL(teacher || student) of the probabilities at

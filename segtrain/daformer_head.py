@@ -12,17 +12,21 @@ from mmseg.models.utils import resize
 class DAFormerHead(BaseDecodeHead):
     """Embeds each level, stacks them at the finest and fuses them by a separable ASPP."""
 
-    def __init__(self, *, embed_dims: int = 256, dilations: tuple[int, ...] = (1, 6, 12, 18),
-                 **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self, *, embed_dims: int = 256, dilations: tuple[int, ...] = (1, 6, 12, 18), **options: Any
+    ) -> None:
         super().__init__(input_transform="multiple_select", **options)
         self.embed = torch.nn.ModuleList(
             torch.nn.Conv2d(c, embed_dims, 1) for c in self.in_channels
         )
         shared = {"norm_cfg": self.norm_cfg, "act_cfg": self.act_cfg}
         self.context = DepthwiseSeparableASPPModule(
-            dilations=dilations, in_channels=embed_dims * len(self.in_channels),
-            channels=self.channels, conv_cfg=None, **shared,
-        )  # fmt: skip
+            dilations=dilations,
+            in_channels=embed_dims * len(self.in_channels),
+            channels=self.channels,
+            conv_cfg=None,
+            **shared,
+        )
         self.fuse = ConvModule(
             len(dilations) * self.channels, self.channels, 3, padding=1, **shared
         )

@@ -61,15 +61,26 @@ class DiffusionBackbone(torch.nn.Module):
         super().__init__()
         self.num_classes = len(class_names)
         self.extractor = load_extractor(
-            base, unet=unet, taps=tuple(taps), trajectory=make_trajectory(trajectory),
-            training=training, rank=rank, checkpointing=checkpointing,
-            random_weights=random_weights, faithful=Faithful() if faithful else None,
+            base,
+            unet=unet,
+            taps=tuple(taps),
+            trajectory=make_trajectory(trajectory),
+            training=training,
+            rank=rank,
+            checkpointing=checkpointing,
+            random_weights=random_weights,
+            faithful=Faithful() if faithful else None,
             guidance=guidance,
-        )  # fmt: skip
+        )
         self.text = TextContext(
-            PromptEncoder(models.find_base(base)), categories=categories, scenes=scenes,
-            class_names=class_names, templates=templates, adapter=adapter, negative=negative,
-        )  # fmt: skip
+            PromptEncoder(models.find_base(base)),
+            categories=categories,
+            scenes=scenes,
+            class_names=class_names,
+            templates=templates,
+            adapter=adapter,
+            negative=negative,
+        )
         self.maps = {i for i, tap in enumerate(taps) if tap.endswith(MAPS)}
         if self.maps and categories == "none":
             raise UserError(f"taps with {MAPS} need categories: eos, words or sentence")
@@ -88,10 +99,14 @@ class DiffusionBackbone(torch.nn.Module):
         self.out_channels = self.pyramid.out_channels if self.pyramid else channels
 
     def forward(
-        self, images: torch.Tensor, *, scene: int | torch.Tensor = 0,
-        masks: torch.Tensor | None = None, class_ids: Sequence[int] = (),
+        self,
+        images: torch.Tensor,
+        *,
+        scene: int | torch.Tensor = 0,
+        masks: torch.Tensor | None = None,
+        class_ids: Sequence[int] = (),
         latents: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    ) -> tuple[torch.Tensor, ...]:
         """Return the maps.
 
         `scene`: number of a scene prompt, or scene tokens SxD. `masks`: KxBxhxw of the classes
@@ -109,9 +124,7 @@ class DiffusionBackbone(torch.nn.Module):
             context = self.text.paths(class_ids)
             paths = torch.cat([torch.ones_like(masks[:1]), masks])[:, :, None]
         away = self.text.away(masks is not None) if self.extractor.guidance != 1.0 else None
-        self.extractor.stream(
-            images, context, sink, masks=paths, latents=latents, negative=away
-        )
+        self.extractor.stream(images, context, sink, masks=paths, latents=latents, negative=away)
         maps = collector.finish()
         return self.pyramid(maps) if self.pyramid else maps
 

@@ -94,9 +94,10 @@ class DiffusionExtractor(torch.nn.Module):
         self.trained = torch.nn.ParameterDict(
             {
                 name.replace(".", "/"): parameter
-                for name, parameter in self.unet.named_parameters() if parameter.requires_grad
+                for name, parameter in self.unet.named_parameters()
+                if parameter.requires_grad
             }
-        )  # fmt: skip
+        )
 
     def freeze_unused(self, context: Conditioning) -> None:
         """Take out of training what no tap depends on; several processes wait for its gradients."""
@@ -153,10 +154,15 @@ class DiffusionExtractor(torch.nn.Module):
             return models.encode_latents(self._models[1], padded)
 
     def stream(
-        self, images: torch.Tensor, context: Conditioning, sink: Sink, *,
-        masks: torch.Tensor | None = None, latents: torch.Tensor | None = None,
+        self,
+        images: torch.Tensor,
+        context: Conditioning,
+        sink: Sink,
+        *,
+        masks: torch.Tensor | None = None,
+        latents: torch.Tensor | None = None,
         negative: Conditioning | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Call `sink(level, tap, feature)` with each feature BxCxhxw as it appears.
 
         `context`: text states of one prompt, of one per picture, or, with `masks` PxBx1xhxw of P
@@ -211,10 +217,14 @@ class DiffusionExtractor(torch.nn.Module):
                 pass
 
     def _evaluate(
-        self, visit: Visit, context: Conditioning, negative: Conditioning | None,
-        masks: torch.Tensor | None, size_px: tuple[int, ...],
+        self,
+        visit: Visit,
+        context: Conditioning,
+        negative: Conditioning | None,
+        masks: torch.Tensor | None,
+        size_px: tuple[int, ...],
         deliver: Callable[[int, str, torch.Tensor], None],
-    ) -> torch.Tensor | None:  # fmt: skip
+    ) -> torch.Tensor | None:
         """Run the U-Net on all paths of a visit; None after an early exit."""
         batch, levels = len(visit.latents), len(visit.kept)
         aspect = visit.latents.shape[-2:]
@@ -243,13 +253,17 @@ class DiffusionExtractor(torch.nn.Module):
         wanted = taps if any(kept is not None for kept in visit.kept) else []
         leave = visit.is_last and self.early_exit
         with Taps(
-            self.unet, wanted, found, early_exit=leave,
+            self.unet,
+            wanted,
+            found,
+            early_exit=leave,
             at_block=self.unet.is_gradient_checkpointing,
-        ):  # fmt: skip
+        ):
             output = self.unet(
-                visit.latents.repeat(paths, 1, 1, 1), visit.timesteps.repeat(paths),
+                visit.latents.repeat(paths, 1, 1, 1),
+                visit.timesteps.repeat(paths),
                 **rows.arguments((size_px[0], size_px[1])),
-            ).sample.unflatten(0, (paths, batch))  # fmt: skip
+            ).sample.unflatten(0, (paths, batch))
             if negative is not None:
                 scale = self.faithful.scale if self.faithful else self.guidance
                 output = output[:1] + scale * (output[1:] - output[:1])
@@ -282,9 +296,7 @@ class DiffusionExtractor(torch.nn.Module):
         return torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
 
 
-def beside(
-    negative: Conditioning, context: Conditioning, paths: int, batch: int
-) -> Conditioning:
+def beside(negative: Conditioning, context: Conditioning, paths: int, batch: int) -> Conditioning:
     """Return the rows of a negative prompt, then those of `context`, so that `spread` fits."""
 
     def join(first: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

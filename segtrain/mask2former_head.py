@@ -50,24 +50,43 @@ class Mask2FormerHead(BaseDecodeHead):
     """
 
     def __init__(
-        self, *, strides: Sequence[int], feature_size: int = 256, num_classes: int,
-        dim_feedforward: int = 2048, encoder_feedforward_dim: int = 1024, encoder_layers: int = 6,
-        decoder_layers: int = 10, num_attention_heads: int = 8, num_queries: int = 100,
-        train_num_points: int = 12544, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        strides: Sequence[int],
+        feature_size: int = 256,
+        num_classes: int,
+        dim_feedforward: int = 2048,
+        encoder_feedforward_dim: int = 1024,
+        encoder_layers: int = 6,
+        decoder_layers: int = 10,
+        num_attention_heads: int = 8,
+        num_queries: int = 100,
+        train_num_points: int = 12544,
+        **options: Any,
+    ) -> None:
         super().__init__(
-            input_transform="multiple_select", num_classes=num_classes, channels=feature_size,
-            dropout_ratio=0, **options,
-        )  # fmt: skip
+            input_transform="multiple_select",
+            num_classes=num_classes,
+            channels=feature_size,
+            dropout_ratio=0,
+            **options,
+        )
         self.conv_seg = None  # the base class's classifier
         config = Mask2FormerConfig(
-            feature_size=feature_size, mask_feature_size=feature_size, hidden_dim=feature_size,
-            feature_strides=list(strides), common_stride=strides[0], num_labels=num_classes,
-            dim_feedforward=dim_feedforward, encoder_feedforward_dim=encoder_feedforward_dim,
-            encoder_layers=encoder_layers, decoder_layers=decoder_layers,
-            num_attention_heads=num_attention_heads, num_queries=num_queries,
+            feature_size=feature_size,
+            mask_feature_size=feature_size,
+            hidden_dim=feature_size,
+            feature_strides=list(strides),
+            common_stride=strides[0],
+            num_labels=num_classes,
+            dim_feedforward=dim_feedforward,
+            encoder_feedforward_dim=encoder_feedforward_dim,
+            encoder_layers=encoder_layers,
+            decoder_layers=decoder_layers,
+            num_attention_heads=num_attention_heads,
+            num_queries=num_queries,
             train_num_points=train_num_points,
-        )  # fmt: skip
+        )
         self.decoder = MaskDecoder(config, self.in_channels)
         self.weights = {
             "loss_cross_entropy": config.class_weight,
@@ -102,9 +121,11 @@ class Mask2FormerHead(BaseDecodeHead):
             for m, c in zip(masks, classes, strict=True)
         ]
         found = self.criterion(
-            **layers[-1], mask_labels=[targets[i][1] for i in labelled],
-            class_labels=[targets[i][0] for i in labelled], auxiliary_predictions=layers[:-1],
-        )  # fmt: skip
+            **layers[-1],
+            mask_labels=[targets[i][1] for i in labelled],
+            class_labels=[targets[i][0] for i in labelled],
+            auxiliary_predictions=layers[:-1],
+        )
         return {
             name: weight * sum(value for key, value in found.items() if key.startswith(name))
             for name, weight in self.weights.items()

@@ -52,9 +52,13 @@ class MixedSamples:
     """Draws one transformed sample at a time: the `draw` of `pipeline.seeding.DrawnSamples`."""
 
     def __init__(
-        self, datasets: Mapping[str, Any], shares: Mapping[str, float] | None = None, *,
-        rare: Mapping[str, ClassIndex] | None = None, min_pixels: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        datasets: Mapping[str, Any],
+        shares: Mapping[str, float] | None = None,
+        *,
+        rare: Mapping[str, ClassIndex] | None = None,
+        min_pixels: int = 0,
+    ) -> None:
         """`datasets` and `shares` by the names of the sets; the last set takes what the others
         leave. `rare`: the classes of the sets by name. A crop is drawn up to ten times until it has
         more than half of `min_pixels` of the class, as in DAFormer."""

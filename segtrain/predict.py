@@ -179,9 +179,10 @@ def run(config: Config, pictures: dict[Path, Path]) -> None:
     index, count = accelerator.process_index, accelerator.num_processes
     files_of = plan(config, pictures)
     missing = [
-        name for name in list(pictures)[index::count]
+        name
+        for name in list(pictures)[index::count]
         if not all(is_current(path, pictures[name]) for path in files_of[name].values())
-    ]  # fmt: skip
+    ]
     if missing:
         segmenter = Segmenter.from_pretrained(
             config.checkpoint, scene=config.scene, base=config.base, device=accelerator.device

@@ -61,17 +61,21 @@ class TextContext(nn.Module):
         classes = encoder.encode(["", *(class_prompt.format(name) for name in class_names)])
         encoder.free()
         for name, tensor in (
-            ("categories", block), ("scenes", encoded.states[:, :length]),
-            ("scenes_pooled", encoded.pooled), ("classes", classes.states),
-            ("classes_pooled", classes.pooled), ("negative", away.states),
+            ("categories", block),
+            ("scenes", encoded.states[:, :length]),
+            ("scenes_pooled", encoded.pooled),
+            ("classes", classes.states),
+            ("classes_pooled", classes.pooled),
+            ("negative", away.states),
             ("negative_pooled", away.pooled),
-        ):  # fmt: skip
+        ):
             self.register_buffer(name, tensor, persistent=False)
         width = encoded.states.shape[-1]
         self.adapter = (
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
-            if adapter and block is not None else None
-        )  # fmt: skip
+            if adapter and block is not None
+            else None
+        )
         self.gate = nn.Parameter(torch.full((width,), 1e-4)) if self.adapter else None
 
     def forward(self, scene: int | torch.Tensor = 0) -> Conditioning:
@@ -118,9 +122,11 @@ def tokens(encoder: PromptEncoder, text: str) -> list[str]:
 
 
 def category_block(
-    encoder: PromptEncoder, categories: Categories, class_names: Sequence[str],
+    encoder: PromptEncoder,
+    categories: Categories,
+    class_names: Sequence[str],
     templates: Sequence[str],
-) -> tuple[torch.Tensor | None, list[int]]:  # fmt: skip
+) -> tuple[torch.Tensor | None, list[int]]:
     """Return the category tokens LxD, None for none, and the class of each."""
     if categories == "none":
         return None, []

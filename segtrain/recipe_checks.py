@@ -111,8 +111,9 @@ def _check_model(model: dict[str, Any]) -> None:
     _require_type(model.get("backbone"), "model.backbone")
     testing = model.get("test_cfg")
     if not isinstance(testing, dict) or testing.get("mode") not in ("whole", "slide"):
-        raise UserError(f"model.test_cfg is {testing!r:.80}; must be a dict whose mode is whole or "
-                        "slide")  # fmt: skip
+        raise UserError(
+            f"model.test_cfg is {testing!r:.80}; must be a dict whose mode is whole or slide"
+        )
     for name in ("decode_head", "auxiliary_head"):
         heads = model.get(name)
         if heads is None and name == "auxiliary_head":
@@ -120,8 +121,10 @@ def _check_model(model: dict[str, Any]) -> None:
         for head in heads if isinstance(heads, list | tuple) else [heads]:
             _require_type(head, f"model.{name}")
             if head.get("num_classes", NUM_CLASSES) != NUM_CLASSES:
-                raise UserError(f"model.{name}.num_classes is {head['num_classes']!r}; must be "
-                                f"{NUM_CLASSES}, the classes of all labels here")  # fmt: skip
+                raise UserError(
+                    f"model.{name}.num_classes is {head['num_classes']!r}; must be "
+                    f"{NUM_CLASSES}, the classes of all labels here"
+                )
 
 
 def _require_type(part: Any, where: str) -> None:
@@ -138,8 +141,10 @@ def _check_steps(steps: Sequence[Any], where: str) -> None:
         crop = step.get("crop_size", 1)
         sides = crop if isinstance(crop, list | tuple) else [crop]
         if not all(isinstance(side, int) and side > 0 for side in sides):
-            raise UserError(f"{where}.{number}.crop_size is {crop!r}; must be (height, width) in "
-                            "whole pixels, 1 or more")  # fmt: skip
+            raise UserError(
+                f"{where}.{number}.crop_size is {crop!r}; must be (height, width) in "
+                "whole pixels, 1 or more"
+            )
 
 
 def _require_count(recipe: Any, section: str, key: str) -> None:
@@ -150,11 +155,14 @@ def _require_count(recipe: Any, section: str, key: str) -> None:
 
 def _check_optimizer(wrapper: dict[str, Any]) -> None:
     if unknown := sorted(set(wrapper) - set(OPTIM_WRAPPER)):
-        raise UserError(f"optim_wrapper.{unknown[0]} has no effect here; known: "
-                        f"{', '.join(OPTIM_WRAPPER)}")  # fmt: skip
+        raise UserError(
+            f"optim_wrapper.{unknown[0]} has no effect here; known: {', '.join(OPTIM_WRAPPER)}"
+        )
     if wrapper.get("type", "OptimWrapper") != "OptimWrapper":
-        raise UserError(f"optim_wrapper.type is {wrapper['type']!r}; must be OptimWrapper, for "
-                        "mixed precision use --precision")  # fmt: skip
+        raise UserError(
+            f"optim_wrapper.type is {wrapper['type']!r}; must be OptimWrapper, for "
+            "mixed precision use --precision"
+        )
     optimizer = wrapper.get("optimizer")
     _require_type(optimizer, "optim_wrapper.optimizer")
     _require_above_zero(optimizer.get("lr"), "optim_wrapper.optimizer.lr")
@@ -177,29 +185,38 @@ def _check_scheduler(scheduler: Any, where: str) -> None:
     _require_type(scheduler, where)
     known = SCHEDULERS.get(scheduler["type"])
     if known is None or scheduler.get("by_epoch", True):
-        raise UserError(f"{where} {scheduler['type']}: only {' and '.join(SCHEDULERS)} with "
-                        "by_epoch=False are supported")  # fmt: skip
+        raise UserError(
+            f"{where} {scheduler['type']}: only {' and '.join(SCHEDULERS)} with "
+            "by_epoch=False are supported"
+        )
     if unknown := sorted(set(scheduler) - set(known)):
         raise UserError(f"{where}.{unknown[0]} is not known; known: {', '.join(known)}")
     begin, end = scheduler.get("begin", 0), scheduler.get("end")
     if not isinstance(begin, int) or not isinstance(end, int) or not 0 <= begin < end:
-        raise UserError(f"{where}: begin {begin!r} and end {end!r} must be whole numbers, begin "
-                        "below end")  # fmt: skip
+        raise UserError(
+            f"{where}: begin {begin!r} and end {end!r} must be whole numbers, begin below end"
+        )
     if scheduler.get("eta_min", 0) != 0 or scheduler.get("end_factor", 1) != 1:
         raise UserError(f"{where}: eta_min must be 0 and end_factor 1")
     for key, low, high in (("start_factor", 0, 1), ("power", 0, math.inf)):
         value = scheduler.get(key, 1)
         if not isinstance(value, int | float) or not low < value <= high:
-            raise UserError(f"{where}.{key} is {value!r}; must be above {low}"
-                            + (f" and at most {high}" if high < math.inf else ""))  # fmt: skip
+            raise UserError(
+                f"{where}.{key} is {value!r}; must be above {low}"
+                + (f" and at most {high}" if high < math.inf else "")
+            )
 
 
 def check_sample(sample: Any) -> None:
     """Raise `UserError` unless transforms gave an image and a label of one size, packed."""
     label = getattr((sample or {}).get("data_samples"), "gt_sem_seg", None)
     if "inputs" not in (sample or {}) or label is None:
-        raise UserError("give no image with its label; begin with LoadImageFromFile and "
-                        "LoadAnnotations, end with PackSegInputs")  # fmt: skip
+        raise UserError(
+            "give no image with its label; begin with LoadImageFromFile and "
+            "LoadAnnotations, end with PackSegInputs"
+        )
     if sample["inputs"].shape[-2:] != label.data.shape[-2:]:
-        raise UserError(f"give an image of {tuple(sample['inputs'].shape[-2:])} and a label of "
-                        f"{tuple(label.data.shape[-2:])} pixels; change both alike")  # fmt: skip
+        raise UserError(
+            f"give an image of {tuple(sample['inputs'].shape[-2:])} and a label of "
+            f"{tuple(label.data.shape[-2:])} pixels; change both alike"
+        )

@@ -179,6 +179,7 @@ def learning_rate_factor(schedulers: Sequence[dict[str, Any]]) -> Callable[[int]
     LinearLR rises from `start_factor` to 1 over begin..end; PolyLR falls as
     (1 - (t - begin) / (end - begin)) ** power; outside its range a scheduler is constant.
     """
+
     def factor(step: int) -> float:
         value = 1.0
         for scheduler in schedulers:

@@ -20,9 +20,11 @@ from pipeline.errors import UserError
 from pipeline.reading import shortened
 
 OURS = (
-    "StreetforgeDiffusionBackbone", "StreetforgeDiffusionSegmentor", "StreetforgeDAFormerHead",
+    "StreetforgeDiffusionBackbone",
+    "StreetforgeDiffusionSegmentor",
+    "StreetforgeDAFormerHead",
     "StreetforgeMask2FormerHead",
-)  # fmt: skip
+)
 PARTS = frozenset(
     (
         *OURS,
@@ -161,9 +163,11 @@ def _check_everywhere(where: str, key: str, value: Any) -> None:
     if key.startswith("_"):
         raise ValueError(f"{shortened(where)} is an instruction to mmengine")
     if key == "custom_imports" and value not in (
-        None, {"imports": ["segtrain.registry"], "allow_failed_imports": False},
-        ["segtrain.registry"], False,
-    ):  # fmt: skip
+        None,
+        {"imports": ["segtrain.registry"], "allow_failed_imports": False},
+        ["segtrain.registry"],
+        False,
+    ):
         raise ValueError(f"{shortened(where)} imports modules")
     if key == "type" and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
         raise ValueError(f"{shortened(where)} {shortened(value, 60)!r} is no plain name of a part")

@@ -40,10 +40,12 @@ def areas_of(
     """
     valid = label != labels.VOID
     found, truth = prediction[valid], label[valid]
-    return np.stack([
-        np.bincount(ids, minlength=256)[:num_classes]
-        for ids in (truth[found == truth], found, truth)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            np.bincount(ids, minlength=256)[:num_classes]
+            for ids in (truth[found == truth], found, truth)
+        ]
+    )
 
 
 def score_of(
@@ -70,9 +72,12 @@ def score_of(
 
 
 def score_target(
-    predict: Predict, samples: Sequence[Sample], accelerator: Accelerator, name: str,
+    predict: Predict,
+    samples: Sequence[Sample],
+    accelerator: Accelerator,
+    name: str,
     protocol: Protocol | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Score one target folder, and each condition in it where its rows name several.
 
     A set that has fewer classes than 19 is scored in its own: `protocol` says what they hold.

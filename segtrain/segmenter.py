@@ -35,9 +35,13 @@ class Segmenter:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, scene: str | Path | None = None, base: str = "",
+        cls,
+        folder: str | Path,
+        *,
+        scene: str | Path | None = None,
+        base: str = "",
         device: Any = "cpu",
-    ) -> "Segmenter":  # fmt: skip
+    ) -> "Segmenter":
         """Load an output folder of segtrain/train.py, with one of segtrain/adapt.py if given.
 
         `base`: where the diffusion model is, if it has moved since the training. The folder may

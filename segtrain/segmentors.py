@@ -76,8 +76,10 @@ def require_fit(channels: Sequence[int], reader: Any) -> None:
     if isinstance(wanted, int):  # one map, or several side by side
         wanted, found = [wanted], [sum(found)]
     if list(wanted) != found or len(found) == 0:
-        raise UserError(f"{type(reader).__name__}: in_channels {list(wanted)} do not fit the maps "
-                        f"of the backbone, which have {list(channels)}")  # fmt: skip
+        raise UserError(
+            f"{type(reader).__name__}: in_channels {list(wanted)} do not fit the maps "
+            f"of the backbone, which have {list(channels)}"
+        )
 
 
 class DiffusionSegmentor(EncoderDecoder):
@@ -88,9 +90,12 @@ class DiffusionSegmentor(EncoderDecoder):
     """
 
     def __init__(
-        self, *, randomization: dict[str, Any] | None = None,
-        knowledge: dict[str, Any] | None = None, **options: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        randomization: dict[str, Any] | None = None,
+        knowledge: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.randomization = Randomization(**randomization) if randomization is not None else None
         self.knowledge = Knowledge(**knowledge) if knowledge is not None else None
@@ -136,17 +141,16 @@ class DiffusionSegmentor(EncoderDecoder):
         # the plain branch learns from the one that knows more; another scene learns from the plain
         student, teacher = (plain, other) if rule is self.knowledge else (other, plain)
         values = [
-            consistency(s, t, rule.kind, temperature=rule.temperature,
-                        stop_gradient=rule.stop_gradient)
+            consistency(
+                s, t, rule.kind, temperature=rule.temperature, stop_gradient=rule.stop_gradient
+            )
             for s, t in zip(student, teacher, strict=True)
-        ]  # fmt: skip
+        ]
         value = sum(values) / len(values)
         losses["consistency.loss"] = rule.weight * ramp(step, rule.ramp_steps) * value
         return losses | more
 
-    def _pad(
-        self, inputs: torch.Tensor, data_samples: list[Any]
-    ) -> tuple[torch.Tensor, list[Any]]:
+    def _pad(self, inputs: torch.Tensor, data_samples: list[Any]) -> tuple[torch.Tensor, list[Any]]:
         """Return pictures padded to a size at which maps of all strides align, and their labels."""
         padded = self.backbone.extractor.pad(inputs)
         if padded.shape == inputs.shape:
@@ -198,9 +202,14 @@ class DiffusionSegmentor(EncoderDecoder):
         return bool(have)
 
     def _branch(
-        self, inputs: torch.Tensor, data_samples: list[Any], latents: torch.Tensor,
-        options: dict[str, Any], name: str, kind: Kind | None,
-    ) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor]]:  # fmt: skip
+        self,
+        inputs: torch.Tensor,
+        data_samples: list[Any],
+        latents: torch.Tensor,
+        options: dict[str, Any],
+        name: str,
+        kind: Kind | None,
+    ) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor]]:
         """Return losses, and what a consistency of `kind` compares: the maps or the logits."""
         maps, head = self.extract_feat(inputs, latents=latents, **options), self.decode_head
         if type(head).loss is BaseDecodeHead.loss:

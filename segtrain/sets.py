@@ -111,8 +111,11 @@ def declared_scale(steps: Sequence[dict[str, Any]]) -> tuple[float, float] | Non
     """Return (low, high) of the factor of a pipeline's resize; None where a stock one decides."""
     from segtrain import transforms
 
-    found = [step for step in transforms.all_steps(list(steps))
-             if step["type"] in (transforms.RESIZE, *transforms.STOCK_RESIZES)]  # fmt: skip
+    found = [
+        step
+        for step in transforms.all_steps(list(steps))
+        if step["type"] in (transforms.RESIZE, *transforms.STOCK_RESIZES)
+    ]
     if not found:
         return (1.0, 1.0)
     if len(found) > 1 or found[0]["type"] != transforms.RESIZE:

@@ -27,8 +27,9 @@ class Exit(Exception):
 
 def check_taps(unet: Any, vae: Any, taps: Sequence[str]) -> None:
     """Raise `UserError` unless the taps are distinct modules, and maps are of cross-attention."""
-    known = {f"vae.{name}" for name, _ in vae.named_modules()
-             if name.startswith(("encoder", "decoder"))}  # fmt: skip
+    known = {
+        f"vae.{name}" for name, _ in vae.named_modules() if name.startswith(("encoder", "decoder"))
+    }
     known |= {name for name, _ in unet.named_modules() if name}
     wrong = [tap for tap in taps if tap.removesuffix(MAPS) not in known]
     wrong += [tap for tap in taps if tap.endswith(MAPS) and not tap.endswith(f".attn2{MAPS}")]

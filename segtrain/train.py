@@ -50,7 +50,7 @@ from segtrain.sets import (  # noqa: E402
     declared_scale,
     named_sets,
     set_pipeline,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,7 @@ def named_files(value: Any, where: str = "model") -> Iterator[tuple[str, str]]:
         yield where, value
 
 
-def check_run(
-    config: Config, recipe: Any, sets: dict[str, list[Sample]]
-) -> dict[str, Any] | None:
+def check_run(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict[str, Any] | None:
     """Return the run's identity on the first process, None on others, which wait for it later.
 
     Raises `UserError` for models that cannot be loaded, and if the folder holds another run.
@@ -212,9 +210,11 @@ def build_samples(config: Config, recipe: Any, sets: dict[str, list[Sample]]) ->
         with named_faults(f"{config.recipe}: transforms of {one.name}"), seeded_globals(0):
             check_sample(datasets[one.name].pipeline(datasets[one.name].get_data_info(0)))
     return MixedSamples(
-        datasets, {one.name: one.share for one in parts},
-        rare=rare, min_pixels=config.rare_classes.min_pixels,
-    )  # fmt: skip
+        datasets,
+        {one.name: one.share for one in parts},
+        rare=rare,
+        min_pixels=config.rare_classes.min_pixels,
+    )
 
 
 def describe_sets(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> str:
@@ -223,8 +223,10 @@ def describe_sets(config: Config, recipe: Any, sets: dict[str, list[Sample]]) ->
     for one in sets_of(config):
         scale = declared_scale(set_pipeline(recipe, one.name))
         told = " to ".join(f"{factor:.3g}" for factor in sorted(set(scale))) if scale else "any"
-        lines.append(f"{one.name}: {one.share:.0%} of the samples, from {len(sets[one.name])} "
-                     f"images; objects at {told} times their size in the files")  # fmt: skip
+        lines.append(
+            f"{one.name}: {one.share:.0%} of the samples, from {len(sets[one.name])} "
+            f"images; objects at {told} times their size in the files"
+        )
     return "\n".join(lines)
 
 

@@ -200,9 +200,7 @@ class Inversion:
         fresh = self.eta**2 * (1 - after / before) * (1 - after) / max(1 - before, 1e-12)
         return min(fresh, 1 - after)
 
-    def _noise(
-        self, like: torch.Tensor, masks: torch.Tensor | None, target: int
-    ) -> torch.Tensor:
+    def _noise(self, like: torch.Tensor, masks: torch.Tensor | None, target: int) -> torch.Tensor:
         """Return the noise of a step, of several paths the mean by their masks."""
         first = draw(like, self.seed + target)
         if masks is None:

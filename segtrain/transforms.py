@@ -37,9 +37,7 @@ class Resize(BaseTransform):
         size = tuple(max(1, math.floor(side * factor + 0.5)) for side in (width, height))
         resized = {"img": cv2.resize(results["img"], size, interpolation=cv2.INTER_LINEAR)}
         for name in results.get("seg_fields", []):
-            resized[name] = cv2.resize(
-                results[name], size, interpolation=cv2.INTER_NEAREST_EXACT
-            )
+            resized[name] = cv2.resize(results[name], size, interpolation=cv2.INTER_NEAREST_EXACT)
         factors = (size[0] / width, size[1] / height)
         sizes = {"scale": size, "img_shape": size[::-1], "scale_factor": factors}
         return {**results, **resized, **sizes, "keep_ratio": True}
@@ -77,11 +75,15 @@ def require_shapes_kept(steps: Steps, where: str) -> None:
         elif step["type"] not in STOCK_RESIZES:
             continue
         elif "scale" not in step and isinstance(factor, list | tuple) and len({*factor}) > 1:
-            raise UserError(f"{where} {step['type']}: scale_factor {factor} stretches objects; "
-                            f"give one number, or use {RESIZE}")  # fmt: skip
+            raise UserError(
+                f"{where} {step['type']}: scale_factor {factor} stretches objects; "
+                f"give one number, or use {RESIZE}"
+            )
         elif ("scale" in step or "scales" in step) and not step.get("keep_ratio", False):
-            raise UserError(f"{where} {step['type']}: without keep_ratio=True objects change their "
-                            f"shape; add it, or use {RESIZE}(scale_factor=...)")  # fmt: skip
+            raise UserError(
+                f"{where} {step['type']}: without keep_ratio=True objects change their "
+                f"shape; add it, or use {RESIZE}(scale_factor=...)"
+            )
 
 
 def prepare(
@@ -95,12 +97,13 @@ def prepare(
     if scale_factor is not None:
         scale_range(scale_factor, where)
         if sum(_kind(step) == RESIZE for step in steps) != 1:
-            raise UserError(f"{where}: scale_factor needs exactly one {RESIZE} in the pipeline; "
-                            "add it, or give the set a pipeline of its own")  # fmt: skip
+            raise UserError(
+                f"{where}: scale_factor needs exactly one {RESIZE} in the pipeline; "
+                "add it, or give the set a pipeline of its own"
+            )
     resize = {"type": RESIZE, "scale_factor": scale_factor}
     return [
-        resize if _kind(step) == RESIZE and scale_factor is not None else step
-        for step in steps
+        resize if _kind(step) == RESIZE and scale_factor is not None else step for step in steps
     ]
 
 

@@ -39,9 +39,11 @@ class Config:
     output: Path = Path("features")
     """Folder to write to."""
     taps: tuple[str, ...] = (
-        "up_blocks.0", "up_blocks.1", "up_blocks.2",
+        "up_blocks.0",
+        "up_blocks.1",
+        "up_blocks.2",
         "up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps",
-    )  # fmt: skip
+    )
     """Modules of the U-Net; see segtrain/taps.py."""
     timesteps: tuple[int, ...] = (1,)
     """Noise levels; one of 1 means the clean picture."""

@@ -73,8 +73,10 @@ def test_a_title_is_one_heading_and_one_yaml_value(words: str, tmp_path: Path) -
 def test_a_score_table_keeps_its_cells(words: str) -> None:
     iou = dict.fromkeys(labels.CLASS_NAMES, 50.0)
     entry = {"miou": 50.0, "num_classes": 19, "iou": iou, "absent": [], "pictures": 1}
-    scores = {"targets": [words], "checkpoints": [
-        {"name": words, "targets": {words: entry}, "mean_miou": entry["miou"]}]}  # fmt: skip
+    scores = {
+        "targets": [words],
+        "checkpoints": [{"name": words, "targets": {words: entry}, "mean_miou": entry["miou"]}],
+    }
     page = rendered(scoring.table(scores))
     assert Elements(page).tags <= {"table", "thead", "tbody", "tr", "th", "td", "p"}, page
     assert page.count("<th") - page.count("<thead") == 3 + 2

@@ -68,8 +68,11 @@ FIVE = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 def test_nothing_learns_from_a_target_and_no_choice_rests_on_one(path: Path) -> None:
     """Targets are rendered, scored and shown; what is compared there is scored on dev as well."""
     stages = load_recipe(path).stages
-    rendered = {s.command[s.command.index("--split") + 1]: s for s in stages
-                if s.command[0] == "pipeline/pocket_city.py"}  # fmt: skip
+    rendered = {
+        s.command[s.command.index("--split") + 1]: s
+        for s in stages
+        if s.command[0] == "pipeline/pocket_city.py"
+    }
     targets = {rendered[name].name for name in FIVE if name in rendered}
     scored: dict[bool, set[str]] = {True: set(), False: set()}  # by: on one of the five targets
     for stage in stages:
@@ -110,8 +113,11 @@ def test_no_default_output_lies_in_a_recipes_workspace() -> None:
 def test_pocket_table_names_the_stages_it_needs() -> None:
     done = subprocess.run(
         [ROOT / "scripts" / "reproduce" / "pocket_table.sh", "--dry-run"],
-        env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     named = [s.split(":")[0][2:] for s in done.stdout.splitlines() if s.startswith("# ")]
     stages = {s.name: s for s in load_recipe(FOLDER / "pocket_experiment.yaml").stages}

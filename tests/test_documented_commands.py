@@ -114,7 +114,8 @@ class World:
         for path in (folder / "gta/labels").iterdir():
             image = Image.open(path)
             image.resize((464, 256), Image.Resampling.NEAREST).save(
-                folder / "path/to/gta/labels" / path.name)  # fmt: skip
+                folder / "path/to/gta/labels" / path.name
+            )
         shipped = next(labels.shipped("pocket_layouts").glob("*.png"))
         (folder / "label.png").write_bytes(shipped.read_bytes())
         Image.fromarray(noise).save(folder / "street.png")
@@ -151,8 +152,19 @@ class World:
             words = [str(self.base) if w.startswith(downloaded) else w for w in words]
             if program == "generation/run.py":
                 width = "128" if "--crop-px" in words else "64"  # a whole frame, or a crop
-                small += ["--tile-px", "32", "32", "--stride-px", "16", "16",
-                          "--rcs-min-pixels", "1", "--crop-px", "64", width]
+                small += [
+                    "--tile-px",
+                    "32",
+                    "32",
+                    "--stride-px",
+                    "16",
+                    "16",
+                    "--rcs-min-pixels",
+                    "1",
+                    "--crop-px",
+                    "64",
+                    width,
+                ]
         if program == "segtrain/train.py":
             recipe = words[0]
             if "segformer" in recipe:

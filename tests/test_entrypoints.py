@@ -74,16 +74,22 @@ def test_dry_run_of_the_pipeline_comes_without_torch(tmp_path: Path) -> None:
 def test_entry_runs_from_another_folder(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "pipeline" / "report.py"), "--help"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_doctor_works_with_the_standard_library_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-S", "pipeline/doctor.py"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == EXIT_BAD_INPUT
     assert "torch" in done.stdout and "MISSING" in done.stdout and not done.stderr
 
@@ -95,8 +101,11 @@ def test_launchers_hide_the_exit_code_as_the_docs_say() -> None:
     for quiet in (["--quiet"], []):
         done = subprocess.run(
             [*launch, *quiet, "generation/run.py", "--n", "0"],
-            cwd=ROOT, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         ours = [line for line in done.stderr.splitlines() if line.startswith("streetforge: ")]
         assert len(ours) == 1 and "--n 0" in ours[0]
         assert done.returncode == 1

@@ -58,8 +58,12 @@ def test_readme_shows_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in [*commands(*PAGES), *inline_commands(*PAGES, ROOT / "CONTRIBUTING.md")]
-                if program_and_options(c)],
+    "command",
+    [
+        c
+        for c in [*commands(*PAGES), *inline_commands(*PAGES, ROOT / "CONTRIBUTING.md")]
+        if program_and_options(c)
+    ],
 )
 def test_command_names_real_files_and_options(command: str) -> None:
     found = program_and_options(command)

@@ -36,9 +36,7 @@ sets = dict(  # the scale at which each set's objects appear, as in DGInStyle
     generated=dict(scale_factor=1.0),  # crops of the source's own pixels, not resized
     target=dict(scale_factor=0.5),  # unlabelled pictures of self-training: 2048x1024 to 1024x512
 )
-train_dataloader = dict(
-    batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline)
-)
+train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 

@@ -14,10 +14,15 @@ model = dict(
     backbone=dict(
         base="stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
         taps=[
-            "up_blocks.2", "up_blocks.1.attentions.1", "up_blocks.0.attentions.1",
-            f"up_blocks.1.attentions.0.{maps}", f"up_blocks.1.attentions.1.{maps}",
-            f"up_blocks.1.attentions.2.{maps}", f"up_blocks.0.attentions.0.{maps}",
-            f"up_blocks.0.attentions.1.{maps}", f"up_blocks.0.attentions.2.{maps}",
+            "up_blocks.2",
+            "up_blocks.1.attentions.1",
+            "up_blocks.0.attentions.1",
+            f"up_blocks.1.attentions.0.{maps}",
+            f"up_blocks.1.attentions.1.{maps}",
+            f"up_blocks.1.attentions.2.{maps}",
+            f"up_blocks.0.attentions.0.{maps}",
+            f"up_blocks.0.attentions.1.{maps}",
+            f"up_blocks.0.attentions.2.{maps}",
         ],
     ),
     # channels of the tap and of the 19 classes

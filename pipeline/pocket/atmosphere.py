@@ -134,8 +134,9 @@ def finish_picture(
 
 
 def _halo(emitted: np.ndarray, height: int, width: int, strength: float) -> np.ndarray:
-    small = cv2.resize(emitted, (max(8, width // 2), max(4, height // 2)),
-                       interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        emitted, (max(8, width // 2), max(4, height // 2)), interpolation=cv2.INTER_AREA
+    )
     near = cv2.GaussianBlur(small, (0, 0), width / 150.0)
     wide = cv2.GaussianBlur(small, (0, 0), width / 40.0)
     halo = near * 0.7 + wide * 0.8
@@ -157,11 +158,15 @@ def _reflect(
     small = cv2.resize(both, (width, max(4, height // 4)), interpolation=cv2.INTER_AREA)
     rows = small.shape[0]
     mirror = cv2.GaussianBlur(
-        small[:, : width // 2], (0, 0), sigmaX=width / 340.0, sigmaY=rows / 18.0)
+        small[:, : width // 2], (0, 0), sigmaX=width / 340.0, sigmaY=rows / 18.0
+    )
     streaks = cv2.GaussianBlur(
-        small[:, width // 2 :], (0, 0), sigmaX=width / 400.0, sigmaY=rows / 9.0)
-    mirror, streaks = (cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
-                       for part in (mirror, streaks))
+        small[:, width // 2 :], (0, 0), sigmaX=width / 400.0, sigmaY=rows / 9.0
+    )
+    mirror, streaks = (
+        cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
+        for part in (mirror, streaks)
+    )
     cover = _three(ground * np.float32(wet / 255.0))
     return picture + cover * ((mirror - picture) * np.float32(0.42) + streaks * np.float32(1.6))
 

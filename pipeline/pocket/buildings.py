@@ -33,14 +33,18 @@ def _grid(
     columns = max(1, min(7, round(length / 2.6)))
     pitch = length / columns
     floor = (height - base - 0.4) / count
-    sides = [[surface((column + share) * pitch, 0.0) for share in (0.25, 0.75)]
-             for column in range(columns)]
+    sides = [
+        [surface((column + share) * pitch, 0.0) for share in (0.25, 0.75)]
+        for column in range(columns)
+    ]
     rings = []
     for row in range(count):
         y0 = base + (row + 0.18) * floor
         y1 = base + (row + 0.8) * floor
-        rings += [[(x0, y0, z0), (x1, y0, z1), (x1, y1, z1), (x0, y1, z0)]
-                  for (x0, _, z0), (x1, _, z1) in sides]
+        rings += [
+            [(x0, y0, z0), (x1, y0, z1), (x1, y1, z1), (x0, y1, z0)]
+            for (x0, _, z0), (x1, _, z1) in sides
+        ]
     return rings
 
 
@@ -66,26 +70,63 @@ def add_building(builder: Builder, rng: np.random.Generator, house: House) -> No
         ridge = height + 0.32 * house.depth_m
         middle = x + outward * 0.5 * house.depth_m
         eave = x - outward * 0.4
-        builder.add([[(eave, height - 0.1, z0 - 0.3), (eave, height - 0.1, z1 + 0.3),
-                      (middle, ridge, z1), (middle, ridge, z0 - 0.3)]],
-                    Category.BUILDING, Material.ROOF, variant=variant, facing=Facing.UP,
-                    depth=depth)
-        builder.add([[(x, height, z0), (far_x, height, z0), (middle, ridge, z0)]],
-                    Category.BUILDING, Material.FACADE, variant=variant, tone=tone * 0.95,
-                    depth=z0)
+        builder.add(
+            [
+                [
+                    (eave, height - 0.1, z0 - 0.3),
+                    (eave, height - 0.1, z1 + 0.3),
+                    (middle, ridge, z1),
+                    (middle, ridge, z0 - 0.3),
+                ]
+            ],
+            Category.BUILDING,
+            Material.ROOF,
+            variant=variant,
+            facing=Facing.UP,
+            depth=depth,
+        )
+        builder.add(
+            [[(x, height, z0), (far_x, height, z0), (middle, ridge, z0)]],
+            Category.BUILDING,
+            Material.FACADE,
+            variant=variant,
+            tone=tone * 0.95,
+            depth=z0,
+        )
     for surface, length, side, own_depth in (
         (end, house.depth_m, Facing.CAMERA, z0),
         (front, z1 - z0, facing, depth),
     ):
-        wall = [surface(0.0, 0.0), surface(length, 0.0), surface(length, height),
-                surface(0.0, height)]
-        builder.add([wall], Category.BUILDING, Material.FACADE, variant=variant, tone=tone,
-                    facing=side, depth=own_depth)
+        wall = [
+            surface(0.0, 0.0),
+            surface(length, 0.0),
+            surface(length, height),
+            surface(0.0, height),
+        ]
+        builder.add(
+            [wall],
+            Category.BUILDING,
+            Material.FACADE,
+            variant=variant,
+            tone=tone,
+            facing=side,
+            depth=own_depth,
+        )
         if not house.gable:
-            cornice = [surface(0.0, height - 0.5), surface(length, height - 0.5),
-                       surface(length, height), surface(0.0, height)]
-            builder.add([cornice], Category.BUILDING, Material.TRIM, variant=variant // 3,
-                        facing=side, depth=own_depth)
+            cornice = [
+                surface(0.0, height - 0.5),
+                surface(length, height - 0.5),
+                surface(length, height),
+                surface(0.0, height),
+            ]
+            builder.add(
+                [cornice],
+                Category.BUILDING,
+                Material.TRIM,
+                variant=variant // 3,
+                facing=side,
+                depth=own_depth,
+            )
         if builder.view.span(3.0, z0) < 0.035:
             continue
         _windows(builder, rng, surface, length, house, side, own_depth)
@@ -93,9 +134,14 @@ def add_building(builder: Builder, rng: np.random.Generator, house: House) -> No
         _shopfront(builder, rng, house, front, facing, depth)
     elif builder.view.span(2.0, z0) > 0.05:
         at = (z1 - z0) * float(rng.uniform(0.3, 0.6))
-        builder.add([[front(at, 0.0), front(at + 1.2, 0.0), front(at + 1.2, 2.2),
-                      front(at, 2.2)]], Category.BUILDING, Material.DOOR, variant=variant,
-                    facing=facing, depth=depth)
+        builder.add(
+            [[front(at, 0.0), front(at + 1.2, 0.0), front(at + 1.2, 2.2), front(at, 2.2)]],
+            Category.BUILDING,
+            Material.DOOR,
+            variant=variant,
+            facing=facing,
+            depth=depth,
+        )
 
 
 def _windows(
@@ -115,8 +161,9 @@ def _windows(
     for material, chosen in ((Material.WINDOW, ~lit), (Material.WINDOW_LIT, lit)):
         picked = [ring for ring, use in zip(rings, chosen.tolist(), strict=True) if use]
         if picked:
-            builder.add(picked, Category.BUILDING, material, variant=tint, facing=facing,
-                        depth=depth)
+            builder.add(
+                picked, Category.BUILDING, material, variant=tint, facing=facing, depth=depth
+            )
 
 
 def _shopfront(
@@ -134,15 +181,31 @@ def _shopfront(
     for i in range(num):
         a0, a1 = (i + 0.1) * pitch, (i + 0.9) * pitch
         panes.append([front(a0, 0.4), front(a1, 0.4), front(a1, 2.4), front(a0, 2.4)])
-    builder.add(panes, Category.BUILDING, Material.SHOP_GLASS, variant=int(rng.integers(0, 4)),
-                facing=facing, depth=depth)
+    builder.add(
+        panes,
+        Category.BUILDING,
+        Material.SHOP_GLASS,
+        variant=int(rng.integers(0, 4)),
+        facing=facing,
+        depth=depth,
+    )
     outward = 1.0 if house.x > 0.0 else -1.0
     a0, a1 = 0.05 * length, 0.95 * length
     overhang = house.x - outward * 0.9
-    board = [front(a0, 3.1), front(a1, 3.1), (overhang, 2.5, house.z0 + a1),
-             (overhang, 2.5, house.z0 + a0)]
-    builder.add([board], Category.BUILDING, Material.AWNING, variant=int(rng.integers(0, 240)),
-                facing=Facing.UP, depth=depth)
+    board = [
+        front(a0, 3.1),
+        front(a1, 3.1),
+        (overhang, 2.5, house.z0 + a1),
+        (overhang, 2.5, house.z0 + a0),
+    ]
+    builder.add(
+        [board],
+        Category.BUILDING,
+        Material.AWNING,
+        variant=int(rng.integers(0, 240)),
+        facing=Facing.UP,
+        depth=depth,
+    )
 
 
 def add_skyline(builder: Builder, rng: np.random.Generator, *, towers: bool) -> None:
@@ -153,27 +216,52 @@ def add_skyline(builder: Builder, rng: np.random.Generator, *, towers: bool) -> 
         xs = np.linspace(-1.0, 1.0, 15)
         heights = 0.035 + 0.05 * rng.random() * (1.0 + np.sin(xs * 4.0 + rng.uniform(0, 6)))
         heights = heights + 0.012 * rng.random(15)
-        ridge = [view.on_screen(0.5 + x, view.horizon - h) for x, h in
-                 zip(xs.tolist(), heights.tolist(), strict=True)]
+        ridge = [
+            view.on_screen(0.5 + x, view.horizon - h)
+            for x, h in zip(xs.tolist(), heights.tolist(), strict=True)
+        ]
         foot = [view.on_screen(1.6, view.horizon + 0.01), view.on_screen(-0.6, view.horizon + 0.01)]
-        builder.add([ridge + foot], Category.VEGETATION, Material.HILL,
-                    variant=int(rng.integers(0, 2)), facing=Facing.UP, depth=260.0)
+        builder.add(
+            [ridge + foot],
+            Category.VEGETATION,
+            Material.HILL,
+            variant=int(rng.integers(0, 2)),
+            facing=Facing.UP,
+            depth=260.0,
+        )
     builder.at(500.0)
     u = -0.1
     while u < 1.1:
         width = float(rng.uniform(0.025, 0.08))
         tower = towers and rng.random() < 0.75
         high = float(rng.uniform(0.03, 0.14 if tower else 0.05))
-        corners = [view.on_screen(a, b) for a, b in (
-            (u, view.horizon + 0.01), (u, view.horizon - high),
-            (u + width * 1.05, view.horizon - high * (1.0 if tower else 0.7)),
-            (u + width * 1.05, view.horizon + 0.01))]
+        corners = [
+            view.on_screen(a, b)
+            for a, b in (
+                (u, view.horizon + 0.01),
+                (u, view.horizon - high),
+                (u + width * 1.05, view.horizon - high * (1.0 if tower else 0.7)),
+                (u + width * 1.05, view.horizon + 0.01),
+            )
+        ]
         if tower:
-            builder.add([corners], Category.BUILDING, Material.FACADE,
-                        variant=int(rng.integers(0, 240)), tone=0.9, depth=160.0)
+            builder.add(
+                [corners],
+                Category.BUILDING,
+                Material.FACADE,
+                variant=int(rng.integers(0, 240)),
+                tone=0.9,
+                depth=160.0,
+            )
         else:
             middle = view.on_screen(u + 0.5 * width, view.horizon - high * 1.2)
             corners.insert(2, middle)
-            builder.add([corners], Category.VEGETATION, Material.FOLIAGE,
-                        variant=int(rng.integers(0, 240)), tone=0.9, depth=140.0)
+            builder.add(
+                [corners],
+                Category.VEGETATION,
+                Material.FOLIAGE,
+                variant=int(rng.integers(0, 240)),
+                tone=0.9,
+                depth=140.0,
+            )
         u += width

@@ -23,8 +23,11 @@ def caption(scene_classes: Sequence[int], look: Look, place: str, *, seed: int =
     if count:
         chosen = rng.choice(len(present), count, replace=False, p=rare_first / rare_first.sum())
         picked = [CLASS_NAMES[present[i]] for i in sorted(chosen.tolist())]
-    things = " and ".join([", ".join(picked[:-1]), picked[-1]]) if len(picked) > 1 else (
-        picked[0] if picked else "houses")
+    things = (
+        " and ".join([", ".join(picked[:-1]), picked[-1]])
+        if len(picked) > 1
+        else (picked[0] if picked else "houses")
+    )
     return (
         f"a city street scene with {things}, {look.weather_phrase} {look.time_phrase}, "
         f"{PLACES[place].phrase}"

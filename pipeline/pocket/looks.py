@@ -6,5 +6,13 @@ from pipeline.pocket.look import PLACES, Look, Place, place_for
 from pipeline.pocket.targets import DEVELOPMENT, TARGETS
 
 __all__ = [
-    "DEVELOPMENT", "GAME", "LOOKS", "PLACES", "TARGETS", "Look", "Place", "caption", "place_for",
+    "DEVELOPMENT",
+    "GAME",
+    "LOOKS",
+    "PLACES",
+    "TARGETS",
+    "Look",
+    "Place",
+    "caption",
+    "place_for",
 ]

@@ -9,8 +9,12 @@ from pipeline.pocket.materials import Material
 
 
 def _ground_shadow(builder: Builder, x: float, z: float, half: float) -> None:
-    ring = [(x - half, 0.0, z), (x + half, 0.0, z - 0.12), (x + half * 1.2, 0.0, z + 0.3),
-            (x - half * 0.8, 0.0, z + 0.35)]
+    ring = [
+        (x - half, 0.0, z),
+        (x + half, 0.0, z - 0.12),
+        (x + half * 1.2, 0.0, z + 0.3),
+        (x - half * 0.8, 0.0, z + 0.35),
+    ]
     builder.add([ring], Category.ROAD, Material.SHADOW, facing=Facing.UP, depth=0.0)
 
 
@@ -28,29 +32,82 @@ def add_person(
     # Legs, arms behind the torso, torso, head.
     hip = 0.5 * h
     for sign, tone in ((-1.0, 0.85), (1.0, 1.0)):
-        builder.add([bar((x + sign * 0.08 * size, hip), (x + sign * (0.09 + stride * 0.8), 0.05),
-                         z, 0.17 * size)],
-                    category, Material.TROUSERS, variant=legs, tone=tone)
+        builder.add(
+            [
+                bar(
+                    (x + sign * 0.08 * size, hip),
+                    (x + sign * (0.09 + stride * 0.8), 0.05),
+                    z,
+                    0.17 * size,
+                )
+            ],
+            category,
+            Material.TROUSERS,
+            variant=legs,
+            tone=tone,
+        )
     if skirt:
-        builder.add([[(x - waist, hip + 0.1, z), (x + waist, hip + 0.1, z),
-                      (x + 0.3 * size, 0.3 * h, z), (x - 0.3 * size, 0.3 * h, z)]],
-                    category, Material.CLOTH, variant=legs)
+        builder.add(
+            [
+                [
+                    (x - waist, hip + 0.1, z),
+                    (x + waist, hip + 0.1, z),
+                    (x + 0.3 * size, 0.3 * h, z),
+                    (x - 0.3 * size, 0.3 * h, z),
+                ]
+            ],
+            category,
+            Material.CLOTH,
+            variant=legs,
+        )
     swing = stride * 0.7
-    arms = [bar((x + s * shoulder, 0.79 * h), (x + s * (shoulder + 0.06 + swing * 0.6), 0.47 * h),
-                z, 0.12 * size) for s in (-1.0, 1.0)]
+    arms = [
+        bar(
+            (x + s * shoulder, 0.79 * h),
+            (x + s * (shoulder + 0.06 + swing * 0.6), 0.47 * h),
+            z,
+            0.12 * size,
+        )
+        for s in (-1.0, 1.0)
+    ]
     builder.add(arms, category, Material.CLOTH, variant=top, tone=0.8)
-    builder.add([[(x - waist, 0.47 * h, z), (x + waist, 0.47 * h, z), (x + shoulder, 0.78 * h, z),
-                  (x + 0.5 * shoulder, 0.84 * h, z), (x - 0.5 * shoulder, 0.84 * h, z),
-                  (x - shoulder, 0.78 * h, z)]],
-                category, Material.CLOTH, variant=top)
+    builder.add(
+        [
+            [
+                (x - waist, 0.47 * h, z),
+                (x + waist, 0.47 * h, z),
+                (x + shoulder, 0.78 * h, z),
+                (x + 0.5 * shoulder, 0.84 * h, z),
+                (x - 0.5 * shoulder, 0.84 * h, z),
+                (x - shoulder, 0.78 * h, z),
+            ]
+        ],
+        category,
+        Material.CLOTH,
+        variant=top,
+    )
     builder.add([disc(x, 0.915 * h, z, 0.125 * size)], category, Material.SKIN, variant=skin)
-    builder.add([[(x - 0.13 * size, 0.93 * h, z), (x + 0.13 * size, 0.93 * h, z),
-                  (x + 0.09 * size, h, z), (x - 0.09 * size, h, z)]],
-                category, Material.HAIR, variant=hair)
+    builder.add(
+        [
+            [
+                (x - 0.13 * size, 0.93 * h, z),
+                (x + 0.13 * size, 0.93 * h, z),
+                (x + 0.09 * size, h, z),
+                (x - 0.09 * size, h, z),
+            ]
+        ],
+        category,
+        Material.HAIR,
+        variant=hair,
+    )
     if rng.random() < 0.25:
         side = shoulder if rng.random() < 0.5 else -shoulder
-        builder.add([upright(x + side - 0.1, x + side + 0.16, 0.45 * h, 0.62 * h, z)], category,
-                    Material.AWNING, variant=hair)
+        builder.add(
+            [upright(x + side - 0.1, x + side + 0.16, 0.45 * h, 0.62 * h, z)],
+            category,
+            Material.AWNING,
+            variant=hair,
+        )
 
 
 class _Plane:
@@ -68,8 +125,9 @@ class _Plane:
         for r in (radius, inner):
             if r > 0.0:
                 angles = [2.0 * math.pi * i / 14 for i in range(14)]
-                rings.append([self.point(along + r * math.cos(a), radius + r * math.sin(a))
-                              for a in angles])
+                rings.append(
+                    [self.point(along + r * math.cos(a), radius + r * math.sin(a)) for a in angles]
+                )
         return rings
 
     def strip(self, start: tuple[float, float], stop: tuple[float, float], width: float) -> Ring:
@@ -97,16 +155,30 @@ def _rider(builder: Builder, rng: np.random.Generator, plane: _Plane, lift: floa
     z, x = plane.z, plane.x
     lean = 0.25 * plane.cos
     back = -0.2 * plane.cos
-    torso = [(x + back - 0.17, 0.9 + lift, z), (x + back + 0.17, 0.9 + lift, z),
-             (x + lean * 0.4 + 0.22, 1.42 + lift, z), (x + lean * 0.4 - 0.22, 1.42 + lift, z)]
+    torso = [
+        (x + back - 0.17, 0.9 + lift, z),
+        (x + back + 0.17, 0.9 + lift, z),
+        (x + lean * 0.4 + 0.22, 1.42 + lift, z),
+        (x + lean * 0.4 - 0.22, 1.42 + lift, z),
+    ]
     builder.add([torso], category, Material.CLOTH, variant=top)
     arm = bar((x + lean * 0.4, 1.36 + lift), (x + 0.5 * plane.cos, 1.02 + lift), z, 0.12)
     builder.add([arm], category, Material.CLOTH, variant=top, tone=0.75)
     head = (x + lean * 0.7, 1.6 + lift)
     builder.add([disc(*head, z, 0.14)], category, Material.SKIN, variant=skin)
-    builder.add([[(head[0] - 0.15, head[1] + 0.02, z), (head[0] + 0.15, head[1] + 0.02, z),
-                  (head[0] + 0.1, head[1] + 0.16, z), (head[0] - 0.1, head[1] + 0.16, z)]],
-                category, Material.AWNING, variant=helmet)
+    builder.add(
+        [
+            [
+                (head[0] - 0.15, head[1] + 0.02, z),
+                (head[0] + 0.15, head[1] + 0.02, z),
+                (head[0] + 0.1, head[1] + 0.16, z),
+                (head[0] - 0.1, head[1] + 0.16, z),
+            ]
+        ],
+        category,
+        Material.AWNING,
+        variant=helmet,
+    )
 
 
 def add_bicycle(
@@ -120,9 +192,14 @@ def add_bicycle(
     _ground_shadow(builder, x, z, 0.7 * abs(plane.cos) + 0.1)
     for along in (-0.54, 0.54):
         builder.add(plane.wheel(along, 0.36, 0.26), category, Material.TYRE)
-    frame = [((-0.54, 0.36), (-0.16, 0.86)), ((-0.16, 0.8), (0.42, 0.86)),
-             ((-0.1, 0.4), (0.42, 0.8)), ((0.54, 0.36), (0.4, 1.0)), ((-0.1, 0.4), (-0.18, 0.9)),
-             ((-0.54, 0.36), (-0.1, 0.36))]
+    frame = [
+        ((-0.54, 0.36), (-0.16, 0.86)),
+        ((-0.16, 0.8), (0.42, 0.86)),
+        ((-0.1, 0.4), (0.42, 0.8)),
+        ((0.54, 0.36), (0.4, 1.0)),
+        ((-0.1, 0.4), (-0.18, 0.9)),
+        ((-0.54, 0.36), (-0.1, 0.36)),
+    ]
     for start, stop in frame:
         builder.add([plane.strip(start, stop, 0.085)], category, Material.BIKE, variant=variant)
     builder.add([plane.strip((-0.3, 0.93), (-0.05, 0.93), 0.1)], category, Material.TYRE)
@@ -142,21 +219,53 @@ def add_motorcycle(
     _ground_shadow(builder, x, z, 0.8 * abs(plane.cos) + 0.15)
     for along in (-0.62, 0.66):
         builder.add(plane.wheel(along, 0.33, 0.0), category, Material.TYRE)
-        hub = [plane.point(along + 0.15 * math.cos(a), 0.33 + 0.15 * math.sin(a))
-               for a in [math.pi * i / 4 for i in range(8)]]
+        hub = [
+            plane.point(along + 0.15 * math.cos(a), 0.33 + 0.15 * math.sin(a))
+            for a in [math.pi * i / 4 for i in range(8)]
+        ]
         builder.add([hub], category, Material.HUB)
-    builder.add([plane.polygon([(-0.4, 0.3), (0.35, 0.28), (0.45, 0.6), (-0.45, 0.6)])], category,
-                Material.METAL, tone=0.7)
-    builder.add([plane.polygon([(-0.85, 0.72), (-0.3, 0.56), (0.3, 0.56), (0.5, 0.8), (0.38, 1.02),
-                                (0.0, 0.98), (-0.3, 0.84), (-0.85, 0.9)])],
-                category, Material.CAR_PAINT, variant=variant + 2)
+    builder.add(
+        [plane.polygon([(-0.4, 0.3), (0.35, 0.28), (0.45, 0.6), (-0.45, 0.6)])],
+        category,
+        Material.METAL,
+        tone=0.7,
+    )
+    builder.add(
+        [
+            plane.polygon(
+                [
+                    (-0.85, 0.72),
+                    (-0.3, 0.56),
+                    (0.3, 0.56),
+                    (0.5, 0.8),
+                    (0.38, 1.02),
+                    (0.0, 0.98),
+                    (-0.3, 0.84),
+                    (-0.85, 0.9),
+                ]
+            )
+        ],
+        category,
+        Material.CAR_PAINT,
+        variant=variant + 2,
+    )
     builder.add([plane.strip((-0.7, 0.9), (-0.02, 0.9), 0.14)], category, Material.TYRE)
     builder.add([plane.strip((0.66, 0.33), (0.42, 1.05), 0.12)], category, Material.METAL)
-    builder.add([plane.polygon([(0.4, 0.82), (0.62, 0.86), (0.56, 1.12), (0.36, 1.2)])], category,
-                Material.CAR_PAINT, variant=variant + 2, tone=0.9)
+    builder.add(
+        [plane.polygon([(0.4, 0.82), (0.62, 0.86), (0.56, 1.12), (0.36, 1.2)])],
+        category,
+        Material.CAR_PAINT,
+        variant=variant + 2,
+        tone=0.9,
+    )
     # Seen obliquely the bike still has width: a body that faces the camera.
-    builder.add([upright(x - 0.2, x + 0.2, 0.5, 0.8, z)], category, Material.CAR_PAINT,
-                variant=variant + 2, tone=0.85)
+    builder.add(
+        [upright(x - 0.2, x + 0.2, 0.5, 0.8, z)],
+        category,
+        Material.CAR_PAINT,
+        variant=variant + 2,
+        tone=0.85,
+    )
     away = heading == "along" and rng.random() < 0.5
     lamp = Material.TAILLIGHT if away else Material.HEADLIGHT
     end = plane.point(0.6, 0.9) if abs(plane.cos) > 0.8 else (x, 0.85, z)

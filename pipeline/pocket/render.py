@@ -20,7 +20,9 @@ _SHIFT = 4
 _SNOW_COLOR = np.array((238.0, 242.0, 248.0), dtype=np.float32)
 _AUTUMN: tuple[Color, ...] = ((200, 122, 40), (178, 76, 38), (214, 168, 62), (150, 108, 52))
 _FOLIAGE = {
-    Material.FOLIAGE: 1.0, Material.FOLIAGE_LIGHT: 1.2, Material.FOLIAGE_DARK: 0.66,
+    Material.FOLIAGE: 1.0,
+    Material.FOLIAGE_LIGHT: 1.2,
+    Material.FOLIAGE_DARK: 0.66,
     Material.HILL: 0.9,
 }
 _PALETTES = [np.array(SURFACES[m].palette, dtype=np.float32) for m in Material]
@@ -148,8 +150,7 @@ def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
     size = (buffer.width, buffer.height)
     index = buffer.index.astype(np.intp)
     planes = [
-        np.take(table.view(np.uint32).ravel(), index).view(np.uint8).reshape(
-            *buffer.index.shape, 4)
+        np.take(table.view(np.uint32).ravel(), index).view(np.uint8).reshape(*buffer.index.shape, 4)
         for table in (first, second)
     ]
     ground = cv2.compare(cv2.extractChannel(planes[0], 3), 255, cv2.CMP_EQ)
@@ -162,9 +163,7 @@ def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
     return finish_picture(scene, drawn, solid, glow, masks, seed)
 
 
-def _ground_haze(
-    plane: np.ndarray, ground: np.ndarray, drawn: Drawn, scene: Scene
-) -> np.ndarray:
+def _ground_haze(plane: np.ndarray, ground: np.ndarray, drawn: Drawn, scene: Scene) -> np.ndarray:
     """Fill the haze channel of ground pixels from the distance of their row."""
     rows = plane.shape[0]
     v = (np.arange(rows) + 0.5) / rows - scene.view.horizon
@@ -179,11 +178,13 @@ def emission(scene: Scene, drawn: Drawn) -> np.ndarray:
     values = drawn.values
     gains = np.zeros(len(Material), dtype=np.float32)
     gains[[Material.LAMP_RED, Material.LAMP_AMBER, Material.LAMP_GREEN]] = max(
-        0.35, values["lamps"], values["headlights"])
+        0.35, values["lamps"], values["headlights"]
+    )
     gains[[Material.HEADLIGHT, Material.TAILLIGHT]] = values["headlights"]
     gains[Material.STREET_LAMP] = values["lamps"]
     gains[[Material.WINDOW_LIT, Material.SHOP_GLASS, Material.CABIN_GLASS]] = (
-        0.8 * values["windows"])
+        0.8 * values["windows"]
+    )
     table = np.clip(_GLOWS * gains[:, None], 0, 255).astype(np.uint8)
     result = table[scene.materials]
     result[scene.class_ids == Category.SKY] = 0

@@ -22,7 +22,14 @@ from pipeline.pocket.vehicles import Pose, add_bus, add_car, add_tram, add_truck
 __all__ = ["SPLITS", "Camera", "Scene", "make_scene", "scene_seed"]
 
 SPLITS = (
-    "source", "collection", "oracle", "cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich",
+    "source",
+    "collection",
+    "oracle",
+    "cityscapes",
+    "bdd100k",
+    "mapillary",
+    "acdc",
+    "dark_zurich",
     "dev",
 )  # a split's scenes follow from its position: new ones go to the end
 SEEDS_PER_SPLIT = 10_000_000
@@ -110,24 +117,33 @@ def _roadside(
                 low_rise = style in ("suburb", "park")
                 shop = not low_rise and rng.random() < 0.5
                 gap = float(rng.uniform(1.0, 4.0)) if low_rise else 0.0
-                house = House(lot, z0, stop - gap, float(rng.uniform(*tall)),
-                              float(rng.uniform(8.0, 14.0)), shop,
-                              low_rise or rng.random() < 0.2)
+                house = House(
+                    lot,
+                    z0,
+                    stop - gap,
+                    float(rng.uniform(*tall)),
+                    float(rng.uniform(8.0, 14.0)),
+                    shop,
+                    low_rise or rng.random() < 0.2,
+                )
                 if house.z1 > z0 + 1.0:
                     add_building(builder, rng, house)
             else:
                 for _ in range(int(rng.integers(1, 4))):
                     x = lot + side * float(rng.uniform(1.5, 12.0))
-                    add_tree(builder, rng, x, float(rng.uniform(max(z0, 6.0), max(stop, 7.0))),
-                             float(rng.uniform(5.0, 10.0)))
+                    add_tree(
+                        builder,
+                        rng,
+                        x,
+                        float(rng.uniform(max(z0, 6.0), max(stop, 7.0))),
+                        float(rng.uniform(5.0, 10.0)),
+                    )
             if stop > 4.0 and z < 70.0 and (street.grass or rng.random() < 0.12):
                 _boundary(builder, rng, line, z0, stop)
         z = stop
 
 
-def _boundary(
-    builder: Builder, rng: np.random.Generator, x: float, z0: float, z1: float
-) -> None:
+def _boundary(builder: Builder, rng: np.random.Generator, x: float, z0: float, z1: float) -> None:
     kind = rng.random()
     if kind < 0.26:
         add_fence(builder, rng, x, z0, z1)
@@ -170,11 +186,23 @@ def _furniture(
     if rng.random() < 0.12:
         z = float(rng.uniform(9.0, 16.0))
         for i in range(int(rng.integers(1, 4))):
-            add_bicycle(builder, rng, kerb + side * 0.5, z + 1.0 * i,
-                        "cross" if rng.random() < 0.5 else "along", ridden=False)
+            add_bicycle(
+                builder,
+                rng,
+                kerb + side * 0.5,
+                z + 1.0 * i,
+                "cross" if rng.random() < 0.5 else "along",
+                ridden=False,
+            )
     if rng.random() < 0.035:
-        add_motorcycle(builder, rng, street.edge(side) - side * 0.6,
-                       float(rng.uniform(8.0, 16.0)), "along", ridden=False)
+        add_motorcycle(
+            builder,
+            rng,
+            street.edge(side) - side * 0.6,
+            float(rng.uniform(8.0, 16.0)),
+            "along",
+            ridden=False,
+        )
 
 
 def _vehicles(builder: Builder, rng: np.random.Generator, street: Street) -> None:
@@ -223,8 +251,9 @@ def _vehicle(builder: Builder, rng: np.random.Generator, pose: Pose) -> None:
         x = pose.x + float(rng.uniform(0.2, 1.0))
         add_bicycle(builder, rng, x, near, "cross" if cross else "along", ridden=True)
     elif kind < 0.132:
-        add_motorcycle(builder, rng, pose.x, near, "cross" if cross else "along",
-                       ridden=rng.random() < 0.8)
+        add_motorcycle(
+            builder, rng, pose.x, near, "cross" if cross else "along", ridden=rng.random() < 0.8
+        )
     else:
         add_car(builder, rng, pose)
 
@@ -256,5 +285,6 @@ def _hood(builder: Builder, rng: np.random.Generator) -> None:
     for drop, tone in ((0.0, 1.0), (0.025, 1.3), (0.05, 1.1)):
         ring = [view.on_screen(u, v + drop) for u, v in edge]
         ring += [view.on_screen(1.0, 1.1), view.on_screen(0.0, 1.1)]
-        builder.add([ring], Category.VOID, Material.HOOD, variant=variant, tone=tone,
-                    facing=Facing.UP)
+        builder.add(
+            [ring], Category.VOID, Material.HOOD, variant=variant, tone=tone, facing=Facing.UP
+        )

@@ -57,11 +57,23 @@ class _Ground:
     builder: Builder
 
     def __call__(
-        self, rings: list[Ring], class_id: Category, material: Material, *, variant: int = 0,
+        self,
+        rings: list[Ring],
+        class_id: Category,
+        material: Material,
+        *,
+        variant: int = 0,
         tone: float = 1.0,
     ) -> None:
-        self.builder.add(rings, class_id, material, variant=variant, tone=tone, facing=Facing.UP,
-                         depth=GROUND_DEPTH)
+        self.builder.add(
+            rings,
+            class_id,
+            material,
+            variant=variant,
+            tone=tone,
+            facing=Facing.UP,
+            depth=GROUND_DEPTH,
+        )
 
 
 def add_ground(builder: Builder, rng: np.random.Generator, street: Street) -> None:
@@ -70,8 +82,9 @@ def add_ground(builder: Builder, rng: np.random.Generator, street: Street) -> No
     ground = _Ground(builder)
 
     tint = int(rng.integers(0, 240))
-    base = (Category.TERRAIN, Material.GRASS) if street.grass else (
-        Category.SIDEWALK, Material.PAVING)
+    base = (
+        (Category.TERRAIN, Material.GRASS) if street.grass else (Category.SIDEWALK, Material.PAVING)
+    )
     if street.grass and rng.random() < 0.2:
         base = (Category.TERRAIN, Material.SOIL)
     ground([flat(-400.0, 400.0, 0.7, 2000.0)], *base, variant=tint)
@@ -86,8 +99,7 @@ def add_ground(builder: Builder, rng: np.random.Generator, street: Street) -> No
         slabs = [flat(x0, x1, z, z + 0.5 * slab) for z in np.arange(2.0, 40.0, slab).tolist()]
         ground(slabs, Category.SIDEWALK, Material.PAVING, variant=tint, tone=0.94)
         if street.grass is False and rng.random() < 0.22:
-            strip = (x0, x0 + 0.35 * street.walk) if side < 0.0 else (
-                x1 - 0.35 * street.walk, x1)
+            strip = (x0, x0 + 0.35 * street.walk) if side < 0.0 else (x1 - 0.35 * street.walk, x1)
             ground([flat(*strip, 0.7, 90.0)], Category.TERRAIN, Material.GRASS, variant=tint)
     road = int(rng.integers(0, 240))
     ground([flat(left, right, 0.7, FAR_M)], Category.ROAD, Material.ASPHALT, variant=road)
@@ -102,17 +114,30 @@ def add_ground(builder: Builder, rng: np.random.Generator, street: Street) -> No
         for patch in patches[1:]:
             ground([patch], Category.ROAD, Material.PATCH, tone=1.08)
     if street.crossing:
-        ground([flat(-140.0, 140.0, street.crossing, street.crossing_end)], Category.ROAD,
-               Material.ASPHALT, variant=road, tone=0.97)
+        ground(
+            [flat(-140.0, 140.0, street.crossing, street.crossing_end)],
+            Category.ROAD,
+            Material.ASPHALT,
+            variant=road,
+            tone=0.97,
+        )
     _markings(rng, street, ground)
     if street.rails:
         for track in (-1.7, 1.7):
             x = street.center + track
-            ground([flat(x - 1.0, x + 1.0, 0.7, FAR_M)], Category.ROAD, Material.PATCH,
-                   variant=1, tone=0.95)
+            ground(
+                [flat(x - 1.0, x + 1.0, 0.7, FAR_M)],
+                Category.ROAD,
+                Material.PATCH,
+                variant=1,
+                tone=0.95,
+            )
             for rail in (-0.72, 0.72):
-                ground([flat(x + rail - 0.07, x + rail + 0.07, 0.7, 120.0)], Category.ROAD,
-                       Material.RAIL)
+                ground(
+                    [flat(x + rail - 0.07, x + rail + 0.07, 0.7, 120.0)],
+                    Category.ROAD,
+                    Material.RAIL,
+                )
 
 
 def _markings(rng: np.random.Generator, street: Street, ground: _Ground) -> None:
@@ -150,9 +175,17 @@ def _markings(rng: np.random.Generator, street: Street, ground: _Ground) -> None
         ground([flat(street.center, right - 0.3, z, z + 0.4)], Category.ROAD, Material.LANE_PAINT)
     if rng.random() < 0.25:
         x, z = street.center + 0.5 * street.half, float(rng.uniform(6.0, 10.0))
-        arrow = [[(x - 0.12, 0.0, z), (x + 0.12, 0.0, z), (x + 0.12, 0.0, z + 1.8),
-                  (x + 0.45, 0.0, z + 1.8), (x, 0.0, z + 3.2), (x - 0.45, 0.0, z + 1.8),
-                  (x - 0.12, 0.0, z + 1.8)]]
+        arrow = [
+            [
+                (x - 0.12, 0.0, z),
+                (x + 0.12, 0.0, z),
+                (x + 0.12, 0.0, z + 1.8),
+                (x + 0.45, 0.0, z + 1.8),
+                (x, 0.0, z + 3.2),
+                (x - 0.45, 0.0, z + 1.8),
+                (x - 0.12, 0.0, z + 1.8),
+            ]
+        ]
         ground(arrow, Category.ROAD, Material.LANE_PAINT)
 
 

@@ -12,9 +12,9 @@ from pipeline.dataset import DatasetWriter, open_dataset, read_image, read_pair
 from pipeline.errors import UserError
 
 WHITE = np.array([0.950456, 1.0, 1.088754])  # D65
-TO_XYZ = np.array([[0.412453, 0.357580, 0.180423],
-                   [0.212671, 0.715160, 0.072169],
-                   [0.019334, 0.119193, 0.950227]])  # fmt: skip
+TO_XYZ = np.array(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+)
 
 
 def lab(image: np.ndarray) -> np.ndarray:
@@ -49,8 +49,9 @@ def test_reinhard_of_a_flat_image_is_flat() -> None:
     assert np.ptp(result.reshape(-1, 3), axis=0).max() <= 1
 
 
-@pytest.mark.parametrize(("height", "width", "beta", "half"),
-                         [(32, 64, 0.05, 1), (33, 47, 0.1, 3), (40, 40, 0.01, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("height", "width", "beta", "half"), [(32, 64, 0.05, 1), (33, 47, 0.1, 3), (40, 40, 0.01, 0)]
+)
 def test_fda_swaps_the_low_amplitudes_and_keeps_the_phases(
     height: int, width: int, beta: float, half: int
 ) -> None:
@@ -61,10 +62,13 @@ def test_fda_swaps_the_low_amplitudes_and_keeps_the_phases(
     target = (target + wave).round().astype(np.uint8)
     result = color_transfer.fda(image, target, beta)
     for channel in range(3):
-        spectra = [np.fft.fftshift(np.fft.fft2(i[..., channel].astype(float)))
-                   for i in (image, target, result)]  # fmt: skip
-        middle = np.s_[height // 2 - half : height // 2 + half + 1,
-                       width // 2 - half : width // 2 + half + 1]  # fmt: skip
+        spectra = [
+            np.fft.fftshift(np.fft.fft2(i[..., channel].astype(float)))
+            for i in (image, target, result)
+        ]
+        middle = np.s_[
+            height // 2 - half : height // 2 + half + 1, width // 2 - half : width // 2 + half + 1
+        ]
         wanted = np.abs(spectra[0])
         wanted[middle] = np.abs(spectra[1])[middle]
         # Rounding to 8 bits moves every coefficient by noise of sqrt(pixels / 12), the mean by 0.5.

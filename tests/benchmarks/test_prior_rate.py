@@ -14,9 +14,12 @@ def test_updates_are_timed_on_latents_of_the_crop(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(prior_rate, "TIMED", 2)
     monkeypatch.setattr(sys, "argv", ["prior_rate.py", "--config", str(path)])
     seen = []
-    monkeypatch.setattr("finetune.losses.diffusion_loss", lambda prediction, target: (
-        seen.append(tuple(prediction.shape)) or (prediction - target).square().mean()
-    ))  # fmt: skip
+    monkeypatch.setattr(
+        "finetune.losses.diffusion_loss",
+        lambda prediction, target: (
+            seen.append(tuple(prediction.shape)) or (prediction - target).square().mean()
+        ),
+    )
     prior_rate.main()
     assert float(capsys.readouterr().out) > 0
     assert seen == [(2, 8, 8, 16)] * 3

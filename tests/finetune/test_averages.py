@@ -89,5 +89,6 @@ def test_settings_choose_the_kind():
     assert isinstance(make_averages(Training(ema_decay=0.9), model), ExponentialAverage)
     power = make_averages(Training(ema_sigma_rel=(0.05, 0.1), ema_decay=0.9), model)
     assert isinstance(power, PowerAverages) and list(power.modules) == [
-        "average-0.05", "average-0.1",
-    ]  # fmt: skip
+        "average-0.05",
+        "average-0.1",
+    ]

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 from finetune.base_model import merge, train_tokenizer
 
 CAPTIONS = [
-    "a city street with car and tree", "a street at night", "Cars, a tree and a street",
+    "a city street with car and tree",
+    "a street at night",
+    "Cars, a tree and a street",
     "a tree in the city",
-]  # fmt: skip
+]
 
 
 def test_ties_are_broken_by_spelling_and_known_words_are_whole():

@@ -174,9 +174,15 @@ def test_bad_files_are_named_in_one_line(fault, run_program, tiny_base, tiny_dat
         message, change = BAD_LABELS[fault]
         change(np.array(Image.open(path))).save(path)
     done = run_program(
-        "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output", tmp_path / "o",
+        "finetune/controlnet.py",
+        "--data",
+        data,
+        "--base",
+        tiny_base,
+        "--output",
+        tmp_path / "o",
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert message in done.stderr and path.name in done.stderr
 
@@ -215,8 +221,9 @@ def test_another_runs_folder_is_refused(run_program, tiny_base, tiny_dataset, tm
     assert done.returncode == 2 and "seed: 0 -> 5" in done.stderr
 
 
-def test_control_is_mixed_with_the_one_it_began_from(run_program, tiny_base, tiny_controlnet,
-                                                     tiny_dataset, tmp_path):  # fmt: skip
+def test_control_is_mixed_with_the_one_it_began_from(
+    run_program, tiny_base, tiny_controlnet, tiny_dataset, tmp_path
+):
     import torch
 
     data, written = tiny_dataset(n=4), {}
@@ -259,9 +266,7 @@ def test_bfloat16_and_compilation_learn_the_same(run_program, tiny_base, tiny_da
 
     plain, _ = train("plain")
     # A backend that traces both networks but generates no machine code, which would take minutes
-    compiled, log = train(
-        "compiled", ACCELERATE_DYNAMO_BACKEND="AOT_EAGER", TORCH_LOGS="dynamo"
-    )  # fmt: skip
+    compiled, log = train("compiled", ACCELERATE_DYNAMO_BACKEND="AOT_EAGER", TORCH_LOGS="dynamo")
     assert log.count("torchdynamo start tracing") == 2, "the ControlNet and the frozen U-Net"
     assert torch.allclose(plain, compiled, atol=1e-5)
     coarse, _ = train("bfloat16", "--training.precision", "bf16")

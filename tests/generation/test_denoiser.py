@@ -9,9 +9,14 @@ from pipeline.text import Conditioning
 
 TEXT, POOLED = 24, 16
 SHARED = dict(
-    sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=2,
-    norm_num_groups=8, cross_attention_dim=TEXT,
-)  # fmt: skip
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(32, 64),
+    layers_per_block=2,
+    norm_num_groups=8,
+    cross_attention_dim=TEXT,
+)
 ATTENTION_FIRST = dict(
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -39,8 +44,11 @@ def make_pair(family):
         unet, conditioning_channels=20, conditioning_embedding_out_channels=(8, 16, 16)
     ).eval()
     embedding = controlnet.controlnet_cond_embedding
-    for layer in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block,
-                  embedding.conv_out):  # fmt: skip
+    for layer in (
+        *controlnet.controlnet_down_blocks,
+        controlnet.controlnet_mid_block,
+        embedding.conv_out,
+    ):
         torch.nn.init.normal_(layer.weight, std=0.1)  # they start at zero
     return unet, controlnet
 
@@ -58,19 +66,28 @@ def test_equals_the_stock_forward_passes(family, size):
     known = text.map(lambda states: states[rows]).arguments((64, 64))
     twice, timestep = tiles.repeat(2, 1, 1, 1), torch.tensor(501)
     down, mid = controlnet(
-        twice, timestep, **known, controlnet_cond=condition.repeat(2, 1, 1, 1),
-        conditioning_scale=0.8, return_dict=False,
-    )  # fmt: skip
+        twice,
+        timestep,
+        **known,
+        controlnet_cond=condition.repeat(2, 1, 1, 1),
+        conditioning_scale=0.8,
+        return_dict=False,
+    )
     stock = unet(
-        twice, timestep, **known, down_block_additional_residuals=down,
+        twice,
+        timestep,
+        **known,
+        down_block_additional_residuals=down,
         mid_block_additional_residual=mid,
-    ).sample  # fmt: skip
+    ).sample
     controlled = (torch.arange(6) >= 3).float()[:, None, None, None]
     guess = unet(
-        twice, timestep, **known,
+        twice,
+        timestep,
+        **known,
         down_block_additional_residuals=[residual * controlled for residual in down],
         mid_block_additional_residual=mid * controlled,
-    ).sample  # fmt: skip
+    ).sample
 
     denoiser = Denoiser(unet, [Control(controlnet, 0.8)], torch.tensor([901, 501]))
     denoiser.prime(text, (64, 64))
@@ -96,16 +113,21 @@ def test_xl_is_told_the_whole_image_and_where_the_tile_lies():
     text = Conditioning(torch.randn(3, 7, TEXT), torch.randn(3, POOLED))
     rows, corners = torch.tensor([0, 0, 1, 2]), [(16, 0), (32, 48)]
     time_ids = torch.tensor([[64, 96, *corner, 64, 96] for corner in corners * 2]).float()
-    known = {"encoder_hidden_states": text.states[rows],
-             "added_cond_kwargs": {"text_embeds": text.pooled[rows], "time_ids": time_ids}}
+    known = {
+        "encoder_hidden_states": text.states[rows],
+        "added_cond_kwargs": {"text_embeds": text.pooled[rows], "time_ids": time_ids},
+    }
     twice, timestep = tiles.repeat(2, 1, 1, 1), torch.tensor(501)
     down, mid = controlnet(
         twice, timestep, **known, controlnet_cond=condition.repeat(2, 1, 1, 1), return_dict=False
     )
     stock = unet(
-        twice, timestep, **known, down_block_additional_residuals=down,
+        twice,
+        timestep,
+        **known,
+        down_block_additional_residuals=down,
         mid_block_additional_residual=mid,
-    ).sample  # fmt: skip
+    ).sample
     denoiser = Denoiser(unet, [Control(controlnet, 1.0)], torch.tensor([501]))
     denoiser.prime(text, (64, 96))
     ours = denoiser(tiles, 0, [denoiser.embed(0, condition)], rows, corners)
@@ -121,8 +143,9 @@ def test_several_controls_add_up():
     whole.prime(text, (32, 32))
     embedding = whole.embed(0, condition)
     expected = whole(tiles, 0, [embedding], rows)
-    halves = Denoiser(unet, [Control(controlnet, 0.25), Control(controlnet, 0.75)],
-                      torch.tensor([501]))  # fmt: skip
+    halves = Denoiser(
+        unet, [Control(controlnet, 0.25), Control(controlnet, 0.75)], torch.tensor([501])
+    )
     halves.prime(text, (32, 32))
     assert torch.allclose(halves(tiles, 0, [embedding] * 2, rows), expected, atol=1e-5)
 

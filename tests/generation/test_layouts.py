@@ -87,8 +87,11 @@ def test_resizing_is_nearest_and_small_maps_are_refused_with_the_remedy(tmp_path
     found = layouts.scan_layouts(source)
     with pytest.raises(UserError, match="--layout-height-px 72"):
         layouts.check_sizes(source, found, (32, 128))
-    layouts.check_sizes(opened(tmp_path, height_px=72), layouts.scan_layouts(
-        opened(tmp_path, height_px=72)), (32, 128))
+    layouts.check_sizes(
+        opened(tmp_path, height_px=72),
+        layouts.scan_layouts(opened(tmp_path, height_px=72)),
+        (32, 128),
+    )
 
 
 def test_scan_is_kept_and_renewed(tmp_path):

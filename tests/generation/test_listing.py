@@ -65,8 +65,11 @@ def test_rows_tell_where_a_sample_came_from(drawn):
 
 def test_void_is_saved_as_255(drawn):
     config, rows = drawn
-    found = {int(i) for r in rows for i in
-             np.unique(labels.read_label(config.output / r["label_file_name"]))}  # fmt: skip
+    found = {
+        int(i)
+        for r in rows
+        for i in np.unique(labels.read_label(config.output / r["label_file_name"]))
+    }
     assert 255 in found and 19 not in found
 
 
@@ -104,10 +107,15 @@ def test_forecast_without_a_picture_says_how_to_get_the_time(tiny_config, inputs
     assert listing.forecast([], source, found, config) == "nothing is missing"
 
 
-@pytest.mark.parametrize(("fusion", "cover", "counts"), [
-    ("none", "needed", (0, 0)), ("aligned", "grid", (9, 9)), ("aligned", "needed", (6, 9)),
-    ("aligned", "adaptive", (2, 9)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fusion", "cover", "counts"),
+    [
+        ("none", "needed", (0, 0)),
+        ("aligned", "grid", (9, 9)),
+        ("aligned", "needed", (6, 9)),
+        ("aligned", "adaptive", (2, 9)),
+    ],
+)
 def test_count_of_tiles(tiny_config, fusion, cover, counts):
     label = np.full((32, 64), 255, dtype=np.uint8)
     label[:16] = 10  # the first row of tiles is covered

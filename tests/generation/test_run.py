@@ -175,9 +175,10 @@ def test_unusable_pictures_are_tried_again_and_then_rows(
         tried.extend(request.seed for request in requests)
         return [
             dataclasses.replace(drawing, pixels=drawing.pixels * 0)
-            if request.seed in bad or not bad else drawing
+            if request.seed in bad or not bad
+            else drawing
             for request, drawing in zip(requests, start(self, requests), strict=True)
-        ]  # fmt: skip
+        ]
 
     monkeypatch.setattr(engine.Sampler, "start", spoil)
     arguments = ("--n", 2, "--image-batch", image_batch, "--output", tmp_path / "set")

@@ -27,8 +27,11 @@ def family(request, family_base, tmp_path_factory):
     net = ControlNetModel.from_unet(
         unet, conditioning_channels=20, conditioning_embedding_out_channels=(4, 8, 8)
     )
-    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block,
-                  net.controlnet_cond_embedding.conv_out):  # fmt: skip
+    for layer in (
+        *net.controlnet_down_blocks,
+        net.controlnet_mid_block,
+        net.controlnet_cond_embedding.conv_out,
+    ):
         torch.nn.init.normal_(layer.weight, std=0.1)  # they start at zero
     net.save_pretrained(folder)
     if request.param == "sdxl":
@@ -58,10 +61,15 @@ def test_equals_the_stock_pipeline(family, tiny_config, make_label, solver):
     kind, changes = SOLVERS[solver]
     stock.scheduler = kind.from_config(stock.scheduler.config, **changes)
     theirs = stock(
-        prompt, image=control, num_inference_steps=5, guidance_scale=6.0,
-        negative_prompt="fog at night", controlnet_conditioning_scale=0.8,
-        generator=torch.Generator().manual_seed(11), output_type="np",
-    ).images[0]  # fmt: skip
+        prompt,
+        image=control,
+        num_inference_steps=5,
+        guidance_scale=6.0,
+        negative_prompt="fog at night",
+        controlnet_conditioning_scale=0.8,
+        generator=torch.Generator().manual_seed(11),
+        output_type="np",
+    ).images[0]
     assert theirs.std() > 0.01
     assert np.abs(ours - theirs * 255.0).max() <= HALF_A_GREY_LEVEL
 
@@ -75,9 +83,7 @@ def _blended(parts: list[list[np.ndarray]], extent: int, limit: int) -> np.ndarr
         for j, part in enumerate(row):
             if i > 0:
                 above = parts[i - 1][j][:, -extent:]
-                part[:, :extent] = (
-                    above * (1 - ramp)[:, None] + part[:, :extent] * ramp[:, None]
-                )
+                part[:, :extent] = above * (1 - ramp)[:, None] + part[:, :extent] * ramp[:, None]
             if j > 0:
                 left = row[j - 1][:, :, -extent:]
                 part[:, :, :extent] = left * (1 - ramp) + part[:, :, :extent] * ramp
@@ -95,10 +101,12 @@ def test_tiles_of_the_autoencoder_meet_where_they_should(tiny_config):
     with torch.no_grad():
         pixels = models.decode_latents(vae, latents)
         parts = [
-            [models.decode_latents(whole, latents[..., i : i + 8, j : j + 8])[0].double().numpy()
-             for j in range(0, 20, 6)]
+            [
+                models.decode_latents(whole, latents[..., i : i + 8, j : j + 8])[0].double().numpy()
+                for j in range(0, 20, 6)
+            ]
             for i in range(0, 14, 6)
-        ]  # fmt: skip
+        ]
         assert pixels.shape == (1, 3, 56, 80)
         expected = _blended(parts, 8, 24)
         assert np.allclose(pixels[0].numpy(), expected, atol=1e-5)
@@ -108,8 +116,10 @@ def test_tiles_of_the_autoencoder_meet_where_they_should(tiny_config):
         image = torch.rand((1, 3, 56, 80), generator=torch.Generator().manual_seed(1)) * 2 - 1
         encoded = models.encode_latents(vae, image)
         parts = [
-            [models.encode_latents(whole, image[..., i : i + 32, j : j + 32])[0].double().numpy()
-             for j in range(0, 80, 24)]
+            [
+                models.encode_latents(whole, image[..., i : i + 32, j : j + 32])[0].double().numpy()
+                for j in range(0, 80, 24)
+            ]
             for i in range(0, 56, 24)
-        ]  # fmt: skip
+        ]
         assert np.allclose(encoded[0].numpy(), _blended(parts, 2, 6), atol=1e-5)

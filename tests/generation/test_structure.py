@@ -37,9 +37,13 @@ class Midas:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_or_path, model_type="dpt_hybrid", filename=None, cache_dir=None,
+        cls,
+        pretrained_model_or_path,
+        model_type="dpt_hybrid",
+        filename=None,
+        cache_dir=None,
         local_files_only=False,
-    ):  # fmt: skip
+    ):
         model = Net()
         path = os.path.join(pretrained_model_or_path, filename or cls.file)
         model.load_state_dict(torch.load(path, map_location="cpu"))
@@ -50,12 +54,19 @@ class Midas:
         return self
 
     def __call__(
-        self, input_image, a=np.pi * 2.0, bg_th=0.1, depth_and_normal=False, detect_resolution=512,
-        image_resolution=512, output_type=None,
-    ):  # fmt: skip
+        self,
+        input_image,
+        a=np.pi * 2.0,
+        bg_th=0.1,
+        depth_and_normal=False,
+        detect_resolution=512,
+        image_resolution=512,
+        output_type=None,
+    ):
         array = isinstance(input_image, np.ndarray)
-        return self._answer(np.asarray(input_image), image_resolution,
-                            output_type or ("np" if array else "pil"))  # fmt: skip
+        return self._answer(
+            np.asarray(input_image), image_resolution, output_type or ("np" if array else "pil")
+        )
 
     def _answer(self, image, resolution, output_type):
         factor = resolution / min(image.shape[:2])
@@ -78,9 +89,15 @@ class Hed(Midas):
         return super().from_pretrained(pretrained_model_or_path, filename=filename)
 
     def __call__(
-        self, input_image, detect_resolution=512, image_resolution=512, safe=False,
-        output_type="pil", scribble=False, **kwargs,
-    ):  # fmt: skip
+        self,
+        input_image,
+        detect_resolution=512,
+        image_resolution=512,
+        safe=False,
+        output_type="pil",
+        scribble=False,
+        **kwargs,
+    ):
         return self._answer(np.asarray(input_image), image_resolution, output_type)
 
 
@@ -99,9 +116,7 @@ def image() -> np.ndarray:
 
 @pytest.mark.parametrize(("kind", "stock"), [("depth", Midas), ("soft_edge", Hed)])
 @pytest.mark.parametrize("size", [(32, 64), (128, 200), (65, 64)])
-def test_condition_is_the_detectors_at_the_size_of_the_image(
-    package, tmp_path, kind, stock, size
-):
+def test_condition_is_the_detectors_at_the_size_of_the_image(package, tmp_path, kind, stock, size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     torch.save({"gain": torch.tensor([0.5])}, tmp_path / stock.file)
     detector = structure.Detector(Structure(kind, "x", detector=str(tmp_path)), "meta")
@@ -151,12 +166,15 @@ class _Touch:
         return open, (self.path, "w")
 
 
-@pytest.mark.parametrize(("detector", "message"), [
-    ("lllyasviel/Annotators", "nor a hub id pinned"),
-    ("lllyasviel/Annotators@main", "nor a hub id pinned"),
-    ("no/such/folder", "nor a hub id pinned"),
-    (".", "has no ControlNetHED.pth"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        ("lllyasviel/Annotators", "nor a hub id pinned"),
+        ("lllyasviel/Annotators@main", "nor a hub id pinned"),
+        ("no/such/folder", "nor a hub id pinned"),
+        (".", "has no ControlNetHED.pth"),
+    ],
+)
 def test_weights_are_a_folder_that_has_them_or_a_pinned_id(detector, message):
     with pytest.raises(UserError, match=message):
         structure.check_detector(Structure("soft_edge", "x", detector=detector))
@@ -198,9 +216,7 @@ def xformers(monkeypatch):
     return install
 
 
-def test_xformers_draws_what_native_attention_draws(
-    networks, tiny_config, make_label, xformers
-):
+def test_xformers_draws_what_native_attention_draws(networks, tiny_config, make_label, xformers):
     from dataclasses import replace
 
     xformers(memory_efficient_attention)

@@ -68,9 +68,11 @@ def test_archives_of_a_set_meet_in_one_folder(tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert archives.unpack(sources, output, {"dataset": "x"}) == 4
     assert tree(output) == {
-        "images/1.png": b"a" * 1024, "README": b"one", "labels/1.png": b"b",
+        "images/1.png": b"a" * 1024,
+        "README": b"one",
+        "labels/1.png": b"b",
         "labels/2.png": b"c" * 512,
-    }  # fmt: skip
+    }
     assert files.read_json(output / "download.json") == {"dataset": "x", "num_files": 4}
 
 
@@ -123,8 +125,9 @@ def cut(path: Path) -> Path:
 
 def wrong_sum(path: Path) -> Path:
     data = zip_of("a" * 50)(path).read_bytes()
-    path.write_bytes(data.replace(zipfile.ZipFile(path).infolist()[0].CRC.to_bytes(4, "little"),
-                                  b"\0\0\0\0"))  # fmt: skip
+    path.write_bytes(
+        data.replace(zipfile.ZipFile(path).infolist()[0].CRC.to_bytes(4, "little"), b"\0\0\0\0")
+    )
     return path
 
 

@@ -20,9 +20,11 @@ from pipeline.errors import UserError
 from pipeline.recipes import load_recipe, read_record
 
 GOOD = {
-    "title": "own", "licence": "own", "splits": {"all": {}},
+    "title": "own",
+    "licence": "own",
+    "splits": {"all": {}},
     "layouts": [{"image": "images/{name}.png", "label": "labels/{name}.png"}],
-}  # fmt: skip
+}
 Start = Callable[..., int | None]
 
 
@@ -108,7 +110,7 @@ PREPARE: dict[str, tuple[Any, str]] = {
     "a list": ([1, 2], "expected a mapping of settings"),
     "a text": ("abc", "expected a mapping of settings"),
     "false": (False, "expected a mapping of settings"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("program", ["prepare", "preflight"])
@@ -179,17 +181,17 @@ SETTINGS: dict[str, tuple[str, list[str], str]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_settings(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     program, flags, told = SETTINGS[name]
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     for file, text in {
-        "yes.yaml": "split: yes\n", "huge.yaml": f"workers: {10**30}\n",
-        "key.yaml": "on: 2\nfoo: 1\n", "twice.yaml": "workers: 1\nworkers: 2\n",
+        "yes.yaml": "split: yes\n",
+        "huge.yaml": f"workers: {10**30}\n",
+        "key.yaml": "on: 2\nfoo: 1\n",
+        "twice.yaml": "workers: 1\nworkers: 2\n",
         "nul.yaml": 'output: "a\\0b"\n',
-    }.items():  # fmt: skip
+    }.items():
         Path(file).write_text(text)
     before = sorted(os.listdir())
     one_line(start, told, program, *flags)
@@ -245,12 +247,17 @@ def test_mistakes_in_recipes(start: Start, tmp_path: Path, name: str) -> None:
         ({"workspace": "w", "stages": [STAGE], "values": {"a b": "x"}}, "must be a new name"),
         ({"workspace": "w", "stages": [STAGE], "values": {"workspace": "/"}}, "must be a new name"),
         ({"workspace": "w", "stages": [STAGE], "values": {"a": 1}}, "expected text, got 1"),
-        ({"workspace": "w", "stages": [STAGE],
-          "values": {f"a{i}": f"{{a{i - 1}}}" * 10 if i else "x" * 10 for i in range(9)}},
-         "grows longer than"),
+        (
+            {
+                "workspace": "w",
+                "stages": [STAGE],
+                "values": {f"a{i}": f"{{a{i - 1}}}" * 10 if i else "x" * 10 for i in range(9)},
+            },
+            "grows longer than",
+        ),
         ([], "expected a mapping"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_recipe_files(tmp_path: Path, recipe: Any, told: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))

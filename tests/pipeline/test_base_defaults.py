@@ -19,8 +19,9 @@ from pipeline.errors import UserError
 def config_files(folder: Path, sample_size: object, levels: int = 4) -> str:
     """Write the two config files that tell a size."""
     for part, content in (
-        ("unet", {"sample_size": sample_size}), ("vae", {"block_out_channels": [8] * levels}),
-    ):  # fmt: skip
+        ("unet", {"sample_size": sample_size}),
+        ("vae", {"block_out_channels": [8] * levels}),
+    ):
         (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / part / "config.json").write_text(json.dumps(content))
     return str(folder)
@@ -87,8 +88,10 @@ def own_base(tiny_base, tmp_path):
 
 
 def test_any_base_may_bring_settings(own_base):
-    given = {"generation": {"tile_px": [32, 48], "prompt": {"max_classes": 2}},
-             "finetune": {"class_separator": "; "}}  # fmt: skip
+    given = {
+        "generation": {"tile_px": [32, 48], "prompt": {"max_classes": 2}},
+        "finetune": {"class_separator": "; "},
+    }
     base = own_base(json.dumps(given))
     config = default_config(base)
     assert config.tile_px == (32, 48) and config.prompt.max_classes == 2
@@ -97,15 +100,18 @@ def test_any_base_may_bring_settings(own_base):
     assert tuned.class_separator == "; "
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ('{"generation": {"output": "/tmp/x"}}', "'output' is not for a base model to set"),
-    ('{"generation": {"layouts": "/etc"}}', "'layouts' is not for a base model to set"),
-    ('{"generation": {"colour": 1}}', "'colour' is not for a base model to set"),
-    ('{"generation": {"steps": "many"}}', "expected int"),
-    ('{"generation": [1]}', "is no mapping of settings"),
-    ("[]", "streetforge.json"),
-    ('{"generation"', "streetforge.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"generation": {"output": "/tmp/x"}}', "'output' is not for a base model to set"),
+        ('{"generation": {"layouts": "/etc"}}', "'layouts' is not for a base model to set"),
+        ('{"generation": {"colour": 1}}', "'colour' is not for a base model to set"),
+        ('{"generation": {"steps": "many"}}', "expected int"),
+        ('{"generation": [1]}', "is no mapping of settings"),
+        ("[]", "streetforge.json"),
+        ('{"generation"', "streetforge.json"),
+    ],
+)
 def test_settings_that_no_base_may_bring_are_one_line(own_base, content, message):
     with pytest.raises(UserError, match=message) as caught:
         default_config(own_base(content))

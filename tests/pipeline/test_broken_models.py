@@ -234,7 +234,9 @@ NETWORK_FAULTS = {
     "config null": (text("config.json", "null"), "config.json"),
     "config latin-1": (text("config.json", b'{"\xe4": 1}'), "UTF-8"),
     "embedding channels missing": (
-        keys("config.json", conditioning_embedding_out_channels=...), "against|does not hold"),
+        keys("config.json", conditioning_embedding_out_channels=...),
+        "against|does not hold",
+    ),
     "condition channels of text": (keys("config.json", conditioning_channels="x"), "conditioning"),
     "weights missing": (gone(NET), "no such file"),
     "weights a pointer": (text(NET, POINTER), "git lfs pull"),

@@ -13,9 +13,7 @@ from pipeline import files, labels
 from pipeline.catalogue import Selection, known_datasets, list_pairs, load_spec, open_selection
 from pipeline.errors import UserError
 
-CITYSCAPES = dict(
-    zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True)
-)  # fmt: skip
+CITYSCAPES = dict(zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True))
 MAPILLARY = {
     13: 0, 24: 0, 41: 0, 2: 1, 15: 1, 17: 2, 6: 3, 3: 4, 45: 5, 47: 5, 48: 6, 50: 7, 30: 8, 29: 9,
     27: 10, 19: 11, 20: 12, 21: 12, 22: 12, 55: 13, 61: 14, 54: 15, 58: 16, 57: 17, 52: 18,
@@ -113,9 +111,12 @@ def test_classes_and_palette_are_those_of_mmsegmentation() -> None:
 
 def test_file_suffixes_are_those_of_mmsegmentation() -> None:
     for module, dataset in (
-        ("cityscapes", "cityscapes"), ("bdd100k", "bdd100k"), ("dark_zurich", "dark_zurich"),
-        ("night_driving", "nighttime_driving"), ("mapillary", "mapillary_v2_0"),
-    ):  # fmt: skip
+        ("cityscapes", "cityscapes"),
+        ("bdd100k", "bdd100k"),
+        ("dark_zurich", "dark_zurich"),
+        ("night_driving", "nighttime_driving"),
+        ("mapillary", "mapillary_v2_0"),
+    ):
         facts = list(mmseg_datasets(module).values())[-1]
         ends = (facts["img_suffix"], facts["seg_map_suffix"])
         assert any(
@@ -201,7 +202,7 @@ def test_wrong_entries_and_selections_are_named(
         load_spec(str(entry))
     for text, message in (
         ("splits: {all: {count: -5}}", "splits.all: count -5: must be 0 or more"),
-        ("splits: {all: {folder: \"a\\nb\"}}", "splits.all: folder: .* plain path below --root"),
+        ('splits: {all: {folder: "a\\nb"}}', "splits.all: folder: .* plain path below --root"),
         ("splits: {all: {}}\neval_low_px: [0, 5]", "eval_low_px: height and width must be in 1"),
         ("splits: {all: {}}\neval_high_px: [5, 99999]", "eval_high_px: height and width must"),
     ):

@@ -14,7 +14,7 @@ from pipeline.config import (
     parse,
     require_positive,
     to_mapping,
-)  # fmt: skip
+)
 from pipeline.errors import UserError
 
 

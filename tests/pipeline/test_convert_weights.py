@@ -50,8 +50,9 @@ def test_controlnet_without_condition_channels_loads_in_stock_diffusers(
     assert config.pop("conditioning_channels") == 20
     output = convert(weights, config)
     assert sorted(p.name for p in output.iterdir()) == [
-        "config.json", "diffusion_pytorch_model.safetensors",
-    ]  # fmt: skip
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
     loaded = ControlNetModel.from_pretrained(output, torch_dtype=dtype, use_safetensors=True)
     assert loaded.config.conditioning_channels == 20
     assert set(loaded.state_dict()) == set(net.state_dict())
@@ -231,9 +232,7 @@ def test_a_condition_kernel_of_another_rank_is_one_line(
         convert(tmp_path / "x.bin")
 
 
-def test_another_model_in_the_output_is_never_overwritten(
-    tmp_path: Path, convert: Convert
-) -> None:
+def test_another_model_in_the_output_is_never_overwritten(tmp_path: Path, convert: Convert) -> None:
     torch.save({"w": torch.zeros(2)}, tmp_path / "x.bin")
     output = convert(tmp_path / "x.bin", {"_class_name": "A"})
     before = {p.name: p.read_bytes() for p in output.iterdir()}
@@ -274,9 +273,13 @@ def test_no_unpickler_in_the_reader(root: Path) -> None:
 def test_files_of_old_torch_are_read_as_torch_reads_them(tmp_path):
     shared = torch.arange(12.0)
     state = OrderedDict(
-        half=torch.randn(3, 5).half(), counts=torch.tensor(7), part=shared[2:8].view(2, 3),
-        turned=shared.view(3, 4).t(), empty=torch.zeros(0, 4), flags=torch.tensor([True, False]),
-    )  # fmt: skip
+        half=torch.randn(3, 5).half(),
+        counts=torch.tensor(7),
+        part=shared[2:8].view(2, 3),
+        turned=shared.view(3, 4).t(),
+        empty=torch.zeros(0, 4),
+        flags=torch.tensor([True, False]),
+    )
     path = tmp_path / "old.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)
     ours = StateDict(path)

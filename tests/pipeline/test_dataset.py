@@ -18,7 +18,7 @@ from pipeline.dataset import (
     read_pair,
     read_rows,
     write_card,
-)  # fmt: skip
+)
 from pipeline.errors import UserError
 
 IMAGE = np.zeros((4, 6, 3), dtype=np.uint8)
@@ -72,8 +72,9 @@ def test_torn_tail_is_ignored_by_readers_and_cut_by_the_next_writer(tmp_path: Pa
     writer = DatasetWriter(folder, config={})
     writer.write(1, IMAGE, LABEL, {})
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [
-        "00000000", "00000001",
-    ]  # fmt: skip
+        "00000000",
+        "00000001",
+    ]
 
 
 def test_broken_row_in_the_middle_is_an_error(tmp_path: Path) -> None:

@@ -176,10 +176,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **parts: Any) -> None:
     [
         (attention, ""),
         (heads_first, "installed, but its attention differs from that of torch"),
-        (lambda *_: (_ for _ in ()).throw(NotImplementedError("No operator\nfound")),
-         "installed, but No operator found"),
+        (
+            lambda *_: (_ for _ in ()).throw(NotImplementedError("No operator\nfound")),
+            "installed, but No operator found",
+        ),
     ],
-)  # fmt: skip
+)
 def test_xformers_is_believed_when_it_computes_attention(
     monkeypatch: pytest.MonkeyPatch, function: Any, told: str
 ) -> None:

@@ -264,7 +264,7 @@ REFUSED = {
     "server error": (Page(status=500), "answered 500"),
     "redirect loop": (Page(status=302, headers={"Location": "/set.zip"}), "TooManyRedirects"),
     "other scheme": (Page(status=302, headers={"Location": "file:///etc/hosts"}), "InvalidSchema"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -374,9 +374,12 @@ def test_offline_uses_what_is_here(run: Callable, server: Server, archive: Path)
 
 
 def test_google_drive(
-    run: Callable, server: Server, archive: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Callable,
+    server: Server,
+    archive: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(download, "DRIVE", server.address("/download"))
     path = "/download?id=F1_-x&export=download&confirm=t"
     get = {"google_drive": {"file_id": "F1_-x", "sha256": sum_of(archive)}}
@@ -465,16 +468,22 @@ def test_hashes_may_be_in_capitals(run: Callable, archive: Path) -> None:
         ({"git": {"address": "--upload-pack=id"}}, (), "plain https address"),
         ({"git": {"address": "https://a/b", "revision": "main"}}, (), "40-digit revision"),
         ({"git": {"address": "https://a/b", "revision": COMMIT}}, (), "names no folders"),
-        ({"git": {"address": "https://a/b", "revision": COMMIT, "folders": ["../x"]}}, (),
-         "plain path"),
+        (
+            {"git": {"address": "https://a/b", "revision": COMMIT, "folders": ["../x"]}},
+            (),
+            "plain path",
+        ),
         ({"huggingface": None}, (), "huggingface names nothing to fetch"),
         ({"git": None}, (), "git names nothing to fetch"),
         ({"url": []}, (), "url names nothing to fetch"),
         ({"registration": {}}, (), "registration names nothing to fetch"),
         ({"url": [{"address": "https://a/b.zip"}, {"address": "https://c/b.zip"}]}, (), "one name"),
         ({"url": [{"address": "https://a/b.zip", "bytes": -1}]}, (), "mend or drop it"),
-        ({"url": [{"address": "https://a/b.zip", "sha256": "zz"}]}, (),
-         "sha256 zz is not 64 hexadecimal digits"),
+        (
+            {"url": [{"address": "https://a/b.zip", "sha256": "zz"}]},
+            (),
+            "sha256 zz is not 64 hexadecimal digits",
+        ),
         ({"url": [{"address": "https://a/b.zip", "md5": "0" * 64}]}, (), "mend or drop it"),
         ({"google_drive": {"file_id": "F"}}, ("--output", "."), "must name a new folder"),
         ({"google_drive": {"file_id": "F"}}, ("--output", "/"), "must name a new folder"),
@@ -583,9 +592,11 @@ def test_hub_files_of_a_pinned_commit_and_then_offline(
     for query in ("?recursive=True&expand=False", "?recursive=true&expand=false"):
         server.pages[f"/api/datasets/owner/name/tree/{COMMIT}{query}"] = tree_page
     entry = {
-        "title": "Set", "licence": "free", "splits": {"all": {}},
+        "title": "Set",
+        "licence": "free",
+        "splits": {"all": {}},
         "get": {"huggingface": {"repo": "owner/name", "files": ["rgb/*.png", "ss/*.png"]}},
-    }  # fmt: skip
+    }
     (tmp_path / "set.yaml").write_text(yaml.safe_dump(entry))
 
     def call(output: str, *flags: str) -> subprocess.CompletedProcess[str]:

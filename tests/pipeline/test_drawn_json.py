@@ -31,24 +31,31 @@ from pipeline.errors import UserError
 from pipeline.rows import scan_rows
 
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(-3, 3), st.integers(10**15, 10**30),
-    st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-3, 3),
+    st.integers(10**15, 10**30),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=8),
     st.sampled_from(
         ["../x", "os.system", "", "UNet2DConditionModel", "epsilon", "<b>", "\x1b[31m"]
     ),
-)  # fmt: skip
+)
 DOCUMENTS = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner,
-                                                               max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=8,
-)  # fmt: skip
+)
 JSON_LETTERS = '[]{}:,"\\0123456789eE+-.ntfu \n'
 ODD_BYTES = st.binary(max_size=60) | st.text(alphabet=JSON_LETTERS, max_size=60)
 DRAWN = settings(
-    max_examples=60, deadline=None,
+    max_examples=60,
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 
 
 def one_line(error: UserError, path: Path) -> None:
@@ -59,8 +66,11 @@ def one_line(error: UserError, path: Path) -> None:
 
 def places(value: Any, prefix: tuple = ()) -> list[tuple]:
     """Return the ways to all parts of a document."""
-    parts = value.items() if isinstance(value, dict) else (
-        enumerate(value) if isinstance(value, list) else ())  # fmt: skip
+    parts = (
+        value.items()
+        if isinstance(value, dict)
+        else (enumerate(value) if isinstance(value, list) else ())
+    )
     return [prefix, *(p for key, part in parts for p in places(part, (*prefix, key)))]
 
 

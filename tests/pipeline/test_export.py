@@ -52,8 +52,9 @@ def content(folder: Path) -> dict[str, str]:
     """Return the hash of every file below a folder."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*")) if p.is_file()
-    }  # fmt: skip
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def assert_same(sample: Sample, image: object, label: object) -> None:
@@ -160,9 +161,7 @@ def test_coco_panoptic_follows_the_format(run: Callable[..., Path], samples: lis
     folder = run("coco_panoptic", "--split", "val")
     record = json.loads((folder / "annotations/panoptic_val.json").read_text())
     things = {c["name"] for c in record["categories"] if c["isthing"]}
-    assert things == {
-        "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
-    }  # fmt: skip
+    assert things == {"person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"}
     images = {image["id"]: image for image in record["images"]}
     assert len(images) == NUM_SAMPLES
     for note, sample in zip(record["annotations"], samples, strict=True):
@@ -380,7 +379,6 @@ def test_the_hub_opens_a_dataset_folder_before_and_after_merging(tmp_path: Path)
             assert row["prompt"] == f"street {int(row['id'])}"
         scan = rows.scan_rows(folder)
         rows.write_merged(folder, [rows.choose(r) for r in scan.rows.values()], scan.sizes)
-
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,10 @@ MODES = {
     "grey and alpha": (png(np.dstack([GREY, GREY[::-1]])), GREY_AS_COLOR),
     "1 bit": (png(GREY > 99), (GREY_AS_COLOR > 99) * np.uint8(255)),
     "palette with alpha": (
-        palette_with_alpha(), ((GREY % 4)[..., None] * 30 + np.array([10, 20, 30])).astype(np.uint8)
+        palette_with_alpha(),
+        ((GREY % 4)[..., None] * 30 + np.array([10, 20, 30])).astype(np.uint8),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", MODES)

@@ -214,9 +214,7 @@ def test_camvid_merges_nineteen_classes_into_its_eleven() -> None:
         ("{a: [0, 1], b: [1]}", "train id 1 stands in two classes"),
     ],
 )
-def test_bad_classes_of_a_label_space_are_one_line(
-    tmp_path: Path, classes: str, told: str
-) -> None:
+def test_bad_classes_of_a_label_space_are_one_line(tmp_path: Path, classes: str, told: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(f"{SPACE}classes: {classes}\n")
     with pytest.raises(UserError, match=told):

@@ -153,8 +153,9 @@ def test_program_lists_faults_and_exits_with_2(
     done = run_program("pipeline/preflight.py", *flags, check=False)
     assert done.returncode == 2
     assert [line.partition(": ")[0][-16:] for line in done.stdout.splitlines()] == [
-        "images/00002.png", "labels/00003.png",
-    ]  # fmt: skip
+        "images/00002.png",
+        "labels/00003.png",
+    ]
     assert "2 faults in 3 pairs, listed above" in done.stderr.splitlines()[-1]
 
 

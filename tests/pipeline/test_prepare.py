@@ -218,9 +218,11 @@ def test_field_files_are_what_daformer_and_hrda_read(
     after = content(root)
     assert {k: after[k] for k in before} == before
     assert set(after) - set(before) == {
-        "sample_class_stats.json", "sample_class_stats_dict.json", "samples_with_class.json",
+        "sample_class_stats.json",
+        "sample_class_stats_dict.json",
+        "samples_with_class.json",
         *(f"labels/0000{i}_labelTrainIds.png" for i in range(1, 5)),
-    }  # fmt: skip
+    }
     assert after["samples_with_class.json"] == content(field)["samples_with_class.json"]
 
 
@@ -309,8 +311,9 @@ def test_real_gta_and_bdd_files(
     ])  # fmt: skip
     assert prepare.main() is None
     assert set(np.unique(read_pair(open_dataset(tmp_path / "out_bdd", labelled=True)[0])[1])) == {
-        2, 8,
-    }  # fmt: skip
+        2,
+        8,
+    }
 
     root = tmp_path / "gta"
     (root / "images").mkdir(parents=True)
@@ -384,8 +387,9 @@ def test_suffixes_in_upper_case_are_pictures_too(
     (root / "images" / "1.png").unlink()
     (root / "labels" / "1.png").unlink()
     assert run(monkeypatch, root, tmp_path / "out") is None
-    found = [labels.read_label(s.label).tolist() for s in open_dataset(tmp_path / "out",
-                                                                       labelled=True)]
+    found = [
+        labels.read_label(s.label).tolist() for s in open_dataset(tmp_path / "out", labelled=True)
+    ]
     assert found == [[[0, 13]], [[2, 13]]]
 
 
@@ -452,9 +456,11 @@ def test_own_classes_of_a_set_travel_with_the_prepared_folder(
 @pytest.mark.parametrize("change", [{"class_pixels": [1]}, {"original_label": "../../x.png"},
                                     {"height": "8"}, {"class_pixels": None}])  # fmt: skip
 def test_rows_of_others_in_the_output_are_refused(
-    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    gta_tree: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     change: dict[str, object],
-) -> None:  # fmt: skip
+) -> None:
     root, out = gta_tree(2), tmp_path / "out"
     run(monkeypatch, root, out)
     rows = [json.loads(line) for line in (out / "metadata-000.jsonl").read_text().splitlines()]
@@ -466,9 +472,11 @@ def test_rows_of_others_in_the_output_are_refused(
 
 
 def test_pictures_are_copied_and_said_where_there_are_no_hard_links(
-    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    gta_tree: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     root, out, real = gta_tree(2), tmp_path / "out", os.link
 
     def refuse(source: object, target: object) -> None:

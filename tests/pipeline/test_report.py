@@ -91,8 +91,12 @@ def test_table_puts_the_baseline_first_and_conditions_below_their_target(workspa
     assert list(found) == ["source_only", "source_generated"]
     rows = report_scores.table(found)
     assert [(r.name, r.level) for r in rows] == [
-        ("cityscapes", 0), ("acdc", 0), ("fog", 1), ("night", 1), ("mean", 0),
-    ]  # fmt: skip
+        ("cityscapes", 0),
+        ("acdc", 0),
+        ("fog", 1),
+        ("night", 1),
+        ("mean", 0),
+    ]
     assert rows[0].cells[0].delta is None and rows[0].cells[1].delta == pytest.approx(8)
     assert "train" not in report_scores.mean_class_iou(found["source_only"])
 

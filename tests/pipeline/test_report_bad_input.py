@@ -166,9 +166,7 @@ def test_a_folder_that_cannot_be_read_is_left_out_and_said(
     assert "Not in this workspace yet: generated images" in (tmp_path / "report.html").read_text()
 
 
-def test_scores_of_a_sound_run_still_pass(
-    start: Callable[..., int | None], tmp_path: Path
-) -> None:
+def test_scores_of_a_sound_run_still_pass(start: Callable[..., int | None], tmp_path: Path) -> None:
     part = {"miou": None, "iou": {"car": 3, "train": None}}
     entry = {**ENTRY, "targets": {"t": {**part, "conditions": {"fog": part}}}, "mean_miou": None}
     (tmp_path / "scores.json").write_text(json.dumps({"checkpoints": [entry], "more": [1]}))

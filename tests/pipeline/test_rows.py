@@ -33,11 +33,12 @@ PROGRAMS = {
     },
     "generation": ("generation.run", "--layouts D --n 1 --output O --dry-run"),
     "training": (
-        "segtrain.train", f"{ROOT}/configs/segtrain/segformer_pocket.py --source D --output O"
+        "segtrain.train",
+        f"{ROOT}/configs/segtrain/segformer_pocket.py --source D --output O",
     ),
     "fine-tuning": ("finetune.unet", "--data D --output O"),
     "merge": ("pipeline.merge", "--data D"),
-}  # fmt: skip
+}
 
 
 def write_set(folder: Path, n: int = 2) -> None:
@@ -156,8 +157,9 @@ def test_bad_rows_are_one_line(kind: str, name: str, folder: Path, call: Callabl
     value, message = ROWS[kind]
     if isinstance(value, dict):
         whole = {"ABSOLUTE": str(folder.parent / "outside/image.png")}
-        change(folder, **{k: whole.get(v, v) if isinstance(v, str) else v
-                          for k, v in value.items()})  # fmt: skip
+        change(
+            folder, **{k: whole.get(v, v) if isinstance(v, str) else v for k, v in value.items()}
+        )
         if None in value.values():
             message = "has no image_file_name"
     else:
@@ -177,9 +179,10 @@ def snapshot(folder: Path) -> dict[str, str]:
     """Hash of each file below a folder; links, pipes and folders by their kind."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        if p.is_file() else oct(p.lstat().st_mode)
+        if p.is_file()
+        else oct(p.lstat().st_mode)
         for p in sorted(folder.rglob("*"))
-    }  # fmt: skip
+    }
 
 
 def link_out(path: Path, target: Path) -> None:
@@ -369,7 +372,7 @@ VALUES = st.recursive(
         st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
     ),
     max_leaves=6,
-)  # fmt: skip
+)
 KEYS = ("id", "status", "image_file_name", "label_file_name", *metadata.FIELDS)
 DRAWN = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6)
 

@@ -50,8 +50,11 @@ def recipe(tmp_path: Path) -> Path:
 def start(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "pipeline/run.py", "--recipe", str(recipe), *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def times_run(recipe: Path, stage: str) -> int:
@@ -163,9 +166,7 @@ def test_launchers() -> None:
     assert "--multi_gpu" in gpus and "--num_processes=8" in gpus and "--cpu" not in gpus
 
 
-def test_a_stage_may_want_more_cpu_processes(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_may_want_more_cpu_processes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = recipe.read_text()
     recipe.write_text(text.replace("  - name: other", "  - cpu_processes: 2\n    name: other"))
     first, wide, _ = load_recipe(recipe).stages
@@ -191,5 +192,6 @@ def test_two_cpu_processes_really_are_two(tmp_path: Path) -> None:
     command = [*runner.launch_prefix("accelerate", 2, False), str(program)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert sorted(p.name for p in tmp_path.glob("count.py.*")) == [
-        "count.py.0-of-2", "count.py.1-of-2",
-    ]  # fmt: skip
+        "count.py.0-of-2",
+        "count.py.1-of-2",
+    ]

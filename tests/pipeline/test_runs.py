@@ -175,8 +175,7 @@ def damage(folder: Path, name: str, data: bytes) -> None:
 OTHER = torch.nn.Linear(2, 2)
 DAMAGES = {
     "weights are cut": lambda p: damage(p, "model.safetensors", b"\x08" + b"\0" * 7),
-    "weights of another network": lambda p: save_file(
-        OTHER.state_dict(), p / "model.safetensors"),
+    "weights of another network": lambda p: save_file(OTHER.state_dict(), p / "model.safetensors"),
     "optimizer is cut": lambda p: damage(p, "optimizer.safetensors", b""),
     "optimizer is no JSON": lambda p: damage(p, "optimizer.json", b"{"),
     "optimizer is a list": lambda p: damage(p, "optimizer.json", b"[]"),
@@ -185,7 +184,7 @@ DAMAGES = {
     "marker is a list": lambda p: damage(p, "complete.json", b"[3]"),
     "marker is latin-1": lambda p: damage(p, "complete.json", b"\xe4"),
     "weights are gone": lambda p: (p / "model.safetensors").unlink(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGES)

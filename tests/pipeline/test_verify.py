@@ -313,8 +313,10 @@ def test_two_images_under_one_id_are_never_made_one(
     data: Path, monkeypatch: pytest.MonkeyPatch, call: Callable
 ) -> None:
     path = data / "metadata-000.jsonl"
-    loose = [{k: v for k, v in json.loads(line).items() if k not in ("row_sha256", "digest")}
-             for line in path.read_text().splitlines()[:2]]  # fmt: skip
+    loose = [
+        {k: v for k, v in json.loads(line).items() if k not in ("row_sha256", "digest")}
+        for line in path.read_text().splitlines()[:2]
+    ]
     path.write_text("".join(json.dumps(row | {"id": "x"}) + "\n" for row in loose))
     for other in data.glob("metadata-*.jsonl"):
         other.unlink() if other != path else None
@@ -420,9 +422,7 @@ def test_repair_keeps_the_rows_as_they_were(call: Callable, data: Path) -> None:
     assert (data / "replaced/002/metadata.jsonl.before").exists()
 
 
-def test_repair_follows_no_link_of_the_folder(
-    call: Callable, data: Path, tmp_path: Path
-) -> None:
+def test_repair_follows_no_link_of_the_folder(call: Callable, data: Path, tmp_path: Path) -> None:
     flip(data / IMAGES.format(0))
     (tmp_path / "elsewhere").mkdir()
     (data / "replaced").symlink_to(tmp_path / "elsewhere")
@@ -443,8 +443,9 @@ def test_rows_without_hashes_are_checked_by_their_files(call: Callable, tmp_path
     (tmp_path / "metadata.jsonl").write_text("".join(lines))
     _, found = call(tmp_path)
     assert [line.partition(": ")[0] for line in found] == [
-        str(tmp_path / "run.json"), str(tmp_path / "classes.json"),
-    ]  # fmt: skip
+        str(tmp_path / "run.json"),
+        str(tmp_path / "classes.json"),
+    ]
     os.truncate(tmp_path / "b.png", 60)
     (tmp_path / "a.png").unlink()
     os.mkfifo(tmp_path / "a.png")

@@ -23,8 +23,11 @@ def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(root / name, copy)
     subprocess.run(
         [sys.executable, "-c", BUILD, str(out)],
-        cwd=copy, check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        cwd=copy,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     (path,) = out.glob("*.whl")
     return path
 
@@ -43,9 +46,13 @@ def run(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess
     work = folder.parent / "work"
     work.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=work, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "PYTHONPATH": str(folder)},
-    )  # fmt: skip
+        [sys.executable, "-c", code, *arguments],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
 
 
 def test_wheel_holds_our_packages_whole_and_nothing_else(wheel: Path, root: Path) -> None:
@@ -56,13 +63,20 @@ def test_wheel_holds_our_packages_whole_and_nothing_else(wheel: Path, root: Path
     recipes = {f"pipeline/{p.relative_to(root)}" for p in (root / "configs").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == ours | recipes
     data = {
-        str(p.relative_to(root)) for p in (root / "pipeline").rglob("*")
+        str(p.relative_to(root))
+        for p in (root / "pipeline").rglob("*")
         if p.suffix in (".safetensors", ".json", ".txt", ".j2")
-    }  # fmt: skip
-    for folder, place in (("labelspaces", "datasets/labelspaces"), ("dataset_specs", "datasets"),
-                          ("pocket_layouts", "datasets/pocket_layouts")):  # fmt: skip
-        found = {f"pipeline/{folder}/{p.name}" for p in (root / place).iterdir()
-                 if p.suffix in (".yaml", ".png")}  # fmt: skip
+    }
+    for folder, place in (
+        ("labelspaces", "datasets/labelspaces"),
+        ("dataset_specs", "datasets"),
+        ("pocket_layouts", "datasets/pocket_layouts"),
+    ):
+        found = {
+            f"pipeline/{folder}/{p.name}"
+            for p in (root / place).iterdir()
+            if p.suffix in (".yaml", ".png")
+        }
         assert found, place
         data |= found
     data |= {f"pipeline/{p.relative_to(root)}" for p in (root / "configs").rglob("*.yaml")}
@@ -71,8 +85,10 @@ def test_wheel_holds_our_packages_whole_and_nothing_else(wheel: Path, root: Path
 
 
 def test_installed_catalogue_is_the_checkouts(installed: Path, root: Path) -> None:
-    code = "from pipeline.catalogue import known_datasets, load_spec\nfor n in known_datasets(): " \
-           "print(load_spec(n) and n)"  # fmt: skip
+    code = (
+        "from pipeline.catalogue import known_datasets, load_spec\nfor n in known_datasets(): "
+        "print(load_spec(n) and n)"
+    )
     done = run(installed, code)
     assert done.stdout.split() == sorted(p.stem for p in (root / "datasets").glob("*.yaml")), done
 

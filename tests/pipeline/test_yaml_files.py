@@ -90,16 +90,23 @@ def test_sound_yaml_is_what_the_safe_loader_reads(root: Path, tmp_path: Path) ->
 
 
 PLAIN = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
     st.sampled_from(["{name}", "{name", "{na-me}", "{name!r}", "{name:>9}", "../x", "yes", "1e3"]),
-)  # fmt: skip
+)
 VALUES = st.recursive(
     PLAIN,
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.one_of(st.text(max_size=6), st.integers(), st.booleans()), inner,
-                      max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.one_of(st.text(max_size=6), st.integers(), st.booleans()), inner, max_size=4
+        )
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 def keyed(*names: str) -> st.SearchStrategy[Any]:
@@ -154,13 +161,15 @@ def test_any_mapping_is_a_label_space_or_one_line(
 @given(
     data=st.builds(
         lambda stages, workspace, values: {
-            "workspace": workspace, "stages": stages, "values": values
+            "workspace": workspace,
+            "stages": stages,
+            "values": values,
         },
         st.lists(keyed("name", "command", "output", "launcher", "done"), max_size=3) | VALUES,
         st.just("w") | VALUES,
         VALUES,
     )
-)  # fmt: skip
+)
 def test_any_mapping_is_a_recipe_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: Any
 ) -> None:

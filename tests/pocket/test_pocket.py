@@ -14,8 +14,19 @@ from pipeline.pocket.scene import SPLITS, make_scene, scene_seed
 
 ALL_LOOKS = [GAME, *LOOKS.values(), *TARGETS.values(), *DEVELOPMENT.values()]
 CLASS_IDS = {*range(19), 255}
-WORDS = ("snowy", "rainy", "foggy", "night", "sunny", "overcast", "dusk", "dawn", "autumn",
-         "dusty", "old photograph")
+WORDS = (
+    "snowy",
+    "rainy",
+    "foggy",
+    "night",
+    "sunny",
+    "overcast",
+    "dusk",
+    "dawn",
+    "autumn",
+    "dusty",
+    "old photograph",
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +58,10 @@ def test_any_size(size: tuple[int, int]) -> None:
         image, label = render_pair(make_scene(2), look, *size, 1)
         assert image.shape == (*size, 3) and label.shape == size and label.dtype == np.uint8
         usual, classes = render_pair(make_scene(2), look, 128, 256, 1)
-        coarse = [cv2.resize(i, (16, 8), interpolation=cv2.INTER_AREA).astype(float).ravel()
-                  for i in (image, usual)]  # fmt: skip
+        coarse = [
+            cv2.resize(i, (16, 8), interpolation=cv2.INTER_AREA).astype(float).ravel()
+            for i in (image, usual)
+        ]
         assert np.corrcoef(*coarse)[0, 1] > 0.95
         enlarged = cv2.resize(label, (256, 128), interpolation=cv2.INTER_NEAREST)
         assert np.mean(enlarged == classes) > 0.85
@@ -73,14 +86,16 @@ def test_label_agrees_across_sizes() -> None:
         scene = make_scene(seed)
         small = label_map(scene, 64, 128)
         large = label_map(rasterize(scene, 128, 256))
-        shares.append(np.mean([np.mean(small == large[a::2, b::2])
-                               for a in (0, 1) for b in (0, 1)]))
+        shares.append(
+            np.mean([np.mean(small == large[a::2, b::2]) for a in (0, 1) for b in (0, 1)])
+        )
     assert min(shares) > 0.9
 
 
 def test_classes_and_their_long_tail(labels: list[np.ndarray]) -> None:
-    ids, counts = np.unique(np.concatenate([np.unique(label) for label in labels]),
-                            return_counts=True)
+    ids, counts = np.unique(
+        np.concatenate([np.unique(label) for label in labels]), return_counts=True
+    )
     assert set(ids.tolist()) == CLASS_IDS
     share = dict(zip(ids.tolist(), (counts / len(labels)).tolist(), strict=True))
     assert min(share.values()) > 0.03
@@ -129,8 +144,12 @@ def test_the_development_set_is_none_of_the_others() -> None:
     """It mixes day, weather and night under a camera and a palette that no other set has."""
     others = [GAME, *LOOKS.values(), *TARGETS.values()]
     assert {name.removeprefix("dev_") for name in DEVELOPMENT} == {
-        "day", "fog", "night", "rain", "snow"
-    }  # fmt: skip
+        "day",
+        "fog",
+        "night",
+        "rain",
+        "snow",
+    }
     colors = ("sky_top", "sky_low", "fog_color", "tint")
     for look in DEVELOPMENT.values():
         for other in others:
@@ -142,12 +161,20 @@ def test_the_development_set_is_none_of_the_others() -> None:
     for other in (GAME, TARGETS["cityscapes"], TARGETS["bdd100k"], TARGETS["dark_zurich"]):
         assert other.camera.height_m[1] < camera.height_m[0]
     # And the images differ from those of any other look of the same scene.
-    images = {look.name: [render(make_scene(seed), look, 64, 128, seed).astype(np.float32)
-                          for seed in range(3)] for look in ALL_LOOKS}  # fmt: skip
+    images = {
+        look.name: [
+            render(make_scene(seed), look, 64, 128, seed).astype(np.float32) for seed in range(3)
+        ]
+        for look in ALL_LOOKS
+    }
     for name in DEVELOPMENT:
         for other in others:
-            gap = np.mean([np.abs(a - b).mean()
-                           for a, b in zip(images[name], images[other.name], strict=True)])
+            gap = np.mean(
+                [
+                    np.abs(a - b).mean()
+                    for a, b in zip(images[name], images[other.name], strict=True)
+                ]
+            )
             assert gap > 6.0, (name, other.name)
 
 

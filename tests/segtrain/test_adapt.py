@@ -34,9 +34,14 @@ def _adapt(config: adapt.Config) -> torch.Tensor:
 @pytest.fixture
 def config(trained: Path, source: Path, tmp_path: Path) -> adapt.Config:
     return adapt.Config(
-        checkpoint=trained, target=source, output=tmp_path / "scene", steps=4,
-        checkpoint_every=2, confidence=0.0, ema_decay=0.5,
-    )  # fmt: skip
+        checkpoint=trained,
+        target=source,
+        output=tmp_path / "scene",
+        steps=4,
+        checkpoint_every=2,
+        confidence=0.0,
+        ema_decay=0.5,
+    )
 
 
 @pytest.mark.parametrize("objective", ["pseudo", "entropy", "consistency"])
@@ -162,9 +167,11 @@ def test_a_learned_scene_is_used(config: adapt.Config, source: Path, tmp_path: P
     segmenter.model.scene = 0
     assert not torch.allclose(adapted, segmenter.model.extract_feat(inputs)[0])
     scores = score.Config(
-        checkpoint=(config.checkpoint,), targets=(source,), scene=config.output,
+        checkpoint=(config.checkpoint,),
+        targets=(source,),
+        scene=config.output,
         output=tmp_path / "scores.json",
-    )  # fmt: skip
+    )
     score.run(scores, score.check(scores))
     assert (tmp_path / "scores.json").is_file()
 

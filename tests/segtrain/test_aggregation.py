@@ -14,8 +14,9 @@ def _features(levels: int) -> dict[tuple[int, int], torch.Tensor]:
     torch.manual_seed(0)
     return {
         (level, tap): torch.randn(2, c, 32 // s, 64 // s)
-        for level in range(levels) for tap, (c, s) in enumerate(SHAPES)
-    }  # fmt: skip
+        for level in range(levels)
+        for tap, (c, s) in enumerate(SHAPES)
+    }
 
 
 def test_streamed_bottleneck_equals_the_one_over_the_concatenation() -> None:
@@ -102,8 +103,9 @@ def test_mixing_weights_every_level_and_tap_on_its_own() -> None:
     blocks = aggregation.blocks
     outputs = [
         blocks[tap].finish(*blocks[tap].part(0, features[level, tap]))
-        for level in range(2) for tap in (0, 2)
-    ]  # fmt: skip
+        for level in range(2)
+        for tap in (0, 2)
+    ]
     torch.testing.assert_close(finish(), sum(outputs) / 4)
     with torch.no_grad():
         aggregation.mix[1][2] = 100.0  # level 1, tap 0

@@ -100,9 +100,9 @@ def fails(source: Path, tmp_path: Path, monkeypatch, capsys) -> Fails:
     ],
 )
 def test_a_mistake_in_a_recipe_is_one_line(option: str, told: str, fails: Fails) -> None:
-    assert re.search(told, fails(
-        POCKET, "--iterations", 1, "--batch-size", 1, "--cfg-options", option
-    ))  # fmt: skip
+    assert re.search(
+        told, fails(POCKET, "--iterations", 1, "--batch-size", 1, "--cfg-options", option)
+    )
 
 
 BASED = f"_base_ = [{str(POCKET)!r}]\n"
@@ -203,12 +203,14 @@ def test_backbone_weights_that_do_not_fit(fails: Fails, backbone, tmp_path: Path
     assert "git lfs pull" in fails(POCKET, "--backbone-weights", pointer)
     other = tmp_path / "other.safetensors"
     for changed, told in (
-        ({"backbone.a.weight": torch.zeros(3)}, f"0 of the backbone's {len(state)} weights fit; "
-         f"missing: {first}"),
+        (
+            {"backbone.a.weight": torch.zeros(3)},
+            f"0 of the backbone's {len(state)} weights fit; missing: {first}",
+        ),
         ({**state, "head.weight": torch.zeros(3)}, "unexpected: head.weight"),
         ({name: value for name, value in state.items() if name != last}, f"missing: {last};"),
         ({**state, last: torch.zeros(7)}, f"of another shape: {last} (7,) for"),
-    ):  # fmt: skip
+    ):
         save_file(changed, other)
         assert told in fails(POCKET, "--backbone-weights", other)
 

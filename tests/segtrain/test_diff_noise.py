@@ -51,9 +51,11 @@ def published_step(
 
 
 def walk(
-    inversion: Inversion, start: torch.Tensor, model: Callable[[torch.Tensor, int], Any],
+    inversion: Inversion,
+    start: torch.Tensor,
+    model: Callable[[torch.Tensor, int], Any],
     masks: torch.Tensor | None = None,
-) -> list[tuple[int, np.ndarray]]:  # fmt: skip
+) -> list[tuple[int, np.ndarray]]:
     """The visited timesteps with their latents."""
     scheduler = diffusers.DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
@@ -99,9 +101,7 @@ def test_each_path_steps_with_noise_of_its_own(drawn: list[np.ndarray]) -> None:
         return torch.from_numpy((weights * estimates[now]).sum(0))  # as the extractor merges them
 
     start = torch.from_numpy(rng.standard_normal((2, 4, 4, 6)))
-    visits = walk(
-        Inversion((30, 36, 44), (36,), eta=ETA), start, model, torch.from_numpy(masks)
-    )  # fmt: skip
+    visits = walk(Inversion((30, 36, 44), (36,), eta=ETA), start, model, torch.from_numpy(masks))
     assert len(drawn) == 3, "three paths, one step with noise before the last visit"
     assert not np.allclose(drawn[0], drawn[1]) and not np.allclose(drawn[1], drawn[2])
     for (now, x), (target, following) in zip(visits, visits[1:], strict=False):
@@ -117,8 +117,9 @@ def test_the_conditional_branch_is_the_published_loop(family_base, drawn) -> Non
     """The whole extractor, faithful, against the U-Net called path by path."""
     base = str(family_base("sd21"))
     inversion = Inversion((30, 36, 44, 60), (44,), eta=ETA)
-    extractor = load_extractor(base, taps=("up_blocks.1",), trajectory=inversion,
-                               faithful=Faithful(scale=5.0))  # fmt: skip
+    extractor = load_extractor(
+        base, taps=("up_blocks.1",), trajectory=inversion, faithful=Faithful(scale=5.0)
+    )
     prompts = PromptEncoder(base).encode(["", "a city street scene with car", "with train"])
     masks = torch.ones(3, 2, 1, 8, 8)
     masks[1, :, :, :5], masks[2, :, :, 3:, 2:] = 0, 0
@@ -143,7 +144,10 @@ def test_the_conditional_branch_is_the_published_loop(family_base, drawn) -> Non
             ]
         fresh = [next(noises) for _ in outputs] if 10 < now < 44 else [None] * 3
         guided = [outputs[0] + 5.0 * (output - outputs[0]) for output in outputs]
-        paths = [published_step(x, guided[k], now, target, fresh[k]) for k in range(3)
-                 ] if now < 44 else [x] * 3  # fmt: skip
+        paths = (
+            [published_step(x, guided[k], now, target, fresh[k]) for k in range(3)]
+            if now < 44
+            else [x] * 3
+        )
         x = (weights * np.stack(paths)).sum(0)
     assert next(noises, None) is None

@@ -30,8 +30,13 @@ def test_taps_have_their_stride_and_channels(tiny_base: Path, text: Conditioning
     extractor = load_extractor(str(tiny_base), taps=taps)
     shapes = [tuple(feature.shape) for feature in extractor(_image(32, 64), text)]
     assert shapes == [
-        (2, 8, 8, 16), (2, 16, 8, 16), (2, 16, 4, 8), (2, 16, 4, 8), (2, 8, 8, 16), (2, 4, 16, 32),
-    ]  # fmt: skip
+        (2, 8, 8, 16),
+        (2, 16, 8, 16),
+        (2, 16, 4, 8),
+        (2, 16, 4, 8),
+        (2, 8, 8, 16),
+        (2, 4, 16, 32),
+    ]
     assert extractor.tap_shapes(text) == [(8, 4), (16, 4), (16, 8), (16, 8), (8, 4), (4, 2)]
 
 
@@ -41,9 +46,11 @@ def test_autoencoder_taps_are_its_features_at_every_level(
 ) -> None:
     names = ("encoder.down_blocks.0", "decoder.mid_block")
     extractor = load_extractor(
-        str(tiny_base), taps=(TAPS[0], *(f"vae.{name}" for name in names)),
-        trajectory=Noised((10, 50)), early_exit=early_exit,
-    )  # fmt: skip
+        str(tiny_base),
+        taps=(TAPS[0], *(f"vae.{name}" for name in names)),
+        trajectory=Noised((10, 50)),
+        early_exit=early_exit,
+    )
     features = extractor(_image(32, 64), text)
     vae = models.load_component(str(tiny_base), "vae")
     expected = []
@@ -179,8 +186,10 @@ def test_attention_maps_are_those_of_diffusers(tiny_base: Path) -> None:
     hidden = torch.randn(2, 12, attention.to_q.in_features)
     states = torch.randn(2, 7, attention.to_k.in_features)
     with torch.no_grad():
-        rows = [attention.head_to_batch_dim(f(x)) for f, x in
-                ((attention.to_q, hidden), (attention.to_k, states))]  # fmt: skip
+        rows = [
+            attention.head_to_batch_dim(f(x))
+            for f, x in ((attention.to_q, hidden), (attention.to_k, states))
+        ]
         scores = attention.get_attention_scores(*rows).unflatten(0, (2, attention.heads))
         torch.testing.assert_close(attention_maps(attention, hidden, states), scores.mean(1))
 
@@ -252,8 +261,9 @@ def test_guidance_leads_away_from_a_prompt_that_differs(tiny_base: Path) -> None
     guided.stream(_image(32, 32), prompt, keep, latents=latents, negative=other)
     assert rows == [4, 2], "the last evaluation guides nothing"
     with torch.no_grad():
-        outputs = [plain.unet(latents, 0, text.states.expand(2, -1, -1)).sample
-                   for text in (other, prompt)]  # fmt: skip
+        outputs = [
+            plain.unet(latents, 0, text.states.expand(2, -1, -1)).sample for text in (other, prompt)
+        ]
     output = outputs[0] + 3.0 * (outputs[1] - outputs[0])
     clean, noise = plain.schedule.split(output, latents, 0)
     at_10 = plain.schedule.noised(clean, noise, 10)

@@ -26,10 +26,14 @@ def build_head(**options):
     torch.manual_seed(0)
     return Mask2FormerHead(
         **{
-            "in_channels": [8, 8, 8], "in_index": [0, 1, 2], "strides": [4, 8, 16],
-            "num_classes": 4, **SMALL, **options,
+            "in_channels": [8, 8, 8],
+            "in_index": [0, 1, 2],
+            "strides": [4, 8, 16],
+            "num_classes": 4,
+            **SMALL,
+            **options,
         }
-    )  # fmt: skip
+    )
 
 
 def sample(label: torch.Tensor) -> SegDataSample:

@@ -27,9 +27,10 @@ RECIPES = sorted((ROOT / "configs" / "segtrain").glob("*.py"))
 LEARNED = ("model", "optim_wrapper", "param_scheduler", "train_cfg")
 stepped: set[str] = set()
 DIFFUSION = [
-    path for path in RECIPES
+    path
+    for path in RECIPES
     if not path.stem.endswith("_pocket") and not path.stem.startswith("segformer")
-]  # fmt: skip
+]
 
 
 def family_of(path: Path) -> str:

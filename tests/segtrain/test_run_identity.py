@@ -34,9 +34,14 @@ def test_each_change_is_named(
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     config = train.Config(
-        recipe=tiny_diffusion_recipe, source=source, generated=generated, generated_share=0.5,
-        base=str(base), output=tmp_path / "run", iterations=1,
-    )  # fmt: skip
+        recipe=tiny_diffusion_recipe,
+        source=source,
+        generated=generated,
+        generated_share=0.5,
+        base=str(base),
+        output=tmp_path / "run",
+        iterations=1,
+    )
     train.run(config, train.check(config))
     settings = json.loads((config.output / "config.json").read_text())["settings"]
     assert settings["source"] == str(source) and settings["recipe"] == str(tiny_diffusion_recipe)
@@ -58,9 +63,10 @@ def test_each_change_is_named(
         assert "processes: 1 -> 2" in refused(config)
     moved = tmp_path / "moved"
     source.rename(moved)
-    train.run(dataclasses.replace(config, source=moved), train.check(
-        dataclasses.replace(config, source=moved)
-    ))  # fmt: skip
+    train.run(
+        dataclasses.replace(config, source=moved),
+        train.check(dataclasses.replace(config, source=moved)),
+    )
     moved.rename(source)
     weights = base / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")

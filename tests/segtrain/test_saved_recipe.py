@@ -221,13 +221,19 @@ WEIGHTS = {
     "pickle": _text(b"\x80\x02cos\nsystem\nX\x0a\0\0\0touch HARMtR."),
     "header of two gigabytes": _text(struct.pack("<Q", 2**31) + b"{}"),
     "header that is no JSON": _text(struct.pack("<Q", 2) + b"xx"),
-    "folder": _folder, "pipe": _fifo, "device": FILES["device"],
-}  # fmt: skip
+    "folder": _folder,
+    "pipe": _fifo,
+    "device": FILES["device"],
+}
 
 
-@pytest.mark.parametrize("file, how", [
-    *(("recipe.json", how) for how in FILES), *(("model.safetensors", how) for how in WEIGHTS),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, how",
+    [
+        *(("recipe.json", how) for how in FILES),
+        *(("model.safetensors", how) for how in WEIGHTS),
+    ],
+)
 def test_bad_files_end_in_one_line(file, how, changed, source, capsys) -> None:
     folder = changed()
     (FILES if file == "recipe.json" else WEIGHTS)[how](folder / file)
@@ -256,10 +262,12 @@ def _values() -> st.SearchStrategy[Any]:
     names = st.sampled_from(["type", "backbone", "init_cfg", "_scope_", "os.system", "scale"])
     return st.recursive(
         leaves | names,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(max_size=4),
-                                                                    inner, max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(names | st.text(max_size=4), inner, max_size=3)
+        ),
         max_leaves=8,
-    )  # fmt: skip
+    )
 
 
 PLACES = (
@@ -311,8 +319,11 @@ def test_every_shipped_recipe_may_be_saved_and_read(root: Path) -> None:
 
 
 def test_own_parts_are_announced_and_may_be_allowed(changed, capsys) -> None:
-    model = {"backbone": {"type": "MyNet", "init_cfg": {"type": "Pretrained", "checkpoint": "x"}},
-             "decode_head": {"type": "FCNHead", "pretrained": "x"}, "test_cfg": {"mode": "whole"}}
+    model = {
+        "backbone": {"type": "MyNet", "init_cfg": {"type": "Pretrained", "checkpoint": "x"}},
+        "decode_head": {"type": "FCNHead", "pretrained": "x"},
+        "test_cfg": {"mode": "whole"},
+    }
     recipe = {"model": model, "test_pipeline": [], "custom_imports": {"imports": ["mine"]}}
     saved_recipe.warn(recipe)
     assert "notice: MyNet" in capsys.readouterr().err

@@ -57,15 +57,17 @@ def cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cityscapes")
     rng = np.random.default_rng(3)
     ids = np.array([7, 8, 11, 12, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 32, 33, 0, 3, 29])
-    for index, (city, (height, width)) in enumerate(zip(("aachen", "aachen", "ulm"), SIZES,
-                                                         strict=True)):  # fmt: skip
+    for index, (city, (height, width)) in enumerate(
+        zip(("aachen", "aachen", "ulm"), SIZES, strict=True)
+    ):
         stem = f"{city}_{index:06d}_000019"
         blocks = rng.choice(ids, (height // 8, width // 8)).astype(np.uint8)
         label = np.kron(blocks, np.ones((8, 8), np.uint8))
         image = rng.integers(0, 255, (height, width, 3), np.uint8)
         for kind, suffix, array in (
-            ("leftImg8bit", "leftImg8bit", image), ("gtFine", "gtFine_labelIds", label)
-        ):  # fmt: skip
+            ("leftImg8bit", "leftImg8bit", image),
+            ("gtFine", "gtFine_labelIds", label),
+        ):
             path = root / kind / "val" / city / f"{stem}_{suffix}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(path)
@@ -143,9 +145,12 @@ def test_scores_are_those_of_cityscapesscripts(cityscapes, predicted, ours, monk
 
     monkeypatch.setenv("CITYSCAPES_RESULTS", str(predicted / "cityscapes"))
     for name, value in (
-        ("evalInstLevelScore", False), ("JSONOutput", False), ("quiet", True),
-        ("predictionPath", None), ("predictionWalk", None),
-    ):  # fmt: skip
+        ("evalInstLevelScore", False),
+        ("JSONOutput", False),
+        ("quiet", True),
+        ("predictionPath", None),
+        ("predictionWalk", None),
+    ):
         monkeypatch.setattr(stock.args, name, value)
     truth = sorted(map(str, cityscapes.glob("gtFine/val/*/*_gtFine_labelIds.png")))
     found = [stock.getPrediction(stock.args, path) for path in truth]
@@ -203,10 +208,15 @@ def test_stand_in_operators_name_themselves() -> None:
 
 
 def test_mmsegmentation_is_imported_after_this_package_in_any_order(run_program) -> None:
-    run_program("-W", "ignore", "-c", (
-        "import segtrain\n"
-        "from mmseg.apis import MMSegInferencer, init_model\n"
-        "import mmcv._ext, segtrain.registry\n"
-        "from mmengine.utils.dl_utils.misc import mmcv_full_available as full\n"
-        "assert full() == (mmcv._ext.__spec__.loader is not None)\n"
-    ))  # fmt: skip
+    run_program(
+        "-W",
+        "ignore",
+        "-c",
+        (
+            "import segtrain\n"
+            "from mmseg.apis import MMSegInferencer, init_model\n"
+            "import mmcv._ext, segtrain.registry\n"
+            "from mmengine.utils.dl_utils.misc import mmcv_full_available as full\n"
+            "assert full() == (mmcv._ext.__spec__.loader is not None)\n"
+        ),
+    )

@@ -133,14 +133,20 @@ def test_entropy_and_ramp() -> None:
 @pytest.mark.parametrize(
     "backbone",
     [
-        {"aggregation": "direct", "pyramid": [8, 8], "trajectory": {
-            "type": "inversion", "targets": [5, 10, 20], "saved": [10, 0]}},
+        {
+            "aggregation": "direct",
+            "pyramid": [8, 8],
+            "trajectory": {"type": "inversion", "targets": [5, 10, 20], "saved": [10, 0]},
+        },
         {"aggregation": "gated", "trajectory": {"type": "noised", "timesteps": [10, 50]}},
         {"aggregation": "mixing", "categories": "eos", "adapter": True},
-        {"aggregation": "lstm", "trajectory": {"type": "noised", "timesteps": [10, 50]},
-         "taps": ["up_blocks.0", "vae.decoder.up_blocks.0"]},
+        {
+            "aggregation": "lstm",
+            "trajectory": {"type": "noised", "timesteps": [10, 50]},
+            "taps": ["up_blocks.0", "vae.decoder.up_blocks.0"],
+        },
     ],
-)  # fmt: skip
+)
 def test_only_what_learns_is_stored_and_the_rest_reloads(tiny_base: Path, backbone) -> None:
     model = _build(tiny_base, backbone=backbone)
     state = model.state_dict()
@@ -278,7 +284,7 @@ def test_all_processes_take_the_same_branches(tiny_base: Path, tmp_path: Path) -
         ({"trajectory": {"type": "diff5", "eta": -1}}, "eta -1: must be"),
         ({"trajectory": {"type": "diff5", "eta_range": [250, 10]}}, "eta_range .*lower one first"),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_are_named(tiny_base: Path, backbone, rule: str) -> None:
     with pytest.raises(UserError, match=rule):
         _build(tiny_base, backbone=backbone)

@@ -58,9 +58,13 @@ def test_six_steps_equal_three_a_kill_and_three(
     recipe_name: str, source: Path, tmp_path: Path, request, monkeypatch
 ) -> None:
     config = train.Config(
-        recipe=request.getfixturevalue(recipe_name), source=source, output=tmp_path / "straight",
-        generated=source, generated_share=0.5, checkpoint_every=3,
-    )  # fmt: skip
+        recipe=request.getfixturevalue(recipe_name),
+        source=source,
+        output=tmp_path / "straight",
+        generated=source,
+        generated_share=0.5,
+        checkpoint_every=3,
+    )
     straight, weights, resumed = _straight_and_resumed(config, monkeypatch)
     finished = json.loads((tmp_path / "resumed" / "finished.json").read_text())
     assert finished["first_step"] == 3
@@ -132,9 +136,12 @@ def test_rare_classes_are_drawn_and_shown_more_often(
     again = DrawnSamples(mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40), 3)[39]
     assert torch.equal(again["data_samples"].gt_sem_seg.data, labels[39])
     config = train.Config(
-        recipe=tiny_recipe, source=folder, output=tmp_path / "run", iterations=2,
+        recipe=tiny_recipe,
+        source=folder,
+        output=tmp_path / "run",
+        iterations=2,
         rare_classes=RareClassSampling(min_pixels=40),
-    )  # fmt: skip
+    )
     assert _train(config)
     too_many = dataclasses.replace(
         config, output=tmp_path / "none", rare_classes=RareClassSampling(min_pixels=10**6)
@@ -178,9 +185,12 @@ def test_self_training_resumes_and_changes_the_network(
 ) -> None:
     learning = mixing.SelfTraining(target=source, start=2, confidence=0.0)
     config = train.Config(
-        recipe=tiny_recipe, source=source, output=tmp_path / "straight", checkpoint_every=3,
+        recipe=tiny_recipe,
+        source=source,
+        output=tmp_path / "straight",
+        checkpoint_every=3,
         self_training=learning,
-    )  # fmt: skip
+    )
     straight, weights, resumed = _straight_and_resumed(config, monkeypatch)
     assert all(torch.equal(weights[name], straight[name]) for name in weights)
     plain = dataclasses.replace(
@@ -189,8 +199,9 @@ def test_self_training_resumes_and_changes_the_network(
     other = _train(plain)
     assert any(not torch.equal(other[name], straight[name]) for name in other)
     for wrong, message in (
-        ({"target": tmp_path / "none"}, "no such folder"), ({"confidence": 1.5}, "below 1"),
-    ):  # fmt: skip
+        ({"target": tmp_path / "none"}, "no such folder"),
+        ({"confidence": 1.5}, "below 1"),
+    ):
         bad = dataclasses.replace(config, self_training=dataclasses.replace(learning, **wrong))
         with pytest.raises(UserError, match=message):
             train.check(bad)
@@ -246,8 +257,10 @@ def test_shares_and_sets_must_agree(share, generated, more, rule: str) -> None:
 def test_the_source_takes_what_the_other_sets_leave() -> None:
     found = named_sets(Path("s"), Path("g"), 0.5, ("night=a:b/n:0.25",))
     assert [(one.name, str(one.folder), one.share) for one in found] == [
-        ("generated", "g", 0.5), ("night", "a:b/n", 0.25), ("source", "s", 0.25),
-    ]  # fmt: skip
+        ("generated", "g", 0.5),
+        ("night", "a:b/n", 0.25),
+        ("source", "s", 0.25),
+    ]
 
 
 def test_learning_rate_is_a_function_of_the_step() -> None:
@@ -295,9 +308,10 @@ def test_scores_of_conditions_and_of_a_changed_base(
     saved = json.loads((run / "recipe.json").read_text())
     assert saved["features"] == {"timesteps": [1], "taps": ["up_blocks.1", "up_blocks.0"]}
     for part, name, other in (
-        ("features", "timesteps", [7]), ("diffusion", "revision", "0" * 16),
+        ("features", "timesteps", [7]),
+        ("diffusion", "revision", "0" * 16),
         ("diffusion", "unet_revision", "0" * 16),
-    ):  # fmt: skip
+    ):
         changed = {**saved, part: {**saved[part], name: other}}
         (run / "recipe.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=f"{name}.*restore that base model"):

@@ -15,7 +15,7 @@ from segtrain.trajectories import (
     Schedule,
     Trajectory,
     Visit,
-)  # fmt: skip
+)
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -25,9 +25,11 @@ def _schedule(prediction: str, **options: object) -> Schedule:
 
 
 def _walk(
-    trajectory: Trajectory, latents: torch.Tensor, schedule: Schedule,
+    trajectory: Trajectory,
+    latents: torch.Tensor,
+    schedule: Schedule,
     model: Callable[[Visit], torch.Tensor],
-) -> list[Visit]:  # fmt: skip
+) -> list[Visit]:
     walk, visits = trajectory.walk(latents, schedule), []
     try:
         visits.append(next(walk))
@@ -86,9 +88,11 @@ def test_inversion_equals_the_inverse_scheduler_of_diffusers() -> None:
         expected.append(inverse.step(model(expected[-1]), timestep, expected[-1]).prev_sample)
     # its first step leads to the level of t = 0, where ours starts
     visits = _walk(
-        Inversion((20, 40, 60), (0, 20, 40)), expected[1], _schedule("epsilon"),
+        Inversion((20, 40, 60), (0, 20, 40)),
+        expected[1],
+        _schedule("epsilon"),
         lambda visit: model(visit.latents),
-    )  # fmt: skip
+    )
     assert len(visits) == 3
     for visit, wanted in zip(visits, expected[1:], strict=False):
         torch.testing.assert_close(visit.latents, wanted, rtol=1e-4, atol=1e-5)

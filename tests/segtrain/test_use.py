@@ -43,9 +43,12 @@ def test_a_picture_becomes_a_label_map_of_its_size(trained: Path, pictures: Path
 
 def test_every_kind_is_written_and_what_is_there_stays(trained, pictures, tmp_path) -> None:
     config = predict.Config(
-        checkpoint=trained, images=pictures, output=tmp_path / "out",
-        kinds=("ids", "color", "overlay", "cityscapes"), opacity=0.25,
-    )  # fmt: skip
+        checkpoint=trained,
+        images=pictures,
+        output=tmp_path / "out",
+        kinds=("ids", "color", "overlay", "cityscapes"),
+        opacity=0.25,
+    )
     predict.run(config, predict.check(config))
     out = tmp_path / "out"
     label = labels.read_label(out / "ids/a/one.png")
@@ -164,8 +167,9 @@ def test_cityscapes_label_ids() -> None:
 def test_two_processes_predict_what_one_does(trained, source, tmp_path, run_program) -> None:
     names = {}
     for name, launch in (
-        ("one", ()), ("two", ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"))
-    ):  # fmt: skip
+        ("one", ()),
+        ("two", ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")),
+    ):
         done = run_program(
             *launch, "segtrain/predict.py", "--checkpoint", trained, "--images", source,
             "--output", tmp_path / name, "--kinds", "ids", CUDA_VISIBLE_DEVICES="",
@@ -203,9 +207,14 @@ def test_bad_input_of_prediction(trained: Path, pictures: Path, tmp_path: Path) 
 def test_features_become_pictures(tiny_base: Path, source: Path, tmp_path: Path) -> None:
     maps = "up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps"
     config = visualise.Config(
-        base=str(tiny_base), images=source, output=tmp_path / "out", limit=2,
-        taps=("up_blocks.1", maps), classes=("road", "car", "sky"), timesteps=(10, 200),
-    )  # fmt: skip
+        base=str(tiny_base),
+        images=source,
+        output=tmp_path / "out",
+        limit=2,
+        taps=("up_blocks.1", maps),
+        classes=("road", "car", "sky"),
+        timesteps=(10, 200),
+    )
     pictures = [read_image(path) for path in visualise.check(config)]
     found = visualise.extract(config, pictures)
     assert visualise.sheet(config, 0, pictures, found).shape == (2 * 32, 3 * 64, 3)

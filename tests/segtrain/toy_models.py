@@ -11,9 +11,10 @@ from segtrain.trajectories import DIFF_37_SAVED
 
 SD15: dict[str, Any] = {"cross_attention_dim": 768}
 SD21: dict[str, Any] = {
-    "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
     "use_linear_projection": True,
-}  # fmt: skip
+}
 SDXL: dict[str, Any] = {
     "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
     "block_out_channels": [320, 640, 1280], "use_linear_projection": True,
@@ -26,9 +27,10 @@ FULL = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL}
 WIDTHS = {"sd15": 16, "sd21": 20, "sdxl": 40}  # of the tiny text encoders
 SHRINK = 40  # full-size channels to those of a toy
 VAE: dict[str, Any] = {
-    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
     "latent_channels": 4,
-}  # fmt: skip
+}
 
 
 def full_size(family: str) -> tuple[Any, Any]:
@@ -43,12 +45,17 @@ def toy_base(folder: Path, family: str, family_base: Callable[[str], Path]) -> P
     config = dict(FULL[family])
     channels = [c // SHRINK for c in config.get("block_out_channels", [320, 640, 1280, 1280])]
     config |= {
-        "block_out_channels": channels, "norm_num_groups": 4, "attention_head_dim": 2,
+        "block_out_channels": channels,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
         "cross_attention_dim": WIDTHS[family],
-    }  # fmt: skip
+    }
     if family == "sdxl":
-        config |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 24 + 48,
-                   "transformer_layers_per_block": [1, 1, 2]}  # fmt: skip
+        config |= {
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 24 + 48,
+            "transformer_layers_per_block": [1, 1, 2],
+        }
     for part in ("unet", "vae"):
         shutil.rmtree(folder / part)
     diffusers.UNet2DConditionModel(**config).save_pretrained(folder / "unet")
