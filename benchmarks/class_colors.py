@@ -22,10 +22,10 @@ import numpy as np
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.dataset import open_dataset, read_pair  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.labels import CLASS_NAMES  # noqa: E402
+from pipeline import files
+from pipeline.dataset import open_dataset, read_pair
+from pipeline.errors import UserError, guard
+from pipeline.labels import CLASS_NAMES
 
 MIN_PIXELS = 300
 CLASSES = ("road", "sidewalk", "building", "vegetation", "terrain", "sky", "car")

@@ -28,17 +28,17 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import require_seed  # noqa: E402
-from pipeline.dataset import (  # noqa: E402
+from pipeline.config import require_seed
+from pipeline.dataset import (
     DatasetWriter,
     open_dataset,
     read_image,
     read_pair,
     sample_id,
 )
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.report_pictures import source_picture  # noqa: E402
-from pipeline.seeding import numpy_generator  # noqa: E402
+from pipeline.errors import UserError, guard
+from pipeline.report_pictures import source_picture
+from pipeline.seeding import numpy_generator
 
 MIN_STD = 1e-3  # of a channel in L*a*b*; a flat one keeps its differences
 

@@ -23,12 +23,12 @@ import torch
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe  # noqa: E402
-from pipeline import files, models  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
-from pipeline.text import PromptEncoder  # noqa: E402
-from segtrain import recipes  # noqa: E402
-from segtrain.aggregation import Aggregation, Bottleneck  # noqa: E402
+from benchmarks.machine import describe
+from pipeline import files, models
+from pipeline.errors import guard
+from pipeline.text import PromptEncoder
+from segtrain import recipes
+from segtrain.aggregation import Aggregation, Bottleneck
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "segtrain"
 SHAPES = [(1280, 32)] * 6 + [(640, 16)] * 6 + [(320, 8)] * 6

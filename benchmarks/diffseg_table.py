@@ -19,8 +19,8 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline import files
+from pipeline.errors import UserError, guard
 
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 ARMS = ("source", "generated")

@@ -28,17 +28,17 @@ import torch
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe  # noqa: E402
-from generation.claims import Claims  # noqa: E402
-from generation.engine import Sampler, load_networks  # noqa: E402
-from generation.inputs import read_inputs  # noqa: E402
-from generation.progress import Rows  # noqa: E402
-from generation.saving import Saver  # noqa: E402
-from generation.settings import default_config  # noqa: E402
-from generation.work import Maker  # noqa: E402
-from pipeline import files  # noqa: E402
-from pipeline.dataset import DatasetWriter, read_rows, sample_id  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from benchmarks.machine import describe
+from generation.claims import Claims
+from generation.engine import Sampler, load_networks
+from generation.inputs import read_inputs
+from generation.progress import Rows
+from generation.saving import Saver
+from generation.settings import default_config
+from generation.work import Maker
+from pipeline import files
+from pipeline.dataset import DatasetWriter, read_rows, sample_id
+from pipeline.errors import guard
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -31,17 +31,17 @@ from diffusers import ControlNetModel
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.batches import (  # noqa: E402
+from finetune.batches import (
     WEIGHT_TYPES,
     FrozenBase,
     encode_moments,
     frozen_type,
     predict,
 )
-from finetune.loop import make_optimizer, speed_up  # noqa: E402
-from finetune.settings import Training  # noqa: E402
-from pipeline import files, labels, models  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from finetune.loop import make_optimizer, speed_up
+from finetune.settings import Training
+from pipeline import files, labels, models
+from pipeline.errors import guard
 
 PROGRAMS = ("unet", "controlnet")
 

@@ -30,16 +30,16 @@ from torch.utils.flop_counter import FlopCounterMode
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe  # noqa: E402
-from benchmarks.plain_fusion import Plain  # noqa: E402
-from generation import layouts, plan, tiles  # noqa: E402
-from generation.denoiser import Control, Denoiser  # noqa: E402
-from generation.engine import Networks, Sampler, load_networks  # noqa: E402
-from generation.prompts import Grammar  # noqa: E402
-from generation.settings import DEFAULT_LAYOUTS, Config, default_config  # noqa: E402
-from pipeline import files, models  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
-from pipeline.text import Conditioning  # noqa: E402
+from benchmarks.machine import describe
+from benchmarks.plain_fusion import Plain
+from generation import layouts, plan, tiles
+from generation.denoiser import Control, Denoiser
+from generation.engine import Networks, Sampler, load_networks
+from generation.prompts import Grammar
+from generation.settings import DEFAULT_LAYOUTS, Config, default_config
+from pipeline import files, models
+from pipeline.errors import guard
+from pipeline.text import Conditioning
 
 PROMPT = "a city street scene with road, building and car, in foggy weather by day"
 QUARTER = 4  # tiles lie a quarter of their size apart: 25 on a canvas of twice the size

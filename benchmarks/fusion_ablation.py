@@ -20,13 +20,13 @@ from statistics import mean
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe  # noqa: E402
-from benchmarks.summary import load, table  # noqa: E402
-from generation.settings import default_config  # noqa: E402
-from pipeline import files  # noqa: E402
-from pipeline.dataset import open_dataset  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
-from pipeline.labels import CLASS_NAMES, SMALL_CLASSES  # noqa: E402
+from benchmarks.machine import describe
+from benchmarks.summary import load, table
+from generation.settings import default_config
+from pipeline import files
+from pipeline.dataset import open_dataset
+from pipeline.errors import guard
+from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = "--guide-control-from 1 --guidance-interval 0 1 --held-classes"  # none named: all

@@ -22,10 +22,10 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe  # noqa: E402
-from pipeline import files  # noqa: E402
-from pipeline.dataset import open_dataset, read_image  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
+from benchmarks.machine import describe
+from pipeline import files
+from pipeline.dataset import open_dataset, read_image
+from pipeline.errors import UserError, guard
 
 if TYPE_CHECKING:
     import torch

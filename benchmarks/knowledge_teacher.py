@@ -21,11 +21,11 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.dataset import Sample, open_dataset, read_pair  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.labels import NUM_CLASSES  # noqa: E402
-from segtrain.scoring import AREAS, areas_of, score_of  # noqa: E402
-from segtrain.segmenter import Segmenter  # noqa: E402
+from pipeline.dataset import Sample, open_dataset, read_pair
+from pipeline.errors import UserError, guard
+from pipeline.labels import NUM_CLASSES
+from segtrain.scoring import AREAS, areas_of, score_of
+from segtrain.segmenter import Segmenter
 
 BRANCHES = ("plain", "told", "told all")
 

@@ -20,9 +20,9 @@ from torch import nn
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.dataset import open_dataset, read_image  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline import files
+from pipeline.dataset import open_dataset, read_image
+from pipeline.errors import guard
 
 SIZE_PX = (64, 128)
 
@@ -53,7 +53,7 @@ def classifier(num_looks: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_looks))
 
 
-def accuracy(model: nn.Module, pictures: torch.Tensor, looks: torch.Tensor, names: list[str]):  # noqa: ANN201
+def accuracy(model: nn.Module, pictures: torch.Tensor, looks: torch.Tensor, names: list[str]):
     """Return top-1 in percent, over all pictures and per look, and the confusions."""
     with torch.no_grad():
         guess = torch.cat([model(part) for part in pictures.split(64)]).argmax(1)

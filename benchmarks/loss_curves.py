@@ -13,8 +13,8 @@ import numpy as np
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline import files
+from pipeline.errors import guard
 
 WIDTH, HEIGHT, MARGIN = 300, 180, 34
 

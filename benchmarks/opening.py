@@ -15,19 +15,19 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from benchmarks.machine import describe  # noqa: E402
-from pipeline import files, labels  # noqa: E402
-from pipeline.dataset import (  # noqa: E402
+from benchmarks.machine import describe
+from pipeline import files, labels
+from pipeline.dataset import (
     SHARD_SIZE,
     DatasetWriter,
     check_dataset,
     open_dataset,
     sample_id,
 )
-from pipeline.errors import guard  # noqa: E402
-from pipeline.metadata import encode_row, seal  # noqa: E402
+from pipeline.errors import guard
+from pipeline.metadata import encode_row, seal
 
 
 def make(folder: Path, count: int) -> None:

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.prior import Config  # noqa: E402
-from pipeline.config import from_mapping  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
-from pipeline.yaml_files import load_yaml  # noqa: E402
+from finetune.prior import Config
+from pipeline.config import from_mapping
+from pipeline.errors import guard
+from pipeline.yaml_files import load_yaml
 
 WARM_UP, TIMED = 8, 30  # updates
 LATENT_CHANNELS, LEVELS, VOCABULARY = 8, 3, 450  # of the pocket model

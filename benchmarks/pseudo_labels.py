@@ -19,10 +19,10 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.dataset import Sample, open_dataset, read_pair  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.labels import NUM_CLASSES, VOID  # noqa: E402
-from segtrain.segmenter import Segmenter  # noqa: E402
+from pipeline.dataset import Sample, open_dataset, read_pair
+from pipeline.errors import UserError, guard
+from pipeline.labels import NUM_CLASSES, VOID
+from segtrain.segmenter import Segmenter
 
 
 @torch.no_grad()

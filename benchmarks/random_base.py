@@ -17,9 +17,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import require_seed  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
-from pipeline.models import POCKET_BASE  # noqa: E402
+from pipeline.config import require_seed
+from pipeline.errors import guard
+from pipeline.models import POCKET_BASE
 
 
 def build() -> diffusers.StableDiffusionPipeline:

@@ -20,10 +20,10 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.report_pictures import source_picture  # noqa: E402
-from pipeline.seeding import numpy_generator  # noqa: E402
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+from pipeline.errors import UserError, guard
+from pipeline.report_pictures import source_picture
+from pipeline.seeding import numpy_generator
 
 LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)
 

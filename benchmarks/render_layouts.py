@@ -16,12 +16,12 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.pocket.looks import LOOKS  # noqa: E402
-from pipeline.pocket.render import render_pair  # noqa: E402
-from pipeline.pocket.scene import make_scene, scene_seed  # noqa: E402
-from pipeline.pocket_city import look_of  # noqa: E402
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+from pipeline.errors import UserError, guard
+from pipeline.pocket.looks import LOOKS
+from pipeline.pocket.render import render_pair
+from pipeline.pocket.scene import make_scene, scene_seed
+from pipeline.pocket_city import look_of
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.pocket_city import SPLITS, render_sample  # noqa: E402
+from benchmarks.machine import describe
+from pipeline.errors import UserError, guard
+from pipeline.pocket_city import SPLITS, render_sample
 
 
 def rate(split: str, n: int) -> float:

@@ -17,9 +17,9 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.errors import guard  # noqa: E402
-from pipeline.files import read_json  # noqa: E402
-from pipeline.labels import CLASS_NAMES, SMALL_CLASSES  # noqa: E402
+from pipeline.errors import guard
+from pipeline.files import read_json
+from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 
 Scores = dict[str, dict[str, Any]]  # arm -> entry of the score file
 

@@ -19,9 +19,9 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, models  # noqa: E402
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
+from pipeline import files, models
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+from pipeline.errors import guard
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

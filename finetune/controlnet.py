@@ -21,15 +21,15 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.captions import Captions  # noqa: E402
-from finetune.crops import Crop, draw_labelled_crop, recolor_some  # noqa: E402
-from finetune.programs import begin, open_sources  # noqa: E402
-from finetune.settings import OF_THE_BASE, Training  # noqa: E402
-from pipeline.base_defaults import with_base_defaults  # noqa: E402
-from pipeline.config import parse  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.models import check_fit, find_base, find_folder  # noqa: E402
-from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes  # noqa: E402
+from finetune.captions import Captions
+from finetune.crops import Crop, draw_labelled_crop, recolor_some
+from finetune.programs import begin, open_sources
+from finetune.settings import OF_THE_BASE, Training
+from pipeline.base_defaults import with_base_defaults
+from pipeline.config import parse
+from pipeline.errors import UserError, guard
+from pipeline.models import check_fit, find_base, find_folder
+from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def main() -> int | None:
     weight_type = frozen_type(config.training.precision, device)
     frozen = FrozenBase(base, device, min_snr_gamma=config.min_snr_gamma)
 
-    def load_unet(folder):  # noqa: ANN001, ANN202
+    def load_unet(folder):
         return models.load_network("unet", base, folder).requires_grad_(False)
 
     unet = load_unet(unet_folder)
@@ -152,7 +152,7 @@ def main() -> int | None:
         unet.enable_gradient_checkpointing()
 
     # Data
-    def draw(rng):  # noqa: ANN001, ANN202
+    def draw(rng):
         image, label = draw_labelled_crop(rng, samples, config.crop, index[0] if index else None)
         image = recolor_some(rng, image, config.color_jitter)
         return image, label, captions(label)
@@ -161,7 +161,7 @@ def main() -> int | None:
         accelerator, frozen.vae, draw, config, folder, dropout=config.caption_dropout
     )
 
-    def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
+    def loss_function(model, batch, generator):
         step = frozen.step(batch, generator)
         control = labels.one_hot_control(batch[1].to(device, non_blocking=True))
         prediction = predict(unet, step.noisy, step.timesteps, step.text, model, control)
@@ -173,7 +173,7 @@ def main() -> int | None:
             accelerator, frozen, draw, seed=config.seed, shown=config.previews, folder=folder
         )
 
-        def preview(weights, done):  # noqa: ANN001, ANN202
+        def preview(weights, done):
             columns = [sheet.colours(), sheet.draw(unet, weights)]
             if unet_folder:  # Style Swap; U_P is loaded for the moment only
                 columns.append(sheet.draw(load_unet(None).to(device, weight_type), weights))

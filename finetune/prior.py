@@ -19,13 +19,13 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import Crop, draw_image_crop  # noqa: E402
-from finetune.new_networks import check_prior  # noqa: E402
-from finetune.programs import begin, open_sources  # noqa: E402
-from finetune.settings import Training  # noqa: E402
-from pipeline.config import parse  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.models import find_base, find_folder  # noqa: E402
+from finetune.crops import Crop, draw_image_crop
+from finetune.new_networks import check_prior
+from finetune.programs import begin, open_sources
+from finetune.settings import Training
+from pipeline.config import parse
+from pipeline.errors import UserError, guard
+from pipeline.models import find_base, find_folder
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def main() -> int | None:
         unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)
 
     # Latents and tokens, prepared once
-    def make(item):  # noqa: ANN001, ANN202
+    def make(item):
         i, k = divmod(item, config.crops_per_image)
         rng = numpy_generator(config.seed, "latent crop", i, k)
         return draw_image_crop(rng, samples[i], config.crop), None, samples[i].caption
@@ -149,12 +149,12 @@ def main() -> int | None:
     captions, empty = tokenize([s.caption for s in samples], tokenizer), tokenize([""], tokenizer)
     num_trained = num_items - config.holdout * config.crops_per_image
 
-    def draw(rng):  # noqa: ANN001, ANN202
+    def draw(rng):
         number = int(rng.integers(num_trained))
         dropped = rng.random() < config.caption_dropout
         return crops[number][0], empty[0] if dropped else captions[number // config.crops_per_image]
 
-    def collate(items):  # noqa: ANN001, ANN202
+    def collate(items):
         return torch.stack([x for x, _ in items]), torch.stack([ids for _, ids in items])
 
     if config.cache_on_device:
@@ -162,13 +162,13 @@ def main() -> int | None:
     else:
         data = drawn_batches(accelerator, draw, collate, config.training, config.seed)
 
-    def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
+    def loss_function(model, batch, generator):
         moments, ids = (part.to(accelerator.device) for part in batch)
         latents = sample_moments(moments, generator)
         noisy, target, timesteps = noisy_latents(scheduler, latents, generator, config.logit_normal)
         return diffusion_loss(model(noisy, timesteps, ids), target), {}
 
-    def preview(model, step):  # noqa: ANN001, ANN202
+    def preview(model, step):
         prompts = [samples[i * len(samples) // 12].caption for i in range(12)]
         draw_previews(
             model, vae, tokenizer, scheduler, prompts, folder / "previews", step,

@@ -19,14 +19,14 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.captions import check_prompt  # noqa: E402
-from finetune.crops import Crop, draw_image_crop, recolor_some  # noqa: E402
-from finetune.programs import begin, open_sources  # noqa: E402
-from finetune.settings import OF_THE_BASE, Training  # noqa: E402
-from pipeline.base_defaults import with_base_defaults  # noqa: E402
-from pipeline.config import parse  # noqa: E402
-from pipeline.errors import guard  # noqa: E402
-from pipeline.models import find_base  # noqa: E402
+from finetune.captions import check_prompt
+from finetune.crops import Crop, draw_image_crop, recolor_some
+from finetune.programs import begin, open_sources
+from finetune.settings import OF_THE_BASE, Training
+from pipeline.base_defaults import with_base_defaults
+from pipeline.config import parse
+from pipeline.errors import guard
+from pipeline.models import find_base
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ def main() -> int | None:
         unet.enable_gradient_checkpointing()
 
     # Data
-    def draw(rng):  # noqa: ANN001, ANN202
+    def draw(rng):
         sample = samples[int(rng.integers(len(samples)))]
         image = draw_image_crop(rng, sample, config.crop)
         return recolor_some(rng, image, config.color_jitter), None, config.prompt
 
     data = crop_batches(accelerator, frozen.vae, draw, config, folder)
 
-    def loss_function(model, batch, generator):  # noqa: ANN001, ANN202
+    def loss_function(model, batch, generator):
         step = frozen.step(batch, generator)
         return frozen.loss(predict(model, step.noisy, step.timesteps, step.text), step), {}
 
@@ -113,7 +113,7 @@ def main() -> int | None:
             accelerator, frozen, draw, seed=config.seed, shown=config.previews, folder=folder
         )
 
-        def preview(weights, done):  # noqa: ANN001, ANN202
+        def preview(weights, done):
             sheet.write(done, [sheet.pictures(), sheet.draw(weights)])
 
     weights = train(

@@ -16,13 +16,13 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import Crop, draw_image_crop, jitter_colors  # noqa: E402
-from finetune.new_networks import check_autoencoder  # noqa: E402
-from finetune.programs import begin, open_sources  # noqa: E402
-from finetune.settings import Training  # noqa: E402
-from pipeline.config import parse, require_extra  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.models import find_folder  # noqa: E402
+from finetune.crops import Crop, draw_image_crop, jitter_colors
+from finetune.new_networks import check_autoencoder
+from finetune.programs import begin, open_sources
+from finetune.settings import Training
+from pipeline.config import parse, require_extra
+from pipeline.errors import UserError, guard
+from pipeline.models import find_folder
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def main() -> int | None:
     )
     loss_function = AutoencoderLoss(config, accelerator.device, trained)
 
-    def draw(rng):  # noqa: ANN001, ANN202
+    def draw(rng):
         patch = draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)
         return jitter_colors(rng, patch) if rng.random() < config.color_jitter else patch
 

@@ -23,21 +23,21 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from generation import card, layouts, listing, work  # noqa: E402
-from generation.claims import Claims  # noqa: E402
-from generation.inputs import (  # noqa: E402
+from generation import card, layouts, listing, work
+from generation.claims import Claims
+from generation.inputs import (
     Inputs,
     check_loadable,
     identify,
     read_inputs,
     row_revisions,
 )
-from generation.output import CACHE_NAME, RunFolder  # noqa: E402
-from generation.settings import Config, default_config  # noqa: E402
-from pipeline import files  # noqa: E402
-from pipeline.config import parse  # noqa: E402
-from pipeline.dataset import repair_tail, sample_id  # noqa: E402
-from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
+from generation.output import CACHE_NAME, RunFolder
+from generation.settings import Config, default_config
+from pipeline import files
+from pipeline.config import parse
+from pipeline.dataset import repair_tail, sample_id
+from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 WAIT_S = 1800

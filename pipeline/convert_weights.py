@@ -16,10 +16,10 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.config import parse  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.torch_pickle import StateDict  # noqa: E402
+from pipeline import files
+from pipeline.config import parse
+from pipeline.errors import UserError, guard
+from pipeline.torch_pickle import StateDict
 
 CONDITION_ENTRY = "controlnet_cond_embedding.conv_in.weight"
 

@@ -25,7 +25,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.errors import EXIT_BAD_INPUT, guard  # noqa: E402
+from pipeline.errors import EXIT_BAD_INPUT, guard
 
 REMEDY = "pip install -c constraints.txt -e ."
 MODULES = {  # of distributions that are imported by another name; "" is not imported

@@ -18,13 +18,13 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import archives, files  # noqa: E402
-from pipeline.catalogue import load_spec  # noqa: E402
-from pipeline.config import from_mapping, parse  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.fetching import RemoteFile, fetch, verify  # noqa: E402
-from pipeline.git_source import GitSource, check_git, fetch_git  # noqa: E402
-from pipeline.reading import shortened  # noqa: E402
+from pipeline import archives, files
+from pipeline.catalogue import load_spec
+from pipeline.config import from_mapping, parse
+from pipeline.errors import UserError, guard
+from pipeline.fetching import RemoteFile, fetch, verify
+from pipeline.git_source import GitSource, check_git, fetch_git
+from pipeline.reading import shortened
 
 DRIVE = "https://drive.usercontent.google.com/download"
 

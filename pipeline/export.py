@@ -27,8 +27,8 @@ from typing import Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import exporters, files, images, labels, panoptic, shards  # noqa: E402
-from pipeline.config import (  # noqa: E402
+from pipeline import exporters, files, images, labels, panoptic, shards
+from pipeline.config import (
     differences,
     digest,
     parse,
@@ -36,8 +36,8 @@ from pipeline.config import (  # noqa: E402
     show,
     to_mapping,
 )
-from pipeline.dataset import Sample, open_dataset, require_same_size  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.dataset import Sample, open_dataset, require_same_size
+from pipeline.errors import UserError, guard
 
 WRITERS: dict[str, Callable[[exporters.Job], str]] = {
     "mmseg": exporters.write_mmseg,

@@ -16,10 +16,10 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import parse, show  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.metadata import read_rows  # noqa: E402
-from pipeline.rows import choose, require_ours, scan_rows, write_merged  # noqa: E402
+from pipeline.config import parse, show
+from pipeline.errors import UserError, guard
+from pipeline.metadata import read_rows
+from pipeline.rows import choose, require_ours, scan_rows, write_merged
 
 
 @dataclass(frozen=True)

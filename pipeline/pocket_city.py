@@ -19,9 +19,9 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import parse, require_between, require_positive, show  # noqa: E402
-from pipeline.dataset import DatasetWriter, sample_id, write_card  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
+from pipeline.config import parse, require_between, require_positive, show
+from pipeline.dataset import DatasetWriter, sample_id, write_card
+from pipeline.errors import UserError, guard
 
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 MAX_PIXELS = 2048 * 4096  # a process needs about 240 bytes for each
@@ -46,7 +46,7 @@ class Config:
     """rendering processes"""
 
 
-def look_of(split: str, index: int):  # noqa: ANN201
+def look_of(split: str, index: int):
     """Return (name, Look) of picture `index`; the looks of a split take turns."""
     from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS
     from pipeline.pocket.looks import TARGETS as TARGET_LOOKS
@@ -64,7 +64,7 @@ def look_of(split: str, index: int):  # noqa: ANN201
     return name, table[name]
 
 
-def render_sample(index: int, split: str, size_px: tuple[int, int]):  # noqa: ANN201
+def render_sample(index: int, split: str, size_px: tuple[int, int]):
     """Render picture `index` of a split; returns (image, label, metadata row)."""
     import cv2
     import numpy as np

@@ -27,10 +27,10 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from pipeline import images, labels  # noqa: E402
-from pipeline.catalogue import (  # noqa: E402
+from pipeline import images, labels
+from pipeline.catalogue import (
     DatasetSpec,
     Listing,
     Pair,
@@ -38,10 +38,10 @@ from pipeline.catalogue import (  # noqa: E402
     list_pairs,
     open_selection,
 )
-from pipeline.config import parse, require_between, show  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.images import read_image  # noqa: E402
-from pipeline.reading import shortened  # noqa: E402
+from pipeline.config import parse, require_between, show
+from pipeline.errors import UserError, guard
+from pipeline.images import read_image
+from pipeline.reading import shortened
 
 Depth = Literal["headers", "full"]
 MOST_WORKERS = 256

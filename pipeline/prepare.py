@@ -26,10 +26,10 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from pipeline import __version__, class_stats, files, images, labels  # noqa: E402
-from pipeline.catalogue import (  # noqa: E402
+from pipeline import __version__, class_stats, files, images, labels
+from pipeline.catalogue import (
     DERIVED,
     DatasetSpec,
     Listing,
@@ -38,8 +38,8 @@ from pipeline.catalogue import (  # noqa: E402
     open_selection,
     protocol_facts,
 )
-from pipeline.config import differences, digest, parse, require_between, show  # noqa: E402
-from pipeline.dataset import (  # noqa: E402
+from pipeline.config import differences, digest, parse, require_between, show
+from pipeline.dataset import (
     SHARD_SIZE,
     DatasetWriter,
     prove_checked,
@@ -48,10 +48,10 @@ from pipeline.dataset import (  # noqa: E402
     sample_id,
     write_card,
 )
-from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
-from pipeline.markdown import code, plain  # noqa: E402
-from pipeline.paths import STORES_VARIABLE, is_declared  # noqa: E402
-from pipeline.preflight import (  # noqa: E402
+from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
+from pipeline.markdown import code, plain
+from pipeline.paths import STORES_VARIABLE, is_declared
+from pipeline.preflight import (
     MOST_WORKERS,
     Fault,
     check_listing,

@@ -18,10 +18,10 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.config import parse, show  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.recipes import read_record  # noqa: E402
+from pipeline import files
+from pipeline.config import parse, show
+from pipeline.errors import UserError, guard
+from pipeline.recipes import read_record
 
 TEMPLATE = "report.html.j2"
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")

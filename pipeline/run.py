@@ -24,10 +24,10 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.config import parse, require_between  # noqa: E402
-from pipeline.errors import PREFIX, UserError, guard  # noqa: E402
-from pipeline.recipes import (  # noqa: E402
+from pipeline import files
+from pipeline.config import parse, require_between
+from pipeline.errors import PREFIX, UserError, guard
+from pipeline.recipes import (
     IN_CHECKOUT,
     Recipe,
     Stage,

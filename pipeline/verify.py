@@ -26,19 +26,19 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, images, labels  # noqa: E402
-from pipeline.config import (  # noqa: E402
+from pipeline import files, images, labels
+from pipeline.config import (
     digest,
     parse,
     require_between,
     require_positive,
     show,
 )
-from pipeline.dataset import sample_id  # noqa: E402
-from pipeline.errors import EXIT_INCOMPLETE, UserError, guard  # noqa: E402
-from pipeline.metadata import KINDS, is_ok, seal  # noqa: E402
-from pipeline.paths import Enclosure  # noqa: E402
-from pipeline.rows import (  # noqa: E402
+from pipeline.dataset import sample_id
+from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
+from pipeline.metadata import KINDS, is_ok, seal
+from pipeline.paths import Enclosure
+from pipeline.rows import (
     Fault,
     Scan,
     choose,

@@ -18,20 +18,20 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files  # noqa: E402
-from pipeline.config import (  # noqa: E402
+from pipeline import files
+from pipeline.config import (
     parse,
     require_between,
     require_positive,
     show,
     to_mapping,
 )
-from pipeline.dataset import find_pictures  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.identity import file_digest, run_identity  # noqa: E402
-from segtrain.pictures import name_predictions  # noqa: E402
-from segtrain.protocol import protocol_of, require_pictures, require_size  # noqa: E402
-from segtrain.recipes import (  # noqa: E402
+from pipeline.dataset import find_pictures
+from pipeline.errors import UserError, guard
+from pipeline.identity import file_digest, run_identity
+from segtrain.pictures import name_predictions
+from segtrain.protocol import protocol_of, require_pictures, require_size
+from segtrain.recipes import (
     SCENE_FILE,
     WEIGHTS_FILE,
     diffusion_base,

@@ -22,10 +22,10 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, labels, models  # noqa: E402
-from pipeline.config import parse, show  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.recipes import load_trained, require_trained, with_tuples  # noqa: E402
+from pipeline import files, labels, models
+from pipeline.config import parse, show
+from pipeline.errors import UserError, guard
+from segtrain.recipes import load_trained, require_trained, with_tuples
 
 CONFIG_FILE, MODEL_FILE = "config.py", "model.pth"
 META = {"classes": list(labels.CLASS_NAMES), "palette": labels.PALETTE.tolist()}

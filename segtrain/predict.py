@@ -21,16 +21,16 @@ from typing import Any, Literal, get_args
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from pipeline import files, labels, models  # noqa: E402
-from pipeline.config import parse, require_positive, to_mapping  # noqa: E402
-from pipeline.dataset import find_pictures, is_dataset, read_image  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.identity import file_digest  # noqa: E402
-from segtrain.pictures import cityscapes_names, name_predictions  # noqa: E402
-from segtrain.protocol import protocol_of, require_pictures, require_size  # noqa: E402
-from segtrain.recipes import (  # noqa: E402
+from pipeline import files, labels, models
+from pipeline.config import parse, require_positive, to_mapping
+from pipeline.dataset import find_pictures, is_dataset, read_image
+from pipeline.errors import UserError, guard
+from pipeline.identity import file_digest
+from segtrain.pictures import cityscapes_names, name_predictions
+from segtrain.protocol import protocol_of, require_pictures, require_size
+from segtrain.recipes import (
     SCENE_FILE,
     WEIGHTS_FILE,
     require_scene,

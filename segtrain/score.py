@@ -19,13 +19,13 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, labels, models  # noqa: E402
-from pipeline.config import parse, require_positive, show  # noqa: E402
-from pipeline.dataset import Sample, check_dataset, open_dataset  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from segtrain.pictures import name_predictions, require_predictions_of  # noqa: E402
-from segtrain.protocol import protocol_of, require_pictures, require_size  # noqa: E402
-from segtrain.recipes import require_scene, require_trained  # noqa: E402
+from pipeline import files, labels, models
+from pipeline.config import parse, require_positive, show
+from pipeline.dataset import Sample, check_dataset, open_dataset
+from pipeline.errors import UserError, guard
+from segtrain.pictures import name_predictions, require_predictions_of
+from segtrain.protocol import protocol_of, require_pictures, require_size
+from segtrain.recipes import require_scene, require_trained
 
 
 @dataclass(frozen=True)

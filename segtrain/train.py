@@ -20,31 +20,31 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import tyro  # noqa: E402
+import tyro
 
-from pipeline import files, models  # noqa: E402
-from pipeline.config import (  # noqa: E402
+from pipeline import files, models
+from pipeline.config import (
     parse,
     require_between,
     require_positive,
     show,
     to_mapping,
 )
-from pipeline.dataset import (  # noqa: E402
+from pipeline.dataset import (
     Sample,
     check_dataset,
     check_images,
     find_pictures,
     open_dataset,
 )
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.identity import file_digest, run_identity  # noqa: E402
-from pipeline.rare_classes import RareClassSampling, index_classes  # noqa: E402
-from segtrain.backbone_weights import load_backbone, read_shapes  # noqa: E402
-from segtrain.mixing import MixedSamples, SelfTraining, seeded_globals  # noqa: E402
-from segtrain.recipe_checks import check_sample, named_faults  # noqa: E402
-from segtrain.recipes import diffusion_models, require_recipe  # noqa: E402
-from segtrain.sets import (  # noqa: E402
+from pipeline.errors import UserError, guard
+from pipeline.identity import file_digest, run_identity
+from pipeline.rare_classes import RareClassSampling, index_classes
+from segtrain.backbone_weights import load_backbone, read_shapes
+from segtrain.mixing import MixedSamples, SelfTraining, seeded_globals
+from segtrain.recipe_checks import check_sample, named_faults
+from segtrain.recipes import diffusion_models, require_recipe
+from segtrain.sets import (
     TARGET,
     NamedSet,
     declared_scale,

@@ -15,13 +15,13 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from pipeline import files, models  # noqa: E402
-from pipeline.config import parse, require_positive  # noqa: E402
-from pipeline.dataset import check_images, find_pictures, read_image  # noqa: E402
-from pipeline.errors import UserError, guard  # noqa: E402
-from pipeline.labels import CLASS_NAMES  # noqa: E402
+from pipeline import files, models
+from pipeline.config import parse, require_positive
+from pipeline.dataset import check_images, find_pictures, read_image
+from pipeline.errors import UserError, guard
+from pipeline.labels import CLASS_NAMES
 
 CATEGORIES = ("none", "eos", "words", "sentence")  # of segtrain.prompts, which imports torch
 

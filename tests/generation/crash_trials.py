@@ -31,15 +31,15 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from generation import engine, run, saving  # noqa: E402
-from generation.plan import noise_seed  # noqa: E402
-from generation.saving import Drawn  # noqa: E402
-from generation.work import ATTEMPTS  # noqa: E402
-from pipeline import files  # noqa: E402
-from pipeline.dataset import read_rows  # noqa: E402
-from pipeline.errors import EXIT_INCOMPLETE, UserError  # noqa: E402
+from generation import engine, run, saving
+from generation.plan import noise_seed
+from generation.saving import Drawn
+from generation.work import ATTEMPTS
+from pipeline import files
+from pipeline.dataset import read_rows
+from pipeline.errors import EXIT_INCOMPLETE, UserError
 
 SIZE = (32, 64)
 PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # no kill tests a disk's sync

@@ -68,10 +68,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.do_GET(with_body=False)
 
-    def do_GET(self, with_body: bool = True) -> None:  # noqa: N802
+    def do_GET(self, with_body: bool = True) -> None:
         wanted = self.headers.get("Range", "")
         self.server.log.append((self.path, wanted))
         page = self.server.pages.get(self.path) or Page(b"", 404)

@@ -48,7 +48,7 @@ def workspace(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> Path:
     return tmp_path
 
 
-def test_full_report_is_self_contained_and_escaped(workspace: Path, run_program) -> None:  # noqa: ANN001
+def test_full_report_is_self_contained_and_escaped(workspace: Path, run_program) -> None:
     run_program("pipeline/report.py", "--workspace", workspace)
     page = (workspace / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
@@ -80,7 +80,7 @@ def test_recoloured_source_images_are_not_called_generated(workspace: Path, deta
         assert (text in page) == (details != "source"), text
 
 
-def test_missing_workspace_is_one_line(tmp_path: Path, run_program) -> None:  # noqa: ANN001
+def test_missing_workspace_is_one_line(tmp_path: Path, run_program) -> None:
     done = run_program("pipeline/report.py", "--workspace", tmp_path / "none", check=False)
     assert done.returncode == 2 and "no such folder" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

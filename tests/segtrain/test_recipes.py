@@ -20,7 +20,7 @@ from segtrain.taps import MAPS
 from segtrain.trajectories import Schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy_models import FULL, full_size, shrink_recipe, toy_base  # noqa: E402
+from toy_models import FULL, full_size, shrink_recipe, toy_base
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs" / "segtrain").glob("*.py"))
