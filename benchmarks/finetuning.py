@@ -5,7 +5,7 @@
     python benchmarks/random_base.py --output runs/random_sd15
     python benchmarks/finetuning.py --base runs/random_sd15 --precision bf16  # full size, on a GPU
 
-Times the programs' own parts (`finetune.batches`, `finetune.loop`) on random pictures: the U-Net,
+Times the programs' own parts (`finetune.diffusion`, `finetune.loop`) on random pictures: the U-Net,
 and the ControlNet on a frozen U-Net, with pictures encoded in every update and with cached moments,
 at each batch size. Prints a table and, with --output, writes it as JSON. Peak memory is that of the
 GPU; on a CPU it is not told.
@@ -31,7 +31,7 @@ from diffusers import ControlNetModel
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.batches import (
+from finetune.diffusion import (
     WEIGHT_TYPES,
     FrozenBase,
     encode_moments,

@@ -24,7 +24,7 @@ LATENT_CHANNELS, LEVELS, VOCABULARY = 8, 3, 450  # of the pocket model
 
 
 class Tokenizer:
-    """What `build_prior` asks a tokenizer for."""
+    """What `build_text_to_image` asks a tokenizer for."""
 
     bos_token_id, eos_token_id, pad_token_id = 0, 1, 1
 
@@ -36,7 +36,7 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
     """Time updates of a new model on latents of noise, with the batch size of `config`."""
     import torch
 
-    from finetune.base_model import TextToImage, build_prior
+    from finetune.base_model import TextToImage, build_text_to_image
     from finetune.losses import diffusion_loss, noisy_latents
     from pipeline.models import latent_factor
 
@@ -44,7 +44,7 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
     vae = SimpleNamespace(
         config=SimpleNamespace(latent_channels=LATENT_CHANNELS, block_out_channels=(0,) * LEVELS)
     )
-    unet, text_encoder, scheduler = build_prior(config, vae, Tokenizer())
+    unet, text_encoder, scheduler = build_text_to_image(config, vae, Tokenizer())
     model = TextToImage(unet, text_encoder).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda" or None)
     trained = torch.compile(model) if compiled else model

@@ -12,8 +12,8 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from finetune.batches import sample_moments
 from finetune.cache import resident_batches
+from finetune.diffusion import sample_moments
 from finetune.losses import diffusion_loss, noisy_latents
 from pipeline.models import latent_factor, load_component, load_scheduler
 
@@ -128,7 +128,7 @@ def merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def load_prior(
+def load_text_to_image(
     base: str,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler, CLIPTokenizer]:
     """Load U-Net, text encoder, scheduler and tokenizer of a base model, to train them further."""
@@ -136,7 +136,7 @@ def load_prior(
     return unet, text_encoder, load_scheduler(base), load_component(base, "tokenizer")
 
 
-def build_prior(
+def build_text_to_image(
     config: Any, vae: Any, tokenizer: CLIPTokenizer
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, DDIMScheduler]:
     """Build U-Net, text encoder and scheduler with random weights.

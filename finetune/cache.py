@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from finetune.batches import collate, encode_moments
+from finetune.diffusion import collate, encode_moments
 from finetune.loop import Batches, drawn_batches
 from finetune.settings import Training
 from pipeline import files, models

@@ -119,8 +119,8 @@ def main() -> int | None:
     import torch
     from diffusers import ControlNetModel
 
-    from finetune.batches import FrozenBase, frozen_type, predict
     from finetune.cache import crop_batches
+    from finetune.diffusion import FrozenBase, frozen_type, predict
     from finetune.loop import speed_up, train
     from finetune.previews import Previews
     from pipeline import labels, models, runs

@@ -8,7 +8,7 @@ from pipeline.errors import UserError
 from pipeline.model_values import SHORTEST_TEXT
 from pipeline.models import read_config
 
-UNET_GROUPS = 16  # of the group normalisation in `finetune.base_model.build_prior`
+UNET_GROUPS = 16  # of the group normalisation in `finetune.base_model.build_text_to_image`
 SMALLEST_VOCABULARY = 2 + 2 * 256  # start, end, and each byte within a word and at its end
 
 
@@ -27,7 +27,7 @@ def check_autoencoder(config: Any, init: Path | None) -> int:
     return 2 ** (len(channels) - 1) * halving
 
 
-def check_prior(config: Any, vae: Path, init: str | None) -> int:
+def check_text_to_image(config: Any, vae: Path, init: str | None) -> int:
     """Return the multiple, in pixels, that the sides of a crop must be of for `finetune/prior.py`.
 
     `vae` is the folder of its autoencoder, `init` that of the base which is trained further. Raises

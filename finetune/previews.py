@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetune.batches import FrozenBase, collate, encode_moments, predict
+from finetune.diffusion import FrozenBase, collate, encode_moments, predict
 from finetune.losses import diffusion_loss, diffusion_target
 from pipeline import files, labels, models
 from pipeline.seeding import numpy_generator, seed_of

@@ -20,7 +20,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.crops import Crop, draw_image_crop
-from finetune.new_networks import check_prior
+from finetune.new_networks import check_text_to_image
 from finetune.programs import begin, open_sources
 from finetune.settings import Training
 from pipeline.config import parse
@@ -91,7 +91,7 @@ def main() -> int | None:
         raise UserError(f"--holdout {config.holdout}: --data has {len(samples)} images in all")
     init = find_base(config.init) if config.init else None
     accelerator, folder = begin(
-        config, call, samples, crop_multiple=lambda: check_prior(config, vae_folder, init),
+        config, call, samples, crop_multiple=lambda: check_text_to_image(config, vae_folder, init),
         vae=("vae", vae_folder), init=("base", init),
     )  # fmt: skip
     if accelerator is None:
@@ -105,16 +105,16 @@ def main() -> int | None:
     from finetune.averages import WIDTHS, choose_width
     from finetune.base_model import (
         TextToImage,
-        build_prior,
+        build_text_to_image,
         draw_previews,
         held_out_loss,
-        load_prior,
+        load_text_to_image,
         resident_latents,
         save_base,
         tokenize,
         train_tokenizer,
     )
-    from finetune.batches import encode_moments, sample_moments
+    from finetune.diffusion import encode_moments, sample_moments
     from finetune.loop import drawn_batches, train
     from finetune.losses import diffusion_loss, noisy_latents
     from pipeline import files, models, runs
@@ -125,7 +125,7 @@ def main() -> int | None:
     vae = models.load_network("vae", None, vae_folder)
     vae = vae.requires_grad_(False).to(accelerator.device)
     if init:
-        unet, text_encoder, scheduler, tokenizer = load_prior(init)
+        unet, text_encoder, scheduler, tokenizer = load_text_to_image(init)
         if unet.config.in_channels != vae.config.latent_channels:
             raise UserError(
                 f"--init {init}: its U-Net takes {unet.config.in_channels} latent channels but "
@@ -133,7 +133,7 @@ def main() -> int | None:
             )
     else:
         tokenizer = train_tokenizer([s.caption for s in samples], config)
-        unet, text_encoder, scheduler = build_prior(config, vae, tokenizer)
+        unet, text_encoder, scheduler = build_text_to_image(config, vae, tokenizer)
 
     # Latents and tokens, prepared once
     def make(item):

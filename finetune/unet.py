@@ -78,8 +78,8 @@ def main() -> int | None:
     import torch
 
     from finetune import lora
-    from finetune.batches import FrozenBase, predict
     from finetune.cache import crop_batches
+    from finetune.diffusion import FrozenBase, predict
     from finetune.loop import train
     from finetune.previews import Previews
     from pipeline import models, runs

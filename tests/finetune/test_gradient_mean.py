@@ -11,16 +11,16 @@ RATE = 0.5
 RECORDING = """
 import os, runpy, sys
 import torch
-from finetune import batches, loop
+from finetune import diffusion, loop
 rank, notes = os.environ["RANK"], []
 loop.make_optimizer = lambda settings, parameters, device: torch.optim.SGD(parameters, lr=1.0)
-step = batches.FrozenBase.step
+step = diffusion.FrozenBase.step
 def noted(self, batch, generator):
     found = step(self, batch, generator)
     notes.append([found.noisy, found.timesteps, found.target, found.text["encoder_hidden_states"]])
     torch.save(notes, os.path.join(os.environ["NOTES"], f"rank-{rank}.pt"))
     return found
-batches.FrozenBase.step = noted
+diffusion.FrozenBase.step = noted
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
