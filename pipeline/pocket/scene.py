@@ -17,7 +17,8 @@ from pipeline.pocket.objects import (
 )
 from pipeline.pocket.people import add_bicycle, add_motorcycle, add_person
 from pipeline.pocket.street import Street, add_ground, add_wires
-from pipeline.pocket.vehicles import Pose, add_bus, add_car, add_tram, add_truck
+from pipeline.pocket.vehicle_painter import Pose
+from pipeline.pocket.vehicles import add_bus, add_car, add_tram, add_truck
 
 __all__ = ["SPLITS", "Camera", "Scene", "make_scene", "scene_seed"]
 
