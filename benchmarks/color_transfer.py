@@ -37,7 +37,7 @@ from pipeline.dataset import (
     sample_id,
 )
 from pipeline.errors import UserError, guard
-from pipeline.report_pictures import source_picture
+from pipeline.reporting.images import source_picture
 from pipeline.seeding import numpy_generator
 
 MIN_STD = 1e-3  # of a channel in L*a*b*; a flat one keeps its differences

@@ -23,7 +23,7 @@ from pipeline.dataset import open_dataset, read_image, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.labels import colorize
 from pipeline.pocket.scene import SEEDS_PER_SPLIT
-from pipeline.report_pictures import source_picture
+from pipeline.reporting.images import source_picture
 
 GAP = 6
 

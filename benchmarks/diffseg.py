@@ -26,7 +26,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from benchmarks.machine import describe
 from pipeline import files, models
 from pipeline.errors import guard
-from pipeline.text import PromptEncoder
+from pipeline.prompt_encoder import PromptEncoder
 from segtrain import recipes
 from segtrain.aggregation import Aggregation, Bottleneck
 

@@ -29,7 +29,6 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import describe
-from generation.claims import Claims
 from generation.engine import Sampler, load_networks
 from generation.inputs import read_inputs
 from generation.progress import Rows
@@ -37,6 +36,7 @@ from generation.saving import Saver
 from generation.settings import default_config
 from generation.work import Maker
 from pipeline import files
+from pipeline.claims import Claims
 from pipeline.dataset import DatasetWriter, read_rows, sample_id
 from pipeline.errors import guard
 

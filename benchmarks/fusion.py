@@ -32,14 +32,15 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe
 from benchmarks.plain_fusion import Plain
-from generation import layouts, plan, tiles
+from generation import engine, layouts, plan, tiles
 from generation.denoiser import Control, Denoiser
 from generation.engine import Networks, Sampler, load_networks
 from generation.prompts import Grammar
 from generation.settings import DEFAULT_LAYOUTS, Config, default_config
 from pipeline import files, models
 from pipeline.errors import guard
-from pipeline.text import Conditioning
+from pipeline.latents import decode_latents
+from pipeline.prompt_encoder import Conditioning
 
 PROMPT = "a city street scene with road, building and car, in foggy weather by day"
 QUARTER = 4  # tiles lie a quarter of their size apart: 25 on a canvas of twice the size
@@ -91,12 +92,12 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
 def our_latents(sampler: Sampler, label: np.ndarray, seed: int) -> list[torch.Tensor]:
     """Return the latents that our engine decodes: of the base pass, and the final one."""
     caught: list[torch.Tensor] = []
-    decode = models.decode_latents
-    models.decode_latents = lambda vae, latents: caught.append(latents) or decode(vae, latents)
+    decode = engine.decode_latents
+    engine.decode_latents = lambda vae, latents: caught.append(latents) or decode(vae, latents)
     try:
         sampler.draw(label, PROMPT, seed)
     finally:
-        models.decode_latents = decode
+        engine.decode_latents = decode
     return caught
 
 
@@ -154,7 +155,7 @@ def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, 
                 if kind == "ours":
                     sampler.draw(label, PROMPT, 0)
                 else:
-                    models.decode_latents(networks.vae, plain.draw(label, states, 0))
+                    decode_latents(networks.vae, plain.draw(label, states, 0))
                 seconds[kind].append(time.perf_counter() - start)
         ratios = [a / b for a, b in zip(seconds["published"], seconds["ours"], strict=True)]
         timed[name] = {

@@ -46,12 +46,13 @@ def features_of(network: "torch.nn.Module", images: list[np.ndarray]) -> np.ndar
     """Return the mean features of each image after the last stage, Nx320 float64."""
     import torch
 
-    from pipeline import efficientnet, models
+    from pipeline import efficientnet
+    from pipeline.latents import images_to_tensor
 
     parts = []
     with torch.no_grad():
         for start in tqdm(range(0, len(images), 16), desc="features"):
-            batch = models.images_to_tensor(images[start : start + 16])
+            batch = images_to_tensor(images[start : start + 16])
             parts.append(network(efficientnet.normalise(batch))[-1].mean((2, 3)))
     return torch.cat(parts).double().numpy()
 

@@ -22,7 +22,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe
 from pipeline import files
-from pipeline.catalogue import load_spec
+from pipeline.catalogue.specs import load_spec
 from pipeline.errors import guard
 from pipeline.preflight import preflight
 

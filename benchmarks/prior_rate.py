@@ -38,7 +38,7 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
 
     from finetune.base_model import TextToImage, build_text_to_image
     from finetune.losses import diffusion_loss, noisy_latents
-    from pipeline.models import latent_factor
+    from pipeline.latents import latent_factor
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = SimpleNamespace(

@@ -22,7 +22,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
 from pipeline.errors import UserError, guard
-from pipeline.report_pictures import source_picture
+from pipeline.reporting.images import source_picture
 from pipeline.seeding import numpy_generator
 
 LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)

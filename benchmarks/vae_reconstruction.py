@@ -22,6 +22,12 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files, models
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
 from pipeline.errors import guard
+from pipeline.latents import (
+    decode_latents,
+    encode_latents,
+    images_to_tensor,
+    tensor_to_images,
+)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,8 +59,8 @@ def main() -> None:
             continue
         image, label = read_pair(sample)
         with torch.no_grad():
-            latents = models.encode_latents(vae, models.images_to_tensor([image]))
-            output = models.tensor_to_images(models.decode_latents(vae, latents))[0]
+            latents = encode_latents(vae, images_to_tensor([image]))
+            output = tensor_to_images(decode_latents(vae, latents))[0]
         row = {k: sample.row.get(k) for k in ("look", "condition", "seed")}
         writer.write(index, output, label, {**row, "psnr": psnr(image, output)})
     by_look = defaultdict(list)

@@ -10,7 +10,7 @@ from torch import nn
 
 from finetune.losses import reconstruction_loss
 from pipeline import efficientnet
-from pipeline.models import latent_factor
+from pipeline.latents import latent_factor
 
 FEATURE_DEPTH = 4  # stages of the feature network that are compared: strides 2, 4, 8 and 16
 

@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from finetune.cache import resident_batches
 from finetune.diffusion import sample_moments
 from finetune.losses import diffusion_loss, noisy_latents
-from pipeline.models import latent_factor, load_component, load_scheduler
+from pipeline.latents import latent_factor
+from pipeline.models import load_component, load_scheduler
 
 HELD_OUT_TIMES = (0.0, 1.4)  # of logit-normal timesteps: the whole schedule, whatever trains
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from finetune.diffusion import collate, encode_moments
 from finetune.loop import Batches, drawn_batches
 from finetune.settings import Training
-from pipeline import files, models
+from pipeline import files
 from pipeline.errors import UserError
+from pipeline.latents import images_to_tensor
 from pipeline.seeding import numpy_generator, seed_of
 
 SHARD = 512  # items per file
@@ -175,7 +176,7 @@ def resident_images(
     images = torch.cat(parts).to(accelerator.device)
 
     def gather(numbers: torch.Tensor, _: torch.Generator) -> torch.Tensor:
-        return models.images_to_tensor(images[numbers.to(images.device)])
+        return images_to_tensor(images[numbers.to(images.device)])
 
     return resident_batches(accelerator, config.cached_crops, gather, training, config.seed)
 

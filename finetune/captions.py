@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import labels
 from pipeline.errors import UserError
-from pipeline.text import PromptEncoder, fit_classes
+from pipeline.prompt_encoder import PromptEncoder, fit_classes
 
 PLACEHOLDER = "{classes}"
 

@@ -13,7 +13,8 @@ import torch
 
 from finetune.losses import diffusion_loss, min_snr_weights, noisy_latents
 from pipeline import models
-from pipeline.text import PromptEncoder
+from pipeline.latents import images_to_tensor, latent_factor, sample_latents
+from pipeline.prompt_encoder import PromptEncoder
 
 WEIGHT_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -74,8 +75,8 @@ class FrozenBase:
         pictures = pictures.to(self.device, non_blocking=True)
         if pictures.dtype == torch.uint8:
             with self.vae_precision():
-                images = models.images_to_tensor(pictures)
-                return models.sample_latents(self.vae, images, generator).float()
+                images = images_to_tensor(pictures)
+                return sample_latents(self.vae, images, generator).float()
         return sample_moments(pictures, generator)
 
     def step(self, batch: Any, generator: torch.Generator) -> Step:
@@ -87,7 +88,7 @@ class FrozenBase:
 
     def text_arguments(self, captions: Any, latents: torch.Tensor) -> dict[str, Any]:
         """Return the networks' keyword arguments for `captions` at the size of `latents`."""
-        factor = models.latent_factor(self.vae)
+        factor = latent_factor(self.vae)
         height, width = latents.shape[-2:]
         return self.text.encode(captions).arguments((height * factor, width * factor))
 
@@ -107,7 +108,7 @@ def sample_moments(moments: torch.Tensor, generator: torch.Generator) -> torch.T
 def encode_moments(vae: Any, images: list[np.ndarray]) -> torch.Tensor:
     """Return mean and deviation of the scaled latents of HxWx3 pictures: Bx2xCxhxw float16, CPU."""
     device = next(vae.parameters()).device
-    posterior = vae.encode(models.images_to_tensor(images).to(device)).latent_dist
+    posterior = vae.encode(images_to_tensor(images).to(device)).latent_dist
     mean = posterior.mean - (vae.config.shift_factor or 0)
     return (torch.stack([mean, posterior.std], dim=1) * vae.config.scaling_factor).half().cpu()
 

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 
 from finetune.diffusion import FrozenBase, collate, encode_moments, predict
 from finetune.losses import diffusion_loss, diffusion_target
-from pipeline import files, labels, models
+from pipeline import files, labels
+from pipeline.latents import decode_latents, tensor_to_images
 from pipeline.seeding import numpy_generator, seed_of
 
 STEPS, GUIDANCE = 10, 5.0
@@ -80,7 +81,7 @@ class Previews:
             guided = negative + GUIDANCE * (positive - negative)
             latents = scheduler.step(guided, timestep, latents).prev_sample
         with frozen.vae_precision():
-            return models.tensor_to_images(models.decode_latents(frozen.vae, latents))
+            return tensor_to_images(decode_latents(frozen.vae, latents))
 
     @torch.no_grad()
     def controllability(self, unet: Any, controlnet: Any) -> float:

@@ -77,12 +77,12 @@ def main() -> int | None:
 
     import torch
 
-    from finetune import lora
     from finetune.cache import crop_batches
     from finetune.diffusion import FrozenBase, predict
     from finetune.loop import train
     from finetune.previews import Previews
     from pipeline import models, runs
+    from pipeline.lora import add_adapter, save_and_merge
 
     # Models: only the U-Net, or its adapter, learns
     frozen = FrozenBase(base, accelerator.device, min_snr_gamma=config.min_snr_gamma)
@@ -91,7 +91,7 @@ def main() -> int | None:
     unet = models.load_component(base, "unet").train()
     if config.lora_rank:
         torch.manual_seed(config.seed)
-        models.add_adapter(unet, config.lora_rank)
+        add_adapter(unet, config.lora_rank)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 
@@ -128,7 +128,7 @@ def main() -> int | None:
     )
     if accelerator.is_main_process:
         if config.lora_rank:
-            lora.save_and_merge(weights, folder / "lora")
+            save_and_merge(weights, folder / "lora")
         weights.save_pretrained(folder / "unet")
         runs.mark_finished(folder, config.training.steps)
     accelerator.end_training()

@@ -103,7 +103,7 @@ def main() -> int | None:
     from finetune.cache import resident_images
     from finetune.loop import drawn_batches, train
     from pipeline import models, runs
-    from pipeline.models import images_to_tensor
+    from pipeline.latents import images_to_tensor
     from pipeline.seeding import numpy_generator
 
     torch.manual_seed(config.seed)

@@ -22,7 +22,15 @@ from generation.settings import SCHEDULERS, Config, check_grid, padded_crop
 from generation.structure import Detector
 from pipeline import labels, models
 from pipeline.errors import UserError
-from pipeline.text import Conditioning, PromptEncoder
+from pipeline.latents import (
+    decode_latents,
+    encode_latents,
+    images_to_tensor,
+    latent_factor,
+    sample_latents,
+    tensor_to_images,
+)
+from pipeline.prompt_encoder import Conditioning, PromptEncoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,7 +97,7 @@ class Drawing:
     def picture(self) -> Picture:
         """Wait for the pixels; check them and bring them to the size of the crop."""
         pixels = self.pixels.cpu()
-        image, problem = models.tensor_to_images(pixels)[0], ""
+        image, problem = tensor_to_images(pixels)[0], ""
         if not bool(torch.isfinite(pixels).all()):
             problem = "the picture is not finite"
         elif int(image.max()) - int(image.min()) < 2:
@@ -147,7 +155,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         structure = config.structure
         controls.append(Control(_load_controlnet(base, structure.controlnet), structure.scale))
     vae = models.load_component(base, "vae")
-    latent_px = models.latent_factor(vae)
+    latent_px = latent_factor(vae)
     unit = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
     check_grid(config, latent_px, unit)
     for module in (unet, vae, *(control.network for control in controls)):
@@ -358,21 +366,21 @@ class Sampler:
         self, picture: np.ndarray, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Return the latent of a picture, a random one of its posterior with a generator."""
-        pixels = models.images_to_tensor([picture]).to(self.networks.device)
+        pixels = images_to_tensor([picture]).to(self.networks.device)
         if generator is None:
-            return models.encode_latents(self.networks.vae, pixels)
-        return models.sample_latents(self.networks.vae, pixels, generator)
+            return encode_latents(self.networks.vae, pixels)
+        return sample_latents(self.networks.vae, pixels, generator)
 
     def _reference_latent(self, base: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Decode the base pass, enlarge it by Lanczos and encode it at the canvas size."""
-        picture = models.tensor_to_images(models.decode_latents(self.networks.vae, base))[0]
+        picture = tensor_to_images(decode_latents(self.networks.vae, base))[0]
         enlarged = resize_lanczos(picture, self.canvas_px)
         sampled = self.config.fusion == "reference"
         return self._encode_picture(enlarged, generator if sampled else None)
 
     def _decode(self, canvas: Canvas, request: Request, tiles_total: int) -> Drawing:
         config = self.config
-        pixels = models.decode_latents(self.networks.vae, canvas.latents)
+        pixels = decode_latents(self.networks.vae, canvas.latents)
         count = len(canvas.boxes) if tiles_total else 0
         counts = (count, tiles_total, (config.steps - canvas.first) * (1 + count))
         window_px = config.details_window * request.label.shape[0]

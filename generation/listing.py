@@ -22,9 +22,9 @@ from pipeline.dataset import read_rows, sample_id
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
 from pipeline.metadata import MAX_ROW_BYTES
+from pipeline.prompt_encoder import is_cut, load_tokenizers
 from pipeline.reading import parse_json, shortened
 from pipeline.seeding import numpy_generator
-from pipeline.text import is_cut, load_tokenizers
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3

@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from generation.claims import Claims
 from pipeline import files
+from pipeline.claims import Claims
 from pipeline.dataset import sample_id
 from pipeline.errors import UserError
 from pipeline.metadata import parse_row

@@ -24,7 +24,6 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from generation import card, layouts, listing, work
-from generation.claims import Claims
 from generation.inputs import (
     Inputs,
     check_loadable,
@@ -35,6 +34,7 @@ from generation.inputs import (
 from generation.output import CACHE_NAME, RunFolder
 from generation.settings import Config, default_config
 from pipeline import files
+from pipeline.claims import Claims
 from pipeline.config import parse
 from pipeline.dataset import repair_tail, sample_id
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard

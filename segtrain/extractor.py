@@ -19,7 +19,9 @@ from torch.nn import functional
 from pipeline import models
 from pipeline.config import require_extra
 from pipeline.errors import UserError
-from pipeline.text import Conditioning
+from pipeline.latents import decode_latents, encode_latents, latent_factor, sample_latents
+from pipeline.lora import add_adapter
+from pipeline.prompt_encoder import Conditioning
 from segtrain.taps import Taps, as_map, check_taps
 from segtrain.trajectories import Clean, Schedule, Trajectory, Visit, masked_mean
 
@@ -86,9 +88,9 @@ class DiffusionExtractor(torch.nn.Module):
             unet.requires_grad_(True)
         elif training == "lora":
             require_extra('training="lora"', "peft", "lora")
-            models.add_adapter(unet, rank)
+            add_adapter(unet, rank)
         self._list_trained()
-        self.multiple = models.latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.multiple = latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
 
     def _list_trained(self) -> None:
         self.trained = torch.nn.ParameterDict(
@@ -150,8 +152,8 @@ class DiffusionExtractor(torch.nn.Module):
         padded = self.pad(images)
         with torch.no_grad():
             if self.faithful:
-                return models.sample_latents(self._models[1], padded, torch.Generator())
-            return models.encode_latents(self._models[1], padded)
+                return sample_latents(self._models[1], padded, torch.Generator())
+            return encode_latents(self._models[1], padded)
 
     def stream(
         self,
@@ -201,7 +203,7 @@ class DiffusionExtractor(torch.nn.Module):
                 torch.no_grad(),
                 Taps(vae, decoder, deliver_vae, early_exit=self.early_exit, at_block=False),
             ):
-                models.decode_latents(vae, latents)
+                decode_latents(vae, latents)
         if negative is not None and torch.equal(negative.states, context.states):
             negative = None
         learns = len(self.trained) > 0 or context.states.requires_grad

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
-from pipeline.text import Conditioning, PromptEncoder
+from pipeline.prompt_encoder import Conditioning, PromptEncoder
 
 Categories = Literal["none", "eos", "words", "sentence"]
 TEMPLATES = (

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import catalogue, labels
+from pipeline import labels
+from pipeline.catalogue import specs
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
 from pipeline.images import MAX_PIXELS, image_size
@@ -73,8 +74,8 @@ def _of_catalogue(config: dict[str, Any]) -> dict[str, list[int]]:
     Only names in our own catalogue are looked up: the folder may come from strangers.
     """
     name = config.get("dataset")
-    known = name in catalogue.known_datasets()
-    return catalogue.protocol_facts(catalogue.load_spec(name)) if known else {}
+    known = name in specs.known_datasets()
+    return specs.protocol_facts(specs.load_spec(name)) if known else {}
 
 
 def _size(value: Any, where: str) -> Size | None:

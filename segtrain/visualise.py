@@ -22,6 +22,7 @@ from pipeline.config import parse, require_positive
 from pipeline.dataset import check_images, find_pictures, read_image
 from pipeline.errors import UserError, guard
 from pipeline.labels import CLASS_NAMES
+from pipeline.latents import images_to_tensor
 
 CATEGORIES = ("none", "eos", "words", "sentence")  # of segtrain.prompts, which imports torch
 
@@ -105,7 +106,7 @@ def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int],
     """Return for each level and tap the CxhxW features of every picture."""
     import torch
 
-    from pipeline.text import PromptEncoder
+    from pipeline.prompt_encoder import PromptEncoder
     from segtrain.extractor import load_extractor
     from segtrain.prompts import TextContext
     from segtrain.trajectories import Clean, Noised
@@ -125,7 +126,7 @@ def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int],
                 feature = text.class_maps(feature, len(CLASS_NAMES))
             found.setdefault((level, tap), []).append(feature[0].float().cpu().numpy())
 
-        extractor.stream(models.images_to_tensor([picture]).to(device), text(), keep)
+        extractor.stream(images_to_tensor([picture]).to(device), text(), keep)
     return found
 
 

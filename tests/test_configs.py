@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.config import from_mapping, load_yaml
 from pipeline.errors import UserError
-from pipeline.recipes import FOLDER, load_recipe
+from pipeline.stages import FOLDER, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_YAMLS = sorted(

@@ -18,7 +18,8 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from pipeline import catalogue, labels
+from pipeline import labels
+from pipeline.catalogue import specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
@@ -70,7 +71,7 @@ def program_of(words: list[str]) -> tuple[str, list[str]]:
 
 def write_tree(folder: Path, dataset: str, split: str) -> None:
     """Write three pairs of a dataset of the catalogue under the names of its first layout."""
-    spec = catalogue.load_spec(dataset)
+    spec = specs.load_spec(dataset)
     layout = spec.layouts[0]
     height, width = FRAMES.get(dataset, (64, 128))
     space = layout.label_space

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from generation.settings import Config
-from pipeline.recipes import FOLDER, load_recipe
+from pipeline.stages import FOLDER, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

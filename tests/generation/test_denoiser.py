@@ -5,7 +5,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from generation.denoiser import Control, Denoiser
-from pipeline.text import Conditioning
+from pipeline.prompt_encoder import Conditioning
 
 TEXT, POOLED = 24, 16
 SHARED = dict(

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from generation import progress, saving, work
-from generation.claims import LEASE_S, Claims
 from generation.progress import Progress, Rows
 from generation.saving import Drawn, Saver
 from pipeline import files
+from pipeline.claims import LEASE_S, Claims
 from pipeline.dataset import DatasetWriter, read_rows
 from pipeline.errors import UserError
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from generation.engine import Request, Sampler, load_networks
-from pipeline import models
+from pipeline.latents import decode_latents, encode_latents
 
 HALF_A_GREY_LEVEL = 0.5 + 1e-2  # ours is rounded to whole ones; the rest is float32
 SOLVERS = {
@@ -99,10 +99,10 @@ def test_tiles_of_the_autoencoder_meet_where_they_should(tiny_config):
     whole = load_networks(tiny_config, torch.device("cpu")).vae
     latents = torch.randn((1, 4, 14, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        pixels = models.decode_latents(vae, latents)
+        pixels = decode_latents(vae, latents)
         parts = [
             [
-                models.decode_latents(whole, latents[..., i : i + 8, j : j + 8])[0].double().numpy()
+                decode_latents(whole, latents[..., i : i + 8, j : j + 8])[0].double().numpy()
                 for j in range(0, 20, 6)
             ]
             for i in range(0, 14, 6)
@@ -110,14 +110,14 @@ def test_tiles_of_the_autoencoder_meet_where_they_should(tiny_config):
         assert pixels.shape == (1, 3, 56, 80)
         expected = _blended(parts, 8, 24)
         assert np.allclose(pixels[0].numpy(), expected, atol=1e-5)
-        plain = models.decode_latents(whole, latents)[0].numpy()
+        plain = decode_latents(whole, latents)[0].numpy()
         assert not np.allclose(plain, expected, atol=1e-3)
 
         image = torch.rand((1, 3, 56, 80), generator=torch.Generator().manual_seed(1)) * 2 - 1
-        encoded = models.encode_latents(vae, image)
+        encoded = encode_latents(vae, image)
         parts = [
             [
-                models.encode_latents(whole, image[..., i : i + 32, j : j + 32])[0].double().numpy()
+                encode_latents(whole, image[..., i : i + 32, j : j + 32])[0].double().numpy()
                 for j in range(0, 80, 24)
             ]
             for i in range(0, 56, 24)

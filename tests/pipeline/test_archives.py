@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import archives, files
+from pipeline import files
+from pipeline.catalogue import archives
 from pipeline.errors import UserError
 
 

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.recipes import load_recipe, read_record
+from pipeline.stages import load_recipe, read_record
 
 GOOD = {
     "title": "own",

@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 
 from pipeline import files, labels
-from pipeline.catalogue import Selection, known_datasets, list_pairs, load_spec, open_selection
+from pipeline.catalogue.specs import (
+    Selection,
+    known_datasets,
+    list_pairs,
+    load_spec,
+    open_selection,
+)
 from pipeline.errors import UserError
 
 CITYSCAPES = dict(zip((7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33), range(19), strict=True))

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import catalogue, download, fetching, files, labels
+from pipeline import download, files, labels
+from pipeline.catalogue import fetching, specs
+from pipeline.catalogue.fetching import RemoteFile, fetch
 from pipeline.errors import UserError
-from pipeline.fetching import RemoteFile, fetch
 
 DATA = bytes(range(256)) * 4096
 COMMIT = "a" * 40
@@ -415,7 +416,7 @@ def test_released_dginstyle_set_is_read_from_its_archive(
     flags = ["--dataset", "dginstyle", "--output", output, "--archive", tmp_path / "drive.zip"]
     monkeypatch.setattr(sys, "argv", ["download.py", *map(str, flags)])
     assert download.main() == 0
-    listing = catalogue.list_pairs(catalogue.load_spec("dginstyle"), output, "all")
+    listing = specs.list_pairs(specs.load_spec("dginstyle"), output, "all")
     assert len(listing.pairs) == 3 and not listing.orphans
     conditions = {pair.image.name[:2]: pair.facts["condition"] for pair in listing.pairs}
     assert conditions == {"a_": "adverse", "n_": "night", "00": "none"}
@@ -494,12 +495,12 @@ def test_faults_in_settings(run: Callable, get: Any, flags: tuple[str, ...], mes
         run(get, *flags)
 
 
-FETCHABLE = [n for n in catalogue.known_datasets() if catalogue.load_spec(n).get]
+FETCHABLE = [n for n in specs.known_datasets() if specs.load_spec(n).get]
 
 
 @pytest.mark.parametrize("name", FETCHABLE)
 def test_every_get_block_of_the_catalogue_is_sound(name: str) -> None:
-    revision = COMMIT if "huggingface" in (catalogue.load_spec(name).get or {}) else ""
+    revision = COMMIT if "huggingface" in (specs.load_spec(name).get or {}) else ""
     sources = download.read_sources(download.Config(dataset=name, revision=revision))
     names = [file.name for file in sources.archives()]
     assert len(names) == len(set(names)) and (names or sources.huggingface)

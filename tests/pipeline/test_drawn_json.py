@@ -16,18 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from generation.output import RunFolder
-from pipeline import (
-    errors,
-    labels,
-    model_files,
-    reading,
-    recipes,
-    report,
-    report_scores,
-    runs,
-    verify,
-)
+from pipeline import errors, labels, model_files, reading, report, runs, verify
+from pipeline import stages as recipes
 from pipeline.errors import UserError
+from pipeline.reporting import scores as report_scores
 from pipeline.rows import scan_rows
 
 LEAVES = st.one_of(

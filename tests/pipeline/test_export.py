@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import export, exporters, files, labels, panoptic, rows
+from pipeline import export, files, labels, rows
 from pipeline.dataset import DatasetWriter, Sample, open_dataset, read_image, write_card
 from pipeline.errors import UserError
+from pipeline.exports import job as exporters
+from pipeline.exports import panoptic
 
 FORMATS = tuple(export.WRITERS)
 NUM_SAMPLES = 5

@@ -8,6 +8,13 @@ import torch
 
 from pipeline import hub, models
 from pipeline.errors import UserError
+from pipeline.latents import (
+    decode_latents,
+    encode_latents,
+    images_to_tensor,
+    latent_factor,
+    tensor_to_images,
+)
 
 
 def test_names_of_bases(tiny_base: Path, tmp_path: Path) -> None:
@@ -58,15 +65,15 @@ def test_pictures_survive_the_way_through_tensors(tiny_base: Path) -> None:
     import numpy as np
 
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
-    tensor = models.images_to_tensor([image])
+    tensor = images_to_tensor([image])
     assert tensor.shape == (1, 3, 8, 12) and tensor.abs().max() <= 1
-    assert np.array_equal(models.tensor_to_images(tensor)[0], image)
+    assert np.array_equal(tensor_to_images(tensor)[0], image)
     vae = models.load_component(str(tiny_base), "vae")
-    assert models.latent_factor(vae) == 4
+    assert latent_factor(vae) == 4
     with torch.no_grad():
-        latents = models.encode_latents(vae, torch.zeros(1, 3, 64, 128))
+        latents = encode_latents(vae, torch.zeros(1, 3, 64, 128))
         assert latents.shape == (1, 4, 16, 32)
-        assert models.decode_latents(vae, latents).shape == (1, 3, 64, 128)
+        assert decode_latents(vae, latents).shape == (1, 3, 64, 128)
 
 
 def test_revision_is_a_digest_of_the_weights(tiny_base: Path, tiny_controlnet: Path) -> None:

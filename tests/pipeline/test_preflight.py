@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from pipeline import images
-from pipeline.catalogue import DatasetSpec, Layout, Split, load_spec
+from pipeline.catalogue.checks import Fault
+from pipeline.catalogue.specs import DatasetSpec, Layout, Split, load_spec
 from pipeline.errors import UserError
 from pipeline.images import read_image
-from pipeline.preflight import Fault, in_processes, preflight
+from pipeline.parallel import in_processes
+from pipeline.preflight import preflight
 
 GTA = load_spec("gta")
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import labels, report, report_pictures, report_scores
+from pipeline import labels, report
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError
+from pipeline.reporting import images as report_pictures
+from pipeline.reporting import scores as report_scores
 
 ARMS = {"source_generated": 41.0, "source_only": 33.0}
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import run as runner
 from pipeline.errors import UserError
-from pipeline.recipes import find_recipe, load_recipe
+from pipeline.stages import find_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITE = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.text import PromptEncoder
+from pipeline.prompt_encoder import PromptEncoder
 
 PROMPTS = ["a city street", "road " * 99]
 

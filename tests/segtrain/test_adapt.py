@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import labels, runs
 from pipeline.dataset import DatasetWriter
 from pipeline.errors import UserError
+from pipeline.prompt_encoder import Conditioning
 from pipeline.seeding import DrawnSamples
-from pipeline.text import Conditioning
 from segtrain import adapt, predict, recipes, score
 from segtrain.loop import training_loss
 from segtrain.mixing import SelfTraining

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.text import PromptEncoder
+from pipeline.prompt_encoder import PromptEncoder
 from segtrain import trajectories
 from segtrain.extractor import Faithful, load_extractor
 from segtrain.trajectories import Inversion, Schedule

@@ -7,7 +7,8 @@ import torch
 
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.text import Conditioning, PromptEncoder
+from pipeline.latents import decode_latents, encode_latents
+from pipeline.prompt_encoder import Conditioning, PromptEncoder
 from segtrain.extractor import DiffusionExtractor, Faithful, load_extractor, masked_mean
 from segtrain.taps import as_map, attention_maps
 from segtrain.trajectories import Clean, Inversion, Noised
@@ -57,7 +58,7 @@ def test_autoencoder_taps_are_its_features_at_every_level(
     for name in names:
         vae.get_submodule(name).register_forward_hook(lambda _m, _i, out: expected.append(out))
     with torch.no_grad():
-        models.decode_latents(vae, models.encode_latents(vae, _image(32, 64)))
+        decode_latents(vae, encode_latents(vae, _image(32, 64)))
     assert len(features) == 6
     for level in (0, 1):
         for feature, wanted in zip(features[3 * level + 1 : 3 * level + 3], expected, strict=True):

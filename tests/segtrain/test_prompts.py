@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.text import PromptEncoder
+from pipeline.prompt_encoder import PromptEncoder
 from segtrain.prompts import TextContext, category_block, sentences
 
 NAMES = ("road", "traffic light", "car", "sky", "traffic sign", "person", "terrain", "bus")

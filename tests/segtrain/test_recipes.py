@@ -11,7 +11,7 @@ import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from pipeline.text import Conditioning
+from pipeline.prompt_encoder import Conditioning
 from segtrain import recipes
 from segtrain.aggregation import Aggregation
 from segtrain.diffusion_backbone import make_trajectory

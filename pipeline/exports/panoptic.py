@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import files, labels
-from pipeline.exporters import Job, place_all
-from pipeline.preflight import in_processes
+from pipeline.exports.job import Job, place_all
+from pipeline.parallel import in_processes
 
 FIRST_THING = 11  # person; all classes from here on are things in Cityscapes
 

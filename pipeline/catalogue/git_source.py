@@ -1,7 +1,8 @@
 """Take folders of one commit from a public git repository, by the git program, as a tar file.
 
-Nothing is checked out: the tar goes through `pipeline.archives`, so no link, hook or filter of the
-repository has any effect. The commit's 40-digit name is a checksum of all of its files.
+Nothing is checked out: the tar goes through `pipeline.catalogue.archives`, so no link, hook or
+filter of the repository has any effect. The commit's 40-digit name is a checksum of all of its
+files.
 """
 
 import os

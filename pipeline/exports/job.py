@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pipeline import class_stats, files, images, labels
 from pipeline.dataset import SHARD_SIZE, Sample, card_header
 from pipeline.errors import UserError
-from pipeline.preflight import in_processes
+from pipeline.parallel import in_processes
 
 OWN_KEYS = (
     "status", "error", "image_file_name", "label_file_name", "row_sha256", "class_pixels",

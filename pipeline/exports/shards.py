@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.exporters import TEXTS, Job, facts, read_checked, table, write_hub_card
+from pipeline.exports.job import TEXTS, Job, facts, read_checked, table, write_hub_card
 
 ROW_GROUP = 100  # samples that a reader of Parquet must hold at once
 

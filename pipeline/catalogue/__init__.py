@@ -1,0 +1,1 @@
+"""How a dataset arrives: what it is, fetching, unpacking and checking it."""

@@ -1,0 +1,1 @@
+"""How a dataset leaves: the layouts that other programs read."""

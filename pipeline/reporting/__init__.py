@@ -1,0 +1,1 @@
+"""The parts of the report: its images, its scores, its page."""
