@@ -60,8 +60,9 @@ def native_size(base: str) -> tuple[int, int] | None:
     sample = unet.get("sample_size")
     size = [sample, sample] if isinstance(sample, int) else sample
     levels = vae.get("block_out_channels")
-    sound = isinstance(size, list) and len(size) == 2 and isinstance(levels, list) and levels
-    if not sound or not all(type(n) is int and 0 < n <= 4096 for n in size):
+    if not (isinstance(size, list) and len(size) == 2 and isinstance(levels, list) and levels):
+        return None
+    if not all(type(n) is int and 0 < n <= 4096 for n in size):
         return None
     latent_px = 2 ** (len(levels) - 1)
     return size[0] * latent_px, size[1] * latent_px

@@ -86,7 +86,7 @@ def read_optimizer(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, values in state.items():
         average = values.get("exp_avg")
-        if torch.is_tensor(average) and average.shape != parameters[index].shape:
+        if isinstance(average, torch.Tensor) and average.shape != parameters[index].shape:
             raise ValueError("optimizer.safetensors is of another network")
     return {"state": state, "param_groups": groups}, scalars
 

@@ -88,7 +88,9 @@ def write_field_stats(folder: Path, counts: Iterable[tuple[str, Sequence[int]]])
     `counts` has the name of each label below `folder` and its pixels of the 19 classes. The
     readers match samples by the last part of a name.
     """
-    stats, by_file, holders = [], {}, {}
+    stats: list[dict[str, Any]] = []
+    by_file: dict[str, dict[str, int]] = {}
+    holders: dict[str, list[list[Any]]] = {}
     for name, class_pixels in counts:
         pixels = {str(c): int(n) for c, n in enumerate(class_pixels) if n}
         stats.append({**pixels, "file": name})

@@ -43,7 +43,7 @@ def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
     origin = typing.get_origin(kind)
     if kind is Any:
         return value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_mapping(kind, value, where, default)
     if origin in (typing.Union, types.UnionType):
         if value is None:

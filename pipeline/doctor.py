@@ -66,12 +66,18 @@ def as_numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers + [0] * (4 - len(numbers)))
 
 
+def _name_and_rule(requirement: str) -> tuple[str, str]:
+    """Split a requirement: 'torch>=2.10' -> ('torch', '>=2.10')."""
+    name, rule = re.findall(r"([\w-]+)(.*)", requirement)[0]
+    return name, rule
+
+
 def accepts(rule: str, version: str) -> bool:
     """Tell whether a version lies within a rule such as '>=2.0.1,<2.2'; an empty rule takes all."""
     found = as_numbers(version)
     for part in filter(None, rule.split(",")):
-        sign, bound = re.match("([<>=]+)(.+)", part).groups()
-        wanted = as_numbers(bound)
+        bound = part.lstrip("<>=")
+        sign, wanted = part.removesuffix(bound), as_numbers(bound)
         if not {">=": found >= wanted, "<": found < wanted, "==": found == wanted}[sign]:
             return False
     return True
@@ -121,8 +127,7 @@ def read_requirements() -> dict[str, dict[str, str]]:
             text, _, marker = line.partition(";")
             groups.setdefault(marker.partition("==")[2].strip(" \"'"), []).append(text.strip())
     return {
-        extra: dict(re.fullmatch(r"([\w-]+)(.*)", text).groups() for text in wanted)
-        for extra, wanted in groups.items()
+        extra: dict(_name_and_rule(text) for text in wanted) for extra, wanted in groups.items()
     }
 
 

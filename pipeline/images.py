@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
@@ -217,7 +217,8 @@ def _decoded(data: bytes) -> Image.Image:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "P":  # its transparent colours are colours still
-        if image.getextrema()[1] >= len(image.getpalette() or ()) // 3:
+        _, highest = cast("tuple[int, int]", image.getextrema())
+        if highest >= len(image.getpalette() or ()) // 3:
             raise ValueError("pixels are of no colour of its palette")
         return np.array(image.convert("RGBA"))[..., :3]
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # spares a copy

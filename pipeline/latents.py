@@ -11,7 +11,7 @@ def images_to_tensor(images: "list[Any] | torch.Tensor") -> "torch.Tensor":
     import numpy as np
     import torch
 
-    stacked = images if torch.is_tensor(images) else torch.from_numpy(np.stack(images))
+    stacked = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.stack(images))
     return stacked.movedim(-1, 1).float() / 127.5 - 1
 
 

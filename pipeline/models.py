@@ -256,8 +256,9 @@ def load_scheduler(base: str, class_name: str = "DDIMScheduler", **changes: Any)
 
     folder = hub.fetch(base) / "scheduler"
     model_files.check_part(folder, "scheduler")
-    kind = getattr(diffusers, class_name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    kind: Any = getattr(diffusers, class_name, None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not is_scheduler:
         raise UserError(f"{base}: {shortened(class_name, 60)} is no scheduler of diffusers")
     try:
         return kind.from_pretrained(folder, local_files_only=True, **changes)

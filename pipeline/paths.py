@@ -130,7 +130,9 @@ def find_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[
     lists are in name order.
     """
     top = os.path.realpath(folder)
-    found, hidden, seen = [], [], set()
+    found: list[Path] = []
+    hidden: list[Path] = []
+    seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         above = real != top and os.path.commonpath((real, top)) == real

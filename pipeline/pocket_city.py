@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -22,6 +23,11 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline.config import parse, require_between, require_positive, show
 from pipeline.dataset import DatasetWriter, sample_id, write_card
 from pipeline.errors import UserError, guard
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.pocket.look import Look
 
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 MAX_PIXELS = 2048 * 4096  # a process needs about 240 bytes for each
@@ -46,7 +52,7 @@ class Config:
     """rendering processes"""
 
 
-def look_of(split: str, index: int):
+def look_of(split: str, index: int) -> "tuple[str, Look]":
     """Return (name, Look) of picture `index`; the looks of a split take turns."""
     from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS
     from pipeline.pocket.looks import TARGETS as TARGET_LOOKS
@@ -64,7 +70,9 @@ def look_of(split: str, index: int):
     return name, table[name]
 
 
-def render_sample(index: int, split: str, size_px: tuple[int, int]):
+def render_sample(
+    index: int, split: str, size_px: tuple[int, int]
+) -> "tuple[np.ndarray, np.ndarray | None, dict[str, Any]]":
     """Render picture `index` of a split; returns (image, label, metadata row)."""
     import cv2
     import numpy as np

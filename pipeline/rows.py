@@ -63,7 +63,7 @@ def scan_rows(folder: Path) -> Scan:
                 if not is_sealed(row):
                     raise ValueError("differs from its row_sha256")
             except ValueError as error:
-                kind = "torn" if is_torn(line, ended) else "broken"
+                kind: Literal["torn", "broken"] = "torn" if is_torn(line, ended) else "broken"
                 message = f"{kind} row, it {error}; it counts as absent"
                 scan.faults.append(Fault(f"{path}:{number}", message, kind))
             else:

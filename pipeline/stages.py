@@ -26,8 +26,14 @@ IN_CHECKOUT = CONFIGS.parent == ROOT
 LAUNCHERS = ("python", "accelerate")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage: it names its log file
 LONGEST = 10_000  # characters of a text with its fields filled in
-FACTS = {"seconds": (int, float), "peak_mb": (int, float), "finished_at": (str, type(None)),
-         "digest": str, "inputs": dict, "command": str}  # fmt: skip
+FACTS: dict[str, Any] = {
+    "seconds": (int, float),
+    "peak_mb": (int, float),
+    "finished_at": (str, type(None)),
+    "digest": str,
+    "inputs": dict,
+    "command": str,
+}
 
 
 @dataclass(frozen=True)

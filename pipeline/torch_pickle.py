@@ -174,7 +174,7 @@ def _read_pickle(stream: io.BytesIO) -> Any:
     """Walk the opcodes of the next pickle and return the value that it describes."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(stream):
         match opcode.name:
             case "PROTO":
@@ -210,7 +210,7 @@ def _read_pickle(stream: io.BytesIO) -> Any:
                 stack.append(memo[argument])
             case "GLOBAL":
                 if argument not in (DICT, REBUILD, *STORAGES):
-                    raise ValueError(f"it names {argument[:100]!r}")
+                    raise ValueError(f"it names {str(argument)[:100]!r}")
                 stack.append(_Global(argument))
             case "BINPERSID":
                 stack.append(_storage(*stack.pop()))

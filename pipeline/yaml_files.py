@@ -19,13 +19,12 @@ MAX_VALUES = 200_000  # aliases counted as often as they stand
 REMEDY = "check the path of the YAML file"
 # what PyYAML raises where a tag does not fit its text: `!!int ""`, `!!bool x`, a 13th month
 MISFITS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
-_Nodes = yaml.nodes.MappingNode | yaml.nodes.SequenceNode | yaml.nodes.ScalarNode
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, with depth, size and keys checked before anything is built."""
 
-    def get_single_node(self) -> _Nodes | None:
+    def get_single_node(self) -> Any:
         node = super().get_single_node()
         if node is not None:
             _measure(node)
@@ -49,7 +48,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _measure(root: _Nodes) -> None:
+def _measure(root: yaml.nodes.Node) -> None:
     """Raise `ValueError` for too many values or levels, each alias counted where it stands."""
     count, layer = 0, [root]
     for _ in range(MAX_DEPTH):

@@ -162,7 +162,7 @@ def _read_template(template: str, where: str) -> list[str]:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise UserError(f"{where}: {error}; close every brace") from None
-    fields = []
+    fields: list[str] = []
     for text, name, spec, conversion in parts:
         if name is None:
             continue

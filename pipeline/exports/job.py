@@ -168,7 +168,9 @@ def write_dginstyle(job: Job) -> str:
     image_pairs = [
         (s.image, job.output / f"images/{s.id}{s.image.suffix.lower()}") for s in job.samples
     ]
-    label_pairs = [(s.label, job.output / n) for s, n in zip(job.samples, names, strict=True)]
+    label_pairs = [
+        (s.label, job.output / n) for s, n in zip(job.samples, names, strict=True) if s.label
+    ]
     place_all(job, image_pairs, label_pairs)
     counts = in_processes(class_pixels, counted, job.workers)
     class_stats.write_field_stats(job.output, zip(names, counts, strict=True))

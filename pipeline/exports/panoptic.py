@@ -21,14 +21,17 @@ def find_segments(label: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return the segment ids of a label, HxW int32 from 1 on, and what COCO says of each one."""
     import cv2
 
-    ids, infos = np.zeros(label.shape, dtype=np.int32), []
+    ids = np.zeros(label.shape, dtype=np.int32)
+    infos: list[dict[str, Any]] = []
     for class_id in np.flatnonzero(labels.count_classes(label)).tolist():
         mask = (label == class_id).astype(np.uint8)
-        count, parts, boxes = 2, mask, [[], [*cv2.boundingRect(mask), mask.sum()]]
-        if class_id >= FIRST_THING:
-            count, parts, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        if class_id >= FIRST_THING:  # connected regions; row 0 of the statistics is the rest
+            _, parts, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+            boxes = statistics[1:]
+        else:
+            parts, boxes = mask, [[*cv2.boundingRect(mask), mask.sum()]]
         ids += np.where(parts > 0, parts + np.int32(len(infos)), 0)
-        for *box, area in (map(int, values) for values in boxes[1:count]):
+        for *box, area in (map(int, values) for values in boxes):
             info = {"id": len(infos) + 1, "category_id": class_id, "iscrowd": 0}
             infos.append({**info, "bbox": box, "area": area})
     return ids, infos
@@ -68,8 +71,8 @@ def write_coco_panoptic(job: Job) -> str:
     ]
     images, annotations = [], []
     found = in_processes(write_segments, items, job.workers, chunk=8)
-    found = tqdm(found, "labels", len(items), disable=None)
-    for number, (name, picture, info) in enumerate(zip(names, pictures, found, strict=True), 1):
+    shown = tqdm(found, "labels", len(items), disable=None)
+    for number, (name, picture, info) in enumerate(zip(names, pictures, shown, strict=True), 1):
         segments = info.pop("segments_info")
         images.append({"id": number, "file_name": picture, **info})
         annotation = {"image_id": number, "file_name": f"{name}.png", "segments_info": segments}

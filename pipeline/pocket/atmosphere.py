@@ -115,7 +115,8 @@ def finish_picture(
     level = np.float32(values["ambient"] / 0.72)
     if lit:
         pools = _light_pools(scene, drawn, height, width)
-        picture *= tint * level + pools * np.float32(1.25 * (1.15 - min(level, 1.0)))
+        daylight: np.float32 | float = level if level <= 1.0 else 1.0
+        picture *= tint * level + pools * np.float32(1.25 * (1.15 - daylight))
     else:
         picture *= tint * level
     sky = masks[..., 1] * np.float32(1.0 / 255.0)

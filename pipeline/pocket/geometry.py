@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.pocket.materials import Material
 
 Point = tuple[float, float, float]
-Ring = Sequence[Point]
+Ring = list[Point]
 
 GROUND_DEPTH = 0.0
 """Depth entry of ground primitives: their depth follows from the picture row."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def _crowns(
     outlines = np.full((len(ellipses), count, 3), z)
     outlines[..., 0] = x + radius_x * radii * CROWN_COS
     outlines[..., 1] = np.maximum(y + radius_y * radii * CROWN_SIN, 0.0)
-    return outlines.tolist()
+    return cast("list[Ring]", outlines.tolist())  # lists in place of tuples
 
 
 def add_tree(builder: Builder, rng: np.random.Generator, x: float, z: float, size: float) -> None:
@@ -79,13 +80,13 @@ def add_tree(builder: Builder, rng: np.random.Generator, x: float, z: float, siz
     radius_y = 0.5 * (size - branch_y * 0.9)
     radius_x = radius_y * float(rng.uniform(0.75, 1.15))
     y = size - radius_y
-    layers = (
+    layers = [
         (Material.FOLIAGE_DARK, 0.0, 0.0, 1.0, Facing.CAMERA),
         (Material.FOLIAGE, -0.08, 0.12, 0.82, Facing.CAMERA),
         (Material.FOLIAGE, 0.38, 0.02, 0.42, Facing.CAMERA),
         (Material.FOLIAGE_LIGHT, -0.3, 0.42, 0.44, Facing.UP),
         (Material.FOLIAGE_LIGHT, 0.3, 0.36, 0.3, Facing.UP),
-    )
+    ]
     if builder.view.span(size, z) < 0.12:
         layers = layers[:4:3] + layers[1:2]
     ellipses = [

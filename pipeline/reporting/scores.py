@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline import files, labels
 from pipeline.errors import UserError
@@ -48,14 +48,14 @@ def read_scores(path: Path) -> dict[str, Any]:
     return {arm: found[arm] for arm in dict.fromkeys(order) if arm in found}
 
 
-def _is_checkpoint(entry: Any) -> bool:
+def _is_checkpoint(entry: Any) -> TypeGuard[dict[str, Any]]:
     """Tell whether an entry has a name and scores of targets, each a percentage or unknown."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         return False
     targets = entry.get("targets")
     if not isinstance(targets, dict) or not _is_score(entry.get("mean_miou")):
         return False
-    parts = list(targets.values())
+    parts: list[Any] = list(targets.values())
     for target in targets.values():
         conditions = target.get("conditions") if isinstance(target, dict) else None
         if conditions is not None and not isinstance(conditions, dict):
@@ -95,8 +95,10 @@ def _row(name: str, level: int, scores: dict[str, Any], values: list[float | Non
     base = values[list(scores).index(BASELINE)] if BASELINE in scores else None
     cells = []
     for arm, value in zip(scores, values, strict=True):
-        known = value is not None and base is not None and arm != BASELINE
-        cells.append(Cell(value, value - base if known else None))
+        if value is None or base is None or arm == BASELINE:
+            cells.append(Cell(value, None))
+        else:
+            cells.append(Cell(value, value - base))
     return Row(name, level, cells)
 
 
