@@ -15,9 +15,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.prior import Config
-from pipeline.config import from_mapping
+from pipeline.config import from_layers
 from pipeline.errors import guard
-from pipeline.yaml_files import load_yaml
+from pipeline.yaml_files import load_preset
 
 WARM_UP, TIMED = 8, 30  # updates
 LATENT_CHANNELS, LEVELS, VOCABULARY = 8, 3, 450  # of the pocket model
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--config", required=True, type=Path)
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
-    config = from_mapping(Config, load_yaml(arguments.config), str(arguments.config))
+    config = from_layers(Config, load_preset(arguments.config))
     print(f"{updates_per_second(config, compiled=arguments.compile):.3f}")
 
 

@@ -21,9 +21,10 @@ from PIL import Image
 from generation.engine import Networks, Request, Sampler, load_networks
 from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, check, default_config
 from pipeline import base_defaults, files, labels, models
-from pipeline.config import from_mapping, load_yaml, to_mapping, with_base
+from pipeline.config import from_layers, from_mapping, to_mapping, with_base
 from pipeline.errors import UserError
 from pipeline.images import read_image
+from pipeline.yaml_files import load_preset
 
 SETTINGS_FILE = "street_pipeline.json"
 OF_THE_FOLDER = ("base", "unet", "controlnet", *NOT_IN_DIGEST)  # not settings of a saved pipeline
@@ -73,10 +74,10 @@ class StreetPipeline:
         pocket model with the base's own U-Net. Keywords are settings of generation/run.py; sizes,
         steps, guidance and words that nothing states come with the base model.
         """
-        stated = load_yaml(Path(config)) if config else {}
+        layers = load_preset(Path(config)) if config else []
         flag = None if base is None else str(base)
-        chosen, _ = with_base(Config, default_config, stated, flag, [])
-        chosen = from_mapping(Config, stated, str(config), chosen)
+        chosen, _ = with_base(Config, default_config, layers, flag, [])
+        chosen = from_layers(Config, layers, chosen)
         saved = Path(base) / SETTINGS_FILE if base else None
         if saved and saved.is_file():
             chosen = from_mapping(Config, files.read_json(saved), str(saved), chosen)

@@ -18,12 +18,13 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.reading import shortened
+from pipeline.yaml_files import Layer, load_preset
 from pipeline.yaml_files import load_yaml as load_yaml
 
 T = TypeVar("T")
@@ -193,12 +194,11 @@ def parse(
         + "\n\nAlso: --config FILE (YAML with any of the settings below), --dry-run (print the "
         "resolved settings and what would be done, then exit), --debug (show tracebacks)."
     )
-    stated = load_yaml(own.config) if own.config else {}
+    layers = load_preset(own.config) if own.config else []
     default = None
     if defaults:
-        default, rest = with_base(cls, defaults, stated, own.base, rest)
-    default = from_mapping(cls, stated, str(own.config), default) if own.config else default
-    default = cls() if default is None else default
+        default, rest = with_base(cls, defaults, layers, own.base, rest)
+    default = from_layers(cls, layers, default)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -217,14 +217,31 @@ def parse(
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
 
 
-def with_base(
-    cls: type[T], defaults: Callable[[str], T], stated: Any, flag: str | None, rest: list[str]
-) -> tuple[T, list[str]]:
-    """Return the defaults that come with the base named by a flag, or else by a file, and `rest`.
+def from_layers(cls: type[T], layers: Sequence[Layer], default: T | None = None) -> T:
+    """Return `default` (or `cls()`) with the settings of a preset, see `yaml_files.load_preset`.
 
-    `stated` is the content of the file, `rest` the words of the call, to which the flag is added.
+    A group of settings keeps what a later layer does not state; a list or mapping that is the value
+    of one setting is replaced as a whole.
     """
-    named = flag if flag is not None else stated.get("base") if isinstance(stated, dict) else None
+    for layer in layers:
+        default = from_mapping(cls, layer.settings, str(layer.path), default)
+    return cls() if default is None else default
+
+
+def with_base(
+    cls: type[T],
+    defaults: Callable[[str], T],
+    layers: Sequence[Layer],
+    flag: str | None,
+    rest: list[str],
+) -> tuple[T, list[str]]:
+    """Return the defaults that come with the base model and `rest`.
+
+    The model is the one that the flag names, or else the preset. `rest` are the words of the call,
+    to which the flag is added.
+    """
+    stated = [layer.settings["base"] for layer in layers if "base" in layer.settings]
+    named = flag if flag is not None else next(reversed(stated), None)
     base = named if isinstance(named, str) else cls().base  # type: ignore[attr-defined]
     return defaults(base), rest if flag is None else ["--base", flag, *rest]
 

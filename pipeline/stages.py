@@ -1,15 +1,18 @@
 """Recipes of the pipeline runner: a YAML that lists stages, their commands and their marks.
 
 Commands are one line of text each, split like a shell does. In every text `{workspace}` stands
-for the workspace folder. A stage reads another one if its command names a path in, or above, the
-other's output; nothing about this is written by hand.
+for the workspace folder, and `{name}` for an entry of `values`. A stage with `each: {seed: [0, 1]}`
+stands for one stage per value, with `{seed}` in its texts. A stage reads another one if its command
+names a path in, or above, the other's output; nothing about this is written by hand.
 """
 
+import itertools
 import math
 import re
 import shlex
 import string
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from pipeline import files
 from pipeline.config import digest, from_mapping
 from pipeline.errors import UserError
 from pipeline.labels import shipped
-from pipeline.yaml_files import load_yaml
+from pipeline.yaml_files import load_preset, load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = shipped("configs")
@@ -25,6 +28,7 @@ FOLDER = CONFIGS / "pipeline"
 IN_CHECKOUT = CONFIGS.parent == ROOT
 LAUNCHERS = ("python", "accelerate")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage: it names its log file
+MAX_REPEATS = 1000  # stages that one entry stands for
 LONGEST = 10_000  # characters of a text with its fields filled in
 FACTS: dict[str, Any] = {
     "seconds": (int, float),
@@ -48,6 +52,8 @@ class StageText:
     done: str = ""
     cpu_processes: int = 1
     compiled: bool = False
+    each: dict[str, tuple[Any, ...]] | None = None
+    """Repeat the stage for each value of a name, for each combination of several names."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class Stage:
             for word in self.command
             if Path(word).parts[:1] == ("configs",) or Path(word).is_relative_to(CONFIGS)
         ]
-        contents = [files.sha256(path.read_bytes()) for path in named if path.is_file()]
+        read = [file for path in named if path.is_file() for file in _with_bases(path)]
+        contents = [files.sha256(path.read_bytes()) for path in read]
         return digest([*self.command, *contents])
 
 
@@ -118,34 +125,82 @@ def load_recipe(
     if not text.workspace or not text.stages:
         raise UserError(f"{path}: a recipe needs `workspace` and `stages`; add what is missing")
     folder = workspace or Path(text.workspace)
-    values = {"workspace": str(folder)}
-    own, given = text.values or {}, given or {}
+    values = _fill_values(text.values or {}, given or {}, folder, path)
+    stages: list[Stage] = []
+    for entry, own_values in _repeated(text.stages, values, path):
+        _check_stage(entry, path)
+        if entry.name in [s.name for s in stages]:
+            raise UserError(f"{path}: two stages are called {entry.name}; rename one")
+        stages.append(_build_stage(entry, own_values, stages, path))
+    return Recipe(folder, tuple(stages))
+
+
+def _fill_values(
+    own: dict[str, str], given: dict[str, str], workspace: Path, path: Path
+) -> dict[str, str]:
+    """Return the workspace and the values of a recipe, those on the command line first."""
     for key in given:
         if key not in own:
             known = ", ".join(own) or "it has none"
             raise UserError(f"--values {key}: no value of {path}; known: {known}")
+    values = {"workspace": str(workspace)}
     for key, value in (own | given).items():
         if not key.isidentifier() or key in values:
             raise UserError(f"{path}: values: {key!r} must be a new name of letters and digits")
         values[key] = _fill(value, values, path)
-    stages: list[Stage] = []
-    for entry in text.stages:
-        _check_stage(entry, path)
-        if entry.name in [s.name for s in stages]:
-            raise UserError(f"{path}: two stages are called {entry.name}; rename one")
-        try:
-            split = shlex.split(entry.command)
-        except ValueError as error:
-            raise UserError(
-                f"{path}: command of {entry.name}: {error}; close every quote"
-            ) from None
-        words = tuple(locate(_fill(word, values, path)) for word in split)
-        output = Path(_fill(entry.output, values, path))
-        inputs = tuple(s.name for s in stages if _reads(words, s.output))
-        marker = output / entry.done
-        stages.append(Stage(entry.name, entry.about, entry.launcher, words, output, marker, inputs,
-                            entry.cpu_processes, entry.compiled))  # fmt: skip
-    return Recipe(folder, tuple(stages))
+    return values
+
+
+def _build_stage(
+    entry: StageText, values: dict[str, str], before: Sequence[Stage], path: Path
+) -> Stage:
+    """Fill in the command and the paths of a stage; its inputs are among the stages `before`."""
+    try:
+        split = shlex.split(entry.command)
+    except ValueError as error:
+        raise UserError(f"{path}: command of {entry.name}: {error}; close every quote") from None
+    words = tuple(locate(_fill(word, values, path)) for word in split)
+    output = Path(_fill(entry.output, values, path))
+    return Stage(
+        name=entry.name,
+        about=entry.about,
+        launcher=entry.launcher,
+        command=words,
+        output=output,
+        marker=output / entry.done,
+        inputs=tuple(stage.name for stage in before if _reads(words, stage.output)),
+        cpu_processes=entry.cpu_processes,
+        compiled=entry.compiled,
+    )
+
+
+def _repeated(
+    entries: Sequence[StageText], values: dict[str, str], path: Path
+) -> Iterator[tuple[StageText, dict[str, str]]]:
+    """Yield every stage with the values of its texts, once for each combination of its `each`.
+
+    Name and description are filled in; the last name of `each` varies fastest.
+    """
+    for entry in entries:
+        each = entry.each or {}
+        if entry.each is not None and not (each and all(each.values())):
+            raise UserError(f"{path}: each of {entry.name!r}: names no value; list at least one")
+        for name, choices in each.items():
+            if not name.isidentifier() or name in values:
+                raise UserError(
+                    f"{path}: each of {entry.name!r}: {name!r} must be a new name of letters and "
+                    "digits"
+                )
+            if not all(type(choice) in (str, int) for choice in choices):
+                raise UserError(
+                    f"{path}: each of {entry.name!r}: {name} must list texts or whole numbers"
+                )
+        if math.prod(map(len, each.values())) > MAX_REPEATS:
+            raise UserError(f"{path}: each of {entry.name!r}: makes more than {MAX_REPEATS} stages")
+        for chosen in itertools.product(*each.values()):
+            own = values | dict(zip(each, map(str, chosen), strict=True))
+            name, about = (_fill(t, own, path) if each else t for t in (entry.name, entry.about))
+            yield replace(entry, name=name, about=about), own
 
 
 def _check_stage(entry: StageText, path: Path) -> None:
@@ -183,6 +238,11 @@ def locate(word: str) -> str:
     if first in ("pipeline", "finetune", "generation", "segtrain") and rest.endswith(".py"):
         return str(ROOT / word)
     return word
+
+
+def _with_bases(path: Path) -> list[Path]:
+    """Return a config file with the files that it builds on."""
+    return [layer.path for layer in load_preset(path)] if path.suffix == ".yaml" else [path]
 
 
 def _fill(text: str, values: dict[str, str], path: Path) -> str:

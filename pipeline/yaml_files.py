@@ -7,14 +7,16 @@ other encodings, pipes and devices.
 
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.paths import check_relative
 from pipeline.reading import MAX_DEPTH, check_plain, read_text, shortened
 
 MAX_YAML_BYTES = 2 << 20
+MAX_BASES = 16  # that stand behind one preset
 MAX_VALUES = 200_000  # aliases counted as often as they stand
 REMEDY = "check the path of the YAML file"
 # what PyYAML raises where a tag does not fit its text: `!!int ""`, `!!bool x`, a 13th month
@@ -85,3 +87,41 @@ def load_yaml(path: Path) -> Any:
         reason = shortened(" ".join(str(error).split()), 300)
         raise UserError(f"{path}: not valid YAML ({reason}); mend the file") from None
     return {} if value is None else value
+
+
+class Layer(NamedTuple):
+    """The settings that one file of a preset states."""
+
+    path: Path
+    settings: dict[str, Any]
+
+
+def load_preset(path: Path) -> list[Layer]:
+    """Read a preset and the files it builds on, the most basic one first.
+
+    The key `_base_` names the file whose settings a preset changes, by a path relative to the
+    preset's folder. Each layer states only what differs from the layers before it. Raises
+    `UserError` for a base that is absent, lies elsewhere or builds on itself.
+    """
+    layers: list[Layer] = []
+    next_path: Path | None = path
+    while next_path is not None:
+        if len(layers) > MAX_BASES:
+            raise UserError(f"{path}: _base_: more than {MAX_BASES} files, or one builds on itself")
+        stated = load_yaml(next_path)
+        if not isinstance(stated, dict):
+            shown = shortened(repr(stated), 80)
+            raise UserError(f"{next_path}: expected a mapping of settings, got {shown}")
+        layers.insert(0, Layer(next_path, {k: v for k, v in stated.items() if k != "_base_"}))
+        next_path = _base_of(next_path, stated["_base_"]) if "_base_" in stated else None
+    return layers
+
+
+def _base_of(path: Path, name: Any) -> Path:
+    try:
+        check_relative(name)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: _base_: {error}; name a YAML file in the folder of this one"
+        ) from None
+    return path.parent / name

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import from_mapping, load_yaml
+from pipeline.config import from_layers, from_mapping
 from pipeline.errors import UserError
 from pipeline.stages import FOLDER, load_recipe
+from pipeline.yaml_files import load_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_YAMLS = sorted(
@@ -37,8 +38,9 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("path", STAGE_YAMLS, ids=name_of)
 def test_yaml_loads_into_its_entrys_dataclass(path: Path) -> None:
     config_class = importlib.import_module(entry_module(path)).Config
-    mapping = load_yaml(path)
-    from_mapping(config_class, mapping, str(path))
+    layers = load_preset(path)
+    from_layers(config_class, layers)
+    mapping = layers[-1].settings
     with pytest.raises(UserError, match="unknown key 'colour'; known keys"):
         from_mapping(config_class, {**mapping, "colour": 1}, str(path))
 

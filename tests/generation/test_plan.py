@@ -11,8 +11,9 @@ import pytest
 from generation.plan import Planner, class_probabilities, noise_seed, place_crop
 from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
 from generation.settings import Config, default_config
-from pipeline.config import from_mapping, load_yaml
+from pipeline.config import from_layers, from_mapping
 from pipeline.errors import UserError
+from pipeline.yaml_files import load_preset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,7 +181,7 @@ def test_list_of_places_means_even_shares():
 def test_shares_of_the_shipped_grammars():
     def shares(name: str) -> dict[str, float]:
         path = ROOT / "configs" / "generation" / name
-        config = from_mapping(Config, load_yaml(path), name)
+        config = from_layers(Config, load_preset(path))
         config.prompt.check()
         total = sum(c.share for c in config.prompt.conditions.values())
         return {name: c.share / total for name, c in config.prompt.conditions.items()}
@@ -193,9 +194,8 @@ def test_shares_of_the_shipped_grammars():
 
 def test_prompts_of_the_reference_preset_are_the_published_ones():
     """The bare class list, or a scene in a weather that ends with a period."""
-    grammar = from_mapping(
-        Config, load_yaml(ROOT / "configs" / "generation" / "dginstyle.yaml"), "dginstyle.yaml"
-    ).prompt
+    path = ROOT / "configs" / "generation" / "dginstyle.yaml"
+    grammar = from_layers(Config, load_preset(path)).prompt
     classes = join_classes(np.array([[0, 13], [9, 255]], np.uint8), grammar, None)
     found = {
         render_prompt(grammar, classes, condition=name, time=time, place=place)

@@ -50,6 +50,34 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
     assert call.dry_run and not call.debug
 
 
+def test_a_preset_states_what_differs_from_its_base(tmp_path: Path) -> None:
+    """Groups of settings are merged, lists replaced; the last file and then the flags win."""
+    (tmp_path / "base.yaml").write_text("n: 3\nsize: [8, 8]\nsampler: {steps: 5, kind: unipc}\n")
+    (tmp_path / "middle.yaml").write_text("_base_: base.yaml\nsampler: {steps: 6}\n")
+    path = tmp_path / "last.yaml"
+    path.write_text("_base_: middle.yaml\nsize: [16, 32]\n")
+    config, _ = parse(Config, "doc", ["--config", str(path), "--n", "4"])
+    assert config == Config(n=4, size=(16, 32), sampler=Sampler(steps=6, kind="unipc"))
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("_base_: none.yaml", "none.yaml: "),
+        ("_base_: ../other.yaml", "_base_: .* name a YAML file in the folder of this one"),
+        ("_base_: [a.yaml]", "_base_: must be text"),
+        ("_base_: c.yaml", "_base_: more than 16 files, or one builds on itself"),
+        ("_base_: wrong.yaml", "wrong.yaml: unknown key 'm'"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_named(tmp_path: Path, text: str, rule: str) -> None:
+    (tmp_path / "wrong.yaml").write_text("m: 3")
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rule):
+        parse(Config, "doc", ["--config", str(path)])
+
+
 def test_nested_flags() -> None:
     config, _ = parse(Config, "doc", ["--sampler.steps", "7", "--size", "32", "48"])
     assert config.sampler.steps == 7 and config.size == (32, 48)

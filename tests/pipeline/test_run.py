@@ -81,6 +81,61 @@ def test_inputs_are_found_from_the_commands(recipe: Path) -> None:
     assert stages["other"].inputs == ()
 
 
+def test_each_repeats_a_stage(tmp_path: Path) -> None:
+    """One stage per combination of the named values, which fill in all of its texts."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "workspace: w\n"
+        "stages:\n"
+        "  - name: train-{arm}-{seed}\n"
+        "    about: train {arm} with seed {seed}\n"
+        "    each: {arm: [a, b], seed: [0, 1]}\n"
+        "    command: train.py --seed {seed} --output {workspace}/{arm}_{seed}\n"
+        '    output: "{workspace}/{arm}_{seed}"\n'
+        "  - name: score\n"
+        "    command: score.py {workspace}/a_0 {workspace}/a_1\n"
+        "    output: s.json\n"
+    )
+    *trained, score = load_recipe(path).stages
+    assert [s.name for s in trained] == ["train-a-0", "train-a-1", "train-b-0", "train-b-1"]
+    assert trained[1].command == ("train.py", "--seed", "1", "--output", "w/a_1")
+    assert (trained[3].about, str(trained[3].output)) == ("train b with seed 1", "w/b_1")
+    assert score.inputs == ("train-a-0", "train-a-1")
+
+
+@pytest.mark.parametrize(
+    ("each", "rule"),
+    [
+        ("{}", "names no value"),
+        ("{seed: []}", "names no value"),
+        ("{workspace: [a]}", "'workspace' must be a new name"),
+        ("{seed: [0.5]}", "seed must list texts or whole numbers"),
+        ("{other: [0, 1]}", "two stages are called a"),
+    ],
+)
+def test_faults_of_each_are_one_line(tmp_path: Path, each: str, rule: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    stage = f"{{name: a, command: x.py, output: o, each: {each}}}"
+    path.write_text(f"workspace: w\nstages: [{stage}]\n")
+    with pytest.raises(UserError, match=rule):
+        load_recipe(path)
+
+
+def test_a_changed_base_of_a_preset_changes_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.CONFIGS", tmp_path)
+    (tmp_path / "base.yaml").write_text("steps: 1")
+    (tmp_path / "last.yaml").write_text("_base_: base.yaml")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"workspace: w\nstages: [{{name: a, command: x.py {tmp_path}/last.yaml, output: o}}]"
+    )
+    before = load_recipe(path).stages[0].fingerprint()
+    (tmp_path / "base.yaml").write_text("steps: 2")
+    assert load_recipe(path).stages[0].fingerprint() != before
+
+
 def test_changed_command_runs_again_with_what_reads_it(recipe: Path) -> None:
     start(recipe)
     recipe.write_text(recipe.read_text().replace("/first 1", "/first 2"))

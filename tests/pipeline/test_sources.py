@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline import labels, prepare
 from pipeline.dataset import check_dataset, open_dataset
-from pipeline.yaml_files import load_yaml
+from pipeline.yaml_files import load_preset
 
 Writer = Callable[[Path, np.ndarray], object]
 
@@ -68,5 +68,5 @@ def test_presets_read_what_the_documentation_prepares(root: Path) -> None:
     """A preset that names data names the folders of docs/real-data.md."""
     text = (root / "docs" / "real-data.md").read_text()
     for path in (root / "configs" / "finetune").glob("*_sd*.yaml"):
-        for folder in load_yaml(path).get("data", []):
+        for folder in load_preset(path)[-1].settings.get("data", []):
             assert f"--output {folder}\n" in text or f"--output {folder} " in text, path
