@@ -28,7 +28,7 @@ from pipeline import files, models
 from pipeline.errors import guard
 from pipeline.prompt_encoder import PromptEncoder
 from segtrain import recipes
-from segtrain.aggregation import Aggregation, Bottleneck
+from segtrain.diffusion.aggregation import Aggregation, Bottleneck
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "segtrain"
 SHAPES = [(1280, 32)] * 6 + [(640, 16)] * 6 + [(320, 8)] * 6

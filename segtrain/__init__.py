@@ -2,9 +2,9 @@
 
 Recipes are mmsegmentation config files; accelerate is the engine; our own modules are plain torch
 and are named to mmsegmentation in `segtrain.registry` alone. Importing this package makes
-mmsegmentation importable beside mmcv-lite, in any later order; see `segtrain.mmseg_setup`.
+mmsegmentation importable beside mmcv-lite, in any later order; see `segtrain.mmcv_stand_in`.
 """
 
-from segtrain.mmseg_setup import install_stand_in
+from segtrain.mmcv_stand_in import install_stand_in
 
 install_stand_in()

@@ -29,14 +29,14 @@ from pipeline.config import (
 from pipeline.dataset import find_pictures
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest, run_identity
-from segtrain.pictures import name_predictions
-from segtrain.protocol import protocol_of, require_pictures, require_size
-from segtrain.recipes import (
+from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,
     diffusion_base,
     require_trained,
 )
+from segtrain.prediction_names import name_predictions
+from segtrain.protocol import protocol_of, require_pictures, require_size
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> An
     import torch
     from torch.nn import functional
 
-    from segtrain.consistency import consistency, entropy
+    from segtrain.losses import consistency, entropy
 
     if config.objective == "entropy":
         return entropy(logits(images))

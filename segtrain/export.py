@@ -25,7 +25,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files, labels, models
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
-from segtrain.recipes import load_trained, require_trained, with_tuples
+from segtrain.checkpoints import load_trained, require_trained
+from segtrain.recipes import with_tuples
 
 CONFIG_FILE, MODEL_FILE = "config.py", "model.pth"
 META = {"classes": list(labels.CLASS_NAMES), "palette": labels.PALETTE.tolist()}

@@ -28,14 +28,15 @@ from pipeline.config import parse, require_positive, to_mapping
 from pipeline.dataset import find_pictures, is_dataset, read_image
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
-from segtrain.pictures import cityscapes_names, name_predictions
-from segtrain.protocol import protocol_of, require_pictures, require_size
-from segtrain.recipes import (
+from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,
+    load_scene,
     require_scene,
     require_trained,
 )
+from segtrain.prediction_names import cityscapes_names, name_predictions
+from segtrain.protocol import protocol_of, require_pictures, require_size
 
 Kind = Literal["ids", "color", "overlay", "cityscapes"]
 
@@ -152,8 +153,6 @@ def size_of(config: Config, recipe: dict[str, Any]) -> tuple[int, int] | None:
 
 def stored_config(config: Config) -> dict[str, Any]:
     """Return what all predictions in an output folder have in common."""
-    from segtrain.segmenter import load_scene
-
     stored = {**to_mapping(config), "weights": file_digest(config.checkpoint / WEIGHTS_FILE)}
     size_px = size_of(config, require_trained(config.checkpoint)["recipe"])
     stored["size_px"] = list(size_px) if size_px else None

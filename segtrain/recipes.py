@@ -11,15 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import files, models
+from pipeline import models
 from pipeline.errors import UserError
-from pipeline.reading import read_json
-from segtrain import loading, recipe_checks, saved_recipe
+from segtrain import recipe_checks
 from segtrain.sets import SOURCE, set_pipeline
-
-RECIPE_FILE = "recipe.json"
-WEIGHTS_FILE = "model.safetensors"
-SCENE_FILE = "scene.safetensors"
 
 
 def require_recipe(path: Path) -> None:
@@ -40,7 +35,7 @@ def load_recipe(path: Path, options: Sequence[str] = ()) -> Any:
     with recipe_checks.named_faults(str(path)):
         from mmengine.config import Config
 
-        import segtrain.registry  # noqa: F401
+        import segtrain.registry
 
         recipe = Config.fromfile(path)
         recipe_checks.require_sections(recipe)
@@ -109,26 +104,6 @@ def diffusion_models(backbone: dict[str, Any]) -> dict[str, str]:
     return found | (
         {"unet": str(models.find_folder(backbone["unet"], "unet"))} if backbone.get("unet") else {}
     )
-
-
-def diffusion_base(recipe: Any) -> dict[str, str]:
-    """Return name and revision of the frozen weights of a recipe, empty if it has none."""
-    backbone = recipe["model"]["backbone"]
-    if "base" not in backbone:
-        return {}
-    revision = models.revision(models.find_base(backbone["base"]))
-    facts = {"base": backbone["base"], "revision": revision}
-    if backbone.get("unet"):
-        facts["unet_revision"] = models.revision(models.find_folder(backbone["unet"], "unet"))
-    return facts
-
-
-def features(model: Any) -> dict[str, Any]:
-    """Return what a diffusion backbone reads, in the order of its layers; empty for others."""
-    extractor = getattr(model.backbone, "extractor", None)
-    if extractor is None:
-        return {}
-    return {"timesteps": list(extractor.levels), "taps": list(extractor.taps)}
 
 
 def build_model(recipe: Any) -> Any:
@@ -206,80 +181,3 @@ def with_tuples(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     mmcv takes no list for a size.
     """
     return [{k: tuple(v) if isinstance(v, list) else v for k, v in s.items()} for s in steps]
-
-
-def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -> None:
-    """Write weights and recipe of a trained model; frozen weights are named, not stored."""
-    from safetensors.torch import save_file
-
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with files.replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary)
-    diffusion = {"diffusion": diffusion_base(recipe), "features": features(model)}
-    saved = {"recipe": saved_recipe.portable(as_json(recipe)), **diffusion, **facts}
-    files.write_json(folder / RECIPE_FILE, saved)
-
-
-def require_trained(folder: Path) -> dict[str, Any]:
-    """Return the saved recipe of a finished training, or raise `UserError`.
-
-    Recipe and head of the weights are checked; no weights are read, nothing is built.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the --output of segtrain/train.py")
-    if not (folder / "finished.json").is_file() or not (folder / WEIGHTS_FILE).is_file():
-        raise UserError(f"{folder}: holds no finished training; run segtrain/train.py to its end")
-    saved = read_json(folder / RECIPE_FILE, dict)
-    saved_recipe.check(folder / RECIPE_FILE, saved)
-    loading.require_weights(folder / WEIGHTS_FILE)
-    return saved
-
-
-def require_scene(folder: Path) -> dict[str, Any]:
-    """Return what segtrain/adapt.py wrote about its result, or raise `UserError`."""
-    path = folder / "scene.json"
-    if not (folder / SCENE_FILE).is_file() or not path.is_file():
-        raise UserError(f"{folder}: holds no learned scene; run segtrain/adapt.py to its end")
-    facts = read_json(path, dict)
-    if not isinstance(facts.get("config"), dict):
-        raise UserError(f"{path}: has no config; restore it, or run segtrain/adapt.py again")
-    loading.require_weights(folder / SCENE_FILE)
-    return facts
-
-
-def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
-    """Rebuild a trained model in eval mode. Returns it with its recipe.
-
-    `base`: where its diffusion model is now, empty for where it was in training.
-    Raises `UserError` if the diffusion model it was trained on is not the one found here, or if
-    its backbone, built anew, reads other noise levels or taps. Nothing is built but parts on the
-    lists of `segtrain.saved_recipe`.
-    """
-    saved = require_trained(folder)
-    recipe = saved["recipe"]
-    if base:
-        if not saved["diffusion"]:
-            raise UserError(f"--base {base}: the backbone of {folder} is no diffusion; drop it")
-        recipe["model"]["backbone"]["base"] = saved["diffusion"]["base"] = base
-    _require_same(folder, "diffusion weights", saved["diffusion"], diffusion_base(recipe))
-
-    import segtrain.registry  # noqa: F401
-
-    def make() -> Any:
-        model = build_model(recipe)
-        if "features" in saved:  # the first versions did not record them
-            _require_same(folder, "diffusion features", saved["features"], features(model))
-        return model
-
-    weights = loading.load_weights(folder / WEIGHTS_FILE)
-    frozen = bool(saved["diffusion"])
-    model = loading.build(folder / RECIPE_FILE, make, weights, frozen=frozen)
-    return model.eval(), recipe
-
-
-def _require_same(folder: Path, what: str, saved: Any, found: Any) -> None:
-    if found != saved:
-        raise UserError(
-            f"{folder}: was trained on {what} {saved}, but found {found}; restore that base model, "
-            "or train again"
-        )

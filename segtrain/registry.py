@@ -1,23 +1,42 @@
-"""Names our parts to mmsegmentation. A recipe reaches this file through `custom_imports`."""
+"""The link to mmsegmentation: importing this module registers our parts with it.
+
+A recipe reaches it through `custom_imports`.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from segtrain.mmseg_setup import setup
+from pipeline.errors import UserError
+from segtrain.mmcv_stand_in import install_stand_in
 
-setup()
 
-from mmseg.datasets import BaseSegDataset  # noqa: E402
-from mmseg.registry import DATASETS, MODELS, TRANSFORMS  # noqa: E402
+def import_mmsegmentation() -> None:
+    """Import mmsegmentation and fill its registries. Safe to call again."""
+    try:
+        import mmcv
+        import mmengine
+    except ImportError as error:
+        raise UserError(
+            f"segtrain needs mmsegmentation ({error}); pip install mmsegmentation==1.2.2 "
+            "mmengine==0.10.7 mmcv-lite==2.1.0 ftfy regex"
+        ) from None
+    install_stand_in()
+    from mmseg.utils import register_all_modules
 
-from pipeline import labels  # noqa: E402
-from pipeline.dataset import open_dataset  # noqa: E402
-from segtrain.daformer_head import DAFormerHead  # noqa: E402
-from segtrain.diffusion_backbone import DiffusionBackbone  # noqa: E402
-from segtrain.mask2former_head import Mask2FormerHead  # noqa: E402
-from segtrain.readers import with_reader  # noqa: E402
-from segtrain.segmentors import DiffusionSegmentor  # noqa: E402
-from segtrain.transforms import Resize, prepare  # noqa: E402
+    register_all_modules(init_default_scope=False)
+
+
+import_mmsegmentation()
+
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS
+
+from pipeline import labels
+from pipeline.dataset import open_dataset
+from segtrain.diffusion.backbone import DiffusionBackbone
+from segtrain.diffusion.segmentor import DiffusionSegmentor
+from segtrain.heads import DAFormerHead, Mask2FormerHead
+from segtrain.transforms import Resize, prepare, with_reader
 
 for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead, Mask2FormerHead):
     MODELS.register_module(name=f"Streetforge{part.__name__}", module=part, force=True)

@@ -55,14 +55,14 @@ PARTS = frozenset(
         "nearest", "pixel_shuffle",
     )
 )  # fmt: skip
-TRAJECTORIES = ("clean", "noised", "inversion", "diff37", "diff5")  # of segtrain.trajectories
+TRAJECTORIES = ("clean", "noised", "inversion", "diff37", "diff5")  # of diffusion/trajectories.py
 INITS = ("Caffe2Xavier", "Constant", "Kaiming", "Normal", "TruncNormal", "Uniform", "Xavier")
 LOADERS = ("LoadImageFromFile", "LoadAnnotations")  # the one image reader stands for them
 TRANSFORMS = (
     "StreetforgeResize", "Resize", "ResizeShortestEdge", "ResizeToMultiple", "Pad", "PackSegInputs",
 )  # fmt: skip
 TEXTS = ("scenes", "templates", "class_names", "negative", "base", "unet")  # free text
-LARGEST_NUMBER = 2**17  # so that no loop is endless; what a network may weigh: segtrain/loading.py
+LARGEST_NUMBER = 2**17  # so that no loop is endless; the size of a network: segtrain/checkpoints
 LONGEST_TEXT = 2000
 MOST_OVERLAP = 32  # windows that see a pixel, along an edge
 _allowed: set[str] = set()

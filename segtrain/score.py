@@ -23,9 +23,9 @@ from pipeline import files, labels, models
 from pipeline.config import parse, require_positive, show
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError, guard
-from segtrain.pictures import name_predictions, require_predictions_of
+from segtrain.checkpoints import require_scene, require_trained
+from segtrain.prediction_names import name_predictions, require_predictions_of
 from segtrain.protocol import protocol_of, require_pictures, require_size
-from segtrain.recipes import require_scene, require_trained
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ import torch
 
 from pipeline.dataset import read_image
 from pipeline.errors import UserError
-from pipeline.identity import file_digest
 from pipeline.reading import shortened
-from segtrain import loading, recipes
+from segtrain import checkpoints, recipes
 from segtrain.protocol import RESIZING, SMALLER, Size, require_sight
 from segtrain.saved_recipe import LOADERS
 
@@ -47,8 +46,8 @@ class Segmenter:
         `base`: where the diffusion model is, if it has moved since the training. The folder may
         come from strangers: nothing but known parts of networks is built from it.
         """
-        tokens = load_scene(Path(scene), Path(folder)) if scene else None
-        segmenter = cls(*recipes.load_trained(Path(folder), base), device)
+        tokens = checkpoints.load_scene(Path(scene), Path(folder)) if scene else None
+        segmenter = cls(*checkpoints.load_trained(Path(folder), base), device)
         if tokens is not None:
             segmenter.model.scene = tokens.to(segmenter.device)
         return segmenter
@@ -146,23 +145,3 @@ def _pad_small(inputs: torch.Tensor, samples: list[Any]) -> torch.Tensor:
         padded = (height + below, width + right)
         sample.set_metainfo({"img_padding_size": (0, right, 0, below), "pad_shape": padded})
     return torch.nn.functional.pad(inputs, (0, right, 0, below), mode="replicate")
-
-
-def load_scene(folder: Path, checkpoint: Path) -> torch.Tensor:
-    """Return the scene tokens SxD that segtrain/adapt.py learned through a trained network.
-
-    Raises `UserError` if it was another one: tokens that help one network may harm the next.
-    """
-    recipes.require_trained(checkpoint)
-    facts = recipes.require_scene(folder)
-    if facts["config"].get("weights") != file_digest(checkpoint / recipes.WEIGHTS_FILE):
-        raise UserError(
-            f"{folder}: its scene was not learned through {checkpoint}; run segtrain/adapt.py on "
-            "that checkpoint, into another folder"
-        )
-    tokens = loading.load_weights(folder / recipes.SCENE_FILE).get("tokens")
-    if tokens is None or tokens.dim() != 2 or not tokens.numel():
-        raise UserError(
-            f"{folder / recipes.SCENE_FILE}: holds no scene tokens; run segtrain/adapt.py again"
-        )
-    return tokens.float()

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pipeline.labels import VOID
 from segtrain.mixing import SelfTraining, seeded_globals
-from segtrain.readers import with_reader
+from segtrain.transforms import with_reader
 
 
 class UnlabelledSamples:

@@ -263,7 +263,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     Nothing is written before all that the recipe names has been built.
     """
     from pipeline import runs
-    from segtrain import loop, recipes, saved_recipe
+    from segtrain import checkpoints, loop, recipes, saved_recipe
 
     recipe = recipes.load_recipe(config.recipe, config.cfg_options)
     recipes.override(
@@ -297,7 +297,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     facts = loop.train(accelerator, model, optimizer, draw, factor, plan, teacher)
     if accelerator.is_main_process:
         counts = {name: len(samples) for name, samples in sets.items()}
-        recipes.save_trained(config.output, recipe, model, {"samples": counts})
+        checkpoints.save_trained(config.output, recipe, model, {"samples": counts})
         runs.mark_finished(config.output, iterations, processes=accelerator.num_processes, **facts)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -1,4 +1,8 @@
-"""The resize that keeps shapes, and what is asked of every pipeline of transforms."""
+"""Transforms of recipes: the readers, the resize that keeps shapes, and the checks of pipelines.
+
+mmsegmentation's own loading steps read images by OpenCV, which decodes some files differently
+(16-bit, alpha, truncated ones), and accept labels of any kind. Ours read as all other programs do.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,7 +12,9 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from pipeline import labels
 from pipeline.errors import UserError
+from pipeline.images import read_image
 
 RESIZE = "StreetforgeResize"
 STOCK_RESIZES = ("Resize", "RandomResize", "RandomChoiceResize")
@@ -109,3 +115,27 @@ def prepare(
 
 def _kind(step: Any) -> Any:
     return step.get("type") if isinstance(step, dict) else None
+
+
+def load_image(results: dict[str, Any]) -> dict[str, Any]:
+    """Do what LoadImageFromFile does: add `img`, HxWx3 uint8 BGR, and its shape."""
+    image = np.ascontiguousarray(read_image(results["img_path"])[..., ::-1])
+    shape = image.shape[:2]
+    return {**results, "img": image, "img_shape": shape, "ori_shape": shape}
+
+
+def load_label(results: dict[str, Any]) -> dict[str, Any]:
+    """Do what LoadAnnotations does: add `gt_seg_map`, HxW uint8 train ids, 255 for void."""
+    label = labels.read_label(results["seg_map_path"])
+    return {**results, "gt_seg_map": label, "seg_fields": [*results["seg_fields"], "gt_seg_map"]}
+
+
+READERS = {"LoadImageFromFile": load_image, "LoadAnnotations": load_label}
+
+
+def with_reader(pipeline: Sequence[Any]) -> list[Any]:
+    """Return a recipe's transforms with our reader for stock loading steps without options."""
+    return [
+        READERS.get(step["type"], step) if isinstance(step, dict) and len(step) == 1 else step
+        for step in pipeline
+    ]

@@ -24,7 +24,7 @@ from pipeline.errors import UserError, guard
 from pipeline.labels import CLASS_NAMES
 from pipeline.latents import images_to_tensor
 
-CATEGORIES = ("none", "eos", "words", "sentence")  # of segtrain.prompts, which imports torch
+CATEGORIES = ("none", "eos", "words", "sentence")  # of diffusion/prompts.py, which imports torch
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Config:
         "up_blocks.1",
         "up_blocks.2",
         "up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps",
-    )
-    """Modules of the U-Net; see segtrain/taps.py."""
+    )  # fmt: skip
+    """Modules of the U-Net; see segtrain/diffusion/taps.py."""
     timesteps: tuple[int, ...] = (1,)
     """Noise levels; one of 1 means the clean picture."""
     classes: tuple[str, ...] = ("road", "building", "vegetation", "sky", "car", "person")
@@ -93,7 +93,7 @@ def check(config: Config) -> list[Path]:
     if config.categories == "none" and any(tap.endswith(":maps") for tap in config.taps):
         raise UserError("--categories none: taps of :maps need eos, words or sentence")
     if not config.taps:
-        raise UserError("--taps: name at least one; see segtrain/taps.py")
+        raise UserError("--taps: name at least one; see segtrain/diffusion/taps.py")
     if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
         raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
     files.require_writable(config.output)
@@ -107,9 +107,9 @@ def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int],
     import torch
 
     from pipeline.prompt_encoder import PromptEncoder
-    from segtrain.extractor import load_extractor
-    from segtrain.prompts import TextContext
-    from segtrain.trajectories import Clean, Noised
+    from segtrain.diffusion.extractor import load_extractor
+    from segtrain.diffusion.prompts import TextContext
+    from segtrain.diffusion.trajectories import Clean, Noised
 
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     trajectory: Any = Clean(1) if config.timesteps == (1,) else Noised(config.timesteps)

@@ -57,6 +57,29 @@ def test_stages_import_only_themselves_and_pipeline(path: Path) -> None:
     assert ours <= allowed, f"{name_of(path)} imports {sorted(ours - allowed)}"
 
 
+MMSEG_USERS = {
+    "segtrain/registry.py", "segtrain/mmcv_stand_in.py", "segtrain/heads.py", "segtrain/recipes.py",
+    "segtrain/transforms.py", "segtrain/self_training.py", "segtrain/segmenter.py",
+    "segtrain/export.py", "segtrain/diffusion/segmentor.py",
+}  # fmt: skip
+
+
+def test_diffusion_features_know_nothing_of_mmsegmentation() -> None:
+    """Everything that makes features of a diffusion model works without mmsegmentation."""
+    users = {
+        name_of(path)
+        for path in SOURCES
+        for name in imported_modules(tree_of(path))
+        if name.partition(".")[0] in ("mmcv", "mmengine", "mmseg")
+    }
+    assert users <= MMSEG_USERS, sorted(users - MMSEG_USERS)
+    free = [p for p in (ROOT / "segtrain/diffusion").glob("*.py") if p.stem != "segmentor"]
+    for path in free:
+        ours = {n for n in imported_modules(tree_of(path)) if n.startswith("segtrain.")}
+        assert all(name.startswith("segtrain.diffusion.") for name in ours), name_of(path)
+        assert "segtrain.diffusion.segmentor" not in ours, name_of(path)
+
+
 def test_datasets_folder_holds_no_python() -> None:
     assert not list((ROOT / "datasets").rglob("*.py")), "it would hide Hugging Face `datasets`"
 

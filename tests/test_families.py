@@ -79,7 +79,7 @@ def test_generation_draws_with_it(base, adapted, tmp_path):
 
 
 def test_diffusion_backbone_gives_features(base, adapted):
-    from segtrain.diffusion_backbone import DiffusionBackbone
+    from segtrain.diffusion.backbone import DiffusionBackbone
 
     taps = ("up_blocks.1", "up_blocks.0")
     own = DiffusionBackbone(str(base), scenes=["a city street"], taps=taps, out_channels=8)

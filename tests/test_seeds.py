@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from segtrain.trajectories import Inversion, Noised
+from segtrain.diffusion.trajectories import Inversion, Noised
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = {

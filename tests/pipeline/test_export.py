@@ -1,6 +1,7 @@
 """Exports: each layout through its real reader, stopped and repeated runs, bad input."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -67,9 +68,7 @@ def assert_same(sample: Sample, image: object, label: object) -> None:
 
 def test_mmseg_reads_its_layout(run: Callable[..., Path], samples: list[Sample]) -> None:
     pytest.importorskip("mmengine")
-    from segtrain.mmseg_setup import setup
-
-    setup()
+    importlib.import_module("segtrain.registry")  # before mmseg
     from mmengine.config import Config
     from mmseg.registry import DATASETS
 

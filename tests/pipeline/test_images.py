@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.paths import find_files
 from pipeline.verdicts import by_content
-from segtrain import readers
+from segtrain import transforms
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -57,14 +57,15 @@ def test_orientation_is_obeyed_as_viewers_do(kind: str, value: int, tmp_path: Pa
         expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(read_image(path), expected)
     assert images.image_size(path) == expected.shape[1::-1]
-    assert np.array_equal(readers.load_image({"img_path": str(path)})["img"], expected[..., ::-1])
+    found = transforms.load_image({"img_path": str(path)})["img"]
+    assert np.array_equal(found, expected[..., ::-1])
 
 
 def test_labels_are_turned_like_their_images(tmp_path: Path) -> None:
     data, label = png(GREY % 19), tmp_path / "a.png"
     label.write_bytes(data[:33] + chunk(b"eXIf", orientation_exif(6)) + data[33:])
     assert np.array_equal(labels.read_label(label), np.rot90(GREY % 19, -1))
-    found = readers.load_label({"seg_map_path": str(label), "seg_fields": []})
+    found = transforms.load_label({"seg_map_path": str(label), "seg_fields": []})
     assert np.array_equal(found["gt_seg_map"], np.rot90(GREY % 19, -1))
 
 

@@ -15,7 +15,7 @@ from pipeline.dataset import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import Conditioning
 from pipeline.seeding import DrawnSamples
-from segtrain import adapt, predict, recipes, score
+from segtrain import adapt, checkpoints, predict, recipes, score
 from segtrain.loop import training_loss
 from segtrain.mixing import SelfTraining
 from segtrain.segmenter import Segmenter
@@ -23,7 +23,7 @@ from segtrain.self_training import Teacher, UnlabelledSamples
 
 
 def _tokens(folder: Path) -> torch.Tensor:
-    return load_file(folder / recipes.SCENE_FILE)["tokens"]
+    return load_file(folder / checkpoints.SCENE_FILE)["tokens"]
 
 
 def _adapt(config: adapt.Config) -> torch.Tensor:
@@ -51,13 +51,13 @@ def test_each_objective_changes_the_tokens_and_lowers_its_loss(config, objective
     segmenter = Segmenter.from_pretrained(config.checkpoint)
     before = segmenter.model.backbone.text.scenes[0]
     assert tokens.shape == before.shape and not torch.allclose(tokens.float(), before, atol=1e-3)
-    assert (config.output / recipes.SCENE_FILE).stat().st_size < 8192
+    assert (config.output / checkpoints.SCENE_FILE).stat().st_size < 8192
     images, _ = segmenter.prepare(adapt.check(config))
     model = segmenter.model.requires_grad_(False)
 
     def loss(tokens: torch.Tensor) -> float:
-        network = lambda images: model.decode_head(model.extract_feat(images, scene=tokens))  # noqa: E731
-        first = lambda images: model.decode_head(model.extract_feat(images, scene=before))  # noqa: E731
+        network = lambda images: model.decode_head(model.extract_feat(images, scene=tokens))
+        first = lambda images: model.decode_head(model.extract_feat(images, scene=before))
         return float(adapt.objective_loss(config, network, first, images))
 
     assert loss(tokens.float()) < loss(before)
@@ -179,8 +179,9 @@ def test_a_learned_scene_is_used(config: adapt.Config, source: Path, tmp_path: P
     for folder in (moved, other):
         shutil.copytree(config.checkpoint, folder)
     Segmenter.from_pretrained(moved, scene=config.output)
-    weights = load_file(other / recipes.WEIGHTS_FILE)
-    save_file({name: value * 2 for name, value in weights.items()}, other / recipes.WEIGHTS_FILE)
+    weights = load_file(other / checkpoints.WEIGHTS_FILE)
+    doubled = {name: value * 2 for name, value in weights.items()}
+    save_file(doubled, other / checkpoints.WEIGHTS_FILE)
     with pytest.raises(UserError, match="not learned through .*other; run segtrain/adapt.py"):
         Segmenter.from_pretrained(other, scene=config.output)
     wrong = predict.Config(

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import UserError
-from segtrain.aggregation import Aggregation, Bottleneck, FusionPyramid
+from segtrain.diffusion.aggregation import Aggregation, Bottleneck, FusionPyramid
 
 SHAPES = [(12, 8), (8, 4), (6, 8), (19, 4), (19, 4)]  # channels and stride of five taps
 

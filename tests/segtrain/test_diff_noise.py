@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from pipeline.prompt_encoder import PromptEncoder
-from segtrain import trajectories
-from segtrain.extractor import Faithful, load_extractor
-from segtrain.trajectories import Inversion, Schedule
+from segtrain.diffusion import trajectories
+from segtrain.diffusion.extractor import Faithful, load_extractor
+from segtrain.diffusion.trajectories import Inversion, Schedule
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # Stable Diffusion's
 SIGNAL = np.cumprod(1 - BETAS)

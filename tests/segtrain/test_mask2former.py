@@ -21,7 +21,7 @@ def registered() -> None:
 
 
 def build_head(**options):
-    from segtrain.mask2former_head import Mask2FormerHead
+    from segtrain.heads import Mask2FormerHead
 
     torch.manual_seed(0)
     return Mask2FormerHead(

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder
-from segtrain.prompts import TextContext, category_block, sentences
+from segtrain.diffusion.prompts import TextContext, category_block, sentences
 
 NAMES = ("road", "traffic light", "car", "sky", "traffic sign", "person", "terrain", "bus")
 

@@ -13,11 +13,11 @@ from mmseg.structures import SegDataSample
 
 from pipeline.prompt_encoder import Conditioning
 from segtrain import recipes
-from segtrain.aggregation import Aggregation
-from segtrain.diffusion_backbone import make_trajectory
-from segtrain.extractor import DiffusionExtractor
-from segtrain.taps import MAPS
-from segtrain.trajectories import Schedule
+from segtrain.diffusion.aggregation import Aggregation
+from segtrain.diffusion.backbone import make_trajectory
+from segtrain.diffusion.extractor import DiffusionExtractor
+from segtrain.diffusion.taps import MAPS
+from segtrain.diffusion.trajectories import Schedule
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy_models import FULL, full_size, shrink_recipe, toy_base

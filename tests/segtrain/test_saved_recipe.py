@@ -297,10 +297,10 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused(network, place, value) 
 
 
 def test_every_listed_part_is_one_that_is_registered() -> None:
-    import segtrain.registry  # noqa: F401, I001 - ours first, it makes mmseg importable
+    import segtrain.registry  # noqa: I001 - ours first, it makes mmseg importable
     from mmengine.registry import MODELS as COMMON
     from mmseg.registry import MODELS, TRANSFORMS
-    from segtrain.trajectories import TRAJECTORIES
+    from segtrain.diffusion.trajectories import TRAJECTORIES
 
     registered = {*MODELS.module_dict, *COMMON.module_dict, "OHEMPixelSampler"}
     assert registered >= saved_recipe.PARTS

@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline import labels, prepare
 from pipeline.dataset import open_dataset
 from segtrain import predict, score, scoring
-from segtrain.mmseg_setup import install_stand_in, setup
-from segtrain.pictures import cityscapes_names, name_predictions
+from segtrain.mmcv_stand_in import install_stand_in
+from segtrain.prediction_names import cityscapes_names, name_predictions
 from segtrain.protocol import Protocol
 
 SIZES = ((40, 72), (40, 72), (40, 72))
@@ -21,7 +21,7 @@ SIZES = ((40, 72), (40, 72), (40, 72))
 
 @pytest.fixture(autouse=True, scope="module")
 def _mmseg() -> None:
-    setup()
+    import segtrain.registry
 
 
 def test_scores_equal_a_hand_made_confusion() -> None:

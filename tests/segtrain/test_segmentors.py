@@ -15,8 +15,8 @@ from mmseg.structures import SegDataSample
 
 from pipeline.errors import UserError
 from segtrain import recipes
-from segtrain.aggregation import Collector
-from segtrain.consistency import consistency, entropy, ramp
+from segtrain.diffusion.aggregation import Collector
+from segtrain.losses import consistency, entropy, ramp
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = {"loss_decode": {"type": "CrossEntropyLoss"}, "num_classes": 19, "channels": 8}
@@ -58,7 +58,7 @@ def _batch(*classes: int) -> tuple[torch.Tensor, list[SegDataSample]]:
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
-    import segtrain.registry  # noqa: F401
+    import segtrain.registry
 
 
 def test_randomization_adds_a_branch_and_a_consistency(tiny_base: Path) -> None:

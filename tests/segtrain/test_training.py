@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.labels import read_label
 from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.seeding import DrawnSamples
-from segtrain import loop, mixing, recipes, score, train
+from segtrain import checkpoints, loop, mixing, recipes, score, train
 from segtrain.self_training import Teacher, UnlabelledSamples
 from segtrain.sets import named_sets
 
@@ -26,7 +26,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 
 def _train(config: train.Config) -> dict[str, torch.Tensor]:
     train.run(config, train.check(config))
-    return load_file(config.output / recipes.WEIGHTS_FILE)
+    return load_file(config.output / checkpoints.WEIGHTS_FILE)
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
@@ -315,7 +315,7 @@ def test_scores_of_conditions_and_of_a_changed_base(
         changed = {**saved, part: {**saved[part], name: other}}
         (run / "recipe.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=f"{name}.*restore that base model"):
-            recipes.load_trained(run)
+            checkpoints.load_trained(run)
 
 
 @pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])
@@ -365,4 +365,4 @@ def test_recipe_settings_change_by_name(
         config, output=tmp_path / "run", iterations=1, cfg_options=options[:1]
     )
     train.run(run, train.check(run))
-    assert recipes.require_trained(run.output)["recipe"]["model"]["randomization"] is None
+    assert checkpoints.require_trained(run.output)["recipe"]["model"]["randomization"] is None

@@ -18,8 +18,9 @@ from pipeline import labels
 from pipeline.dataset import open_dataset, read_image
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from segtrain import predict, prompts, score, visualise
-from segtrain.recipes import WEIGHTS_FILE
+from segtrain import predict, score, visualise
+from segtrain.checkpoints import WEIGHTS_FILE
+from segtrain.diffusion import prompts
 from segtrain.segmenter import Segmenter
 
 

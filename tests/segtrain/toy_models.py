@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 
-from segtrain.trajectories import DIFF_37_SAVED
+from segtrain.diffusion.trajectories import DIFF_37_SAVED
 
 SD15: dict[str, Any] = {"cross_attention_dim": 768}
 SD21: dict[str, Any] = {

@@ -1,14 +1,17 @@
-"""Mask2Former (Cheng et al., CVPR 2022) as a head of mmsegmentation, of the parts of transformers.
+"""Segmentation heads for mmsegmentation: DAFormer's fusion head and Mask2Former.
 
-mmsegmentation's own needs mmdetection and compiled operators; transformers has pixel decoder,
-masked attention and matched losses in plain PyTorch.
+mmsegmentation has no DAFormer head, and its Mask2Former needs mmdetection and compiled operators;
+transformers has pixel decoder, masked attention and matched losses in plain PyTorch.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.decode_heads.sep_aspp_head import DepthwiseSeparableASPPModule
+from mmseg.models.utils import resize
 from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerLoss,
@@ -18,6 +21,39 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 Predictions = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+
+
+class DAFormerHead(BaseDecodeHead):
+    """The context-aware fusion head of DAFormer (Hoyer et al., CVPR 2022, section 3.2).
+
+    Embeds each level, stacks them at the finest and fuses them by a separable ASPP.
+    """
+
+    def __init__(self, *, embed_dims: int = 256, dilations: tuple[int, ...] = (1, 6, 12, 18),
+                 **options: Any) -> None:  # fmt: skip
+        super().__init__(input_transform="multiple_select", **options)
+        self.embed = torch.nn.ModuleList(
+            torch.nn.Conv2d(c, embed_dims, 1) for c in self.in_channels
+        )
+        shared = {"norm_cfg": self.norm_cfg, "act_cfg": self.act_cfg}
+        self.context = DepthwiseSeparableASPPModule(
+            dilations=dilations, in_channels=embed_dims * len(self.in_channels),
+            channels=self.channels, conv_cfg=None, **shared,
+        )  # fmt: skip
+        self.fuse = ConvModule(
+            len(dilations) * self.channels, self.channels, 3, padding=1, **shared
+        )
+
+    def forward(self, inputs: Any) -> torch.Tensor:
+        """Return logits BxKxhxw at the size of the finest level."""
+        maps = self._transform_inputs(inputs)
+        size = maps[0].shape[2:]
+        embedded = [
+            resize(embed(level), size=size, mode="bilinear", align_corners=self.align_corners)
+            for embed, level in zip(self.embed, maps, strict=True)
+        ]
+        hidden = torch.cat(self.context(torch.cat(embedded, dim=1)), dim=1)
+        return self.cls_seg(self.fuse(hidden))
 
 
 class MaskDecoder(Mask2FormerPreTrainedModel):
@@ -42,7 +78,10 @@ class MaskDecoder(Mask2FormerPreTrainedModel):
 
 
 class Mask2FormerHead(BaseDecodeHead):
-    """Predicts a class and a mask per query; a pixel's class is the one its masks speak for most.
+    """Mask2Former (Cheng et al., CVPR 2022), made of the parts of transformers.
+
+    Predicts a class and a mask per query; a pixel takes the class with the largest sum over
+    queries of class probability times mask probability.
 
     `strides`: of the maps in pixels, finest first, three or more; the last three go through
     deformable attention, finer ones are added as in an FPN. Further options are those of

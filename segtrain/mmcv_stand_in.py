@@ -54,19 +54,3 @@ def _lacks_extension() -> bool:
     package = importlib.util.find_spec("mmcv")
     folders = package.submodule_search_locations if package else None
     return bool(folders) and importlib.machinery.PathFinder.find_spec(EXTENSION, folders) is None
-
-
-def setup() -> None:
-    """Import mmsegmentation and fill its registries. Safe to call again."""
-    try:
-        import mmcv  # noqa: F401
-        import mmengine  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"segtrain needs mmsegmentation ({error}); pip install mmsegmentation==1.2.2 "
-            "mmengine==0.10.7 mmcv-lite==2.1.0 ftfy regex"
-        ) from None
-    install_stand_in()
-    from mmseg.utils import register_all_modules
-
-    register_all_modules(init_default_scope=False)

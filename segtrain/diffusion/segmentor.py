@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
-from segtrain.consistency import Kind, consistency, ramp, require_rule
+from segtrain.losses import Kind, consistency, ramp, require_rule
 
 PLAIN, SECOND = "plain", "second"
 

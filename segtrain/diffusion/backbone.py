@@ -13,11 +13,11 @@ from pipeline import models
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
 from pipeline.prompt_encoder import PromptEncoder
-from segtrain.aggregation import Aggregation, FusionPyramid, Kind
-from segtrain.extractor import Faithful, Training, load_extractor
-from segtrain.prompts import TEMPLATES, Categories, TextContext
-from segtrain.taps import MAPS
-from segtrain.trajectories import TRAJECTORIES, Trajectory
+from segtrain.diffusion.aggregation import Aggregation, FusionPyramid, Kind
+from segtrain.diffusion.extractor import Faithful, Training, load_extractor
+from segtrain.diffusion.prompts import TEMPLATES, Categories, TextContext
+from segtrain.diffusion.taps import MAPS
+from segtrain.diffusion.trajectories import TRAJECTORIES, Trajectory
 
 
 class DiffusionBackbone(torch.nn.Module):
@@ -25,9 +25,9 @@ class DiffusionBackbone(torch.nn.Module):
 
     `base` names the diffusion model (`pipeline.models`), `unet` another U-Net folder for it.
     `trajectory`: `type` (clean, noised, inversion, diff37, diff5) and its settings
-    (`segtrain.trajectories`).
-    `taps`: see `segtrain.taps`; `aggregation` and `out_channels`: see `Aggregation`. `pyramid`:
-    channels of a `FusionPyramid` on top, one level more than there are strides.
+    (`segtrain.diffusion.trajectories`).
+    `taps`: see `segtrain.diffusion.taps`; `aggregation` and `out_channels`: see `Aggregation`.
+    `pyramid`: channels of a `FusionPyramid` on top, one level more than there are strides.
     `categories`, `scenes`, `class_names`, `templates`, `adapter`: see `TextContext`.
     `training`: "frozen", "full" or "lora" of `rank`; weights that are not trained come from the
     base whenever the network is built, and are never stored with it. `faithful`: the published

@@ -1,8 +1,8 @@
 """Features of a latent diffusion model: named taps at chosen noise levels, as they appear.
 
 Plain torch and diffusers. A picture is encoded to its latent, visits the noise levels of a
-trajectory (`segtrain.trajectories`), and each tapped feature goes to a function as soon as it is
-computed, so that a consumer may reduce it and let go of it.
+trajectory (`segtrain.diffusion.trajectories`), and each tapped feature goes to a function as soon
+as it is computed, so that a consumer may reduce it and let go of it.
 
 Several prompts may be given as paths. Then each evaluation runs once per path, and outputs and
 features are their means weighted by one mask per path: the conditional branch of DIFF (Ji et al.,
@@ -22,8 +22,8 @@ from pipeline.errors import UserError
 from pipeline.latents import decode_latents, encode_latents, latent_factor, sample_latents
 from pipeline.lora import add_adapter
 from pipeline.prompt_encoder import Conditioning
-from segtrain.taps import Taps, as_map, check_taps
-from segtrain.trajectories import Clean, Schedule, Trajectory, Visit, masked_mean
+from segtrain.diffusion.taps import Taps, as_map, check_taps
+from segtrain.diffusion.trajectories import Clean, Schedule, Trajectory, Visit, masked_mean
 
 Sink = Callable[[int, int, torch.Tensor], None]
 Training = Literal["frozen", "full", "lora"]
