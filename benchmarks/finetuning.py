@@ -38,7 +38,7 @@ from finetune.diffusion import (
     frozen_type,
     predict,
 )
-from finetune.loop import make_optimizer, speed_up
+from finetune.loop import make_optimizer, optimize_for_device
 from finetune.settings import Training
 from pipeline import files, labels, models
 from pipeline.errors import guard
@@ -62,12 +62,12 @@ def make_step(
             ],
         ).to(device)
         unet.requires_grad_(False).to(frozen_type(accelerator.mixed_precision, device))
-        speed_up(accelerator, unet, frozen=True)
+        optimize_for_device(accelerator, unet, frozen=True)
     trained = (controlnet or unet).train()
     for network in (unet, controlnet):
         if checkpointing and network is not None:
             network.enable_gradient_checkpointing()
-    speed_up(accelerator, trained)
+    optimize_for_device(accelerator, trained)
     parameters = list(trained.parameters())
     wrapped, optimizer = accelerator.prepare(
         trained, make_optimizer(Training(), parameters, device)
@@ -77,12 +77,12 @@ def make_step(
 
     def step(batch: Any) -> None:
         with accelerator.autocast():
-            drawn = frozen.step(batch, generator)
+            noisy = frozen.add_noise(batch, generator)
             control = labels.one_hot_control(batch[1].to(device)) if controlnet else None
             prediction = predict(
-                unet, drawn.noisy, drawn.timesteps, drawn.text, controlnet, control
+                unet, noisy.latents, noisy.timesteps, noisy.text, controlnet, control
             )
-            loss = frozen.loss(prediction, drawn)
+            loss = frozen.loss(prediction, noisy)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -36,7 +36,7 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
     """Time updates of a new model on latents of noise, with the batch size of `config`."""
     import torch
 
-    from finetune.base_model import TextToImage, build_text_to_image
+    from finetune.base_model import build_text_to_image
     from finetune.losses import diffusion_loss, noisy_latents
     from pipeline.latents import latent_factor
 
@@ -44,8 +44,8 @@ def updates_per_second(config: Config, *, compiled: bool) -> float:
     vae = SimpleNamespace(
         config=SimpleNamespace(latent_channels=LATENT_CHANNELS, block_out_channels=(0,) * LEVELS)
     )
-    unet, text_encoder, scheduler = build_text_to_image(config, vae, Tokenizer())
-    model = TextToImage(unet, text_encoder).to(device)
+    model, scheduler = build_text_to_image(config, config.crop.size_px, vae, Tokenizer())
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device.type == "cuda" or None)
     trained = torch.compile(model) if compiled else model
     batch, factor = config.training.batch_size, latent_factor(vae)

@@ -1,6 +1,7 @@
 """What an autoencoder is trained for: pixels, features of an image network, a discriminator."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,11 +9,21 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
-from finetune.losses import reconstruction_loss
 from pipeline import efficientnet
-from pipeline.latents import latent_factor
 
 FEATURE_DEPTH = 4  # stages of the feature network that are compared: strides 2, 4, 8 and 16
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms of the autoencoder's loss, see the settings of `finetune/vae.py`."""
+
+    edge: float
+    color: float
+    scale: float
+    perceptual: float
+    adversarial: float
+    kl: float
 
 
 class Discriminator(nn.Module):
@@ -41,10 +52,10 @@ class Discriminator(nn.Module):
 class Reconstruct(nn.Module):
     """Encode, sample the posterior, decode at full size, and at half size if asked to."""
 
-    def __init__(self, vae: Any, *, decoder_only: bool, halve: bool, judge: bool) -> None:
+    def __init__(self, vae: Any, *, decoder_only: bool, halve: bool, discriminate: bool) -> None:
         super().__init__()
         self.vae, self.decoder_only, self.halve = vae, decoder_only, halve
-        self.discriminator = Discriminator() if judge else None
+        self.discriminator = Discriminator() if discriminate else None
 
     def forward(
         self, image: torch.Tensor, noise: torch.Tensor
@@ -126,51 +137,3 @@ def balanced_loss(
         values[name] = other.detach()
     carried = (output * total).sum()
     return value.detach() + carried - carried.detach(), values
-
-
-class AutoencoderLoss:
-    """The loss function of one update, from the settings of `finetune/vae.py`."""
-
-    def __init__(self, config: Any, device: torch.device, trained: Reconstruct) -> None:
-        self.config, self.device = config, device
-        self.discriminator = trained.discriminator
-        self.channels = trained.vae.config.latent_channels
-        self.factor = latent_factor(trained.vae)
-        self.perceptual = Perceptual().to(device) if config.perceptual_weight else None
-
-    def __call__(
-        self, model: nn.Module, image: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss of images Bx3xHxW in [-1, 1] and the values to log."""
-        config, image = self.config, image.to(self.device)
-        sides = [side // self.factor for side in image.shape[-2:]]
-        noise = torch.randn(
-            len(image), self.channels, *sides, generator=generator, device=self.device
-        )
-        output, half, moments = model(image, noise)
-        weights = {"edge_weight": config.edge_weight, "color_weight": config.color_weight}
-        others: dict[str, Any] = {}
-        if self.perceptual:
-            perceptual = self.perceptual
-            others["perceptual"] = (config.perceptual_weight, lambda x: perceptual(x, image))
-        if self.discriminator:
-            judge = self.discriminator
-            others["adversarial"] = (
-                config.adversarial_weight,
-                lambda x: adversarial_loss(judge, x),
-            )
-        loss, logged = balanced_loss(
-            output, lambda x: reconstruction_loss(x, image, **weights), others
-        )
-        divergence = DiagonalGaussianDistribution(moments).kl().mean() / noise[0].numel()
-        loss = loss + config.kl_weight * divergence
-        if half is not None:
-            # Latents that scale with the image have less noise-like detail, and a diffusion
-            # model learns them sooner (Skorokhodov et al., ICML 2025, section 4)
-            halved = F.avg_pool2d(image[: len(half)], 2)
-            loss = loss + config.scale_weight * reconstruction_loss(half, halved, **weights)
-        if self.discriminator:
-            judged = discriminator_loss(self.discriminator, output, image)
-            loss, logged["discriminator"] = loss + judged, judged.detach()
-        psnr = -10 * torch.log10(((output.detach() - image) / 2).square().mean())
-        return loss, {**logged, "psnr": psnr, "kl": divergence}

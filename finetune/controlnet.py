@@ -1,8 +1,8 @@
 """Train the semantic ControlNet on the frozen U_S.
 
-The control is the one-hot label map, 19 classes and void; captions name the classes of the crop;
-rare classes are sampled more often (DGInStyle, sections 3.2 and 3.4). Unlike the reference, some
-captions are dropped, so that classifier-free guidance is trained.
+The control is the one-hot label map, 19 classes and void. Captions name the classes of the crop,
+and rare classes are sampled more often (DGInStyle, sections 3.2 and 3.4). Unlike in the reference,
+some captions are replaced by the empty prompt, so that classifier-free guidance is trained.
 
     accelerate launch finetune/controlnet.py --config configs/finetune/controlnet_pocket.yaml \\
         --data DIR --unet DIR/unet --output DIR
@@ -10,10 +10,10 @@ captions are dropped, so that classifier-free guidance is trained.
     python finetune/controlnet.py --training.steps 20 ...                          # a trial
 
 Writes OUTPUT/controlnet in diffusers' layout, and at each checkpoint a sheet in OUTPUT/previews:
-label, drawn with U_S, drawn with the base's U-Net. The same command continues an interrupted run.
+label, image generated with U_S, image generated with the base's U-Net. The same command continues
+an interrupted run.
 """
 
-import copy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,54 +22,40 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.captions import Captions
-from finetune.crops import Crop, draw_labelled_crop, recolor_some
-from finetune.programs import begin, open_sources
-from finetune.settings import OF_THE_BASE, Training
+from finetune.crops import LabelledCrops
+from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, Training
+from finetune.start import open_samples, require_crop_of_base, require_disk, start_run
 from pipeline.base_defaults import with_base_defaults
-from pipeline.config import parse
+from pipeline.config import parse, require_between
 from pipeline.errors import UserError, guard
 from pipeline.models import check_fit, find_base, find_folder
-from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes
+from pipeline.rare_classes import RareClassSampling
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(BaseModelSettings):
     """Settings of the ControlNet training; the defaults follow DGInStyle's recipe."""
 
     data: tuple[str, ...] = ()
-    """labelled dataset folders of the source; crops are drawn from their union"""
-    unet: str = ""
-    """folder of U_S from finetune/unet.py; empty takes the base's own U-Net (no Style Swap)"""
-    output: str = ""
+    """labelled dataset folders of the source; crops come from their union"""
+    unet: str | None = None
+    """folder of U_S from finetune/unet.py; None takes the base's own U-Net (no Style Swap)"""
+    output: Path | None = None
     """run folder; OUTPUT/controlnet is written"""
-    base: str = "pocket"
-    """base model: pocket, a diffusers folder, or owner/name@<commit>"""
-    init: str = ""
-    """ControlNet to continue from (pocket or a folder); empty copies the U-Net's encoder"""
-    seed: int = 0
-    """seed of everything drawn"""
+    init: str | None = None
+    """ControlNet to continue from (pocket or a folder); None copies the U-Net's encoder"""
     caption_template: str = "{classes}"
-    """caption of a crop; {classes} becomes the names of its classes in train id order. Where the
-    text window is too short for all of them, the commonest classes are left out"""
+    """caption of a crop; {classes} becomes the names of its classes in train id order. If the text
+    window is too short for all of them, the commonest are left out"""
     class_separator: str = " "
-    """what stands between two class names"""
+    """text between two class names"""
     caption_dropout: float = 0.1
-    """share of samples trained with the empty prompt"""
+    """share of samples trained with the empty prompt, for classifier-free guidance"""
     color_jitter: float = 0.0
-    """share of crops whose colours change at random (any hue), so that the control tells where
-    things are and not which colours they have in the source"""
+    """share of crops whose colours change at random (any hue), so that the ControlNet learns
+    positions and not the colours of the source"""
     mix_with_init: float = 0.0
     """share of the weights of --init in those written (WiSE-FT, Wortsman et al., CVPR 2022)"""
-    min_snr_gamma: float = 0.0
-    """weight of the timesteps by min-SNR-gamma, 5 is usual; 0 weighs all alike"""
-    gradient_checkpointing: bool = False
-    """trade time for memory"""
-    cached_crops: int = 0
-    """crops drawn and encoded once before the training; 0 draws and encodes as it goes"""
-    cache_on_device: bool = False
-    """keep the prepared crops in the device's memory and draw the batches there"""
-    previews: int = 4
-    """crops drawn at each checkpoint, with a score of controllability; 0 draws none"""
     half_weights: bool = False
     """save the weights as float16"""
     crop: Crop = field(default_factory=lambda: Crop(scales=(1.0,)))
@@ -80,123 +66,100 @@ class Config:
         )
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_between(self, 0, 1, "caption_dropout", "color_jitter", "mix_with_init")
+        self.rare_classes.check()
+
+    def check(self) -> None:
+        """Raise `UserError` for settings that do not fit each other."""
+        super().check()
+        if self.mix_with_init and not self.init:
+            raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
+
+
+def find_network(setting: str, name: str | None, kind: str, base: str) -> Path | None:
+    """Return the folder of a network that must fit `base`, None if the setting names none."""
+    if not name:
+        return None
+    folder = find_folder(name, kind)
+    check_fit(f"{setting} {name}", kind, folder, base)
+    return folder
+
 
 def main() -> int | None:
-    defaults = with_base_defaults(Config, "finetune", OF_THE_BASE)
+    # Settings and inputs, checked before torch is imported
+    defaults = with_base_defaults(Config, "finetune", SET_BY_BASE)
     config, call = parse(Config, __doc__, defaults=defaults)
-    samples = open_sources(config.data, labelled=True)
+    config.check()
+    samples = open_samples(config.data, labelled=True)
     base = find_base(config.base)
-    unet_folder = find_folder(config.unet, "unet") if config.unet else None
-    init_folder = find_folder(config.init, "controlnet") if config.init else None
-    for kind, name, found in (
-        ("unet", config.unet, unet_folder),
-        ("controlnet", config.init, init_folder),
-    ):
-        if found:
-            setting = "--init" if kind == "controlnet" else "--unet"
-            check_fit(f"{setting} {name}", kind, found, base)
-    if config.mix_with_init and not config.init:
-        raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
-    index: list[ClassIndex] = []
-
-    def find_rare_classes() -> None:
-        if config.rare_classes.enabled:
-            index.append(index_classes(samples, config.rare_classes))
-
+    require_crop_of_base(config, base)
+    unet_folder = find_network("--unet", config.unet, "unet", base)
+    init_folder = find_network("--init", config.init, "controlnet", base)
     captions = Captions(base, config.caption_template, config.class_separator)
-    accelerator, folder = begin(
+    crops = LabelledCrops(samples, config.crop, captions, config.color_jitter, config.rare_classes)
+
+    def check() -> None:
+        require_disk(config.cached_crops, config.crop, config.output, labelled=True)
+        captions.check()
+        _ = crops.index  # raises if no class is found
+
+    run = start_run(
         config,
         call,
         samples,
-        [captions.check, find_rare_classes],
+        check,
         base=("base", base),
         unet=("unet", unet_folder),
         init=("controlnet", init_folder),
     )
-    if accelerator is None:
+    if run is None:
         return None
 
-    import torch
-    from diffusers import ControlNetModel
+    from finetune.data import crop_batches
+    from finetune.diffusion import FrozenBase, frozen_type
+    from finetune.loop import optimize_for_device, train
+    from finetune.previews import make_previews
+    from finetune.tasks.controlnet import ControlNetTask, load_controlnet, load_frozen_unet
 
-    from finetune.cache import crop_batches
-    from finetune.diffusion import FrozenBase, frozen_type, predict
-    from finetune.loop import speed_up, train
-    from finetune.previews import Previews
-    from pipeline import labels, models, runs
-
-    # Models: only the ControlNet learns; the U-Net's weights need no more than autocast's precision
-    device = accelerator.device
+    # Models: the frozen weights need no more than autocast's precision
+    device = run.accelerator.device
     weight_type = frozen_type(config.training.precision, device)
     frozen = FrozenBase(base, device, min_snr_gamma=config.min_snr_gamma)
-
-    def load_unet(folder):
-        return models.load_network("unet", base, folder).requires_grad_(False)
-
-    unet = load_unet(unet_folder)
-    if init_folder:
-        controlnet = models.load_network("controlnet", base, init_folder)
-    else:
-        torch.manual_seed(config.seed)
-        levels = len(frozen.vae.config.block_out_channels)  # shrinks the label as the VAE does
-        controlnet = ControlNetModel.from_unet(
-            unet,
-            conditioning_channels=labels.CONTROL_CHANNELS,
-            conditioning_embedding_out_channels=(16, 32, 96, 256)[:levels],
-        )
+    unet = load_frozen_unet(base, unet_folder)
+    controlnet = load_controlnet(base, init_folder, unet, frozen.vae, config.seed)
     unet.to(device, weight_type)
-    speed_up(accelerator, unet, frozen=True)
-    controlnet.train().requires_grad_(True)
+    optimize_for_device(run.accelerator, unet, frozen=True)
     if config.gradient_checkpointing:
         controlnet.enable_gradient_checkpointing()
         unet.enable_gradient_checkpointing()
 
     # Data
-    def draw(rng):
-        image, label = draw_labelled_crop(rng, samples, config.crop, index[0] if index else None)
-        image = recolor_some(rng, image, config.color_jitter)
-        return image, label, captions(label)
-
-    data = crop_batches(
-        accelerator, frozen.vae, draw, config, folder, dropout=config.caption_dropout
+    batches = crop_batches(
+        run,
+        frozen.vae,
+        crops,
+        num_cached=config.cached_crops,
+        on_device=config.cache_on_device,
+        caption_dropout=config.caption_dropout,
     )
 
-    def loss_function(model, batch, generator):
-        step = frozen.step(batch, generator)
-        control = labels.one_hot_control(batch[1].to(device, non_blocking=True))
-        prediction = predict(unet, step.noisy, step.timesteps, step.text, model, control)
-        return frozen.loss(prediction, step), {}
+    # Training
+    def load_base_unet():
+        return load_frozen_unet(base, None).to(device, weight_type)
 
-    preview = None
-    if config.previews and accelerator.is_main_process:
-        sheet = Previews(
-            accelerator, frozen, draw, seed=config.seed, shown=config.previews, folder=folder
-        )
-
-        def preview(weights, done):
-            columns = [sheet.colours(), sheet.draw(unet, weights)]
-            if unet_folder:  # Style Swap; U_P is loaded for the moment only
-                columns.append(sheet.draw(load_unet(None).to(device, weight_type), weights))
-            sheet.write(done, columns)
-            return {"controllability": sheet.controllability(unet, weights)}
-
-    initial = copy.deepcopy(controlnet.state_dict()) if config.mix_with_init else {}
-    weights = train(
-        accelerator,
+    task = ControlNetTask(
+        frozen,
+        unet,
         controlnet,
-        data,
-        loss_function,
-        config.training,
-        seed=config.seed,
-        folder=folder,
-        preview=preview,
+        batches,
+        init_weight=config.mix_with_init,
+        save_fp16=config.half_weights,
+        previews=make_previews(run, frozen, crops, config.previews),
+        load_base_unet=load_base_unet if unet_folder else None,
     )
-    if accelerator.is_main_process:
-        for name, tensor in weights.state_dict().items() if initial else ():
-            tensor.lerp_(initial[name].to(tensor), config.mix_with_init)
-        (weights.half() if config.half_weights else weights).save_pretrained(folder / "controlnet")
-        runs.mark_finished(folder, config.training.steps)
-    accelerator.end_training()
+    train(run, task)
     return None
 
 

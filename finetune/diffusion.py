@@ -1,22 +1,25 @@
-"""From drawn crops to one step of diffusion training, the same for U-Net and ControlNet.
+"""From a batch of crops to one step of diffusion training, the same for U-Net and ControlNet.
 
-A drawn crop is (picture, label ids or None, caption); the picture is HxWx3 uint8, or the float16
-moments of its latent where crops are cached (`finetune.cache`). Pictures and label ids travel to
-the device as bytes and become floats and one-hot planes there.
+Images and label ids travel to the device as bytes and become floats and one-hot planes there.
+Where crops are cached, the moments of their latents take the place of images (`finetune.cache`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from finetune.crops import TrainingItem
 from finetune.losses import diffusion_loss, min_snr_weights, noisy_latents
 from pipeline import models
 from pipeline.latents import images_to_tensor, latent_factor, sample_latents
 from pipeline.prompt_encoder import PromptEncoder
 
 WEIGHT_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Batch = tuple[torch.Tensor, torch.Tensor | None, Sequence[str]]
+"""BxHxWx3 images or Bx2xCxhxw moments; BxHxW label ids or None; captions."""
 
 
 def frozen_type(precision: str, device: torch.device) -> torch.dtype:
@@ -27,10 +30,10 @@ def frozen_type(precision: str, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else WEIGHT_TYPES[precision]
 
 
-def collate(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor | None, tuple[str, ...]]:
-    """Stack drawn crops: BxHxWx3 pictures or Bx2xCxhxw moments, BxHxW ids or None, captions."""
-    pictures, maps, captions = zip(*items, strict=True)
-    return _stack(pictures), None if maps[0] is None else _stack(maps), captions
+def collate(items: list[TrainingItem]) -> Batch:
+    """Stack training items to a batch."""
+    images, maps, captions = zip(*items, strict=True)
+    return _stack(images), None if maps[0] is None else _stack(maps), captions
 
 
 def _stack(parts: tuple[Any, ...]) -> torch.Tensor:
@@ -40,13 +43,16 @@ def _stack(parts: tuple[Any, ...]) -> torch.Tensor:
 
 
 @dataclass
-class Step:
-    """What the networks get and must predict. `text`: keyword arguments for them."""
+class NoisyBatch:
+    """Inputs and target of the networks for one batch."""
 
-    noisy: torch.Tensor
+    latents: torch.Tensor
+    """noisy latents BxCxhxw"""
     timesteps: torch.Tensor
     target: torch.Tensor
+    """what they must predict, BxCxhxw"""
     text: dict[str, Any]
+    """keyword arguments of the networks for the captions"""
 
 
 class FrozenBase:
@@ -70,43 +76,43 @@ class FrozenBase:
         return torch.autocast(kind, dtype=dtype, enabled=enabled)
 
     @torch.no_grad()
-    def latents(self, pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw scaled latents BxCxhxw, float32, from the posterior of pictures or moments."""
-        pictures = pictures.to(self.device, non_blocking=True)
-        if pictures.dtype == torch.uint8:
+    def latents(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Sample scaled latents BxCxhxw, float32, from the posterior of images or moments."""
+        images = images.to(self.device, non_blocking=True)
+        if images.dtype == torch.uint8:
             with self.vae_precision():
-                images = images_to_tensor(pictures)
-                return sample_latents(self.vae, images, generator).float()
-        return sample_moments(pictures, generator)
+                floats = images_to_tensor(images)
+                return sample_latents(self.vae, floats, generator).float()
+        return sample_moments(images, generator)
 
-    def step(self, batch: Any, generator: torch.Generator) -> Step:
-        """Add noise to a collated batch; everything drawn comes from `generator`."""
-        pictures, _, captions = batch
-        latents = self.latents(pictures, generator)
+    def add_noise(self, batch: Batch, generator: torch.Generator) -> NoisyBatch:
+        """Encode a batch and add noise at random timesteps, all of it from `generator`."""
+        images, _, captions = batch
+        latents = self.latents(images, generator)
         noisy, target, timesteps = noisy_latents(self.scheduler, latents, generator)
-        return Step(noisy, timesteps, target, self.text_arguments(captions, latents))
+        return NoisyBatch(noisy, timesteps, target, self.text_arguments(captions, latents))
 
-    def text_arguments(self, captions: Any, latents: torch.Tensor) -> dict[str, Any]:
+    def text_arguments(self, captions: Sequence[str], latents: torch.Tensor) -> dict[str, Any]:
         """Return the networks' keyword arguments for `captions` at the size of `latents`."""
         factor = latent_factor(self.vae)
         height, width = latents.shape[-2:]
         return self.text.encode(captions).arguments((height * factor, width * factor))
 
-    def loss(self, prediction: torch.Tensor, step: Step) -> torch.Tensor:
+    def loss(self, prediction: torch.Tensor, noisy: NoisyBatch) -> torch.Tensor:
         """Return the weighted mean squared error of a prediction."""
-        weights = min_snr_weights(self.scheduler, step.timesteps, self.min_snr_gamma)
-        return diffusion_loss(prediction, step.target, weights)
+        weights = min_snr_weights(self.scheduler, noisy.timesteps, self.min_snr_gamma)
+        return diffusion_loss(prediction, noisy.target, weights)
 
 
 def sample_moments(moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw latents BxCxhxw, float32, from moments Bx2xCxhxw (mean and deviation)."""
+    """Sample latents BxCxhxw, float32, from moments Bx2xCxhxw (mean and deviation)."""
     mean, std = moments.float().unbind(1)
     return mean + std * torch.randn(mean.shape, generator=generator, device=mean.device)
 
 
 @torch.no_grad()
 def encode_moments(vae: Any, images: list[np.ndarray]) -> torch.Tensor:
-    """Return mean and deviation of the scaled latents of HxWx3 pictures: Bx2xCxhxw float16, CPU."""
+    """Return mean and deviation of the scaled latents of HxWx3 images: Bx2xCxhxw float16, CPU."""
     device = next(vae.parameters()).device
     posterior = vae.encode(images_to_tensor(images).to(device)).latent_dist
     mean = posterior.mean - (vae.config.shift_factor or 0)
@@ -121,11 +127,14 @@ def predict(
     controlnet: Any = None,
     control: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the U-Net's prediction, steered by `control` Bx20xHxW where a ControlNet is given."""
-    extra = {}
+    """Return the U-Net's prediction, with the residuals of a ControlNet for `control` Bx20xHxW."""
+    residuals = {}
     if controlnet is not None:
         down, middle = controlnet(
             noisy, timesteps, controlnet_cond=control, return_dict=False, **text
         )
-        extra = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    return unet(noisy, timesteps, **text, **extra).sample
+        residuals = {
+            "down_block_additional_residuals": down,
+            "mid_block_additional_residual": middle,
+        }
+    return unet(noisy, timesteps, **text, **residuals).sample

@@ -1,29 +1,57 @@
-"""The one training loop of the fine-tuning programs."""
+"""The one training loop of the fine-tuning programs, and what a program gives to it: a task."""
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from finetune.averages import make_averages
+from finetune.data import Batches
 from finetune.settings import Training, learning_rate
+from finetune.start import Run
+from finetune.strategies import PlainStrategy, ShardedStrategy, uses_fsdp
 from pipeline import runs
 from pipeline.errors import UserError
-from pipeline.seeding import DrawnSamples, batches, seed_of
-from pipeline.stopping import StopRequest, ignore_stop_signals, leave
+from pipeline.seeding import seed_of
+from pipeline.stopping import StopRequest, leave
 
-LossFunction = Callable[
-    [torch.nn.Module, Any, torch.Generator], tuple[torch.Tensor, dict[str, Any]]
-]
-Batches = Callable[[int], Iterator[Any]]
-"""Gives the micro-batches of this process from update `first` on."""
+
+@dataclass
+class Loss:
+    """The loss of a micro-batch, a scalar, and further values to log."""
+
+    value: torch.Tensor
+    logged: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One kind of training: its model, data, loss, previews and final weights."""
+
+    model: torch.nn.Module
+    """Its parameters that require gradients are trained."""
+    batches: Batches
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Any, generator: torch.Generator) -> Loss:
+        """Return the loss of a batch for `model`, the wrapped form of the task's own.
+
+        All of its randomness comes from `generator`, on the device of the model.
+        """
+
+    def preview(self, weights: torch.nn.Module, step: int) -> dict[str, float]:
+        """Write previews after `step` updates; return values to log. Main process only."""
+        return {}
+
+    @abstractmethod
+    def save(self, weights: torch.nn.Module, folder: Path) -> None:
+        """Write the final weights below the run folder. Main process only."""
 
 
 def make_optimizer(
@@ -43,27 +71,9 @@ def make_optimizer(
     return bitsandbytes.optim.AdamW8bit(parameters, **options)
 
 
-def check_kind(accelerator: Accelerator, settings: Training) -> bool:
-    """Tell whether FSDP spreads the weights; refuse what cannot be trained that way."""
-    kind = accelerator.distributed_type
-    if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        return False
-    if kind != DistributedType.FSDP or not accelerator.is_fsdp2:
-        raise UserError(
-            f"accelerate's {kind.value}: not supported by this program; use plain data "
-            "parallelism, or FSDP version 2 as in configs/accelerate/"
-        )
-    if settings.ema_decay or settings.ema_sigma_rel:
-        setting = "ema-sigma-rel" if settings.ema_sigma_rel else "ema-decay"
-        remedy = "leave it out" if settings.ema_sigma_rel else "set it to 0"
-        raise UserError(
-            f"--training.{setting}: averaged weights need all of the weights on each process; "
-            f"{remedy} with FSDP"
-        )
-    return True
-
-
-def speed_up(accelerator: Accelerator, model: torch.nn.Module, *, frozen: bool = False) -> None:
+def optimize_for_device(
+    accelerator: Accelerator, model: torch.nn.Module, *, frozen: bool = False
+) -> None:
     """Choose what is fast for `model` in bfloat16 on a CPU; compile it if it is frozen.
 
     Accelerate compiles what learns (`accelerate launch --dynamo_backend inductor`), not the rest.
@@ -76,111 +86,46 @@ def speed_up(accelerator: Accelerator, model: torch.nn.Module, *, frozen: bool =
         model.compile(**compiler.to_kwargs())
 
 
-def drawn_batches(
-    accelerator: Accelerator,
-    draw: Callable[[Any], Any],
-    collate: Callable[[list[Any]], Any],
-    settings: Training,
-    seed: int,
-) -> Batches:
-    """Return the batches of samples that `draw(rng)` makes one by one and `collate` puts together.
-
-    Each sample has its own generator, seeded by its position among all samples of the run.
-    """
-
-    def start(first: int) -> Iterator[Any]:
-        positions = batches(
-            first * settings.accumulation,
-            settings.steps * settings.accumulation,
-            settings.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        return iter(
-            DataLoader(
-                DrawnSamples(draw, seed),  # type: ignore[arg-type]
-                batch_sampler=list(positions),
-                collate_fn=collate,
-                num_workers=settings.workers,
-                persistent_workers=settings.workers > 0,
-                pin_memory=accelerator.device.type == "cuda",
-                worker_init_fn=ignore_stop_signals,
-            )
-        )
-
-    return start
-
-
-def add_up_gradients(
-    accelerator: Accelerator,
+def accumulate_gradients(
+    run: Run,
+    task: Task,
     model: torch.nn.Module,
-    data: Iterator[Any],
-    loss_function: LossFunction,
-    settings: Training,
-    *,
+    micro_batches: Iterator[Any],
     generator: torch.Generator,
-    seed: int,
+    *,
     step: int,
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Run the micro-batches of one update backwards; return their mean loss and values to log."""
+) -> Loss:
+    """Run the micro-batches of one update backwards.
+
+    Returns their mean loss, and the logged values of the last one. `generator` is seeded by (seed,
+    step, micro-batch, rank).
+    """
+    accelerator, number = run.accelerator, run.training.accumulation
     total, logged = torch.zeros((), device=accelerator.device), {}
-    for micro in range(settings.accumulation):
-        batch = next(data)
-        generator.manual_seed(seed_of(seed, "noise", step, micro, accelerator.process_index))
-        last = micro == settings.accumulation - 1
+    for micro in range(number):
+        batch = next(micro_batches)
+        generator.manual_seed(seed_of(run.seed, "noise", step, micro, accelerator.process_index))
+        last = micro == number - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with accelerator.autocast():
-                loss, logged = loss_function(model, batch, generator)
-            loss = loss / settings.accumulation
-            total += loss.detach()
-            accelerator.backward(loss)
-    return total, logged
+                loss = task.loss(model, batch, generator)
+            logged, value = loss.logged, loss.value / number
+            total += value.detach()
+            accelerator.backward(value)
+    return Loss(total, logged)
 
 
-def train(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    data: Batches,
-    loss_function: LossFunction,
-    settings: Training,
-    *,
-    seed: int,
-    folder: Path,
-    preview: Callable[[torch.nn.Module, int], dict[str, float] | None] | None = None,
-) -> torch.nn.Module:
-    """Train the parameters of `model` that require gradients; return the weights to ship.
+def train(run: Run, task: Task) -> None:
+    """Train the model of a task, write its final weights and mark the run as finished.
 
-    `data(first)` gives the batches from update `first` on, `loss_function(model, batch,
-    generator)` the scalar loss and values to log; all of its randomness comes from `generator`,
-    which is seeded by (seed, step, micro-batch, rank). The run continues from its newest complete
-    checkpoint, bit for bit on the CPU. `preview(weights, step)` is called on the main process at
-    every checkpoint; what it returns is logged. A stop signal to any process ends all of them
-    after the update at hand, with a checkpoint.
+    The run continues from its newest complete checkpoint, bit for bit on the CPU. A stop signal to
+    any process ends all of them after the update at hand, with a checkpoint.
     """
     # Set up
-    sharded = check_kind(accelerator, settings)
-    whole = copy.deepcopy(model) if sharded and accelerator.is_main_process else model
-    model.to(accelerator.device)
-    speed_up(accelerator, model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(settings, parameters, accelerator.device)
-    averages = make_averages(settings, model)
-    modules = {"model": model, **averages.modules}
-    scaler = accelerator.scaler
-    first = 0 if sharded else runs.load_checkpoint(folder, modules, optimizer, scaler)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    if sharded:
-        first = runs.load_sharded(accelerator, folder)
-        parameters = [p for p in wrapped.parameters() if p.requires_grad]
-
-    def save(done: int) -> None:
-        if sharded:
-            runs.save_sharded(accelerator, folder, done)
-        elif accelerator.is_main_process:
-            averages.store(folder, done)
-            runs.save_checkpoint(folder, done, modules, optimizer, scaler)
-
-    micro_batches = data(first)
+    accelerator, settings, folder = run.accelerator, run.training, run.folder
+    strategy = _make_strategy(run, task.model)
+    wrapped, optimizer, first = strategy.wrapped, strategy.optimizer, strategy.first_step
+    micro_batches = task.batches(first)
     generator = torch.Generator(device=accelerator.device)
     bar = tqdm(
         total=settings.steps,
@@ -190,7 +135,7 @@ def train(
         disable=not accelerator.is_main_process,
         mininterval=2.0,
     )
-    window: list[float] = []
+    losses: list[float] = []  # since the last log line
 
     # Main loop
     with StopRequest().listening() as stop:
@@ -198,52 +143,59 @@ def train(
             rate = learning_rate(settings, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, logged = add_up_gradients(
-                accelerator,
-                wrapped,
-                micro_batches,
-                loss_function,
-                settings,
-                generator=generator,
-                seed=seed,
-                step=step,
-            )
+            loss = accumulate_gradients(run, task, wrapped, micro_batches, generator, step=step)
             # One exchange per update: all processes see the same loss and stop at the same step
-            facts = torch.stack([loss, loss.new_tensor(float(stop.signal_number))])
-            mean_loss, stopping = accelerator.reduce(facts, "mean").tolist()
+            stop_flag = loss.value.new_tensor(float(stop.signal_number))
+            exchanged = accelerator.reduce(torch.stack([loss.value, stop_flag]), "mean")
+            mean_loss, stopping = exchanged.tolist()
             runs.check_finite(mean_loss, step, folder)
-            norm = accelerator.clip_grad_norm_(parameters, settings.clip_norm)
-            if not scaler and not sharded:  # fp16 skips updates that overflow by itself
-                runs.check_finite(float(norm), step, folder, "gradient norm")
+            norm = accelerator.clip_grad_norm_(strategy.parameters, settings.clip_norm)
+            strategy.check_norm(norm, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            averages.update(model, step)
-            window.append(mean_loss)
+            strategy.update_averages(step)
+            losses.append(mean_loss)
             done = step + 1
 
-            # Report and save
+            # Save, preview and report
             bar.update()
             previewed: dict[str, float] = {}
             saving = done % settings.checkpoint_interval == 0 or done == settings.steps
             if saving or stopping:
-                save(done)
-            if saving and preview and accelerator.is_main_process and not sharded:
+                strategy.save(done)
+            weights = strategy.preview_weights()
+            if saving and weights is not None and accelerator.is_main_process:
                 with accelerator.autocast():
-                    previewed = preview(averages.weights or model, done) or {}
+                    previewed = task.preview(weights, done)
             if previewed or done % settings.log_interval == 0 or done == settings.steps:
-                values = {"loss": sum(window) / len(window), "learning_rate": rate, **previewed}
-                values |= {k: float(v.detach()) for k, v in logged.items()}
+                values = {"loss": sum(losses) / len(losses), "learning_rate": rate, **previewed}
+                values |= {name: float(value.detach()) for name, value in loss.logged.items()}
                 accelerator.log(values, step=done)
                 bar.set_postfix(loss=f"{values['loss']:.4f}")
-                window.clear()
+                losses.clear()
             if saving or stopping:
                 accelerator.wait_for_everyone()
             if stopping and done < settings.steps:
                 leave(accelerator, stop, folder, done)
     bar.close()
+
+    # Write the final weights
+    final = strategy.final_weights()
+    if accelerator.is_main_process:
+        task.save(final, folder)
+        runs.mark_finished(folder, settings.steps)
+    accelerator.end_training()
+
+
+def _make_strategy(run: Run, model: torch.nn.Module) -> PlainStrategy | ShardedStrategy:
+    """Move the model to the device, build its optimizer and load the newest checkpoint."""
+    accelerator = run.accelerator
+    sharded = uses_fsdp(accelerator, run.training)
+    whole = copy.deepcopy(model) if sharded and accelerator.is_main_process else model
+    model.to(accelerator.device)
+    optimize_for_device(accelerator, model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = make_optimizer(run.training, parameters, accelerator.device)
     if sharded:
-        state = accelerator.get_state_dict(wrapped)  # all processes take part
-        if accelerator.is_main_process:
-            whole.load_state_dict(state)
-        return whole
-    return averages.weights or model
+        return ShardedStrategy(accelerator, model, optimizer, run.folder, whole)
+    return PlainStrategy(accelerator, model, optimizer, run.training, run.folder)

@@ -1,51 +1,48 @@
-"""Pictures drawn at each checkpoint, and a score of how much the label map controls them.
+"""Previews at each checkpoint: generated images, and a score of how much the label map controls.
 
-The crops are drawn once, by a seed of their own, from the training files. Nothing here touches
-the randomness of the training, and only the main process comes here, so nothing may wait for the
-others: a run gives the same weights with and without previews.
+The crops are sampled once, by a seed of their own, from the training files. Nothing here touches
+the randomness of the training. Only the main process comes here, so nothing may wait for the other
+processes. A run gives the same weights with and without previews.
 """
 
 import copy
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
+from finetune.crops import TrainingItem
 from finetune.diffusion import FrozenBase, collate, encode_moments, predict
 from finetune.losses import diffusion_loss, diffusion_target
+from finetune.start import Run
 from pipeline import files, labels
 from pipeline.latents import decode_latents, tensor_to_images
 from pipeline.seeding import numpy_generator, seed_of
 
 STEPS, GUIDANCE = 10, 5.0
-SCORED = 8  # crops that the score is taken over
-LEVELS = 4  # timesteps per crop that it is taken at
+NUM_SCORED = 8  # crops that the score is averaged over
+NUM_LEVELS = 4  # timesteps per crop that it is averaged over
 
 
 class Previews:
-    """Draws the same crops at every checkpoint, with the same noise.
+    """Generates images for the same crops at every checkpoint, from the same noise.
 
-    `draw(rng)` returns (picture, label or None, caption); `shown` of the crops go into the sheet.
+    `num_shown` of the crops that `sample` gives go into the sheet.
     """
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        run: Run,
         frozen: FrozenBase,
-        draw: Any,
-        *,
-        seed: int,
-        shown: int,
-        folder: Path,
+        sample: Callable[[np.random.Generator], TrainingItem],
+        num_shown: int,
     ) -> None:
-        self.accelerator, self.frozen, self.shown, self.folder = accelerator, frozen, shown, folder
-        count = max(shown, SCORED)
-        items = [draw(numpy_generator(seed, "preview", i)) for i in range(count)]
+        self.run, self.frozen, self.num_shown = run, frozen, num_shown
+        count = max(num_shown, NUM_SCORED)
+        items = [sample(numpy_generator(run.seed, "preview", i)) for i in range(count)]
         self.images, self.maps, self.captions = collate(items)
-        self.noise_seed = seed_of(seed, "preview noise")
+        self.noise_seed = seed_of(run.seed, "preview noise")
         self.moments = encode_moments(frozen.vae, list(self.images.numpy()))
 
     def _noise(self, count: int) -> torch.Tensor:
@@ -53,26 +50,31 @@ class Previews:
         shape = (count, *self.moments.shape[2:])
         return torch.randn(shape, generator=generator).to(self.frozen.device)
 
-    def pictures(self) -> np.ndarray:
+    def crops(self) -> np.ndarray:
         """Return the crops shown, BxHxWx3 uint8."""
-        return self.images[: self.shown].numpy()
+        return self.images[: self.num_shown].numpy()
 
-    def colours(self) -> np.ndarray:
-        """Return the label maps of the crops shown as colours, BxHxWx3 uint8."""
-        return np.stack([labels.colorize(m) for m in self.maps[: self.shown].numpy()])
+    def colorized_labels(self) -> np.ndarray:
+        """Return the label maps of the crops shown in the colours of their classes, BxHxWx3 uint8.
+
+        Only for crops with labels.
+        """
+        assert self.maps is not None
+        return np.stack([labels.colorize(m) for m in self.maps[: self.num_shown].numpy()])
 
     @torch.no_grad()
-    def draw(self, unet: Any, controlnet: Any = None) -> np.ndarray:
-        """Draw the crops shown from noise, BxHxWx3 uint8, with guidance and few steps."""
-        frozen, latents = self.frozen, self._noise(self.shown)
+    def generate(self, unet: Any, controlnet: Any = None) -> np.ndarray:
+        """Generate an image per crop shown, BxHxWx3 uint8, with guidance and few steps."""
+        frozen, latents = self.frozen, self._noise(self.num_shown)
         scheduler = copy.deepcopy(frozen.scheduler)
         scheduler.register_to_config(clip_sample=False)
         scheduler.set_timesteps(STEPS)
-        prompts = [""] * self.shown + list(self.captions[: self.shown])
+        prompts = [""] * self.num_shown + list(self.captions[: self.num_shown])
         text = frozen.text_arguments(prompts, latents)
         control = None
         if controlnet is not None:
-            maps = self.maps[: self.shown].to(frozen.device)
+            assert self.maps is not None
+            maps = self.maps[: self.num_shown].to(frozen.device)
             control = labels.one_hot_control(maps).repeat(2, 1, 1, 1)
         for timestep in scheduler.timesteps:
             sample = scheduler.scale_model_input(latents, timestep).repeat(2, 1, 1, 1)
@@ -88,9 +90,10 @@ class Previews:
         """Return (L_wrong - L_right) / L_wrong, 0 where the label map has no influence.
 
         L_right is the denoising loss with each crop's own label map, L_wrong with the next crop's,
-        at the same noise and timesteps. It measures that the network listens to the map, without
-        any segmentation network; how good the pictures are it does not tell.
+        at the same noise and timesteps. The score measures the influence of the label map without
+        any segmentation network. It does not measure the quality of the images.
         """
+        assert self.maps is not None
         frozen, scheduler = self.frozen, self.frozen.scheduler
         latents = self.moments[:, 0].float().to(frozen.device)
         noise = self._noise(len(latents))
@@ -99,22 +102,35 @@ class Previews:
         losses = []
         for control in (right.roll(1, 0), right):
             total = 0.0
-            for level in range(LEVELS):
-                place = int((level + 0.5) / LEVELS * scheduler.config.num_train_timesteps)
-                times = torch.full((len(latents),), place, device=frozen.device)
-                noisy = scheduler.add_noise(latents, noise, times)
-                target = diffusion_target(scheduler, latents, noise, times)
-                prediction = predict(unet, noisy, times, text, controlnet, control)
+            for level in range(NUM_LEVELS):
+                share = (level + 0.5) / NUM_LEVELS
+                timestep = int(share * scheduler.config.num_train_timesteps)
+                timesteps = torch.full((len(latents),), timestep, device=frozen.device)
+                noisy = scheduler.add_noise(latents, noise, timesteps)
+                target = diffusion_target(scheduler, latents, noise, timesteps)
+                prediction = predict(unet, noisy, timesteps, text, controlnet, control)
                 total += float(diffusion_loss(prediction, target))
             losses.append(total)
         wrong, own = losses
         return (wrong - own) / max(wrong, 1e-12)
 
     def write(self, step: int, columns: Sequence[np.ndarray]) -> None:
-        """Write one sheet, a row per crop, as PNG and for trackers that take pictures."""
+        """Write one sheet, a row per crop, as PNG and for trackers that take images."""
         sheet = np.concatenate(list(np.concatenate(list(columns), axis=2)), axis=0)
-        path = self.folder / "previews" / f"step-{step:08d}.png"
+        path = self.run.folder / "previews" / f"step-{step:08d}.png"
         files.write_bytes(path, files.encode_png(sheet))
-        for tracker in self.accelerator.trackers:
+        for tracker in self.run.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"previews": sheet[None]}, step, dataformats="NHWC")
+
+
+def make_previews(
+    run: Run,
+    frozen: FrozenBase,
+    sample: Callable[[np.random.Generator], TrainingItem],
+    num_shown: int,
+) -> Previews | None:
+    """Return the previews of a run, None where there are none to generate or on other processes."""
+    if num_shown and run.accelerator.is_main_process:
+        return Previews(run, frozen, sample, num_shown)
+    return None

@@ -1,8 +1,8 @@
 """Train a small text-to-image base model from scratch: tokenizer, text encoder and U-Net.
 
-The second half of making a base model of one's own, after `vae.py`. Reads pictures and captions,
-never labels. Every picture is encoded once into a few latents of drawn crops, so that an update
-costs the U-Net alone.
+The second half of making a base model of one's own, after `vae.py`. Reads images and captions,
+never labels. Crops of all images are encoded once, so that an update costs text encoder and U-Net
+alone.
 
     accelerate launch finetune/prior.py --data DIR --vae DIR/vae --output DIR
     accelerate launch --num_processes 8 finetune/prior.py --data DIR --vae DIR/vae --output DIR
@@ -19,51 +19,35 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import Crop, draw_image_crop
-from finetune.new_networks import check_text_to_image
-from finetune.programs import begin, open_sources
-from finetune.settings import Training
-from pipeline.config import parse
+from finetune.network_sizes import TextToImageSizes
+from finetune.settings import Crop, RunSettings, Training
+from finetune.start import open_samples, require_crop_multiple, start_run
+from pipeline.config import parse, require_between
 from pipeline.errors import UserError, guard
-from pipeline.models import find_base, find_folder
+from pipeline.models import find_base, find_folder, read_config
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TextToImageSizes, RunSettings):
     """Settings of the base model training."""
 
     data: tuple[str, ...] = ()
-    """dataset folders with pictures and captions (`prompt` of each metadata row)"""
-    vae: str = ""
+    """dataset folders with images and captions (`prompt` of each metadata row)"""
+    vae: str | None = None
     """folder of the trained autoencoder"""
-    init: str = ""
-    """base model to train further: its tokenizer, text encoder and U-Net; "" starts from scratch"""
-    output: str = ""
+    init: str | None = None
+    """base model whose tokenizer, text encoder and U-Net are trained further; None starts from
+    scratch"""
+    output: Path | None = None
     """run folder; OUTPUT/base is written"""
-    seed: int = 0
-    """seed of everything drawn"""
-    channels: tuple[int, ...] = (64, 96, 128)
-    """U-Net channels per resolution; the first one has no attention"""
-    layers: int = 1
-    """residual blocks per resolution"""
-    heads: int = 4
-    """attention heads"""
-    text_width: int = 96
-    """width of the text encoder and of the cross attention"""
-    text_layers: int = 2
-    """layers of the text encoder"""
-    text_length: int = 32
-    """tokens of a prompt, start and end mark included"""
-    vocabulary: int = 1200
-    """largest size of the vocabulary learned from the captions"""
     caption_dropout: float = 0.1
     """share of samples trained with the empty prompt, for classifier-free guidance"""
     logit_normal: tuple[float, float] | None = None
     """location and scale of logit-normal timesteps, None for uniform ones"""
     crops_per_image: int = 3
-    """latents prepared of each picture"""
+    """crops of each image that are encoded"""
     cache_on_device: bool = False
-    """keep the latents in the device's memory and draw the batches there"""
+    """keep the latents in the memory of the device and sample the batches there"""
     holdout: int = 0
     """images at the end of the data that are not trained on; their loss chooses the width of the
     averaged weights where `training.ema_sigma_rel` is given"""
@@ -79,116 +63,102 @@ class Config:
             schedule="cosine",
             ema_decay=0.999,
             checkpoint_interval=250,
-        )  # fmt: skip
+        )
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_between(self, 0, 1, "caption_dropout")
+        require_between(self, 1, 2**16, "crops_per_image")
+        require_between(self, 0, float("inf"), "holdout")
+        if self.logit_normal and not self.logit_normal[1] > 0:
+            location, scale = self.logit_normal
+            raise UserError(f"--logit-normal {location:g} {scale:g}: the scale must be above 0")
+
+    def check(self) -> None:
+        """Raise `UserError` for settings that do not fit each other."""
+        if not self.init:
+            self.check_multiples()
+        if not self.vae:
+            raise UserError("--vae: no folder given; name the autoencoder from finetune/vae.py")
+
+
+def crop_multiple(config: Config, vae: Path, init: str | None) -> int:
+    """Return what the sides of crops must be multiples of, in pixels."""
+    channels = config.channels
+    if init:
+        channels = read_config(Path(init) / "unet", "unet")["block_out_channels"]
+    latent_levels = len(read_config(vae, "vae")["block_out_channels"])
+    return 2 ** (latent_levels - 1 + len(channels) - 1)
 
 
 def main() -> int | None:
+    # Settings and inputs, checked before torch is imported
     config, call = parse(Config, __doc__)
-    samples = open_sources(config.data, labelled=False)
-    vae_folder = find_folder(config.vae or "vae", "vae")
+    config.check()
+    samples = open_samples(config.data, labelled=False)
+    vae_folder = find_folder(str(config.vae), "vae")
     if config.holdout >= len(samples):
         raise UserError(f"--holdout {config.holdout}: --data has {len(samples)} images in all")
     init = find_base(config.init) if config.init else None
-    accelerator, folder = begin(
-        config, call, samples, crop_multiple=lambda: check_text_to_image(config, vae_folder, init),
-        vae=("vae", vae_folder), init=("base", init),
-    )  # fmt: skip
-    if accelerator is None:
+    multiple = crop_multiple(config, vae_folder, init)
+    require_crop_multiple(config.crop, multiple, "for networks of these levels")
+    run = start_run(config, call, samples, vae=("vae", vae_folder), init=("base", init))
+    if run is None:
         return None
-
-    from functools import partial
 
     import torch
 
-    from finetune import cache
-    from finetune.averages import WIDTHS, choose_width
-    from finetune.base_model import (
-        TextToImage,
-        build_text_to_image,
-        draw_previews,
-        held_out_loss,
-        load_text_to_image,
-        resident_latents,
-        save_base,
-        tokenize,
-        train_tokenizer,
-    )
-    from finetune.diffusion import encode_moments, sample_moments
-    from finetune.loop import drawn_batches, train
-    from finetune.losses import diffusion_loss, noisy_latents
-    from pipeline import files, models, runs
-    from pipeline.seeding import numpy_generator
+    from finetune.base_model import build_text_to_image, load_text_to_image
+    from finetune.loop import train
+    from finetune.tasks.text_to_image import TextToImageTask, prepare_latents, spread_prompts
+    from finetune.tokenizer import train_tokenizer
+    from pipeline.models import load_network
 
     # Models
     torch.manual_seed(config.seed)
-    vae = models.load_network("vae", None, vae_folder)
-    vae = vae.requires_grad_(False).to(accelerator.device)
+    vae = load_network("vae", None, vae_folder)
+    vae = vae.requires_grad_(False).to(run.accelerator.device)
     if init:
-        unet, text_encoder, scheduler, tokenizer = load_text_to_image(init)
-        if unet.config.in_channels != vae.config.latent_channels:
+        model, scheduler, tokenizer = load_text_to_image(init)
+        if model.unet.config.in_channels != vae.config.latent_channels:
             raise UserError(
-                f"--init {init}: its U-Net takes {unet.config.in_channels} latent channels but "
-                f"--vae has {vae.config.latent_channels}; give the autoencoder it was trained with"
+                f"--init {init}: its U-Net takes {model.unet.config.in_channels} latent channels "
+                f"but --vae has {vae.config.latent_channels}; give the autoencoder it was trained "
+                "with"
             )
     else:
-        tokenizer = train_tokenizer([s.caption for s in samples], config)
-        unet, text_encoder, scheduler = build_text_to_image(config, vae, tokenizer)
+        captions = [sample.caption for sample in samples]
+        tokenizer = train_tokenizer(captions, config.vocabulary, config.text_length)
+        model, scheduler = build_text_to_image(config, config.crop.size_px, vae, tokenizer)
 
-    # Latents and tokens, prepared once
-    def make(item):
-        i, k = divmod(item, config.crops_per_image)
-        rng = numpy_generator(config.seed, "latent crop", i, k)
-        return draw_image_crop(rng, samples[i], config.crop), None, samples[i].caption
+    # Data
+    latents = prepare_latents(
+        run,
+        vae,
+        tokenizer,
+        samples,
+        config.crop,
+        crops_per_image=config.crops_per_image,
+        num_held_out=config.holdout,
+        caption_dropout=config.caption_dropout,
+    )
 
-    num_items = len(samples) * config.crops_per_image
-    crops = cache.prepare(
-        accelerator, folder / "cache", num_items, make, partial(encode_moments, vae),
-        workers=config.training.workers,
-    )  # fmt: skip
-    captions, empty = tokenize([s.caption for s in samples], tokenizer), tokenize([""], tokenizer)
-    num_trained = num_items - config.holdout * config.crops_per_image
-
-    def draw(rng):
-        number = int(rng.integers(num_trained))
-        dropped = rng.random() < config.caption_dropout
-        return crops[number][0], empty[0] if dropped else captions[number // config.crops_per_image]
-
-    def collate(items):
-        return torch.stack([x for x, _ in items]), torch.stack([ids for _, ids in items])
-
-    if config.cache_on_device:
-        data = resident_latents(accelerator, crops, captions, empty[0], num_trained, config)
-    else:
-        data = drawn_batches(accelerator, draw, collate, config.training, config.seed)
-
-    def loss_function(model, batch, generator):
-        moments, ids = (part.to(accelerator.device) for part in batch)
-        latents = sample_moments(moments, generator)
-        noisy, target, timesteps = noisy_latents(scheduler, latents, generator, config.logit_normal)
-        return diffusion_loss(model(noisy, timesteps, ids), target), {}
-
-    def preview(model, step):
-        prompts = [samples[i * len(samples) // 12].caption for i in range(12)]
-        draw_previews(
-            model, vae, tokenizer, scheduler, prompts, folder / "previews", step,
-            config.crop.size_px,
-        )  # fmt: skip
-
-    model = train(
-        accelerator, TextToImage(unet, text_encoder), data, loss_function, config.training,
-        seed=config.seed, folder=folder, preview=preview,
-    )  # fmt: skip
-    if accelerator.is_main_process:
-        if config.holdout and config.training.ema_sigma_rel:
-            held = range(num_trained, num_items)
-            batch = collate([(crops[i][0], captions[i // config.crops_per_image]) for i in held])
-            score = partial(held_out_loss, batch, scheduler, accelerator)
-            losses = choose_width(folder, model, WIDTHS, score)
-            files.write_json(folder / "averages.json", {"held_out_loss": losses})
-        save_base(model, vae, tokenizer, scheduler, folder / "base", half=config.half_weights)
-        runs.mark_finished(folder, config.training.steps)
-    accelerator.end_training()
+    # Training
+    task = TextToImageTask(
+        run,
+        model,
+        vae,
+        tokenizer,
+        scheduler,
+        latents,
+        on_device=config.cache_on_device,
+        logit_normal=config.logit_normal,
+        prompts=spread_prompts(samples),
+        crop_px=config.crop.size_px,
+        save_fp16=config.half_weights,
+    )
+    train(run, task)
     return None
 
 

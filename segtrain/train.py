@@ -8,7 +8,6 @@ On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/train.py ... T
 continues a stopped run. A small version for the CPU: --iterations 20 --batch-size 2.
 """
 
-import math
 import os
 import re
 import sys
@@ -113,8 +112,7 @@ def check(config: Config) -> dict[str, list[Sample]]:
     if config.self_training.start < 0:
         raise UserError(f"--self-training.start {config.self_training.start}: must be 0 or more")
     require_between(config, 0, 1024, "workers")
-    require_positive(config.rare_classes, "temperature", prefix="rare-classes.")
-    require_between(config.rare_classes, 0, math.inf, "min_pixels", prefix="rare-classes.")
+    config.rare_classes.check()
     if wrong := [option for option in config.cfg_options if not re.match(r"[\w.]+=", option)]:
         raise UserError(f"--cfg-options {wrong[0]}: must be key=value, the key with dots")
     if config.base:

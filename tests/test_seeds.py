@@ -15,11 +15,21 @@ BENCHMARKS = {
     "contact_sheet": ("--render", "game", "--output", "c"),
     "random_base": ("--output", "c"),
 }
+
+
+def has_seed(path: Path) -> bool:
+    """Tell whether an entry has the setting `seed`, its own or one that all of its stage have."""
+    text = path.read_text()
+    return "    guard(main)\n" in text and (
+        "    seed: int" in text or path.parent.name == "finetune"
+    )
+
+
 PROGRAMS = sorted(
     f"{path.parent.name}.{path.stem}"
     for stage in ("pipeline", "finetune", "generation", "segtrain")
     for path in (ROOT / stage).glob("*.py")
-    if "    seed: int" in (text := path.read_text()) and "    guard(main)\n" in text
+    if has_seed(path)
 ) + ["generation.run", *(f"benchmarks.{name}" for name in BENCHMARKS)]
 
 

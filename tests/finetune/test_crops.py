@@ -6,9 +6,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from finetune.captions import Captions
-from finetune.crops import Crop, draw_image_crop, draw_labelled_crop, jitter_colors
+from finetune.crops import jitter_colors, sample_image_crop, sample_labelled_crop
 from finetune.losses import diffusion_target, logit_normal_timesteps, noisy_latents
-from finetune.settings import Training, learning_rate
+from finetune.settings import Crop, Training, learning_rate
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.models import POCKET_BASE
@@ -16,13 +16,13 @@ from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.seeding import DrawnSamples, batches
 
 
-def test_crops_have_the_size_asked_for_even_from_small_pictures(tiny_dataset):
+def test_crops_have_the_size_asked_for_even_from_small_images(tiny_dataset):
     samples = open_dataset(tiny_dataset(n=2, h=40, w=50), labelled=True)
     crop = Crop((48, 96), (0.5, 2.0))
     rng = np.random.default_rng(0)
     for _ in range(8):
-        assert draw_image_crop(rng, samples[0], crop).shape == (48, 96, 3)
-        image, label = draw_labelled_crop(rng, samples, crop, None)
+        assert sample_image_crop(rng, samples[0], crop).shape == (48, 96, 3)
+        image, label = sample_labelled_crop(rng, samples, crop, None)
         assert image.shape == (48, 96, 3) and label.shape == (48, 96)
         assert set(np.unique(label)) <= {*range(19), 255}
 
@@ -42,7 +42,7 @@ def test_rare_class_sampling_prefers_rare_classes_and_centres_on_them(tmp_path):
     assert index.probabilities[17] > 0.99 and index.probabilities[5] == 0
     rng = np.random.default_rng(0)
     hits = [
-        (draw_labelled_crop(rng, samples, Crop((32, 32), (1.0,)), index)[1] == 17).any()
+        (sample_labelled_crop(rng, samples, Crop((32, 32), (1.0,)), index)[1] == 17).any()
         for _ in range(10)
     ]
     assert all(hits)

@@ -14,13 +14,14 @@ import torch
 from finetune import diffusion, loop
 rank, notes = os.environ["RANK"], []
 loop.make_optimizer = lambda settings, parameters, device: torch.optim.SGD(parameters, lr=1.0)
-step = diffusion.FrozenBase.step
+add_noise = diffusion.FrozenBase.add_noise
 def noted(self, batch, generator):
-    found = step(self, batch, generator)
-    notes.append([found.noisy, found.timesteps, found.target, found.text["encoder_hidden_states"]])
+    found = add_noise(self, batch, generator)
+    states = found.text["encoder_hidden_states"]
+    notes.append([found.latents, found.timesteps, found.target, states])
     torch.save(notes, os.path.join(os.environ["NOTES"], f"rank-{rank}.pt"))
     return found
-diffusion.FrozenBase.step = noted
+diffusion.FrozenBase.add_noise = noted
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -62,21 +62,21 @@ def test_stop_signal_saves_leaves_and_continues(
 ):
     data = ("--data", tiny_dataset(n=3), "--training.steps", 6)
     call(unet, *data, "--output", tmp_path / "straight")
-    add_up, seen = loop.add_up_gradients, []
+    accumulate, seen = loop.accumulate_gradients, []
 
-    def add_up_and_stop(*arguments, step, **options):
+    def accumulate_and_stop(*arguments, step, **options):
         seen.append(step)
         if step == 2:  # the group gets the signal, and the launcher passes it on
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
-        return add_up(*arguments, step=step, **options)
+        return accumulate(*arguments, step=step, **options)
 
-    monkeypatch.setattr(loop, "add_up_gradients", add_up_and_stop)
+    monkeypatch.setattr(loop, "accumulate_gradients", accumulate_and_stop)
     with pytest.raises(SystemExit) as stopped:
         call(unet, *data, "--output", tmp_path / "stopped")
     assert stopped.value.code == 128 + signal.SIGTERM and seen == [0, 1, 2]
     assert runs.latest_checkpoint(tmp_path / "stopped").name == "step-00000003"
-    monkeypatch.setattr(loop, "add_up_gradients", add_up)
+    monkeypatch.setattr(loop, "accumulate_gradients", accumulate)
     call(unet, *data, "--output", tmp_path / "stopped")
     assert same_weights(tmp_path / "straight" / "unet", tmp_path / "stopped" / "unet")
 
@@ -85,13 +85,13 @@ def test_stop_signal_saves_leaves_and_continues(
 def test_what_is_not_finite_stops_before_the_update(
     what, call, tiny_dataset, tmp_path, monkeypatch
 ):
-    add_up, updates = loop.add_up_gradients, []
+    accumulate, updates = loop.accumulate_gradients, []
 
-    def break_step_3(accelerator, model, *rest, step, **options):
-        loss, logged = add_up(accelerator, model, *rest, step=step, **options)
+    def break_step_3(run, task, model, *rest, step):
+        loss = accumulate(run, task, model, *rest, step=step)
         if step == 3:
             next(model.parameters()).grad.fill_(float("nan"))
-        return (loss * float("nan") if what == "loss" and step == 3 else loss), logged
+        return loop.Loss(loss.value * float("nan")) if what == "loss" and step == 3 else loss
 
     def watch(optimizer, *arguments):
         updates.append(1)
@@ -99,7 +99,7 @@ def test_what_is_not_finite_stops_before_the_update(
 
     update = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", watch)
-    monkeypatch.setattr(loop, "add_up_gradients", break_step_3)
+    monkeypatch.setattr(loop, "accumulate_gradients", break_step_3)
     arguments = ("--data", tiny_dataset(n=2), "--output", tmp_path, "--training.steps", 6)
     with pytest.raises(UserError, match=f"step 3: the {what} is nan; no update.*step-00000002"):
         call(unet, *arguments, "--training.checkpoint-interval", 2)

@@ -3,13 +3,12 @@
 import importlib.util
 import sys
 import types
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from finetune import cache, controlnet, loop, programs, unet
+from finetune import cache, controlnet, data, loop, start, unet
 from finetune.losses import diffusion_loss, min_snr_weights
 from finetune.settings import Training
 from pipeline import runs
@@ -90,28 +89,30 @@ def test_cached_crops_train_and_resume(
 def test_batches_on_the_device_are_items_of_the_cache_and_a_function_of_the_update(tmp_path):
     crops = cache.prepare(Process(0, 1), tmp_path, 8, make_item, encode)
     settings = Training(steps=3, batch_size=4, accumulation=2)
-    accelerator = SimpleNamespace(device=torch.device("cpu"), process_index=0)
-    start = cache.resident_crops(accelerator, crops, settings, seed=5, dropout=0.5)
-    drawn = list(start(0))
-    assert len(drawn) == 6
-    texts = [text for batch in drawn for text in batch[2]]
+
+    def run(rank):
+        return start.Run(Process(rank, 2), tmp_path, seed=5, training=settings)
+
+    batches = data.resident_crops(run(0), crops, caption_dropout=0.5)
+    taken = list(batches(0))
+    assert len(taken) == 6
+    texts = [text for batch in taken for text in batch[2]]
     assert 0 < texts.count("") < len(texts)
-    for moments, maps, captions in drawn:
+    for moments, maps, captions in taken:
         for moment, label, caption in zip(moments, maps, captions, strict=True):
             number = next(i for i in range(8) if torch.equal(crops[i][0], moment))
             assert torch.equal(crops[number][1], label) and caption in ("", f"caption {number}")
-    for again, batch in zip(start(1), drawn[2:], strict=True):
+    for again, batch in zip(batches(1), taken[2:], strict=True):
         assert torch.equal(again[0], batch[0]) and again[2] == batch[2]
-    other = SimpleNamespace(device=torch.device("cpu"), process_index=1)
-    first = next(cache.resident_crops(other, crops, settings, seed=5)(0))
-    assert not torch.equal(first[0], drawn[0][0])
+    first = next(data.resident_crops(run(1), crops)(0))
+    assert not torch.equal(first[0], taken[0][0])
 
 
 def test_several_sources_or_one_and_never_none(tiny_dataset):
     one, two = str(tiny_dataset(n=2)), str(tiny_dataset(n=3))
-    assert len(programs.open_sources((one, two), labelled=True)) == 5
+    assert len(start.open_samples((one, two), labelled=True)) == 5
     with pytest.raises(UserError, match="--data: no dataset folder given"):
-        programs.open_sources((), labelled=True)
+        start.open_samples((), labelled=True)
     assert from_mapping(unet.Config, {"data": one}, "c.yaml").data == (one,)
     assert from_mapping(unet.Config, {"data": [one, two]}, "c.yaml").data == (one, two)
 

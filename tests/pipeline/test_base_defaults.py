@@ -58,7 +58,7 @@ def test_settings_of_a_family(family_base, family, guidance):
     assert (config.guidance_scale, config.negative_prompt) == (guidance, "")
     assert config.prompt == Grammar() and config.steps == 20
     assert StreetPipeline.from_pretrained(base).settings.tile_px == (64, 64)
-    allowed = finetune_settings.OF_THE_BASE
+    allowed = finetune_settings.SET_BY_BASE
     tuned = with_base_defaults(controlnet.Config, "finetune", allowed)(base)
     assert tuned.crop.size_px == (64, 64) and tuned.caption_template == "{classes}"
 
@@ -95,7 +95,7 @@ def test_any_base_may_bring_settings(own_base):
     base = own_base(json.dumps(given))
     config = default_config(base)
     assert config.tile_px == (32, 48) and config.prompt.max_classes == 2
-    allowed = finetune_settings.OF_THE_BASE
+    allowed = finetune_settings.SET_BY_BASE
     tuned = with_base_defaults(controlnet.Config, "finetune", allowed)(base)
     assert tuned.class_separator == "; "
 

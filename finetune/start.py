@@ -1,0 +1,162 @@
+"""The start of a fine-tuning run: inputs and settings are checked, then the run folder is opened.
+
+Torch is imported after files and settings are checked, so errors in them come fast.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from finetune.settings import BaseModelSettings, Crop, RunSettings, Training
+from pipeline.config import Invocation, require_extra, show, to_mapping
+from pipeline.dataset import Sample, check_dataset, open_dataset
+from pipeline.errors import UserError
+from pipeline.identity import run_identity
+from pipeline.models import find_local, grid_px
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MAY_CHANGE = ("checkpoint_interval", "log_interval", "workers")  # without changing the result
+ModelSource = tuple[str, str | Path | None]
+"""Kind of network, or "base" for a whole base model; and its folder or pinned hub id, if given."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: what all parts of a training need to know."""
+
+    accelerator: "Accelerator"
+    folder: Path
+    seed: int
+    training: Training
+
+
+def open_samples(folders: tuple[str, ...], *, labelled: bool) -> list[Sample]:
+    """List the samples of all dataset folders; crops come evenly from their union."""
+    if not folders:
+        raise UserError("--data: no dataset folder given; name one or more")
+    return [s for folder in folders for s in open_dataset(folder, labelled=labelled)]
+
+
+def require_crop_multiple(crop: Crop, multiple: int, why: str) -> None:
+    """Raise `UserError` unless both sides of a crop are multiples of `multiple`, due to `why`."""
+    if any(side % multiple for side in crop.size_px):
+        height, width = crop.size_px
+        raise UserError(
+            f"--crop.size-px {height} {width}: height and width must be multiples of {multiple} "
+            f"{why}"
+        )
+
+
+def require_crop_of_base(config: BaseModelSettings, base: str) -> None:
+    """Raise `UserError` unless crops fit the networks of `base`; a hub id not on disk passes."""
+    if (folder := find_local(base)) is not None:
+        require_crop_multiple(config.crop, grid_px(folder)[1], f"for --base {config.base}")
+
+
+def require_disk(num_crops: int, crop: Crop, output: Path | None, *, labelled: bool) -> None:
+    """Raise `UserError` if cached latents exceed the free disk by far.
+
+    A latent takes a quarter of a byte per image pixel at least, a label one byte per pixel.
+    """
+    folder = (output or Path()).resolve()
+    existing = next(p for p in (folder, *folder.parents) if p.is_dir())
+    free = shutil.disk_usage(existing).free
+    _require_space(num_crops, crop, 1.25 if labelled else 0.25, free, "the free disk")
+
+
+def require_memory(num_crops: int, crop: Crop) -> None:
+    """Raise `UserError` if cached images, three bytes a pixel, exceed the memory of the machine."""
+    total = psutil.virtual_memory().total
+    _require_space(num_crops, crop, 3, total, "the memory of this machine")
+
+
+def _require_space(
+    num_crops: int, crop: Crop, bytes_per_px: float, available: int, what: str
+) -> None:
+    need = bytes_per_px * num_crops * crop.size_px[0] * crop.size_px[1]
+    if need > available:
+        raise UserError(
+            f"--cached-crops {num_crops}: take at least {need / 1e9:.0f} GB, {what} is "
+            f"{available / 1e9:.0f} GB; lower it"
+        )
+
+
+def start_run(
+    config: RunSettings,
+    call: Invocation,
+    samples: list[Sample],
+    check: Callable[[], None] = lambda: None,
+    **models: ModelSource,
+) -> Run | None:
+    """Check the input of a run, then open its folder and start its processes.
+
+    `models` are those that the run starts from, by the name of their setting. `check` holds the
+    further checks of the program; it runs once the models are known to be loadable. Returns None if
+    there is nothing to do: a dry run, or a run that is finished. Raises `UserError` for bad files,
+    models or output folders before anything is written or any weights are loaded.
+    """
+    if call.dry_run:
+        _print_plan(config, samples)
+        return None
+    if config.training.optimizer == "adamw_8bit":
+        require_extra("--training.optimizer adamw_8bit", "bitsandbytes", "bitsandbytes")
+    folder = _require_output(config)
+    check_dataset(samples)
+
+    from pipeline.models import check_loadable
+    from pipeline.runs import is_finished, make_accelerator, open_run, refuse_other_run
+
+    if is_finished(folder, config.training.steps):
+        refuse_other_run(folder, _identity(config, samples, models))
+        print(f"{folder}: finished already, nothing to do")
+        return None
+    check_loadable(*models.values())
+    check()
+    if os.environ.get("RANK", "0") == "0":  # the other processes wait at the first exchange
+        open_run(folder, _identity(config, samples, models), is_main=True)
+    accelerator = make_accelerator(folder, precision=config.training.precision)
+    return Run(accelerator, folder, config.seed, config.training)
+
+
+def _print_plan(config: RunSettings, samples: list[Sample]) -> None:
+    """Print the resolved settings and what a run would do."""
+    show(config)
+    training = config.training
+    num_crops = training.steps * training.batch_size * training.accumulation
+    print(
+        f"{len(samples)} samples found; {training.steps} updates take {num_crops} crops per "
+        f"process; output: {config.output or '(none given)'}"
+    )
+
+
+def _require_output(config: RunSettings) -> Path:
+    """Return the run folder; raise `UserError` if none is given or if it lies in the data."""
+    if config.output is None:
+        raise UserError("--output: no folder given; name the folder the run shall be written to")
+    for data in config.data:
+        if Path(data).resolve() in config.output.resolve().parents:
+            raise UserError(
+                f"--output {config.output}: lies in --data {data}; choose another folder"
+            )
+    return config.output
+
+
+def _identity(
+    config: RunSettings, samples: list[Sample], models: Mapping[str, ModelSource]
+) -> dict[str, Any]:
+    """Return what makes two runs the same run; settings without effect on the result stay out."""
+    settings = to_mapping(config)
+    for name in ("output", "previews"):
+        settings.pop(name, None)
+    for name in MAY_CHANGE:
+        settings["training"].pop(name)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    sources = {name: source for name, (_, source) in models.items()}
+    return run_identity(settings, models=sources, data={"data": samples}, processes=processes)

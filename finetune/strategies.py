@@ -1,0 +1,120 @@
+"""How the weights of a training are held: whole on each process, or spread by FSDP.
+
+The loop is the same for both. A strategy prepares model and optimizer, saves and loads checkpoints,
+and gives the weights to preview and to write.
+"""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+
+from finetune.averages import make_averages
+from finetune.settings import Training
+from pipeline import runs
+from pipeline.errors import UserError
+
+
+class PlainStrategy:
+    """Each process holds all weights: one process, or plain data parallelism."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: Training,
+        folder: Path,
+    ) -> None:
+        self.accelerator, self.folder, self.model = accelerator, folder, model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        """what the optimizer changes"""
+        self.averages = make_averages(settings, model)
+        self.modules = {"model": model, **self.averages.modules}
+        scaler = accelerator.scaler
+        self.first_step = runs.load_checkpoint(folder, self.modules, optimizer, scaler)
+        """updates that the newest checkpoint has"""
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+
+    def check_norm(self, norm: torch.Tensor, step: int) -> None:
+        """Stop before the update if the gradient norm is not finite."""
+        if not self.accelerator.scaler:  # fp16 skips updates that overflow by itself
+            runs.check_finite(float(norm), step, self.folder, "gradient norm")
+
+    def update_averages(self, step: int) -> None:
+        """Take the weights after update `step` into the averages."""
+        self.averages.update(self.model, step)
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint after `done` updates."""
+        if self.accelerator.is_main_process:
+            self.averages.store(self.folder, done)
+            runs.save_checkpoint(
+                self.folder, done, self.modules, self.optimizer, self.accelerator.scaler
+            )
+
+    def preview_weights(self) -> torch.nn.Module | None:
+        """Return the weights to generate previews with, None if no process holds all of them."""
+        return self.averages.weights or self.model
+
+    def final_weights(self) -> torch.nn.Module:
+        """Return the weights to write; call it on all processes, use it on the main process."""
+        return self.averages.weights or self.model
+
+
+class ShardedStrategy:
+    """Each process holds a part of the weights (FSDP version 2); there are no averages."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        folder: Path,
+        whole: torch.nn.Module,
+    ) -> None:
+        self.accelerator, self.folder, self.whole = accelerator, folder, whole
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.first_step = runs.load_sharded(accelerator, folder)
+        self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
+
+    def check_norm(self, norm: torch.Tensor, step: int) -> None:
+        """Check nothing: the norm is spread over the processes, as the gradients are."""
+
+    def update_averages(self, step: int) -> None:
+        """Do nothing: averages need all weights on each process."""
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint after `done` updates; all processes take part."""
+        runs.save_sharded(self.accelerator, self.folder, done)
+
+    def preview_weights(self) -> torch.nn.Module | None:
+        """Return None: no process holds all weights."""
+        return None
+
+    def final_weights(self) -> torch.nn.Module:
+        """Return the weights to write; call it on all processes, use it on the main process."""
+        state = self.accelerator.get_state_dict(self.wrapped)
+        if self.accelerator.is_main_process:
+            self.whole.load_state_dict(state)
+        return self.whole
+
+
+def uses_fsdp(accelerator: Accelerator, settings: Training) -> bool:
+    """Tell whether FSDP spreads the weights; refuse what cannot be trained that way."""
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        return False
+    if kind != DistributedType.FSDP or not accelerator.is_fsdp2:
+        raise UserError(
+            f"accelerate's {kind.value}: not supported by this program; use plain data "
+            "parallelism, or FSDP version 2 as in configs/accelerate/"
+        )
+    if settings.ema_decay or settings.ema_sigma_rel:
+        setting = "ema-sigma-rel" if settings.ema_sigma_rel else "ema-decay"
+        remedy = "leave it out" if settings.ema_sigma_rel else "set it to 0"
+        raise UserError(
+            f"--training.{setting}: averaged weights need all of the weights on each process; "
+            f"{remedy} with FSDP"
+        )
+    return True

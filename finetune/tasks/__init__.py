@@ -1,0 +1,1 @@
+"""What each fine-tuning program trains: model, data, loss, previews and final weights."""

@@ -1,0 +1,88 @@
+"""The semantic ControlNet, trained on the frozen U_S with label maps as its control."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel
+
+from finetune.data import Batches
+from finetune.diffusion import Batch, FrozenBase, predict
+from finetune.loop import Loss, Task
+from finetune.previews import Previews
+from pipeline import labels
+from pipeline.models import load_network
+
+
+def load_frozen_unet(base: str, folder: Path | None) -> Any:
+    """Load the U-Net of `folder`, or else of `base`, without gradients."""
+    return load_network("unet", base, folder).requires_grad_(False)
+
+
+def load_controlnet(base: str, init: Path | None, unet: Any, vae: Any, seed: int) -> Any:
+    """Load the ControlNet of `init`, or else copy the encoder of `unet` into a new one."""
+    if init:
+        return load_network("controlnet", base, init).train().requires_grad_(True)
+    torch.manual_seed(seed)
+    levels = len(vae.config.block_out_channels)  # shrinks the label as the VAE does
+    controlnet = ControlNetModel.from_unet(
+        unet,
+        conditioning_channels=labels.CONTROL_CHANNELS,
+        conditioning_embedding_out_channels=(16, 32, 96, 256)[:levels],
+    )
+    return controlnet.train().requires_grad_(True)
+
+
+class ControlNetTask(Task):
+    """Trains a ControlNet; the frozen `unet` passes its gradients.
+
+    `init_weight` (0..1) is the share of the initial weights in those written; `save_fp16` writes
+    float16. With Style Swap, `load_base_unet` loads the U-Net to preview with for the moment.
+    """
+
+    def __init__(
+        self,
+        frozen: FrozenBase,
+        unet: Any,
+        controlnet: Any,
+        batches: Batches,
+        *,
+        init_weight: float,
+        save_fp16: bool,
+        previews: Previews | None,
+        load_base_unet: Callable[[], Any] | None,
+    ) -> None:
+        self.frozen, self.unet, self.model, self.batches = frozen, unet, controlnet, batches
+        self.init_weight, self.save_fp16 = init_weight, save_fp16
+        self.previews, self.load_base_unet = previews, load_base_unet
+        self.initial = copy.deepcopy(controlnet.state_dict()) if init_weight else {}
+
+    def loss(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> Loss:
+        """Return the denoising loss, with the label maps of the batch as the control."""
+        maps = batch[1]
+        assert maps is not None
+        noisy = self.frozen.add_noise(batch, generator)
+        control = labels.one_hot_control(maps.to(self.frozen.device, non_blocking=True))
+        prediction = predict(self.unet, noisy.latents, noisy.timesteps, noisy.text, model, control)
+        return Loss(self.frozen.loss(prediction, noisy))
+
+    def preview(self, weights: torch.nn.Module, step: int) -> dict[str, float]:
+        """Write a sheet: label, image from U_S, and with Style Swap image from the base's U-Net."""
+        previews = self.previews
+        if not previews:
+            return {}
+        columns = [previews.colorized_labels(), previews.generate(self.unet, weights)]
+        if self.load_base_unet:
+            columns.append(previews.generate(self.load_base_unet(), weights))
+        previews.write(step, columns)
+        return {"controllability": previews.controllability(self.unet, weights)}
+
+    def save(self, weights: Any, folder: Path) -> None:
+        """Write folder/controlnet, the mean of initial and trained weights by `init_weight`."""
+        for name, tensor in weights.state_dict().items() if self.initial else ():
+            tensor.lerp_(self.initial[name].to(tensor), self.init_weight)
+        if self.save_fp16:
+            weights.half()
+        weights.save_pretrained(folder / "controlnet")
