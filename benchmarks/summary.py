@@ -112,7 +112,7 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
             "color_transfer",
             scores.get("color_transfer_0"),
         ),
-        ("U_S + C, no swap", "no_swap", scores.get("no_swap")),
+        ("U_S + C, no swap", "no_swap", scores.get("no_swap_0")),
         ("U_P + C trained on U_P", "direct", scores.get("direct")),
     ):
         source = main["source_0"]["mean_miou"]

@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 ${PYTHON:-.venv/bin/python} pipeline/run.py --recipe pocket_experiment "$@" --only source \
-    target-cityscapes target-bdd100k target-mapillary target-acdc target-dark-zurich \
+    target-cityscapes target-bdd100k target-mapillary target-acdc target-dark_zurich \
     unet controlnet unet-looks controlnet-looks generate \
     segment-source-0 segment-source-1 segment-source-2 \
     segment-generated-0 segment-generated-1 segment-generated-2 score
