@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.reading import shortened
+from pipeline.renamed_settings import refuse_old_flags, refuse_old_key
 from pipeline.yaml_files import Layer, load_preset
 from pipeline.yaml_files import load_yaml as load_yaml
 
@@ -149,7 +150,7 @@ def _check_values(config: Any, prefix: str = "") -> None:
 def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = None) -> T:
     """Return `default` (or `cls()`) with the values of a mapping, nested dataclasses alike.
 
-    Unknown keys are errors that list the known ones.
+    Unknown keys are errors that list the known ones, or name the new name of an old one.
     """
     default = cls() if default is None else default
     if not isinstance(mapping, dict):
@@ -158,6 +159,7 @@ def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = Non
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     unknown = [key for key in mapping if key not in known]
     if unknown:
+        refuse_old_key(cls, unknown[0], where)
         raise UserError(f"{where}: unknown key {_said(unknown[0])}; known keys: {', '.join(known)}")
     values = {
         k: _coerce(v, kinds[k], f"{where}: {k}", getattr(default, k)) for k, v in mapping.items()
@@ -194,6 +196,7 @@ def parse(
         + "\n\nAlso: --config FILE (YAML with any of the settings below), --dry-run (print the "
         "resolved settings and what would be done, then exit), --debug (show tracebacks)."
     )
+    refuse_old_flags(cls, rest)
     layers = load_preset(own.config) if own.config else []
     default = None
     if defaults:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -20,6 +20,8 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Sampler:
+    RENAMED: ClassVar[dict[str, str]] = {"solver": "kind"}
+
     steps: int = 20
     """solver steps"""
     kind: Literal["ddim", "unipc"] = "ddim"
@@ -29,6 +31,8 @@ class Sampler:
 @dataclass(frozen=True)
 class Config:
     """A small program."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"count": "n", "sampler_steps": "sampler.steps"}
 
     n: int = 8
     """how many"""
@@ -178,3 +182,25 @@ def test_differences_are_field_by_field() -> None:
 def test_positive_numbers_are_required() -> None:
     with pytest.raises(UserError, match="--n 0: must be 1 or more"):
         require_positive(Config(n=0), "n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "message"),
+    [
+        (["--count", "3"], "", "--count: is now called --n; rename it"),
+        (["--count=3"], "", "--count: is now called --n; rename it"),
+        (["--sampler_steps", "3"], "", "--sampler-steps: is now called --sampler.steps; rename it"),
+        (["--sampler.solver", "ddim"], "", "--sampler.solver: is now called --sampler.kind"),
+        ([], "count: 3", "c.yaml: 'count' is now called 'n'; rename it"),
+        (
+            [],
+            "sampler: {solver: ddim}",
+            "c.yaml: sampler: 'solver' is now called 'kind'; rename it",
+        ),
+    ],
+)
+def test_an_old_name_of_a_setting_is_refused_with_the_new_one(arguments, text, message, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse(Config, "doc", ["--config", str(path), *arguments])
