@@ -16,19 +16,33 @@ PLACEHOLDER = "{classes}"
 class Captions:
     """Names the classes of a label map in train id order.
 
-    Where the text window of `base` is too short for all of them, the commonest are left out.
+    If the text window of `base` is too short for all of them, the commonest are left out. With
+    `max_classes`, at most that many are named, sampled at random; 0 names all. `last` is the text
+    before the last name; None takes the separator.
     """
 
-    def __init__(self, base: str, template: str, separator: str) -> None:
+    def __init__(
+        self,
+        base: str,
+        template: str,
+        separator: str,
+        *,
+        last: str | None = None,
+        max_classes: int = 0,
+    ) -> None:
         plain = template.replace(PLACEHOLDER, "")
         if "{" in plain or "}" in plain:
             raise UserError(f"--caption-template {template!r}: knows only {PLACEHOLDER} in braces")
         self._base, self._template, self._separator = base, template, separator
+        self._last, self._max_classes = separator if last is None else last, max_classes
         self._of = lru_cache(4096)(self._caption)  # few sets of classes occur
 
-    def __call__(self, label: np.ndarray) -> str:
-        """Return the caption of train ids HxW; void is not named."""
-        return self._of(tuple(int(i) for i in np.unique(label) if i < labels.NUM_CLASSES))
+    def __call__(self, label: np.ndarray, rng: np.random.Generator) -> str:
+        """Return the caption of train ids HxW; void is not named. `rng` samples the classes."""
+        present = [int(i) for i in np.unique(label) if i < labels.NUM_CLASSES]
+        if self._max_classes and len(present) > self._max_classes:
+            present = sorted(rng.choice(present, self._max_classes, replace=False).tolist())
+        return self._of(tuple(present))
 
     @cached_property
     def _text(self) -> PromptEncoder:
@@ -38,8 +52,11 @@ class Captions:
         return self._text.truncates(caption)
 
     def _render(self, classes: Sequence[int]) -> str:
-        names = self._separator.join(labels.CLASS_NAMES[i] for i in classes)
-        return self._template.replace(PLACEHOLDER, names)
+        names = [labels.CLASS_NAMES[i] for i in classes]
+        first = self._separator.join(names[:-1])
+        return self._template.replace(
+            PLACEHOLDER, first + self._last + names[-1] if first else "".join(names)
+        )
 
     def _caption(self, classes: tuple[int, ...]) -> str:
         return self._render(fit_classes(classes, self._render, self._truncates))
@@ -54,7 +71,7 @@ class Captions:
                 f"of the text window of --base, {PLACEHOLDER} does not fit; shorten it"
             )
         named = fit_classes(every, self._render, self._truncates)
-        if PLACEHOLDER in self._template and len(named) < labels.NUM_CLASSES:
+        if PLACEHOLDER in self._template and len(named) < (self._max_classes or labels.NUM_CLASSES):
             print(
                 f"streetforge: --caption-template: the text window of --base holds {len(named)} of "
                 f"{labels.NUM_CLASSES} classes; the commonest of a crop are left out of its "

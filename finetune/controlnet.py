@@ -28,6 +28,7 @@ from finetune.start import open_samples, require_crop_of_base, require_disk, sta
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import parse, require_between
 from pipeline.errors import UserError, guard
+from pipeline.labels import NUM_CLASSES
 from pipeline.models import check_fit, find_base, find_folder
 from pipeline.rare_classes import RareClassSampling
 
@@ -49,6 +50,10 @@ class Config(BaseModelSettings):
     window is too short for all of them, the commonest are left out"""
     class_separator: str = " "
     """text between two class names"""
+    class_last: str | None = None
+    """text before the last class name; None takes the separator"""
+    max_classes: int = 0
+    """name at most this many classes of a crop, sampled at random; 0 names all"""
     caption_dropout: float = 0.1
     """share of samples trained with the empty prompt, for classifier-free guidance"""
     color_jitter: float = 0.0
@@ -69,6 +74,7 @@ class Config(BaseModelSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_between(self, 0, 1, "caption_dropout", "color_jitter", "mix_with_init")
+        require_between(self, 0, NUM_CLASSES, "max_classes")
         self.rare_classes.check()
 
     def check(self) -> None:
@@ -97,7 +103,13 @@ def main() -> int | None:
     require_crop_of_base(config, base)
     unet_folder = find_network("--unet", config.unet, "unet", base)
     init_folder = find_network("--init", config.init, "controlnet", base)
-    captions = Captions(base, config.caption_template, config.class_separator)
+    captions = Captions(
+        base,
+        config.caption_template,
+        config.class_separator,
+        last=config.class_last,
+        max_classes=config.max_classes,
+    )
     crops = LabelledCrops(samples, config.crop, captions, config.color_jitter, config.rare_classes)
 
     def check() -> None:

@@ -64,7 +64,7 @@ class LabelledCrops:
 
     samples: list[Sample]
     crop: Crop
-    caption: Callable[[np.ndarray], str]
+    caption: Callable[[np.ndarray, np.random.Generator], str]
     color_jitter: float
     rare_classes: RareClassSampling
 
@@ -82,7 +82,7 @@ class LabelledCrops:
         """Return a random crop, centred on a rare class if these are sampled more often."""
         image, label = sample_labelled_crop(rng, self.samples, self.crop, self.index)
         image = jitter_some(rng, image, self.color_jitter)
-        return TrainingItem(image, label, self.caption(label))
+        return TrainingItem(image, label, self.caption(label, rng))
 
 
 def fit_scale(image_px: tuple[int, int], scale: float, crop: Crop) -> float:

@@ -45,8 +45,10 @@ class Config(AutoencoderSizes, RunSettings):
     """gradient of the distance in ImageNet features, as a share of that of the errors above; needs
     the extra `imagenet`"""
     adversarial_weight: float = 0.0
-    """gradient of the adversarial loss as a share of that of the errors above; start it late, on an
-    autoencoder given by `init`"""
+    """gradient of the adversarial loss as a share of that of the errors above"""
+    adversarial_start: int = 0
+    """update from which the adversarial loss trains the decoder; the discriminator learns from the
+    first update on"""
     color_jitter: float = 0.3
     """share of crops with shifted colours, for sources with colours that the collection lacks"""
     decoder_only: bool = False
@@ -75,7 +77,7 @@ class Config(AutoencoderSizes, RunSettings):
         weights = ("edge", "color", "scale", "perceptual", "adversarial", "kl")
         require_between(self, 0, float("inf"), *(f"{name}_weight" for name in weights))
         require_between(self, 0, 1, "color_jitter")
-        require_between(self, 0, LARGEST_COUNT, "cached_crops")
+        require_between(self, 0, LARGEST_COUNT, "cached_crops", "adversarial_start")
 
     def check(self) -> None:
         """Raise `UserError` for settings that do not fit each other."""
@@ -144,7 +146,15 @@ def main() -> int | None:
         adversarial=config.adversarial_weight,
         kl=config.kl_weight,
     )
-    task = AutoencoderTask(run, vae, batches, crops, weights, decoder_only=config.decoder_only)
+    task = AutoencoderTask(
+        run,
+        vae,
+        batches,
+        crops,
+        weights,
+        adversarial_start=config.adversarial_start,
+        decoder_only=config.decoder_only,
+    )
     train(run, task)
     return None
 

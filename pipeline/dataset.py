@@ -175,6 +175,36 @@ def prove_checked(folder: Path, ids: set[str]) -> None:
         Proof.read(folder).add({s.id: s.state for s in samples if s.id in ids})
 
 
+@dataclass(frozen=True)
+class EncodedSample:
+    """The files of one sample, relative name and bytes of each, and its row."""
+
+    contents: tuple[tuple[str, bytes], ...]
+    row: dict[str, Any]
+
+
+def encode_sample(
+    index: int, image: np.ndarray | None, label: np.ndarray | None, row: dict[str, Any]
+) -> EncodedSample:
+    """Encode image HxWx3 and label HxW (both uint8) as PNG and complete the row.
+
+    Without an image the sample has failed, and its row says why in `error`.
+    """
+    key, shard = sample_id(index), f"{index // SHARD_SIZE:04d}"
+    if image is None:
+        return EncodedSample((), {"id": key, "status": "failed", **row})
+    full, contents = {"id": key, "status": "ok", **row}, []
+    for kind, array in (("label", label), ("image", image)):
+        if array is not None:
+            name, data = f"{kind}s/{shard}/{key}.png", files.encode_png(array)
+            contents.append((name, data))
+            full |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(data)}
+    if label is not None:  # rare class sampling then reads no label
+        full["class_pixels"] = labels.count_classes(label).tolist()
+    full |= {"height": image.shape[0], "width": image.shape[1]}
+    return EncodedSample(tuple(contents), full)
+
+
 class DatasetWriter:
     """Append samples to a dataset folder in the contract's commit order.
 
@@ -254,21 +284,14 @@ class DatasetWriter:
 
         Without an image the sample has failed, and its row says why in `error`.
         """
-        contents, rows = [], []
-        for index, image, label, row in samples:
-            key, shard = sample_id(index), f"{index // SHARD_SIZE:04d}"
-            if image is None:
-                rows.append({"id": key, "status": "failed", **row})
-                continue
-            full = {"id": key, "status": "ok", **row}
-            for kind, array in (("label", label), ("image", image)):
-                if array is not None:
-                    name, data = f"{kind}s/{shard}/{key}.png", files.encode_png(array)
-                    contents.append((self.folder / name, data))
-                    full |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(data)}
-            if label is not None:  # rare class sampling then reads no label
-                full["class_pixels"] = labels.count_classes(label).tolist()
-            rows.append(full | {"height": image.shape[0], "width": image.shape[1]})
+        return self.write_encoded([encode_sample(*sample) for sample in samples])
+
+    def write_encoded(self, samples: Sequence[EncodedSample]) -> list[dict[str, Any]]:
+        """Commit samples that other processes encoded, all rows last; return the rows."""
+        contents = [
+            (self.folder / name, data) for sample in samples for name, data in sample.contents
+        ]
+        rows = [sample.row for sample in samples]
         files.write_all(contents)
         self.append_rows(rows)
         return rows

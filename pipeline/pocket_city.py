@@ -14,6 +14,7 @@ set on which every choice is made. No two splits share a scene. Image i is a fun
 import sys
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.config import parse, require_between, require_positive, show
-from pipeline.dataset import DatasetWriter, sample_id, write_card
+from pipeline.dataset import (
+    DatasetWriter,
+    EncodedSample,
+    encode_sample,
+    sample_id,
+    write_card,
+)
 from pipeline.errors import UserError, guard
 
 if TYPE_CHECKING:
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 MAX_PIXELS = 2048 * 4096  # a process needs about 240 bytes for each
+COMMITTED_TOGETHER = 16  # samples
 SPLITS = ("source", "collection", "oracle", "dev", *TARGETS)
 
 
@@ -92,6 +100,11 @@ def render_sample(
     return image, (None if split == "collection" else label), row
 
 
+def render_and_encode(index: int, split: str, size_px: tuple[int, int]) -> EncodedSample:
+    """Render picture `index` of a split and encode its files, so that the parent only writes."""
+    return encode_sample(index, *render_sample(index, split, size_px))
+
+
 def main() -> int | None:
     from pipeline.parallel import MOST_WORKERS
     from pipeline.pocket.scene import SEEDS_PER_SPLIT
@@ -130,12 +143,12 @@ def main() -> int | None:
     done = writer.done_ids()
     indices = range(config.first, config.first + config.n)
     missing = [i for i in indices if sample_id(i) not in done]
-    job = partial(render_sample, split=config.split, size_px=config.size_px)
+    job = partial(render_and_encode, split=config.split, size_px=config.size_px)
     bar = tqdm(total=config.n, initial=config.n - len(missing), unit="picture", desc=config.split)
     rendered = in_processes(job, missing, config.workers, chunk=8)
-    for index, (image, label, row) in zip(missing, rendered, strict=True):
-        writer.write(index, image, label, row)
-        bar.update()
+    while batch := list(islice(rendered, COMMITTED_TOGETHER)):
+        writer.write_encoded(batch)
+        bar.update(len(batch))
     bar.close()
     kind = "unlabelled pictures with captions" if config.split == "collection" else "labelled"
     write_card(

@@ -58,7 +58,7 @@ class JsonlTracker(GeneralTracker):
         """Append `values` with the step and the wall-clock time in seconds."""
         with open(self._path, "a") as handle:
             handle.write(
-                json.dumps({"step": step, "time_s": round(time.time(), 1), **values}) + "\n"
+                json.dumps({"step": step, "time_s": round(time.time(), 3), **values}) + "\n"
             )
 
 

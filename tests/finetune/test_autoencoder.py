@@ -1,15 +1,22 @@
 """The autoencoder's losses: balanced shares, what each pulls at, the frozen feature network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from finetune.autoencoder import (
     Discriminator,
+    LossWeights,
     Perceptual,
     adversarial_loss,
     balanced_loss,
     discriminator_loss,
 )
+from finetune.data import numbered
+from finetune.settings import Training
+from finetune.tasks.vae import AutoencoderTask
 from pipeline import efficientnet
 
 
@@ -85,3 +92,36 @@ def test_feature_network_has_the_published_shapes(perceptual):
     total = sum(p.numel() for p in efficientnet.EfficientNetLite0().parameters())
     head_and_classifier = 320 * 1280 + 2 * 1280 + 1280 * 1000 + 1000
     assert total + head_and_classifier == 4_652_008
+
+
+def test_the_adversarial_loss_reaches_the_decoder_from_its_update_on():
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2)
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+
+    def gradients(update: int, weight: float) -> tuple[torch.Tensor, set[str]]:
+        torch.manual_seed(0)
+        weights = LossWeights(
+            edge=1.0, color=2.0, scale=0.0, perceptual=0.0, adversarial=weight, kl=0.0
+        )
+        run = SimpleNamespace(
+            training=Training(), accelerator=SimpleNamespace(device=torch.device("cpu")), seed=0
+        )
+        task = AutoencoderTask(run, vae, lambda first: iter(()), None, weights, adversarial_start=3)
+        task.model.zero_grad()
+        loss = task.loss(task.model, (update, image), torch.Generator().manual_seed(1))
+        loss.value.backward()
+        return vae.decoder.conv_out.weight.grad.clone(), set(loss.logged)
+
+    without, _ = gradients(2, 0.0)
+    early, logged = gradients(2, 0.5)
+    late, logged_late = gradients(3, 0.5)
+    assert torch.equal(without, early) and not torch.allclose(without, late)
+    assert "discriminator" in logged and "adversarial" not in logged
+    assert {"adversarial", "discriminator"} <= logged_late
+
+
+def test_batches_carry_the_number_of_their_update():
+    def data(first: int):
+        return iter("abcdef"[first * 2 :])
+
+    assert list(numbered(data, 2)(1)) == [(1, "c"), (1, "d"), (2, "e"), (2, "f")]

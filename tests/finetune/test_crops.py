@@ -50,9 +50,17 @@ def test_rare_class_sampling_prefers_rare_classes_and_centres_on_them(tmp_path):
 
 def test_caption_lists_classes_in_train_id_order_without_void():
     label = np.array([[255, 13, 0], [11, 0, 10]], np.uint8)
-    assert Captions(str(POCKET_BASE), "{classes}", " ")(label) == "road sky person car"
+    rng = np.random.default_rng(0)
+    assert Captions(str(POCKET_BASE), "{classes}", " ")(label, rng) == "road sky person car"
     long = Captions(str(POCKET_BASE), "a scene with {classes}", ", ")
-    assert long(label) == "a scene with road, sky, person, car"
+    assert long(label, rng) == "a scene with road, sky, person, car"
+    some = Captions(str(POCKET_BASE), "{classes}", ", ", last=" and ", max_classes=3)
+    assert {some(label, rng) for _ in range(50)} == {
+        "road, sky and person",
+        "road, sky and car",
+        "road, person and car",
+        "sky, person and car",
+    }
 
 
 def test_a_short_text_window_leaves_out_common_classes_and_cuts_nothing(tiny_base, capsys):
@@ -64,7 +72,7 @@ def test_a_short_text_window_leaves_out_common_classes_and_cuts_nothing(tiny_bas
     assert "of 19 classes" in capsys.readouterr().err
     every = np.arange(20, dtype=np.uint8).reshape(4, 5)
     every[every == 19] = 255
-    text = captions(every)
+    text = captions(every, np.random.default_rng(0))
     names = text.removeprefix("a city street scene with ").split(", ")
     assert {"motorcycle", "rider", "traffic light", "train"} <= set(names)
     assert "road" not in names and "building" not in names
