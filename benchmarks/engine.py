@@ -29,12 +29,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import describe
-from generation.engine import Sampler, load_networks
 from generation.inputs import read_inputs
 from generation.progress import Rows
-from generation.saving import Saver
+from generation.sampler.networks import load_networks
+from generation.sampler.sampler import Sampler
 from generation.settings import default_config
-from generation.work import Maker
+from generation.worker import Maker
+from generation.writer import Saver
 from pipeline import files
 from pipeline.claims import Claims
 from pipeline.dataset import DatasetWriter, read_rows, sample_id

@@ -32,10 +32,12 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe
 from benchmarks.plain_fusion import Plain
-from generation import engine, layouts, plan, tiles
-from generation.denoiser import Control, Denoiser
-from generation.engine import Networks, Sampler, load_networks
+from generation import layouts, plan, tiles
 from generation.prompts import Grammar
+from generation.sampler import sampler as drawing
+from generation.sampler.denoiser import Control, Denoiser
+from generation.sampler.networks import Networks, load_networks
+from generation.sampler.sampler import Sampler
 from generation.settings import DEFAULT_LAYOUTS, Config, default_config
 from pipeline import files, models
 from pipeline.errors import guard
@@ -92,12 +94,12 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
 def our_latents(sampler: Sampler, label: np.ndarray, seed: int) -> list[torch.Tensor]:
     """Return the latents that our engine decodes: of the base pass, and the final one."""
     caught: list[torch.Tensor] = []
-    decode = engine.decode_latents
-    engine.decode_latents = lambda vae, latents: caught.append(latents) or decode(vae, latents)
+    decode = drawing.decode_latents
+    drawing.decode_latents = lambda vae, latents: caught.append(latents) or decode(vae, latents)
     try:
         sampler.draw(label, PROMPT, seed)
     finally:
-        engine.decode_latents = decode
+        drawing.decode_latents = decode
     return caught
 
 

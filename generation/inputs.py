@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from generation import layouts, structure
+from generation import detectors, layouts
 from generation.output import CACHE_NAME, check_output
 from generation.plan import PlanItem, Planner
 from generation.progress import Rows
@@ -55,7 +55,7 @@ def check_models(config: Config) -> None:
         folder = models.find_folder(config.unet, "unet")
         models.check_fit(f"--unet {config.unet}", "unet", folder, base)
     if config.structure.kind != "none":
-        structure.check_detector(config.structure)
+        detectors.check_detector(config.structure)
         folder = models.find_folder(config.structure.controlnet, "controlnet")
         if models.read_config(folder, "controlnet")["conditioning_channels"] != 3:
             raise UserError(
@@ -128,7 +128,7 @@ def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
         models_of["structure.controlnet"] = models.find_folder(
             config.structure.controlnet, "controlnet"
         )
-        settings["structure"]["detector"] = structure.detector_revision(config.structure)
+        settings["structure"]["detector"] = detectors.detector_revision(config.structure)
     del settings["structure"]["controlnet"], settings["layouts"]
     mapping = run_identity(settings, models=models_of)
     mapping["data"]["layouts"] = layouts.layouts_digest(inputs.layouts)

@@ -9,11 +9,14 @@ processes or on any other item.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
-from generation.prompts import Grammar, Name, quota_sequence
-from pipeline.labels import NUM_CLASSES
+from generation.layouts import Layout
+from generation.prompts import Grammar, Name, join_classes, quota_sequence, render_prompt
+from generation.settings import Config
+from pipeline.labels import CLASS_NAMES, NUM_CLASSES
 from pipeline.seeding import numpy_generator, seed_of
 
 CROP_TRIES = 10
@@ -156,3 +159,38 @@ def place_crop(
         if (crop.of(label) == item.rare_class).mean() > min_share:
             break
     return crop
+
+
+def describe(
+    item: PlanItem, whole: np.ndarray, layout: Layout, config: Config
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the label crop of a sample and its row before it is drawn.
+
+    `whole`: the HxW label map of `layout`, train ids with void 255.
+    """
+    crop = place_crop(
+        whole, item, seed=config.seed, size=config.crop_px, min_share=config.rcs_min_share
+    )
+    label, rare = crop.of(whole), item.rare_class
+    rng = numpy_generator(config.seed, "class words", item.index)
+    prompt = render_prompt(
+        config.prompt,
+        join_classes(label, config.prompt, rng),
+        condition=item.condition,
+        time=item.time,
+        place=item.place,
+    )
+    return label, {
+        "prompt": prompt,
+        "negative_prompt": config.negative_prompt if config.guidance_scale != 1 else "",
+        "seed": noise_seed(config.seed, item.index, 0),
+        "condition": item.condition,
+        "time": item.time,
+        "place": item.place,
+        "rare_class": None if rare is None else CLASS_NAMES[rare],
+        "rare_share": None if rare is None else round(float((label == rare).mean()), 4),
+        "source_label": layout.name,
+        "source_size": [layout.height, layout.width],
+        "crop": [crop.top, crop.left, crop.height, crop.width],
+        "fusion": config.fusion,
+    }

@@ -23,7 +23,7 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from generation import card, layouts, listing, work
+from generation import card, dry_run, layouts, worker
 from generation.inputs import (
     Inputs,
     check_loadable,
@@ -67,7 +67,7 @@ def open_output(config: Config, inputs: Inputs, process_index: int) -> RunFolder
     )
     folder.refuse_other(inputs.rows)
     if process_index == 0:
-        card.require_disk(config, len(inputs.missing))
+        dry_run.require_disk(config, len(inputs.missing))
         files.require_writable(config.output)
         files.sweep_temporaries(config.output)
         folder.restore(inputs.rows)
@@ -102,12 +102,13 @@ def draw_missing(
 ) -> int:
     """Load the networks and make what is missing; return 0, or the code of a stop signal."""
     device = pick_device(config)
-    from generation.engine import Sampler, load_networks
+    from generation.sampler.networks import load_networks
+    from generation.sampler.sampler import Sampler
 
     sampler = Sampler(load_networks(config, device), config)
     facts = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
-    maker = work.Maker(sampler, config, inputs.source, inputs.layouts, facts)
-    return work.run_share(
+    maker = worker.Maker(sampler, config, inputs.source, inputs.layouts, facts)
+    return worker.run_share(
         lambda indices: maker.make([inputs.plan[index] for index in indices]),
         folder,
         inputs.rows,
@@ -124,22 +125,22 @@ def main() -> int | None:
     if process_index != 0 and not call.dry_run:
         wait_for(config.output / CACHE_NAME)
     if config.plan_file and call.dry_run:
-        listing.check_plan_file(Path(config.plan_file))
+        dry_run.check_plan_file(Path(config.plan_file))
     inputs = read_inputs(config)
     if process_index == 0 and (warning := layouts.mostly_void(inputs.layouts)):
         print(f"streetforge: {config.layouts_folder}: {warning}", file=sys.stderr)
     if call.dry_run:
-        print(card.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
+        print(dry_run.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
         missing = [inputs.plan[index] for index in inputs.missing]
-        print(listing.forecast(missing, inputs.source, inputs.layouts, config))
+        print(dry_run.forecast(missing, inputs.source, inputs.layouts, config))
         if config.plan_file:
             path = Path(config.plan_file)
-            listing.write_plan(path, inputs.plan, inputs.source, inputs.layouts, config)
+            dry_run.write_plan(path, inputs.plan, inputs.source, inputs.layouts, config)
         return 0
     if config.plan_file:
         raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
     with files.storage_errors(
-        config.output, lambda: card.disk_estimate(config, config.n - inputs.rows.done)
+        config.output, lambda: dry_run.disk_estimate(config, config.n - inputs.rows.done)
     ):
         return fill(config, inputs, process_index)
 
@@ -148,8 +149,8 @@ def warn_of_cut_prompts(config: Config, inputs: Inputs, process_index: int) -> N
     """Say on stderr if prompts of the missing samples do not fit the base's text window."""
     if process_index == 0:
         missing = [inputs.plan[index] for index in inputs.missing]
-        drawn = listing.sample_rows(missing, inputs.source, inputs.layouts, config)
-        if warning := listing.cut_prompts([row for _, row in drawn], config):
+        drawn = dry_run.sample_rows(missing, inputs.source, inputs.layouts, config)
+        if warning := dry_run.cut_prompts([row for _, row in drawn], config):
             print(f"streetforge: {warning}", file=sys.stderr)
 
 
@@ -181,7 +182,7 @@ def report(
 ) -> int:
     """Say what the set is now and return the exit code; of several processes the last one speaks.
 
-    `others`: host and pid of the processes that are still at work.
+    `others`: host and pid of the processes that are still at worker.
     """
     rows, n = inputs.rows, config.n
     failed = sorted(index for index in rows.failed if index < n)

@@ -18,7 +18,8 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from generation.engine import Networks, Request, Sampler, load_networks
+from generation.sampler.networks import Networks, load_networks
+from generation.sampler.sampler import Request, Sampler
 from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, check, default_config
 from pipeline import base_defaults, files, labels, models
 from pipeline.config import from_layers, from_mapping, to_mapping, with_base

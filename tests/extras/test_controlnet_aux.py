@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from generation.sampler.structure_control import Detector
 from generation.settings import Structure
-from generation.structure import Detector
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from generation.denoiser import native_attention
-from generation.engine import find_attention
+from generation.sampler.denoiser import native_attention
+from generation.sampler.networks import find_attention
 from pipeline.errors import UserError
 
 

@@ -74,7 +74,7 @@ def flags(tiny_config: Config) -> list[str]:
 def loaded(tiny_config: Config):
     import torch
 
-    from generation.engine import load_networks
+    from generation.sampler.networks import load_networks
 
     return load_networks(tiny_config, torch.device("cpu"))
 

@@ -33,10 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from generation import engine, run, saving
+from generation import run, writer
 from generation.plan import noise_seed
-from generation.saving import Drawn
-from generation.work import ATTEMPTS
+from generation.sampler import networks as loading
+from generation.sampler import sampler as drawing
+from generation.worker import ATTEMPTS
+from generation.writer import Drawn
 from pipeline import files
 from pipeline.dataset import read_rows
 from pipeline.errors import EXIT_INCOMPLETE, UserError
@@ -72,12 +74,12 @@ class InventingSampler:
         time.sleep(sum(self.seconds + DELAYS.get(INDEX[r.seed], 0) for r in requests))
         return [SimpleNamespace(picture=functools.partial(self.draw, r)) for r in requests]
 
-    def draw(self, request: engine.Request) -> engine.Picture:
+    def draw(self, request: drawing.Request) -> drawing.Picture:
         shape = (*request.label.shape, 3)
         image = np.random.default_rng(request.seed).integers(0, 255, shape, dtype=np.uint8)
         if INDEX[request.seed] == SURPRISE:
-            return engine.Picture(None, "the image is constant", 0, 0, 1)
-        return engine.Picture(image, "", 0, 0, 1)
+            return drawing.Picture(None, "the image is constant", 0, 0, 1)
+        return drawing.Picture(image, "", 0, 0, 1)
 
 
 def generate(folder: Path, n: int, seconds: float = 0.0) -> int:
@@ -86,8 +88,8 @@ def generate(folder: Path, n: int, seconds: float = 0.0) -> int:
     words = ["run.py", *FLAGS, "--n", str(n), "--output", str(folder)]
     with (
         patch.object(sys, "argv", words),
-        patch.object(engine, "load_networks", lambda config, device: None),
-        patch.object(engine, "Sampler", lambda networks, config: InventingSampler(seconds)),
+        patch.object(loading, "load_networks", lambda config, device: None),
+        patch.object(drawing, "Sampler", lambda networks, config: InventingSampler(seconds)),
         patch.object(run, "check_loadable", lambda config: None),  # reads only, and takes seconds
     ):
         return run.main() or 0
@@ -253,7 +255,7 @@ def crash_points(n: int = 3) -> dict:
 def errors(number: int, n: int = 2, *, times: int = 10**9) -> dict:
     """Fail the k-th write or fsync and the `times` - 1 next ones, for each k; then continue."""
     found, codes, at = Counter(), Counter(), 0
-    saving.PAUSES_S = (0.01, 0.01, 0.01)
+    writer.PAUSES_S = (0.01, 0.01, 0.01)
 
     def failing(folder: Path, at: int) -> int:
         seen = [0]

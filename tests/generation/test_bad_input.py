@@ -245,7 +245,7 @@ def test_results_do_not_lie_with_the_label_maps(call, tiny_dataset):
 
 def test_start_with_a_wrong_setting_binds_nobody(call, tmp_path, monkeypatch):
     """It stops in the middle, when all is loaded; the right setting then goes on."""
-    from generation.engine import Sampler
+    from generation.sampler.sampler import Sampler
 
     def no_memory(self, requests):
         raise UserError("--vae-tile-px 0: the device ran out of memory")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from generation.denoiser import Control, Denoiser
+from generation.sampler.denoiser import Control, Denoiser
 from pipeline.prompt_encoder import Conditioning
 
 TEXT, POOLED = 24, 16
@@ -30,11 +30,15 @@ FAMILIES = {
     "sd21": dict(**ATTENTION_FIRST, attention_head_dim=(2, 4), use_linear_projection=True),
     "pocket": dict(**ATTENTION_LAST, attention_head_dim=4),
     "sdxl": dict(
-        **ATTENTION_LAST, attention_head_dim=(2, 4), use_linear_projection=True,
-        transformer_layers_per_block=(1, 2), addition_embed_type="text_time",
-        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + POOLED,
+        **ATTENTION_LAST,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + POOLED,
     ),
-}  # fmt: skip
+}
 
 
 def make_pair(family):

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.plain_fusion import Plain
-from generation import fusion, tiles
-from generation.canvas import Canvas, Evaluator
-from generation.engine import Request, Sampler, build_scheduler, load_networks
+from generation import tiles
+from generation.sampler import fusion
+from generation.sampler.canvas import Canvas, Evaluator
+from generation.sampler.networks import build_scheduler, load_networks
+from generation.sampler.sampler import Request, Sampler
 from pipeline import labels
 
 CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
@@ -44,15 +46,9 @@ def fused(networks, config, problem, stride, batch=2, cover="grid"):
     paste = fusion.Paste(held, target, config.fusion, torch.Generator().manual_seed(9))
     networks.denoiser.prime(text, config.tile_px)
     canvas = Canvas(
-        config,
-        networks.scheduler,
-        noise=noise,
-        conditions=[control],
-        rows=(0, 1),
-        tile=TILE,
-        boxes=boxes,
-        paste=paste,
-    )
+        config, networks.scheduler, noise=noise, conditions=[control], rows=(0, 1), tile=TILE,
+        boxes=boxes, paste=paste,
+    )  # fmt: skip
     Evaluator(networks.denoiser, config, batch).denoise([canvas])
     return canvas.latents
 
@@ -68,11 +64,8 @@ def reference_run(family_base, tiny_config, tmp_path_factory):
     net = ControlNetModel.from_unet(
         stock.unet, conditioning_channels=20, conditioning_embedding_out_channels=(4, 8, 8)
     )
-    for layer in (
-        *net.controlnet_down_blocks,
-        net.controlnet_mid_block,
-        net.controlnet_cond_embedding.conv_out,
-    ):
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block,
+                  net.controlnet_cond_embedding.conv_out):  # fmt: skip
         torch.nn.init.normal_(layer.weight, std=0.1)
     net.save_pretrained(folder)
     stock.controlnet = net
@@ -95,12 +88,9 @@ def test_reference_preset_equals_the_published_loop(reference_run, make_label, s
     """
     config, stock = reference_run
     config = replace(
-        config,
-        crop_px=(16, 32),
-        base_scale=1.0,
-        fusion_scale=2.0,
+        config, crop_px=(16, 32), base_scale=1.0, fusion_scale=2.0,
         stride_px=(stride[0] * 4, stride[1] * 4),
-    )
+    )  # fmt: skip
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
     plain = Plain(
         unet=stock.unet, controlnet=stock.controlnet, vae=stock.vae, scheduler=stock.scheduler,

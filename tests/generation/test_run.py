@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generation import engine, run, work
-from generation.details import transfer_details
+from generation import run, worker
 from generation.prompts import Grammar
+from generation.sampler import networks as loading
+from generation.sampler import sampler as drawing
+from generation.sampler.color_transfer import transfer_details
 from pipeline import files, labels
 from pipeline.dataset import open_dataset, read_image, read_pair, read_rows
 from pipeline.errors import EXIT_INCOMPLETE, UserError
@@ -151,16 +153,16 @@ def test_killed_run_continues_to_the_same_set(call, finished, flags, tmp_path):
 
 
 def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monkeypatch):
-    make = work.Maker.make
+    make = worker.Maker.make
 
     def make_and_stop(self, items):
         os.kill(os.getpid(), signal.SIGTERM)
         return make(self, items)
 
-    monkeypatch.setattr(work.Maker, "make", make_and_stop)
+    monkeypatch.setattr(worker.Maker, "make", make_and_stop)
     assert call("--n", 4, "--output", tmp_path / "set") == 128 + signal.SIGTERM
     assert len(hashes(tmp_path / "set")) == 1
-    monkeypatch.setattr(work.Maker, "make", make)
+    monkeypatch.setattr(worker.Maker, "make", make)
     assert call("--n", 4, "--output", tmp_path / "set") == 0
     assert hashes(tmp_path / "set") == hashes(finished)
 
@@ -169,22 +171,21 @@ def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monke
 def test_unusable_pictures_are_tried_again_and_then_rows(
     call, tmp_path, monkeypatch, capsys, image_batch
 ):
-    start, tried, bad = engine.Sampler.start, [], set()
+    start, tried, bad = drawing.Sampler.start, [], set()
 
     def spoil(self, requests):
         tried.extend(request.seed for request in requests)
         return [
             dataclasses.replace(drawing, pixels=drawing.pixels * 0)
-            if request.seed in bad or not bad
-            else drawing
+            if request.seed in bad or not bad else drawing
             for request, drawing in zip(requests, start(self, requests), strict=True)
-        ]
+        ]  # fmt: skip
 
-    monkeypatch.setattr(engine.Sampler, "start", spoil)
+    monkeypatch.setattr(drawing.Sampler, "start", spoil)
     arguments = ("--n", 2, "--image-batch", image_batch, "--output", tmp_path / "set")
     assert call(*arguments) == EXIT_INCOMPLETE
     assert "could not be drawn (00000000, 00000001)" in capsys.readouterr().err
-    assert len(set(tried)) == 2 * work.ATTEMPTS
+    assert len(set(tried)) == 2 * worker.ATTEMPTS
     row = read_rows(tmp_path / "set")["00000000"]
     assert row["status"] == "failed" and "constant" in row["error"]
 
@@ -203,8 +204,8 @@ def test_not_finite_and_constant_pictures_are_noticed(networks, tiny_config, mak
     for value, problem in ((float("nan"), "not finite"), (0.0, "constant")):
         decoded = torch.full((1, 3, 8, 8), value)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine.models, "decode_latents", lambda vae, z, d=decoded: d)
-            picture = engine.Sampler(networks, config).draw(make_label(32, 64), "road", 0)
+            patch.setattr(drawing, "decode_latents", lambda vae, z, d=decoded: d)
+            picture = drawing.Sampler(networks, config).draw(make_label(32, 64), "road", 0)
         assert picture.image is None and problem in picture.problem
 
 
@@ -298,13 +299,13 @@ def test_unwritable_output_is_found_before_weights(call, tmp_path, monkeypatch):
         raise UserError(f"{folder}: cannot be written; choose another folder or free it")
 
     monkeypatch.setattr(files, "require_writable", refuse)
-    monkeypatch.setattr(engine, "load_networks", None)
+    monkeypatch.setattr(loading, "load_networks", None)
     with pytest.raises(UserError, match="cannot be written"):
         call("--output", tmp_path / "set")
 
 
 def test_full_disk_is_found_before_weights(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.card, "disk_free", lambda folder: 10)
+    monkeypatch.setattr(run.dry_run, "disk_free", lambda folder: 10)
     with pytest.raises(UserError, match="free some space"):
         call("--output", tmp_path / "set")
 

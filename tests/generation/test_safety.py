@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generation import progress, saving, work
+from generation import progress, worker
+from generation import writer as writing
 from generation.progress import Progress, Rows
-from generation.saving import Drawn, Saver
+from generation.writer import Drawn, Saver
 from pipeline import files
 from pipeline.claims import LEASE_S, Claims
 from pipeline.dataset import DatasetWriter, read_rows
@@ -126,7 +127,7 @@ def test_a_row_is_written_after_its_files_are_on_the_disk(tmp_path, monkeypatch)
 
 def test_stop_signal_drops_a_sample_that_takes_long(tmp_path):
     def stop() -> int:
-        work.GRACE_S = 0.3
+        worker.GRACE_S = 0.3
         trials.DELAYS[4] = 60  # row 1 comes last: it fails, and is tried again
         return trials.generate(tmp_path / "set", 8)
 
@@ -224,7 +225,7 @@ def test_metadata_files_are_used_again(tmp_path):
 
 def test_writer_error_stops_the_loop_and_keeps_what_came_before(tmp_path, monkeypatch):
     writer, kept = DatasetWriter(tmp_path / "set", config={}), []
-    monkeypatch.setattr(saving, "PAUSES_S", ())
+    monkeypatch.setattr(writing, "PAUSES_S", ())
     with pytest.raises(OSError, match="full"), Saver(writer, kept.extend) as saver:
         saver.put(trials.draw(0))
         while not kept:
@@ -250,7 +251,7 @@ def test_drawing_waits_when_too_much_is_unwritten(tmp_path, monkeypatch):
         write_all(samples)
 
     monkeypatch.setattr(writer, "write_all", slow)
-    many, put = 3 * saving.QUEUE, []
+    many, put = 3 * writing.QUEUE, []
     with Saver(writer, lambda batch: None) as saver:
 
         def draw() -> None:
@@ -261,10 +262,10 @@ def test_drawing_waits_when_too_much_is_unwritten(tmp_path, monkeypatch):
 
         drawing = threading.Thread(target=draw)
         drawing.start()
-        while not at_work or len(put) < at_work[0] + saving.QUEUE:
+        while not at_work or len(put) < at_work[0] + writing.QUEUE:
             time.sleep(0.01)  # until the queue is full and the writer holds the first of them
         drawing.join(0.2)
-        assert drawing.is_alive() and len(put) == at_work[0] + saving.QUEUE < many
+        assert drawing.is_alive() and len(put) == at_work[0] + writing.QUEUE < many
         gate.set()
         drawing.join()
     assert len(read_rows(writer.folder)) == many
@@ -293,9 +294,9 @@ def test_claims_cost_little(tmp_path):
     with Claims(tmp_path) as claims:
         rows = Rows(tmp_path, 64)
         started = time.process_time()
-        for (index,) in work.Dealer(rows, claims):
+        for (index,) in worker.Dealer(rows, claims):
             rows.ok.add(index)
-            claims.release(work.sample_id(index))
+            claims.release(worker.sample_id(index))
         assert time.process_time() - started < 0.1  # 8 ms on an idle machine
     assert len(rows.ok) == 64
 
@@ -303,7 +304,7 @@ def test_claims_cost_little(tmp_path):
 def test_groups_are_full_while_enough_is_missing(tmp_path):
     with Claims(tmp_path) as claims:
         rows, seen = Rows(tmp_path, 8), []
-        for group in work.Dealer(rows, claims, 3):
+        for group in worker.Dealer(rows, claims, 3):
             rows.ok.update(group)
             seen.append(group)
     assert seen == [[0, 1, 2], [3, 4, 5], [6, 7]]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from generation.engine import Request, Sampler, load_networks
+from generation.sampler.networks import load_networks
+from generation.sampler.sampler import Request, Sampler
 from pipeline.latents import decode_latents, encode_latents
 
 HALF_A_GREY_LEVEL = 0.5 + 1e-2  # ours is rounded to whole ones; the rest is float32
@@ -48,10 +49,19 @@ def family(request, family_base, tmp_path_factory):
 def test_equals_the_stock_pipeline(family, tiny_config, make_label, solver):
     base, folder, stock = family
     config = replace(
-        tiny_config, base=str(base), controlnet=str(folder), solver=solver, steps=5,
-        fusion="none", base_scale=1.0, guidance_scale=6.0, guidance_interval=(0.0, 1.0),
-        guide_control_from=1.0, control_scale=0.8, negative_prompt="fog at night",
-    )  # fmt: skip
+        tiny_config,
+        base=str(base),
+        controlnet=str(folder),
+        solver=solver,
+        steps=5,
+        fusion="none",
+        base_scale=1.0,
+        guidance_scale=6.0,
+        guidance_interval=(0.0, 1.0),
+        guide_control_from=1.0,
+        control_scale=0.8,
+        negative_prompt="fog at night",
+    )
     label, prompt = make_label(32, 64), "a city street scene with road and car"
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
     ours = sampler.draw_all([Request(label, prompt, 11)])[0].image

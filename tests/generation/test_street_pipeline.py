@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from generation import run
-from generation.engine import Sampler
+from generation.sampler.sampler import Sampler
 from generation.street_pipeline import SETTINGS_FILE, StreetPipeline, as_source
 from pipeline import files
 from pipeline.dataset import open_dataset, read_image
@@ -84,21 +84,18 @@ def test_threads_of_the_process_stay_as_they_are(pipe, label):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"label": np.full((32, 64), 19)}, r"ids \[19\] are outside"),
-        ({"label": np.full((32, 64), -1)}, "give train ids 0..18"),
-        ({"label": np.zeros((32, 64, 3), np.uint8)}, "give HxW whole numbers"),
-        ({"label": np.zeros((32, 64))}, "give HxW whole numbers"),
-        ({"label": Image.new("RGB", (64, 32))}, "mode RGB"),
-        ({"label": np.zeros((8, 64), np.uint8)}, "tile height exceeds"),
-        ({"image": np.zeros((32, 64, 3), np.uint8)}, "does not use a source picture"),
-        ({"prompt": ["a", "b"], "generator": [1, 2, 3]}, "equally many"),
-        ({"output_type": "jpg"}, "use 'pil' or 'np'"),
-        ({"num_inference_steps": 0}, "--steps 0: must be in 1..1000"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"label": np.full((32, 64), 19)}, r"ids \[19\] are outside"),
+    ({"label": np.full((32, 64), -1)}, "give train ids 0..18"),
+    ({"label": np.zeros((32, 64, 3), np.uint8)}, "give HxW whole numbers"),
+    ({"label": np.zeros((32, 64))}, "give HxW whole numbers"),
+    ({"label": Image.new("RGB", (64, 32))}, "mode RGB"),
+    ({"label": np.zeros((8, 64), np.uint8)}, "tile height exceeds"),
+    ({"image": np.zeros((32, 64, 3), np.uint8)}, "does not use a source picture"),
+    ({"prompt": ["a", "b"], "generator": [1, 2, 3]}, "equally many"),
+    ({"output_type": "jpg"}, "use 'pil' or 'np'"),
+    ({"num_inference_steps": 0}, "--steps 0: must be in 1..1000"),
+])  # fmt: skip
 def test_bad_input_is_one_line(tiny_config, label, changes, message):
     new = StreetPipeline(tiny_config)
     with pytest.raises(UserError, match=message) as caught:

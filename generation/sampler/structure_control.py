@@ -7,36 +7,20 @@ are published as pickles. No foreign pickle is unpickled here: tensors are read 
 """
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from generation.detectors import DETECTORS, weights_in
 from generation.settings import Structure
 from pipeline.errors import UserError
 from pipeline.hub import is_pinned
-from pipeline.identity import file_digest
 
 if TYPE_CHECKING:
     import torch
 
 MIN_RESOLUTION = 64  # controlnet_aux rounds the shorter side to a multiple of it
-
-
-@dataclass(frozen=True)
-class Source:
-    """A detector of controlnet_aux and the files of its weights."""
-
-    class_name: str
-    files: tuple[str, ...]
-
-
-DETECTORS = {
-    "depth": Source("MidasDetector", ("dpt_hybrid-midas-501f0c75.pt",)),
-    "soft_edge": Source("HEDdetector", ("ControlNetHED.pth",)),
-    "line": Source("LineartDetector", ("sk_model.pth", "sk_model2.pth")),
-}
 
 
 class Detector:
@@ -73,28 +57,6 @@ class Detector:
         return np.array(Image.fromarray(found).convert("RGB").resize((width, height)))
 
 
-def check_detector(structure: Structure) -> None:
-    """Raise `UserError` unless the weights are a folder that has them or a pinned hub id."""
-    if structure.kind not in DETECTORS or is_pinned(structure.detector):
-        return
-    folder = Path(structure.detector)
-    if not folder.is_dir():
-        raise UserError(
-            f"--structure.detector {structure.detector}: neither a folder, nor a hub id pinned as "
-            "owner/name@<40-digit commit>"
-        )
-    for name in DETECTORS[structure.kind].files:
-        _in_folder(folder, name)
-
-
-def detector_revision(structure: Structure) -> str | dict[str, str]:
-    """Return what identifies the weights of a detector: a pinned id, or a digest of each file."""
-    if structure.kind not in DETECTORS or is_pinned(structure.detector):
-        return structure.detector if structure.kind in DETECTORS else ""
-    folder, names = Path(structure.detector), DETECTORS[structure.kind].files
-    return {name: file_digest(_in_folder(folder, name)) for name in names}
-
-
 def load_detector(structure: Structure, device: "torch.device | str") -> Any:
     """Load a detector of controlnet_aux onto a device, or say what is missing."""
     source = DETECTORS[structure.kind]
@@ -120,18 +82,9 @@ def load_detector(structure: Structure, device: "torch.device | str") -> Any:
             ) from None
 
 
-def _in_folder(folder: Path, name: str) -> Path:
-    """Return the weights' path: converted ones go before those they were made from."""
-    converted = folder / Path(name).with_suffix(".safetensors")
-    path = converted if converted.is_file() else folder / name
-    if not path.is_file():
-        raise UserError(f"--structure.detector {folder}: has no {name}; give the folder with it")
-    return path
-
-
 def _find_weights(detector: str, name: str) -> Path:
     if not is_pinned(detector):
-        return _in_folder(Path(detector), name)
+        return weights_in(Path(detector), name)
     from huggingface_hub import hf_hub_download
 
     repository, _, revision = detector.partition("@")

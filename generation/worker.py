@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generation.layouts import Layout, LayoutSource
-from generation.listing import describe
-from generation.plan import Crop, PlanItem, noise_seed
+from generation.plan import Crop, PlanItem, describe, noise_seed
 from generation.progress import Progress, Rows
-from generation.saving import Drawn, Saver, Started, Writer
 from generation.settings import Config
+from generation.writer import Drawn, Saver, Started, Writer
 from pipeline.claims import Claims
 from pipeline.dataset import sample_id
 from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from generation.engine import Sampler
+    from generation.sampler.sampler import Sampler
 
 ATTEMPTS = 3  # a picture that is not finite or constant is drawn anew twice
 MAX_CLAIMS = 8  # samples claimed at once, while many are missing
@@ -64,7 +63,7 @@ class Maker:
         One that comes out unusable must be made again, up to ATTEMPTS times; then its row says why
         in `error`.
         """
-        from generation.engine import Request
+        from generation.sampler.sampler import Request
 
         started, requests, prepared = time.perf_counter(), [], []
         for item in items:

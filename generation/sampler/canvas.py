@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from generation import tiles
-from generation.denoiser import Denoiser
-from generation.fusion import Paste, guided, noise_levels
+from generation.sampler.denoiser import Denoiser
+from generation.sampler.fusion import Paste, guided, noise_levels
 from generation.settings import Config
 from pipeline.errors import UserError
 

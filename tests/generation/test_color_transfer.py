@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generation.details import transfer_details
-from generation.engine import Request, Sampler
 from generation.inputs import read_inputs
+from generation.sampler.color_transfer import transfer_details
+from generation.sampler.sampler import Request, Sampler
 from pipeline.errors import UserError
 
 

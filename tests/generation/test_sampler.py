@@ -7,8 +7,11 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from generation import canvas, engine, structure, tiles
-from generation.engine import Request, Sampler
+from generation import tiles
+from generation.sampler import canvas, structure_control
+from generation.sampler import networks as loading
+from generation.sampler import sampler as drawing
+from generation.sampler.sampler import Request, Sampler
 from generation.settings import Structure, check
 from pipeline.errors import UserError
 
@@ -113,7 +116,7 @@ def test_memory_running_out_outside_the_tiles_is_one_line(
     def no_memory(vae, latents):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine.models, "decode_latents", no_memory)
+    monkeypatch.setattr(drawing, "decode_latents", no_memory)
     with pytest.raises(UserError, match="--vae-tile-px 0: .* outside the tiles"):
         Sampler(networks, tiny_config).draw(make_label(32, 64), "road", 0)
 
@@ -124,9 +127,9 @@ def test_start_from_a_picture(networks, tiny_config, make_label, source, solver,
     networks.use_solver(config)
     label = make_label(32, 64)
     start = Sampler(networks, replace(config, strength=0.5))._encode_picture(source)
-    distances, latents, decode = [], [], engine.models.decode_latents
+    distances, latents, decode = [], [], drawing.decode_latents
     monkeypatch.setattr(
-        engine.models, "decode_latents", lambda vae, z: latents.append(z) or decode(vae, z)
+        drawing, "decode_latents", lambda vae, z: latents.append(z) or decode(vae, z)
     )
     for strength in (0.25, 0.5, 0.99):
         sampler = Sampler(networks, replace(config, strength=strength))
@@ -150,7 +153,7 @@ def test_second_control(networks, tiny_config, tiny_base, make_label, source, tm
     for scale in (0.0, 1.0):
         kind = Structure("canny", str(tmp_path / "canny"), scale)
         config = replace(tiny_config, structure=kind)
-        sampler = Sampler(engine.load_networks(config, torch.device("cpu")), config)
+        sampler = Sampler(loading.load_networks(config, torch.device("cpu")), config)
         request = Request(make_label(32, 64), "road", 0, source)
         images.append(sampler.draw_all([request])[0].image.astype(int))
     plain = Sampler(networks, tiny_config).draw(make_label(32, 64), "road", 0).image
@@ -158,7 +161,7 @@ def test_second_control(networks, tiny_config, tiny_base, make_label, source, tm
 
 
 def test_canny_finds_edges(source):
-    found = structure.Detector(Structure("canny", "x"))(source)
+    found = structure_control.Detector(Structure("canny", "x"))(source)
     assert found.shape == (1, 3, 32, 64) and set(found.unique().tolist()) == {0.0, 1.0}
 
 
@@ -168,9 +171,9 @@ def test_what_is_not_installed_or_named_is_one_line(tiny_config, monkeypatch):
     for name in ("xformers", "xformers.ops", "controlnet_aux"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="--attention xformers: .* is not installed"):
-        engine.find_attention("xformers")
+        loading.find_attention("xformers")
     with pytest.raises(UserError, match="controlnet_aux cannot be imported"):
-        structure.Detector(Structure("depth", "x"))
+        structure_control.Detector(Structure("depth", "x"))
     with pytest.raises(UserError, match="needs --structure.controlnet"):
         check(replace(tiny_config, structure=Structure("canny")))
     with pytest.raises(UserError, match="in order"):
@@ -179,7 +182,7 @@ def test_what_is_not_installed_or_named_is_one_line(tiny_config, monkeypatch):
 
 def test_large_pictures_are_decoded_in_tiles(tiny_config, make_label):
     config = replace(tiny_config, vae_tile_px=16)
-    tiled = Sampler(engine.load_networks(config, torch.device("cpu")), config)
+    tiled = Sampler(loading.load_networks(config, torch.device("cpu")), config)
     picture = tiled.draw(make_label(32, 64), "road", 0)
     assert picture.image.shape == (32, 64, 3)
     assert tiled.networks.vae.use_tiling

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -14,8 +16,7 @@ from tqdm import tqdm
 
 from generation import tiles
 from generation.layouts import Layout, LayoutSource
-from generation.plan import PlanItem, noise_seed, place_crop
-from generation.prompts import join_classes, render_prompt
+from generation.plan import PlanItem, describe
 from generation.settings import Config, padded_crop
 from pipeline import files, models
 from pipeline.dataset import read_rows, sample_id
@@ -24,47 +25,59 @@ from pipeline.labels import CLASS_NAMES
 from pipeline.metadata import MAX_ROW_BYTES
 from pipeline.prompt_encoder import is_cut, load_tokenizers
 from pipeline.reading import parse_json, shortened
-from pipeline.seeding import numpy_generator
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3
 LATENT_PX, UNIT_PX = 8, 64  # of Stable Diffusion, for a base model that is not on this disk yet
 THREADS = 8
+BYTES_PER_PIXEL = 2.2  # PNG picture and label together
 
 
-def describe(
-    item: PlanItem, whole: np.ndarray, layout: Layout, config: Config
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the label crop of a sample and its row before it is drawn.
+def disk_estimate(config: Config, num_missing: int) -> int:
+    """Return about how many bytes the missing samples need."""
+    return int(num_missing * config.crop_px[0] * config.crop_px[1] * BYTES_PER_PIXEL)
 
-    `whole`: the HxW label map of `layout`, train ids with void 255.
-    """
-    crop = place_crop(
-        whole, item, seed=config.seed, size=config.crop_px, min_share=config.rcs_min_share
-    )
-    label, rare = crop.of(whole), item.rare_class
-    rng = numpy_generator(config.seed, "class words", item.index)
-    prompt = render_prompt(
-        config.prompt,
-        join_classes(label, config.prompt, rng),
-        condition=item.condition,
-        time=item.time,
-        place=item.place,
-    )
-    return label, {
-        "prompt": prompt,
-        "negative_prompt": config.negative_prompt if config.guidance_scale != 1 else "",
-        "seed": noise_seed(config.seed, item.index, 0),
-        "condition": item.condition,
-        "time": item.time,
-        "place": item.place,
-        "rare_class": None if rare is None else CLASS_NAMES[rare],
-        "rare_share": None if rare is None else round(float((label == rare).mean()), 4),
-        "source_label": layout.name,
-        "source_size": [layout.height, layout.width],
-        "crop": [crop.top, crop.left, crop.height, crop.width],
-        "fusion": config.fusion,
-    }
+
+def disk_free(folder: Path) -> int:
+    """Return the free bytes where `folder` is or will be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def require_disk(config: Config, num_missing: int) -> None:
+    """Raise `UserError` if the missing samples will not fit."""
+    need, free = disk_estimate(config, num_missing), disk_free(config.output)
+    if need > free:
+        raise UserError(
+            f"{config.output}: {num_missing} samples need about {need / 1e6:.1f} MB but "
+            f"{free / 1e6:.1f} MB are free; free some space or choose another --output"
+        )
+
+
+def _counts(title: str, names: Sequence[str]) -> list[str]:
+    found = Counter(names)
+    lines = [f"{title}:"]
+    for name, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0])):
+        lines.append(f"  {name:<16} {count:>7}  {100 * count / len(names):5.1f} %")
+    return lines
+
+
+def summary(config: Config, plan: list[PlanItem], num_layouts: int, num_missing: int) -> str:
+    """Return the text of `--dry-run`."""
+    classes = ["(any)" if i.rare_class is None else CLASS_NAMES[i.rare_class] for i in plan]
+    lines = [
+        f"samples: {config.n}, of which {num_missing} are missing in {config.output}",
+        f"layouts: {num_layouts} in {config.layouts_folder}",
+        f"picture: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "
+        f"details {config.details}",
+        *_counts("conditions", [item.condition for item in plan]),
+        *_counts("drawn for class", classes),
+        f"disk: about {disk_estimate(config, num_missing) / 1e6:.1f} MB needed, "
+        f"{disk_free(config.output) / 1e6:.1f} MB free",
+    ]
+    return "\n".join(lines)
 
 
 def write_plan(

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from generation import layouts, listing
-from generation.engine import Sampler
+from generation import dry_run, layouts
 from generation.plan import Planner
-from generation.work import Maker
+from generation.sampler.sampler import Sampler
+from generation.worker import Maker
 from pipeline import files, labels
 from pipeline.dataset import DatasetWriter, open_dataset, sample_id
 from pipeline.errors import UserError
@@ -65,11 +65,8 @@ def test_rows_tell_where_a_sample_came_from(drawn):
 
 def test_void_is_saved_as_255(drawn):
     config, rows = drawn
-    found = {
-        int(i)
-        for r in rows
-        for i in np.unique(labels.read_label(config.output / r["label_file_name"]))
-    }
+    found = {int(i) for r in rows for i in
+             np.unique(labels.read_label(config.output / r["label_file_name"]))}  # fmt: skip
     assert 255 in found and 19 not in found
 
 
@@ -77,19 +74,19 @@ def test_written_plan_is_what_the_run_does(drawn, inputs, tmp_path):
     config, rows = drawn
     source, found, plan = inputs
     path = tmp_path / "new" / "plan.jsonl"
-    listing.write_plan(path, plan, source, found, config)
+    dry_run.write_plan(path, plan, source, found, config)
     planned = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["id"] for row in planned] == [sample_id(i) for i in range(12)]
     for before, after in zip(planned, rows, strict=False):
         assert before == {key: after[key] for key in before}
     with pytest.raises(UserError, match="is a folder"):
-        listing.write_plan(tmp_path, plan, source, found, config)
+        dry_run.write_plan(tmp_path, plan, source, found, config)
 
 
 def test_forecast_counts_the_tiles_that_will_be_drawn(drawn, inputs):
     config, rows = drawn
     source, found, plan = inputs
-    text = listing.forecast(plan[:2], source, found, config)
+    text = dry_run.forecast(plan[:2], source, found, config)
     mean = np.mean([row["evaluations"] for row in rows])
     assert f"network evaluations: {mean:.0f} a picture" in text
     seconds = sum(row["seconds"] for row in rows) / 2
@@ -102,25 +99,20 @@ def test_forecast_counts_the_tiles_that_will_be_drawn(drawn, inputs):
 def test_forecast_without_a_picture_says_how_to_get_the_time(tiny_config, inputs, tmp_path):
     source, found, plan = inputs
     config = replace(tiny_config, output=tmp_path / "none", base="owner/name@" + "0" * 40)
-    text = listing.forecast(plan, source, found, config)
+    text = dry_run.forecast(plan, source, found, config)
     assert "time: not known" in text and "small --n" in text
-    assert listing.forecast([], source, found, config) == "nothing is missing"
+    assert dry_run.forecast([], source, found, config) == "nothing is missing"
 
 
-@pytest.mark.parametrize(
-    ("fusion", "cover", "counts"),
-    [
-        ("none", "needed", (0, 0)),
-        ("aligned", "grid", (9, 9)),
-        ("aligned", "needed", (6, 9)),
-        ("aligned", "adaptive", (2, 9)),
-    ],
-)
+@pytest.mark.parametrize(("fusion", "cover", "counts"), [
+    ("none", "needed", (0, 0)), ("aligned", "grid", (9, 9)), ("aligned", "needed", (6, 9)),
+    ("aligned", "adaptive", (2, 9)),
+])  # fmt: skip
 def test_count_of_tiles(tiny_config, fusion, cover, counts):
     label = np.full((32, 64), 255, dtype=np.uint8)
     label[:16] = 10  # the first row of tiles is covered
     config = replace(tiny_config, fusion=fusion, tile_cover=cover)
-    assert listing.count_tiles(label, config, 4, 8) == counts
+    assert dry_run.count_tiles(label, config, 4, 8) == counts
 
 
 @pytest.mark.parametrize("dry", [True, False])

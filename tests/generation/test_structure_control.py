@@ -16,7 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from generation import denoiser, engine, structure
+from generation import detectors
+from generation.sampler import denoiser, sampler, structure_control
+from generation.sampler import networks as loading
 from generation.settings import Structure
 from pipeline.errors import UserError
 
@@ -119,7 +121,7 @@ def image() -> np.ndarray:
 def test_condition_is_the_detectors_at_the_size_of_the_image(package, tmp_path, kind, stock, size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     torch.save({"gain": torch.tensor([0.5])}, tmp_path / stock.file)
-    detector = structure.Detector(Structure(kind, "x", detector=str(tmp_path)), "meta")
+    detector = structure_control.Detector(Structure(kind, "x", detector=str(tmp_path)), "meta")
     assert detector._model.device == "meta"  # where the networks are
     condition = detector(image)
     assert condition.shape == (1, 3, *size) and condition.dtype == torch.float32
@@ -136,7 +138,7 @@ def test_converted_weights_go_before_the_pickle(package, tmp_path, image):
 
     (tmp_path / Hed.file).write_bytes(b"never opened")
     save_file({"gain": torch.tensor([2.0])}, tmp_path / "ControlNetHED.safetensors")
-    detector = structure.Detector(Structure("soft_edge", "x", detector=str(tmp_path)))
+    detector = structure_control.Detector(Structure("soft_edge", "x", detector=str(tmp_path)))
     assert float(detector._model.model.gain.detach()) == 2
 
 
@@ -152,7 +154,7 @@ def test_weights_that_would_run_code_are_refused_unread(package, tmp_path, form)
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", payload)
     with pytest.raises(UserError, match=r"ControlNetHED\.pth: .*not\s+executed") as caught:
-        structure.Detector(Structure("soft_edge", "x", detector=str(tmp_path)))
+        structure_control.Detector(Structure("soft_edge", "x", detector=str(tmp_path)))
     assert "\n" not in str(caught.value) and not marker.exists()
 
 
@@ -177,7 +179,7 @@ class _Touch:
 )
 def test_weights_are_a_folder_that_has_them_or_a_pinned_id(detector, message):
     with pytest.raises(UserError, match=message):
-        structure.check_detector(Structure("soft_edge", "x", detector=detector))
+        detectors.check_detector(Structure("soft_edge", "x", detector=detector))
 
 
 def test_revision_follows_the_weights(tmp_path):
@@ -185,10 +187,10 @@ def test_revision_follows_the_weights(tmp_path):
     revisions = []
     for value in (1.0, 2.0):
         torch.save({"gain": torch.tensor([value])}, tmp_path / Hed.file)
-        revisions.append(structure.detector_revision(chosen))
+        revisions.append(detectors.detector_revision(chosen))
     assert revisions[0] != revisions[1]
     pinned = Structure("depth", "x").detector
-    assert structure.detector_revision(Structure("depth", "x")) == pinned
+    assert detectors.detector_revision(Structure("depth", "x")) == pinned
 
 
 def memory_efficient_attention(
@@ -221,10 +223,10 @@ def test_xformers_draws_what_native_attention_draws(networks, tiny_config, make_
 
     xformers(memory_efficient_attention)
     config = replace(tiny_config, attention="xformers")
-    loaded = engine.load_networks(config, torch.device("cpu"))
+    loaded = loading.load_networks(config, torch.device("cpu"))
     label = make_label(32, 64)
-    ours = engine.Sampler(loaded, config).draw(label, "road", 3).image
-    native = engine.Sampler(networks, tiny_config).draw(label, "road", 3).image
+    ours = sampler.Sampler(loaded, config).draw(label, "road", 3).image
+    native = sampler.Sampler(networks, tiny_config).draw(label, "road", 3).image
     assert np.abs(ours.astype(int) - native).max() <= 1
     parts = torch.randn(3, 2, 9, 4, 8)
     expected = denoiser.native_attention(*parts)
@@ -239,5 +241,5 @@ def test_xformers_without_a_kernel_is_one_line(xformers):
 
     xformers(no_operator)
     with pytest.raises(UserError, match="no kernel .*use --attention native") as caught:
-        engine.find_attention("xformers")
+        loading.find_attention("xformers")
     assert "\n" not in str(caught.value)

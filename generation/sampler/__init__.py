@@ -1,0 +1,1 @@
+"""Networks and tensors: the part of generation that imports torch."""

@@ -1,0 +1,140 @@
+"""The networks of a run: found, loaded, put on their device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from generation.sampler.denoiser import Control, Denoiser, native_attention
+from generation.sampler.structure_control import Detector
+from generation.settings import SCHEDULERS, Config, check_grid
+from pipeline import models
+from pipeline.errors import UserError
+from pipeline.latents import latent_factor
+from pipeline.prompt_encoder import PromptEncoder
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Networks:
+    """The frozen networks on their device, and the solver of the run."""
+
+    scheduler: Any
+    """Prototype with its timesteps set; every canvas works on a copy."""
+    denoiser: Denoiser
+    vae: Any
+    text: PromptEncoder
+    detector: Detector | None
+    """Finds the structure that a second ControlNet sees."""
+    device: torch.device
+    latent_px: int
+    unit: int
+    """Picture pixels per pixel of the U-Net's deepest level."""
+
+    def use_solver(self, config: Config) -> None:
+        """Change to the solver and the steps of `config`."""
+        self.scheduler = build_scheduler(config, models.find_base(config.base))
+        self.denoiser.set_timesteps(self.scheduler.timesteps)
+        self.denoiser.guide_from = guide_from(config)
+
+
+def find_attention(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Callable[..., torch.Tensor]:
+    """Return the attention function of a setting, of BxLxHxD queries, keys and values.
+
+    That of xformers is tried once: it has no kernels for some devices and precisions.
+    """
+    if name == "native":
+        return native_attention
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError:
+        raise UserError(
+            "--attention xformers: xformers is not installed; pip install 'streetforge[xformers]' "
+            "or use --attention native"
+        ) from None
+    query = torch.zeros((1, 16, 2, 64), device=device, dtype=dtype)
+    try:
+        memory_efficient_attention(query, query, query)
+    except Exception as error:  # NotImplementedError, or whatever a build of it raises
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"--attention xformers: has no kernel for {dtype} on {device} ({reason}); use "
+            "--attention native, or another --precision"
+        ) from None
+    return memory_efficient_attention
+
+
+def load_networks(config: Config, device: torch.device) -> Networks:
+    """Load all networks of a run onto `device`."""
+    base = models.find_base(config.base)
+    dtype, layout = DTYPES[config.precision], torch.contiguous_format
+    if config.channels_last:
+        layout = torch.channels_last
+    attend = find_attention(config.attention, device, dtype)
+    text = PromptEncoder(base, device, dtype)
+    text.load()
+    swapped = models.find_folder(config.unet, "unet") if config.unet else None
+    unet = models.load_network("unet", base, swapped)
+    controls = [Control(_load_controlnet(base, config.controlnet), config.control_scale)]
+    if config.structure.kind != "none":
+        structure = config.structure
+        controls.append(Control(_load_controlnet(base, structure.controlnet), structure.scale))
+    vae = models.load_component(base, "vae")
+    latent_px = latent_factor(vae)
+    unit = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
+    check_grid(config, latent_px, unit)
+    for module in (unet, vae, *(control.network for control in controls)):
+        align(module)
+    for module in (unet, *(control.network for control in controls)):
+        torch.nn.Module.to(module, device, dtype, memory_format=layout)  # diffusers' own warns
+        module.requires_grad_(False).eval()
+    vae.to(device).requires_grad_(False).eval()
+    if config.vae_tile_px:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = config.vae_tile_px
+        vae.tile_latent_min_size = config.vae_tile_px // latent_px
+    scheduler = build_scheduler(config, base)
+    denoiser = Denoiser(unet, controls, scheduler.timesteps, attend, guide_from=guide_from(config))
+    if config.compile:
+        denoiser.compile()
+    return Networks(
+        scheduler=scheduler,
+        denoiser=denoiser,
+        vae=vae,
+        text=text,
+        detector=Detector(config.structure, device) if config.structure.kind != "none" else None,
+        device=device,
+        latent_px=latent_px,
+        unit=unit,
+    )
+
+
+def guide_from(config: Config) -> int:
+    """Return the step from which guidance strengthens the control as well."""
+    return round(config.steps * config.guide_control_from)
+
+
+def _load_controlnet(base: str, name: str) -> Any:
+    return models.load_network("controlnet", base, models.find_folder(name, "controlnet"))
+
+
+def align(module: torch.nn.Module) -> None:
+    """Copy weights that are mapped from a file into memory of their own.
+
+    In the file they start at any address, in each process at another one, and on a CPU the last
+    bit of a matrix-vector product depends on that.
+    """
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def build_scheduler(config: Config, base: str) -> Any:
+    """Build the solver from the base's own scheduler config, with its timesteps set."""
+    class_name, changes = SCHEDULERS[config.solver]
+    scheduler = models.load_scheduler(base, class_name, **changes)
+    scheduler.set_timesteps(config.steps)
+    return scheduler
