@@ -18,7 +18,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np
 
 from benchmarks.machine import describe
-from pipeline import files, labels
+from pipeline import files, images, labels
 from pipeline.dataset import (
     SHARD_SIZE,
     DatasetWriter,
@@ -34,7 +34,7 @@ def make(folder: Path, count: int) -> None:
     """Write a set of `count` samples, whose files are not synced one by one."""
     DatasetWriter(folder, config={"samples": count})
     label = np.random.default_rng(0).integers(0, labels.NUM_CLASSES, (32, 64), dtype=np.uint8)
-    data = {"label": files.encode_png(label), "image": files.encode_png(np.dstack([label] * 3))}
+    data = {"label": images.encode_png(label), "image": images.encode_png(np.dstack([label] * 3))}
     pixels = labels.count_classes(label).tolist()
     with open(folder / "metadata-000.jsonl", "w") as rows:
         for index in range(count):

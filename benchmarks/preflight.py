@@ -21,7 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import describe
-from pipeline import files
+from pipeline import files, images
 from pipeline.catalogue.specs import load_spec
 from pipeline.errors import guard
 from pipeline.preflight import preflight
@@ -31,8 +31,8 @@ def write_tree(root: Path, num_pairs: int) -> None:
     """Write the first pair and link the others to it."""
     rng = np.random.default_rng(0)
     contents = {
-        "images": files.encode_png(rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)),
-        "labels": files.encode_png(np.full((32, 64), 7, np.uint8)),
+        "images": images.encode_png(rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)),
+        "labels": images.encode_png(np.full((32, 64), 7, np.uint8)),
     }
     for folder, data in contents.items():
         first = root / folder / "00001.png"

@@ -16,7 +16,7 @@ from finetune.crops import TrainingItem
 from finetune.diffusion import FrozenBase, collate, encode_moments, predict
 from finetune.losses import diffusion_loss, diffusion_target
 from finetune.start import Run
-from pipeline import files, labels
+from pipeline import files, images, labels
 from pipeline.latents import decode_latents, tensor_to_images
 from pipeline.seeding import numpy_generator, seed_of
 
@@ -118,7 +118,7 @@ class Previews:
         """Write one sheet, a row per crop, as PNG and for trackers that take images."""
         sheet = np.concatenate(list(np.concatenate(list(columns), axis=2)), axis=0)
         path = self.run.folder / "previews" / f"step-{step:08d}.png"
-        files.write_bytes(path, files.encode_png(sheet))
+        files.write_bytes(path, images.encode_png(sheet))
         for tracker in self.run.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"previews": sheet[None]}, step, dataformats="NHWC")

@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedType
 
 from finetune.averages import make_averages
 from finetune.settings import Training
-from pipeline import runs
+from pipeline import checkpoints, runs
 from pipeline.errors import UserError
 
 
@@ -32,7 +32,7 @@ class PlainStrategy:
         self.averages = make_averages(settings, model)
         self.modules = {"model": model, **self.averages.modules}
         scaler = accelerator.scaler
-        self.first_step = runs.load_checkpoint(folder, self.modules, optimizer, scaler)
+        self.first_step = checkpoints.load_checkpoint(folder, self.modules, optimizer, scaler)
         """updates that the newest checkpoint has"""
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
 
@@ -49,7 +49,7 @@ class PlainStrategy:
         """Write a checkpoint after `done` updates."""
         if self.accelerator.is_main_process:
             self.averages.store(self.folder, done)
-            runs.save_checkpoint(
+            checkpoints.save_checkpoint(
                 self.folder, done, self.modules, self.optimizer, self.accelerator.scaler
             )
 
@@ -75,7 +75,7 @@ class ShardedStrategy:
     ) -> None:
         self.accelerator, self.folder, self.whole = accelerator, folder, whole
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
-        self.first_step = runs.load_sharded(accelerator, folder)
+        self.first_step = checkpoints.load_sharded(accelerator, folder)
         self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
 
     def check_norm(self, norm: torch.Tensor, step: int) -> None:
@@ -86,7 +86,7 @@ class ShardedStrategy:
 
     def save(self, done: int) -> None:
         """Write a checkpoint after `done` updates; all processes take part."""
-        runs.save_sharded(self.accelerator, self.folder, done)
+        checkpoints.save_sharded(self.accelerator, self.folder, done)
 
     def preview_weights(self) -> torch.nn.Module | None:
         """Return None: no process holds all weights."""

@@ -36,8 +36,9 @@ from generation.settings import Config, default_config
 from pipeline import files
 from pipeline.claims import Claims
 from pipeline.config import parse
-from pipeline.dataset import repair_tail, sample_id
+from pipeline.dataset import sample_id
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
+from pipeline.metadata import repair_tail
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 WAIT_S = 1800

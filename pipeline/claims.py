@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.reading import parse_json
-from pipeline.rows import LEASE_S
+from pipeline.errors import UserError
+from pipeline.reading import parse_json, read_json
 
 FOLDER = "claims"
 BEAT_S = 20.0
+LEASE_S = 180.0  # a claim so long untouched is dead: several beats of a generation process, and
+# the minute for which network file systems may show old times
 MOST_PIDS = 2**31
 HUNG_S = 1800.0  # a process that takes nothing for so long stops beating
 
@@ -189,3 +191,20 @@ def _is_sound(holder: dict[str, Any]) -> bool:
     pid, key = holder.get("pid"), holder.get("id")
     named = type(pid) is int and 0 < pid < MOST_PIDS
     return named and isinstance(key, str) and re.fullmatch("[0-9a-f]{8}", key) is not None
+
+
+def require_idle(folder: Path) -> None:
+    """Raise `UserError` while a process is known to write to `folder`."""
+    for path in sorted(folder.glob("claims/*")):
+        try:
+            holder, age_s = read_json(path, dict), time.time() - path.stat().st_mtime
+        except (OSError, UserError):
+            continue
+        pid, here = holder.get("pid"), holder.get("host_id") == files.host_id()
+        if not isinstance(pid, int):
+            continue
+        if files.is_running(pid) if here else age_s < LEASE_S:
+            raise UserError(
+                f"{folder}: process {pid} on {holder.get('host')} is writing to it; wait "
+                "for its end, or stop it"
+            )

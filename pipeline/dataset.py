@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import files, images, labels
+from pipeline import files, images, labels, parallel
 from pipeline.class_stats import require_classes
 from pipeline.errors import UserError
 from pipeline.images import read_image as read_image  # beside read_pair
 from pipeline.markdown import plain
-from pipeline.metadata import encode_row, is_dataset, is_ok, metadata_files, seal
+from pipeline.metadata import encode_row, is_dataset, is_ok, metadata_files, repair_tail, seal
 from pipeline.metadata import read_rows as read_rows
 from pipeline.paths import Enclosure, find_files, say_hidden
 from pipeline.proof import Proof
@@ -159,7 +159,7 @@ def check_dataset(samples: Sequence[Sample]) -> None:
         return
     proofs = {folder: Proof.read(folder) for folder in {s.folder for s in samples} if folder}
     todo = [s for s in samples if s.folder is None or not proofs[s.folder].covers(s.id, s.state)]
-    with files.thread_pool() as pool:
+    with parallel.thread_pool() as pool:
         for _ in pool.map(check_sample, todo):
             pass
     for folder in {s.folder for s in samples}:
@@ -196,7 +196,7 @@ def encode_sample(
     full, contents = {"id": key, "status": "ok", **row}, []
     for kind, array in (("label", label), ("image", image)):
         if array is not None:
-            name, data = f"{kind}s/{shard}/{key}.png", files.encode_png(array)
+            name, data = f"{kind}s/{shard}/{key}.png", images.encode_png(array)
             contents.append((name, data))
             full |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(data)}
     if label is not None:  # rare class sampling then reads no label
@@ -331,17 +331,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     except UserError:
         return None
     return record if isinstance(record.get("config"), dict) else None
-
-
-def repair_tail(path: Path) -> None:
-    """Cut a torn last line that a killed writer left, so that appending starts cleanly."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
-        files.sync_file(path)
 
 
 def card_header(title: str, configs: list[dict[str, Any]] | None = None) -> str:

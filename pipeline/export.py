@@ -27,7 +27,7 @@ from typing import Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, images, labels
+from pipeline import files, images, labels, parallel
 from pipeline.config import (
     differences,
     digest,
@@ -38,15 +38,16 @@ from pipeline.config import (
 )
 from pipeline.dataset import Sample, open_dataset, require_same_size
 from pipeline.errors import UserError, guard
-from pipeline.exports import job as exporters
 from pipeline.exports import (
+    folders,
     panoptic,
     shards,
 )
+from pipeline.exports import job as exporters
 
 WRITERS: dict[str, Callable[[exporters.Job], str]] = {
-    "mmseg": exporters.write_mmseg,
-    "dginstyle": exporters.write_dginstyle,
+    "mmseg": folders.write_mmseg,
+    "dginstyle": folders.write_dginstyle,
     "webdataset": shards.write_webdataset,
     "imagefolder": exporters.write_imagefolder,
     "parquet": shards.write_parquet,
@@ -116,7 +117,7 @@ def read_samples(config: Config) -> list[Sample]:
         if sample.image.suffix.lower() not in images.SUFFIXES:
             known = ", ".join(images.SUFFIXES)
             raise UserError(f"{sample.image}: has none of the suffixes {known}; rename it")
-    with files.thread_pool() as pool:
+    with parallel.thread_pool() as pool:
         return list(pool.map(check_files, samples))
 
 

@@ -11,13 +11,10 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import psutil
-from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.reading import read_json as read_json  # beside write_json
@@ -25,7 +22,6 @@ from pipeline.reading import read_json as read_json  # beside write_json
 TEMPORARY_MARK = ".part-"
 MAX_TEMPORARY_STEM = 180  # bytes; with mark and owner below the 255 that file systems take
 ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
-THREADS = 8  # that read or write files at the same time
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRANSIENT = (errno.EIO, errno.ESTALE)  # often gone a second later on network file systems
 Placing = Literal["hard", "copy", "symlink"]
@@ -50,16 +46,6 @@ def is_running(pid: int) -> bool:
     except (ValueError, psutil.NoSuchProcess):
         return False
     return state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)  # maybe nobody collects it
-
-
-@contextlib.contextmanager
-def thread_pool(threads: int = THREADS) -> Iterator[ThreadPoolExecutor]:
-    """Give threads for work on many files; what is not begun when the block ends is dropped."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -200,15 +186,6 @@ def json_bytes(value: Any) -> bytes:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON."""
     write_bytes(path, json_bytes(value))
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """Encode HxW ids or HxWx3 RGB (uint8) as PNG bytes that depend on the pixels alone."""
-    import io
-
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", compress_level=4)
-    return buffer.getvalue()
 
 
 def sha256(data: bytes) -> str:

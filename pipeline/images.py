@@ -316,3 +316,12 @@ def exif_orientation(tiff: bytes) -> int:
     except struct.error:
         pass
     return 1
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """Encode HxW ids or HxWx3 RGB (uint8) as PNG bytes that depend on the pixels alone."""
+    import io
+
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()

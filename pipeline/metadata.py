@@ -6,6 +6,7 @@ the strict view `read_rows` of programs that use a dataset folder, the forensic 
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,14 @@ def remedy(folder: Path) -> str:
     if (folder / "run.json").exists():
         return f"run pipeline/verify.py --data {folder} --repair"
     return f"correct it, {GUIDE}"
+
+
+def repair_tail(path: Path) -> None:
+    """Cut a torn last line that a killed writer left, so that appending starts cleanly."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+        files.sync_file(path)

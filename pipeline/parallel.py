@@ -1,15 +1,18 @@
 """Worker processes for work on many items, and threads for many files."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from pipeline.errors import UserError
+
+THREADS = 8  # that read or write files at the same time
 
 MOST_WORKERS = 256
 
@@ -47,3 +50,13 @@ def _serve() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def thread_pool(threads: int = THREADS) -> Iterator[ThreadPoolExecutor]:
+    """Give threads for work on many files; what is not begun when the block ends is dropped."""
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -50,6 +50,7 @@ from pipeline.dataset import (
     write_card,
 )
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
+from pipeline.exports.daformer import write_daformer_stats
 from pipeline.markdown import code, plain
 from pipeline.parallel import MOST_WORKERS, in_processes
 from pipeline.paths import STORES_VARIABLE, is_declared
@@ -88,7 +89,7 @@ def convert(
     except UserError as error:
         return Fault(pair.label, str(error).removeprefix(f"{pair.label}: "))
     place = f"{index // SHARD_SIZE:04d}/{sample_id(index)}"
-    encoded, label_name = files.encode_png(label), f"labels/{place}.png"
+    encoded, label_name = images.encode_png(label), f"labels/{place}.png"
     image_name = f"images/{place}{pair.image.suffix.lower()}"
     files.write_bytes(folder / label_name, encoded)
     files.place(pair.image, folder / image_name, how)
@@ -176,7 +177,7 @@ def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) ->
         if not same and (name != row["original_label"] or not second.exists()):
             files.place(label, second)
         counts.append((name, row["class_pixels"]))
-    class_stats.write_field_stats(target, counts)
+    write_daformer_stats(target, counts)
 
 
 def look_at_some(listing: Listing, faults: list[Fault]) -> None:

@@ -6,12 +6,12 @@ module is for the programs that find and mend damage.
 
 import itertools
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import files
+from pipeline.claims import require_idle
 from pipeline.errors import UserError
 from pipeline.metadata import (
     GUIDE,
@@ -23,10 +23,6 @@ from pipeline.metadata import (
     parse_row,
     read_lines,
 )
-from pipeline.reading import read_json
-
-LEASE_S = 180.0  # a claim so long untouched is dead: several beats of a generation process, and
-# the minute for which network file systems may show old times
 
 
 @dataclass(frozen=True)
@@ -88,23 +84,6 @@ def require_ours(folder: Path, scan: Scan) -> None:
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the row that counts among those of one id: the first `ok` one, else the last."""
     return next(filter(is_ok, rows), rows[-1])
-
-
-def require_idle(folder: Path) -> None:
-    """Raise `UserError` while a process is known to write to `folder`."""
-    for path in sorted(folder.glob("claims/*")):
-        try:
-            holder, age_s = read_json(path, dict), time.time() - path.stat().st_mtime
-        except (OSError, UserError):
-            continue
-        pid, here = holder.get("pid"), holder.get("host_id") == files.host_id()
-        if not isinstance(pid, int):
-            continue
-        if files.is_running(pid) if here else age_s < LEASE_S:
-            raise UserError(
-                f"{folder}: process {pid} on {holder.get('host')} is writing to it; wait "
-                "for its end, or stop it"
-            )
 
 
 def write_merged(

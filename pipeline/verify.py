@@ -26,7 +26,8 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, images, labels
+from pipeline import files, images, labels, parallel
+from pipeline.claims import require_idle
 from pipeline.config import (
     digest,
     parse,
@@ -38,15 +39,7 @@ from pipeline.dataset import sample_id
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.metadata import KINDS, is_ok, seal
 from pipeline.paths import Enclosure
-from pipeline.rows import (
-    Fault,
-    Scan,
-    choose,
-    require_idle,
-    require_ours,
-    scan_rows,
-    write_merged,
-)
+from pipeline.rows import Fault, Scan, choose, require_ours, scan_rows, write_merged
 
 MAX_SAMPLES = 10**12
 RESTORE = "restore it from a copy"
@@ -191,7 +184,7 @@ def check_samples(folder: Path, scan: Scan, threads: int, run_digest: str) -> di
         return problem
 
     problems: dict[str, list[str]] = {}
-    with files.thread_pool(threads) as pool:
+    with parallel.thread_pool(threads) as pool:
         bar = tqdm(pool.map(check, rows), "verify", len(rows), unit="row", disable=None)
         for row, problem in zip(rows, bar, strict=True):
             problems.setdefault(row["id"], []).append(problem)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files
+from pipeline import files, images
 from pipeline.config import (
     parse,
     require_between,
@@ -164,7 +164,7 @@ def run(config: Config, pictures: list[Path]) -> None:
     from safetensors.torch import save_file
     from tqdm import tqdm
 
-    from pipeline import runs, seeding
+    from pipeline import checkpoints, runs, seeding
     from segtrain.segmenter import Segmenter
 
     online = config.mode == "online"
@@ -189,7 +189,7 @@ def run(config: Config, pictures: list[Path]) -> None:
     scene.tokens = torch.nn.Parameter(initial)
     scene.register_buffer("average", initial.clone())
     optimizer = torch.optim.Adam(scene.parameters(), lr=config.learning_rate)
-    first = runs.load_checkpoint(config.output, {"scene": scene}, optimizer)
+    first = checkpoints.load_checkpoint(config.output, {"scene": scene}, optimizer)
 
     def network(tokens: Any) -> Any:
         return lambda images: model.decode_head(model.extract_feat(images, scene=tokens))
@@ -205,7 +205,7 @@ def run(config: Config, pictures: list[Path]) -> None:
             target = config.output / "predictions" / names[chosen[0]]
             files.make_folder(target.parent)
             prediction = segmenter(pictures[chosen[0]], size_px=size_px)
-            files.write_bytes(target, files.encode_png(prediction))
+            files.write_bytes(target, images.encode_png(prediction))
         else:
             begin = (step * world + rank) * config.batch_size
             chosen = [int(order[(begin + i) % len(order)]) for i in range(config.batch_size)]
@@ -227,7 +227,7 @@ def run(config: Config, pictures: list[Path]) -> None:
         bar.set_postfix(loss=f"{value:.4f}")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
             if accelerator.is_main_process:
-                runs.save_checkpoint(config.output, step + 1, {"scene": scene}, optimizer)
+                checkpoints.save_checkpoint(config.output, step + 1, {"scene": scene}, optimizer)
             accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with files.replacing(config.output / SCENE_FILE) as temporary:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pipeline import runs, seeding
+from pipeline import checkpoints, runs, seeding
 from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 from segtrain.recipe_checks import named_faults
 from segtrain.self_training import Teacher
@@ -87,7 +87,7 @@ def train(
     network = accelerator.unwrap_model(model)
     modules = {"model": network} | ({"teacher": teacher} if teacher else {})
     scaler = accelerator.scaler
-    first = runs.load_checkpoint(plan.folder, modules, prepared.optimizer, scaler)
+    first = checkpoints.load_checkpoint(plan.folder, modules, prepared.optimizer, scaler)
     model.train()
     rank, world = accelerator.process_index, accelerator.num_processes
     bar = tqdm(
@@ -136,7 +136,9 @@ def train(
                 loss_sum, counted = 0.0, 0
             if done < plan.iterations and (stopping or done % plan.checkpoint_every == 0):
                 if accelerator.is_main_process:
-                    runs.save_checkpoint(plan.folder, done, modules, prepared.optimizer, scaler)
+                    checkpoints.save_checkpoint(
+                        plan.folder, done, modules, prepared.optimizer, scaler
+                    )
                 accelerator.wait_for_everyone()
                 if stopping:
                     leave(accelerator, stop, plan.folder, done)

@@ -23,7 +23,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import numpy as np
 
-from pipeline import files, labels, models
+from pipeline import files, images, labels, models
 from pipeline.config import parse, require_positive, to_mapping
 from pipeline.dataset import find_pictures, is_dataset, read_image
 from pipeline.errors import UserError, guard
@@ -192,7 +192,7 @@ def run(config: Config, pictures: dict[Path, Path]) -> None:
         label = segmenter(picture, size_px=size_px, name=pictures[name])
         for kind, target in files_of[name].items():
             files.make_folder(target.parent)
-            data = files.encode_png(render(kind, label, picture, config.opacity))
+            data = images.encode_png(render(kind, label, picture, config.opacity))
             files.write_bytes(target, data)
     accelerator.wait_for_everyone()
     made = accelerator.reduce(torch.tensor(len(missing), device=accelerator.device))

@@ -17,7 +17,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import numpy as np
 
-from pipeline import files, models
+from pipeline import files, images, models
 from pipeline.config import parse, require_positive
 from pipeline.dataset import check_images, find_pictures, read_image
 from pipeline.errors import UserError, guard
@@ -161,7 +161,7 @@ def main() -> int | None:
     found = extract(config, pictures)
     for tap, name in enumerate(config.taps):
         target = config.output / f"{name.replace(':', '-')}.png"
-        files.write_bytes(target, files.encode_png(sheet(config, tap, pictures, found)))
+        files.write_bytes(target, images.encode_png(sheet(config, tap, pictures, found)))
         print(target)
     return 0
 

@@ -278,16 +278,16 @@ def resume_exactly(train_steps, tmp_path: Path) -> Callable[..., object]:
     """
     import torch
 
-    from pipeline import runs
+    from pipeline import checkpoints
 
     def resume(make: Callable[[], tuple]) -> object:
         straight, optimizer = make()
         train_steps(straight, optimizer, 0, 6)
         stopped, other = make()
         train_steps(stopped, other, 0, 3)
-        runs.save_checkpoint(tmp_path, 3, {"model": stopped}, other)
+        checkpoints.save_checkpoint(tmp_path, 3, {"model": stopped}, other)
         resumed, other = make()
-        assert runs.load_checkpoint(tmp_path, {"model": resumed}, other) == 3
+        assert checkpoints.load_checkpoint(tmp_path, {"model": resumed}, other) == 3
         train_steps(resumed, other, 3, 6)
         pairs = zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""Exports that give pictures and labels their places in another layout, and say what they are.
+"""What all exports share: the job, the columns of a row, and the names that files get.
 
 A file is whole or absent under its final name and is not written twice, so that an export can be
 stopped and continued.
@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import class_stats, files, images, labels
+from pipeline import files, images, labels, parallel
 from pipeline.dataset import SHARD_SIZE, Sample, card_header
 from pipeline.errors import UserError
-from pipeline.parallel import in_processes
 
 OWN_KEYS = (
     "status", "error", "image_file_name", "label_file_name", "row_sha256", "class_pixels",
@@ -77,17 +76,6 @@ def write_hub_card(job: Job) -> None:
         files.write_bytes(path, f"{card_header(title, [])}# {title}\n\n{text}\n".encode())
 
 
-def image_suffix(job: Job) -> str:
-    """Return the suffix of all pictures; readers of these layouts know a single one."""
-    suffixes = sorted({sample.image.suffix.lower() for sample in job.samples})
-    if len(suffixes) > 1:
-        raise UserError(
-            f"pictures have the suffixes {', '.join(suffixes)}, this layout allows one; export "
-            "them as webdataset, parquet or imagefolder, or prepare them apart"
-        )
-    return suffixes[0]
-
-
 def place_all(job: Job, image_pairs: Pairs, label_pairs: Pairs = ()) -> None:
     """Give each source file its target name, where that is not there yet."""
     from tqdm import tqdm
@@ -103,9 +91,20 @@ def place_all(job: Job, image_pairs: Pairs, label_pairs: Pairs = ()) -> None:
         else:
             files.write_bytes(target, data)
 
-    with files.thread_pool() as pool:
+    with parallel.thread_pool() as pool:
         for _ in tqdm(pool.map(place, todo), "files", len(todo), disable=None):
             pass
+
+
+def image_suffix(job: Job) -> str:
+    """Return the suffix of all pictures; readers of these layouts know a single one."""
+    suffixes = sorted({sample.image.suffix.lower() for sample in job.samples})
+    if len(suffixes) > 1:
+        raise UserError(
+            f"pictures have the suffixes {', '.join(suffixes)}, this layout allows one; export "
+            "them as webdataset, parquet or imagefolder, or prepare them apart"
+        )
+    return suffixes[0]
 
 
 def place_pairs(job: Job, image_name: str, label_name: str) -> None:
@@ -127,77 +126,7 @@ def encoded_label(path: Path) -> bytes | None:
     header = images.read_header(path, "label")
     if (header.mode, header.orientation) == ("L", 1):
         return None
-    return files.encode_png(labels.read_label(path))
-
-
-def write_mmseg(job: Job) -> str:
-    """Write img_dir/, ann_dir/ and the dataset's entry for a config of mmsegmentation."""
-    suffix, split = image_suffix(job), job.split
-    place_pairs(job, f"img_dir/{split}/{{}}", f"ann_dir/{split}/{{}}")
-    snippet = f"""# For a config of mmsegmentation: paste it, or name this file in `_base_`.
-{split}_dataset = dict(
-    type="BaseSegDataset",
-    data_root={str(job.output.resolve())!r},
-    data_prefix=dict(img_path="img_dir/{split}", seg_map_path="ann_dir/{split}"),
-    img_suffix={suffix!r},
-    seg_map_suffix=".png",
-    metainfo=dict(
-        classes={labels.CLASS_NAMES!r},
-        palette={labels.PALETTE.tolist()!r},
-    ),
-    ignore_index={labels.VOID},
-    reduce_zero_label=False,
-    pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")],
-)
-"""
-    files.write_changed(job.output / f"{split}_dataset.py", snippet.encode())
-    return f"dataset entry: {job.output}/{split}_dataset.py"
-
-
-def class_pixels(item: tuple[Path, list[int] | None]) -> list[int]:
-    """Return the pixels of each class of a label, from its row if that says them."""
-    path, known = item
-    return labels.count_classes(labels.read_label(path)).tolist() if known is None else known
-
-
-def write_dginstyle(job: Job) -> str:
-    """Write images/, labels/*_labelTrainIds.png and the class statistics of DAFormer's readers."""
-    image_suffix(job)
-    counted = [(s.label, s.row.get("class_pixels")) for s in job.samples]
-    names = [f"labels/{sample.id}_labelTrainIds.png" for sample in job.samples]
-    image_pairs = [
-        (s.image, job.output / f"images/{s.id}{s.image.suffix.lower()}") for s in job.samples
-    ]
-    label_pairs = [
-        (s.label, job.output / n) for s, n in zip(job.samples, names, strict=True) if s.label
-    ]
-    place_all(job, image_pairs, label_pairs)
-    counts = in_processes(class_pixels, counted, job.workers)
-    class_stats.write_field_stats(job.output, zip(names, counts, strict=True))
-    return "rare class sampling reads sample_class_stats.json and samples_with_class.json"
-
-
-def write_imagefolder(job: Job) -> str:
-    """Write a split that `datasets.load_dataset("imagefolder")` reads with image and label."""
-    place_pairs(job, f"{job.split}/images/{{}}", f"{job.split}/labels/{{}}")
-    lines = []
-    for (place, sample), row in zip(job.places(), table(job.samples), strict=True):
-        row["image_file_name"] = f"images/{place}{sample.image.suffix.lower()}"
-        if sample.label:
-            row["label_file_name"] = f"labels/{place}.png"
-        lines.append(json.dumps(row) + "\n")
-    files.write_changed(job.output / job.split / "metadata.jsonl", "".join(lines).encode())
-    write_hub_card(job)
-    return f'datasets.load_dataset("imagefolder", data_dir="{job.output}")'
-
-
-def write_fiftyone(job: Job) -> str:
-    """Write data/, labels/ and the names of the ids, as FiftyOne's importer of masks reads them."""
-    image_suffix(job)
-    place_pairs(job, "data/{}", "labels/{}")
-    names = {str(i): name for i, name in enumerate(labels.CLASS_NAMES)} | {"255": "void"}
-    files.write_changed(job.output / "mask_targets.json", files.json_bytes(names))
-    return "fiftyone.types.ImageSegmentationDirectory; names of the ids: mask_targets.json"
+    return images.encode_png(labels.read_label(path))
 
 
 def read_checked(sample: Sample, kind: Literal["image", "label"]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, labels
+from pipeline import files, images, labels
 from pipeline.exports.job import Job, place_all
 from pipeline.parallel import in_processes
 
@@ -47,7 +47,7 @@ def write_segments(item: tuple[Path, Path]) -> dict[str, Any]:
     ids, infos = find_segments(label)
     if not target.exists():
         colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-        files.write_bytes(target, files.encode_png(colors))
+        files.write_bytes(target, images.encode_png(colors))
     return {"height": label.shape[0], "width": label.shape[1], "segments_info": infos}
 
 

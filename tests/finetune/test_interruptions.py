@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune import loop, unet
-from pipeline import runs
+from pipeline import checkpoints
 from pipeline.errors import UserError
 
 SMALL = (
@@ -50,7 +50,7 @@ def test_killed_during_a_save_it_resumes_bit_for_bit(
             *launch, tmp_path / "dying.py", place, *command, "--output", killed, check=False
         )
         assert done.returncode != 0 and not (killed / "finished.json").exists()
-        assert runs.latest_checkpoint(killed).name == name
+        assert checkpoints.latest_checkpoint(killed).name == name
     run_program(*launch, *command, "--output", killed)
     assert same_weights(straight / "unet", killed / "unet")
     names = sorted(p.name for p in (killed / "checkpoints").iterdir())
@@ -75,7 +75,7 @@ def test_stop_signal_saves_leaves_and_continues(
     with pytest.raises(SystemExit) as stopped:
         call(unet, *data, "--output", tmp_path / "stopped")
     assert stopped.value.code == 128 + signal.SIGTERM and seen == [0, 1, 2]
-    assert runs.latest_checkpoint(tmp_path / "stopped").name == "step-00000003"
+    assert checkpoints.latest_checkpoint(tmp_path / "stopped").name == "step-00000003"
     monkeypatch.setattr(loop, "accumulate_gradients", accumulate)
     call(unet, *data, "--output", tmp_path / "stopped")
     assert same_weights(tmp_path / "straight" / "unet", tmp_path / "stopped" / "unet")

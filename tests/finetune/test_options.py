@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from finetune import cache, controlnet, data, loop, start, unet
 from finetune.losses import diffusion_loss, min_snr_weights
 from finetune.settings import Training
-from pipeline import runs
+from pipeline import checkpoints
 from pipeline.config import from_mapping
 from pipeline.errors import UserError
 
@@ -69,16 +69,16 @@ def test_cached_crops_train_and_resume(
         "--training.steps", 4, "--training.checkpoint-interval", 2, "--rare-classes.min-pixels", 10,
     )  # fmt: skip
     call(controlnet, *data, "--output", tmp_path / "straight")
-    save, finished = runs.save_checkpoint, []
+    save, finished = checkpoints.save_checkpoint, []
 
     def save_once(folder, step, *rest):
         save(folder, step, *rest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "save_checkpoint", save_once)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save_once)
     with pytest.raises(KeyboardInterrupt):
         call(controlnet, *data, "--output", tmp_path / "stopped")
-    monkeypatch.setattr(runs, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save)
     monkeypatch.setattr(cache, "_write", lambda *_: finished.append(1))  # nothing is missing
     call(controlnet, *data, "--output", tmp_path / "stopped")
     assert not finished
@@ -287,9 +287,9 @@ def test_eight_bit_optimizer_is_asked_for_by_name(monkeypatch, tmp_path):
     optimizer = loop.make_optimizer(settings, [weight], torch.device("cuda"))
     weight.sum().backward()
     optimizer.step()
-    runs.save_checkpoint(tmp_path, 1, {"m": torch.nn.Linear(1, 1)}, optimizer)
+    checkpoints.save_checkpoint(tmp_path, 1, {"m": torch.nn.Linear(1, 1)}, optimizer)
     fresh = AdamW8bit([torch.nn.Parameter(torch.ones(3))])
-    assert runs.load_checkpoint(tmp_path, {"m": torch.nn.Linear(1, 1)}, fresh) == 1
+    assert checkpoints.load_checkpoint(tmp_path, {"m": torch.nn.Linear(1, 1)}, fresh) == 1
     assert fresh.loaded[0]["step"] == 1
     states = (fresh.loaded, optimizer.state_dict()["state"])
     quantized, saved = (state[0][AdamW8bit.nested] for state in states)

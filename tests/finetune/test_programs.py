@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline import runs
+from pipeline import checkpoints, runs
 
 SMALL = (
     "--crop.size-px", "32", "64", "--crop.scales", "0.5", "1.0", "--training.batch-size", "2",
@@ -33,7 +33,7 @@ def kill_after_checkpoint(command: list[str], root: Path, output: Path) -> None:
         [sys.executable, *command], cwd=root, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while runs.latest_checkpoint(output) is None:
+    while checkpoints.latest_checkpoint(output) is None:
         assert child.poll() is None and time.monotonic() < deadline, "ended before it was killed"
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)

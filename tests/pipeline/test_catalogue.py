@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import files, labels
+from pipeline import files, images, labels
 from pipeline.catalogue.specs import (
     Selection,
     known_datasets,
@@ -158,7 +158,7 @@ def test_label_path_follows_the_picture_whatever_the_parents_are_called(
 
 
 def test_conditions_and_second_layout(tmp_path: Path) -> None:
-    picture = files.encode_png(np.zeros((2, 2, 3), np.uint8))
+    picture = images.encode_png(np.zeros((2, 2, 3), np.uint8))
     names = ("fog/val/GOPR0475/a", "night/val/GP01/b", "night/val_ref/GP01/c", "night/train/G/d")
     for name in names:
         files.write_bytes(tmp_path / f"rgb_anon/{name}_rgb_anon.png", picture)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import download, files, labels
+from pipeline import download, files, images, labels
 from pipeline.catalogue import fetching, specs
 from pipeline.catalogue.fetching import RemoteFile, fetch
 from pipeline.errors import UserError
@@ -410,8 +410,8 @@ def test_released_dginstyle_set_is_read_from_its_archive(
     with zipfile.ZipFile(tmp_path / "drive.zip", "w") as file:
         for stem in ("a_00001_genid0", "n_00002_genid0", "00003_genid0"):
             folder = "DGInStyle_Datasets/half_adverse_half_normal"
-            file.writestr(f"{folder}/images/{stem}.png", files.encode_png(label))
-            file.writestr(f"{folder}/labels/{stem}_labelTrainIds.png", files.encode_png(label))
+            file.writestr(f"{folder}/images/{stem}.png", images.encode_png(label))
+            file.writestr(f"{folder}/labels/{stem}_labelTrainIds.png", images.encode_png(label))
     output = tmp_path / "set"
     flags = ["--dataset", "dginstyle", "--output", output, "--archive", tmp_path / "drive.zip"]
     monkeypatch.setattr(sys, "argv", ["download.py", *map(str, flags)])

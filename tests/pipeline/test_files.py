@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import files
+from pipeline import files, images
 from pipeline.errors import UserError
 
 
@@ -64,7 +64,7 @@ def test_sweep_removes_only_rests_of_dead_processes(tmp_path: Path) -> None:
 
 def test_png_bytes_depend_on_pixels_alone() -> None:
     array = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    assert files.encode_png(array) == files.encode_png(array.copy())
+    assert images.encode_png(array) == images.encode_png(array.copy())
 
 
 def test_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def all_ids() -> np.ndarray:
 
 
 def test_round_trip_keeps_every_id(tmp_path: Path) -> None:
-    files.write_bytes(tmp_path / "a.png", files.encode_png(all_ids()))
+    files.write_bytes(tmp_path / "a.png", images.encode_png(all_ids()))
     assert np.array_equal(labels.read_label(tmp_path / "a.png"), all_ids())
 
 
@@ -30,7 +30,7 @@ def test_palette_png_is_read_as_ids(tmp_path: Path) -> None:
 
 
 def test_other_label_space_is_converted_and_unknown_ids_become_void(tmp_path: Path) -> None:
-    files.write_bytes(tmp_path / "a.png", files.encode_png(np.array([[7, 26, 3]], dtype=np.uint8)))
+    files.write_bytes(tmp_path / "a.png", images.encode_png(np.array([[7, 26, 3]], dtype=np.uint8)))
     table = labels.id_table({7: 0, 26: 13})
     assert labels.read_label(tmp_path / "a.png", table).tolist() == [[0, 13, 255]]
 
@@ -53,7 +53,7 @@ def test_wrong_labels_are_refused_by_name(tmp_path: Path, array: np.ndarray, mes
 
 
 def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    data = files.encode_png(np.tile(all_ids(), (40, 40)))
+    data = images.encode_png(np.tile(all_ids(), (40, 40)))
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.png").write_text("not a picture")
     for name in ("cut.png", "text.png"):
@@ -65,7 +65,7 @@ def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None
 
 def test_huge_label_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 10)
-    files.write_bytes(tmp_path / "a.png", files.encode_png(all_ids()))
+    files.write_bytes(tmp_path / "a.png", images.encode_png(all_ids()))
     with pytest.raises(UserError, match="5x4 pixels, more than 10"):
         labels.read_label(tmp_path / "a.png")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import checkpoint_files, runs
+from pipeline import checkpoint_files, checkpoints, runs
 from pipeline.errors import UserError
 
 
@@ -29,44 +29,44 @@ def test_resume_is_bit_exact(resume_exactly) -> None:
 
 def test_nothing_to_load_is_step_zero(tmp_path: Path) -> None:
     model, optimizer = make()
-    assert runs.load_checkpoint(tmp_path, {"model": model}, optimizer) == 0
+    assert checkpoints.load_checkpoint(tmp_path, {"model": model}, optimizer) == 0
 
 
 def test_two_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     model, optimizer = make()
     for step in (1, 2, 10, 11):
-        runs.save_checkpoint(tmp_path, step, {"model": model}, optimizer)
+        checkpoints.save_checkpoint(tmp_path, step, {"model": model}, optimizer)
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000010", "step-00000011"]
 
 
 def test_unmarked_checkpoint_is_ignored_and_replaced(tmp_path: Path) -> None:
     model, optimizer = make()
-    runs.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
+    checkpoints.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
     rest = tmp_path / "checkpoints" / "step-00000002"
     rest.mkdir()
     (rest / "model.safetensors").write_bytes(b"half")
-    latest = runs.latest_checkpoint(tmp_path)
+    latest = checkpoints.latest_checkpoint(tmp_path)
     assert latest is not None and latest.name == "step-00000001"
-    runs.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
-    assert runs.load_checkpoint(tmp_path, {"model": model}, optimizer) == 2
+    checkpoints.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
+    assert checkpoints.load_checkpoint(tmp_path, {"model": model}, optimizer) == 2
 
 
 def test_full_disk_keeps_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = make()
-    runs.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
+    checkpoints.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_file", full)
+        patch.setattr(checkpoints, "save_file", full)
         with pytest.raises(UserError, match="No space left.*previous one is intact"):
-            runs.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
+            checkpoints.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert runs.load_checkpoint(tmp_path, {"model": model}, optimizer) == 1
+    assert checkpoints.load_checkpoint(tmp_path, {"model": model}, optimizer) == 1
 
 
 def test_file_that_cannot_grow_keeps_the_previous_checkpoint(tmp_path: Path, train_steps) -> None:
@@ -74,31 +74,31 @@ def test_file_that_cannot_grow_keeps_the_previous_checkpoint(tmp_path: Path, tra
 
     model, optimizer = make()
     train_steps(model, optimizer, 0, 1)
-    runs.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
+    checkpoints.save_checkpoint(tmp_path, 1, {"model": model}, optimizer)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))  # errors as a full disk does, midway
     try:
         with pytest.raises(UserError, match="checkpoint not written.*previous one is intact"):
-            runs.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
+            checkpoints.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert runs.load_checkpoint(tmp_path, {"model": model}, optimizer) == 1
+    assert checkpoints.load_checkpoint(tmp_path, {"model": model}, optimizer) == 1
 
 
 def test_loss_scaler_is_part_of_the_state(tmp_path: Path) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     model, optimizer = make()
-    runs.save_checkpoint(tmp_path, 1, {"model": model}, optimizer, scaler)
+    checkpoints.save_checkpoint(tmp_path, 1, {"model": model}, optimizer, scaler)
     fresh = torch.amp.GradScaler("cpu")
-    runs.load_checkpoint(tmp_path, {"model": model}, optimizer, fresh)
+    checkpoints.load_checkpoint(tmp_path, {"model": model}, optimizer, fresh)
     assert fresh.get_scale() == 8.0
 
 
 def test_rests_of_killed_saves_are_swept_by_the_next(tmp_path: Path) -> None:
     model, optimizer = make()
     (tmp_path / "checkpoints" / "step-00000001.part-1-0").mkdir(parents=True)
-    runs.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
+    checkpoints.save_checkpoint(tmp_path, 2, {"model": model}, optimizer)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
@@ -194,19 +194,19 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(
     model, optimizer = make()
     for step in (1, 2):
         train_steps(model, optimizer, step - 1, step)
-        runs.save_checkpoint(tmp_path, step, {"model": model}, optimizer)
+        checkpoints.save_checkpoint(tmp_path, step, {"model": model}, optimizer)
         if step == 1:
             first = {k: v.clone() for k, v in model.state_dict().items()}
     DAMAGES[name](tmp_path / "checkpoints" / "step-00000002")
     fresh, other = make()
-    assert runs.load_checkpoint(tmp_path, {"model": fresh}, other) == 1
+    assert checkpoints.load_checkpoint(tmp_path, {"model": fresh}, other) == 1
     assert all(torch.equal(first[k], v) for k, v in fresh.state_dict().items())
     train_steps(fresh, other, 1, 2)  # the optimizer is that of the older one, too
     assert same(fresh, model)
     assert "step-00000002: cannot be used" in capsys.readouterr().err
     DAMAGES[name](tmp_path / "checkpoints" / "step-00000001")
     with pytest.raises(UserError, match="no other is whole: restore one, or delete") as caught:
-        runs.load_checkpoint(tmp_path, {"model": fresh}, other)
+        checkpoints.load_checkpoint(tmp_path, {"model": fresh}, other)
     assert "\n" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import files, merge, prepare, rows, verify
+from pipeline import claims, files, images, merge, prepare, rows, verify
 from pipeline.dataset import DatasetWriter, read_rows
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 
@@ -288,14 +288,14 @@ def test_folders_at_work_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch
     holder = {"host": socket.gethostname(), "host_id": files.host_id(), "pid": os.getpid()}
     claim = data / "claims/process-x"
     claim.write_text(json.dumps(holder))
-    for function in (lambda: run_merge(monkeypatch, data), lambda: rows.require_idle(data)):
+    for function in (lambda: run_merge(monkeypatch, data), lambda: claims.require_idle(data)):
         with pytest.raises(UserError, match=f"process {os.getpid()} .*is writing to it"):
             function()
     claim.write_text(json.dumps({**holder, "pid": 2**22 + 1}))  # dead
-    rows.require_idle(data)
+    claims.require_idle(data)
     claim.write_text(json.dumps({**holder, "host": "elsewhere", "host_id": "other"}))
     with pytest.raises(UserError, match="elsewhere is writing"):
-        rows.require_idle(data)
+        claims.require_idle(data)
     os.utime(claim, (0, 0))
     run_merge(monkeypatch, data)
 
@@ -436,8 +436,8 @@ def test_rows_without_hashes_are_checked_by_their_files(call: Callable, tmp_path
     image, label = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
     lines = []
     for name in ("a", "b"):
-        files.write_bytes(tmp_path / f"{name}.png", files.encode_png(image))
-        files.write_bytes(tmp_path / f"{name}_label.png", files.encode_png(label))
+        files.write_bytes(tmp_path / f"{name}.png", images.encode_png(image))
+        files.write_bytes(tmp_path / f"{name}_label.png", images.encode_png(label))
         row = {"id": name, "image_file_name": f"{name}.png", "label_file_name": f"{name}_label.png"}
         lines.append(json.dumps(row) + "\n")
     (tmp_path / "metadata.jsonl").write_text("".join(lines))

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline import labels, runs
+from pipeline import checkpoints as run_checkpoints
+from pipeline import labels
 from pipeline.dataset import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import Conditioning
@@ -113,14 +114,14 @@ def test_pictures_of_any_size_and_place_are_adapted_to(config, mode, tmp_path, m
     )
     straight = _adapt(config)
     resumed = dataclasses.replace(config, output=tmp_path / "resumed")
-    real = runs.save_checkpoint
+    real = run_checkpoints.save_checkpoint
 
     def stopping(*arguments: object) -> None:
         real(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "save_checkpoint", stopping)
+        patch.setattr(run_checkpoints, "save_checkpoint", stopping)
         with pytest.raises(KeyboardInterrupt):
             _adapt(resumed)
     assert torch.equal(_adapt(resumed), straight)
