@@ -43,16 +43,16 @@ from pipeline.exports import (
     panoptic,
     shards,
 )
-from pipeline.exports import job as exporters
+from pipeline.exports.job import Job, facts
 
-WRITERS: dict[str, Callable[[exporters.Job], str]] = {
+WRITERS: dict[str, Callable[[Job], str]] = {
     "mmseg": folders.write_mmseg,
     "dginstyle": folders.write_dginstyle,
     "webdataset": shards.write_webdataset,
-    "imagefolder": exporters.write_imagefolder,
+    "imagefolder": folders.write_imagefolder,
     "parquet": shards.write_parquet,
     "coco_panoptic": panoptic.write_coco_panoptic,
-    "fiftyone": exporters.write_fiftyone,
+    "fiftyone": folders.write_fiftyone,
 }
 WITHOUT_LABELS = ("webdataset", "imagefolder", "parquet")  # the others make no sense then
 ONE_SPLIT = ("dginstyle", "fiftyone")
@@ -148,7 +148,7 @@ def open_output(config: Config, samples: list[Sample]) -> Path:
     path = folder / f"export{split}.json"
     settings = {k: v for k, v in to_mapping(config).items() if k not in ("output", "workers")}
     record = {**settings, "data": str(Path(config.data).resolve()), "samples": len(samples)}
-    record["rows"] = digest([exporters.facts(sample) for sample in samples])
+    record["rows"] = digest([facts(sample) for sample in samples])
     others = [files.read_json(other, dict) for other in sorted(folder.glob("export*.json"))]
     if path.exists() and (lines := differences(files.read_json(path, dict), record)):
         raise UserError(
@@ -173,7 +173,7 @@ def main() -> int | None:
         return None
     check(config)
     samples = read_samples(config)
-    job = exporters.Job(
+    job = Job(
         samples,
         open_output(config, samples),
         config.split,

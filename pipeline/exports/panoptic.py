@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, images, labels
+from pipeline import files, labels
 from pipeline.exports.job import Job, place_all
+from pipeline.images import encode_png
 from pipeline.parallel import in_processes
 
 FIRST_THING = 11  # person; all classes from here on are things in Cityscapes
@@ -47,7 +48,7 @@ def write_segments(item: tuple[Path, Path]) -> dict[str, Any]:
     ids, infos = find_segments(label)
     if not target.exists():
         colors = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-        files.write_bytes(target, images.encode_png(colors))
+        files.write_bytes(target, encode_png(colors))
     return {"height": label.shape[0], "width": label.shape[1], "segments_info": infos}
 
 
