@@ -61,7 +61,9 @@ def make_step(
                 : len(frozen.vae.config.block_out_channels)
             ],
         ).to(device)
-        unet.requires_grad_(False).to(frozen_type(accelerator.mixed_precision, device))
+        unet.requires_grad_(False).to(
+            frozen_type(accelerator.mixed_precision.replace("no", "fp32"), device)
+        )
         optimize_for_device(accelerator, unet, frozen=True)
     trained = (controlnet or unet).train()
     for network in (unet, controlnet):
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument("--base", default="pocket")
     parser.add_argument("--size-px", type=int, nargs=2, default=(512, 512))
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 8, 16))
-    parser.add_argument("--precision", choices=list(WEIGHT_TYPES), default="no")
+    parser.add_argument("--precision", choices=list(WEIGHT_TYPES), default="fp32")
     parser.add_argument("--compile", action="store_true", help="as --dynamo_backend inductor")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
@@ -130,7 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision=arguments.precision,
+        mixed_precision=arguments.precision.replace("fp32", "no"),
         dynamo_backend="inductor" if arguments.compile else "no",
     )
     device = accelerator.device

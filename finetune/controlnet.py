@@ -17,6 +17,7 @@ an interrupted run.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -36,6 +37,11 @@ from pipeline.rare_classes import RareClassSampling
 @dataclass(frozen=True)
 class Config(BaseModelSettings):
     """Settings of the ControlNet training; the defaults follow DGInStyle's recipe."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "mix_with_init": "init_weight",
+        "half_weights": "save_fp16",
+    }
 
     data: tuple[str, ...] = ()
     """labelled dataset folders of the source; crops come from their union"""
@@ -59,29 +65,29 @@ class Config(BaseModelSettings):
     color_jitter: float = 0.0
     """share of crops whose colours change at random (any hue), so that the ControlNet learns
     positions and not the colours of the source"""
-    mix_with_init: float = 0.0
+    init_weight: float = 0.0
     """share of the weights of --init in those written (WiSE-FT, Wortsman et al., CVPR 2022)"""
-    half_weights: bool = False
+    save_fp16: bool = False
     """save the weights as float16"""
     crop: Crop = field(default_factory=lambda: Crop(scales=(1.0,)))
     rare_classes: RareClassSampling = field(default_factory=RareClassSampling)
     training: Training = field(
         default_factory=lambda: Training(
-            steps=30_000, batch_size=2, accumulation=4, learning_rate=1e-5
+            steps=30_000, batch_size=2, gradient_accumulation=4, learning_rate=1e-5
         )
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_between(self, 0, 1, "caption_dropout", "color_jitter", "mix_with_init")
+        require_between(self, 0, 1, "caption_dropout", "color_jitter", "init_weight")
         require_between(self, 0, NUM_CLASSES, "max_classes")
         self.rare_classes.check()
 
     def check(self) -> None:
         """Raise `UserError` for settings that do not fit each other."""
         super().check()
-        if self.mix_with_init and not self.init:
-            raise UserError("--mix-with-init: needs --init, whose weights are mixed in")
+        if self.init_weight and not self.init:
+            raise UserError("--init-weight: needs --init, whose weights are mixed in")
 
 
 def find_network(setting: str, name: str | None, kind: str, base: str) -> Path | None:
@@ -166,8 +172,8 @@ def main() -> int | None:
         unet,
         controlnet,
         batches,
-        init_weight=config.mix_with_init,
-        save_fp16=config.half_weights,
+        init_weight=config.init_weight,
+        save_fp16=config.save_fp16,
         previews=make_previews(run, frozen, crops, config.previews),
         load_base_unet=load_base_unet if unet_folder else None,
     )

@@ -36,8 +36,8 @@ def sampled_batches(run: Run, sample: Sampler, collate: Callable[[list[Any]], An
 
     def start(first: int) -> Iterator[Any]:
         positions = batches(
-            first * settings.accumulation,
-            settings.steps * settings.accumulation,
+            first * settings.gradient_accumulation,
+            settings.steps * settings.gradient_accumulation,
             settings.batch_size,
             accelerator.process_index,
             accelerator.num_processes,
@@ -114,7 +114,7 @@ def resident_batches(
 
     def start(first: int) -> Iterator[Any]:
         for step in range(first, run.training.steps):
-            for micro in range(run.training.accumulation):
+            for micro in range(run.training.gradient_accumulation):
                 rank = run.accelerator.process_index
                 generator = torch.Generator()
                 generator.manual_seed(seed_of(run.seed, "resident batch", step, micro, rank))

@@ -17,7 +17,7 @@ from pipeline import models
 from pipeline.latents import images_to_tensor, latent_factor, sample_latents
 from pipeline.prompt_encoder import PromptEncoder
 
-WEIGHT_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Batch = tuple[torch.Tensor, torch.Tensor | None, Sequence[str]]
 """BxHxWx3 images or Bx2xCxhxw moments; BxHxW label ids or None; captions."""
 

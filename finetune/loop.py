@@ -100,7 +100,7 @@ def accumulate_gradients(
     Returns their mean loss, and the logged values of the last one. `generator` is seeded by (seed,
     step, micro-batch, rank).
     """
-    accelerator, number = run.accelerator, run.training.accumulation
+    accelerator, number = run.accelerator, run.training.gradient_accumulation
     total, logged = torch.zeros((), device=accelerator.device), {}
     for micro in range(number):
         batch = next(micro_batches)

@@ -15,6 +15,7 @@ Writes OUTPUT/base, a folder that `StableDiffusionPipeline.from_pretrained` load
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -30,6 +31,8 @@ from pipeline.models import find_base, find_folder, read_config
 @dataclass(frozen=True)
 class Config(TextToImageSizes, RunSettings):
     """Settings of the base model training."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"half_weights": "save_fp16"}
 
     data: tuple[str, ...] = ()
     """dataset folders with images and captions (`prompt` of each metadata row)"""
@@ -51,7 +54,7 @@ class Config(TextToImageSizes, RunSettings):
     holdout: int = 0
     """images at the end of the data that are not trained on; their loss chooses the width of the
     averaged weights where `training.ema_sigma_rel` is given"""
-    half_weights: bool = True
+    save_fp16: bool = True
     """save U-Net and autoencoder weights as float16"""
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.5, 0.5, 0.75, 1.0)))
     training: Training = field(
@@ -156,7 +159,7 @@ def main() -> int | None:
         logit_normal=config.logit_normal,
         prompts=spread_prompts(samples),
         crop_px=config.crop.size_px,
-        save_fp16=config.half_weights,
+        save_fp16=config.save_fp16,
     )
     train(run, task)
     return None

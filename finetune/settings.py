@@ -8,7 +8,7 @@ setting out of range reaches a training. What two settings demand of each other 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.config import require_between, require_positive
 from pipeline.errors import UserError
@@ -29,11 +29,13 @@ WIDEST_AVERAGE = 0.28  # the limit of power functions, Karras et al., CVPR 2024,
 class Training:
     """How long and how fast to train. One step is one optimizer update."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"accumulation": "gradient_accumulation"}
+
     steps: int = 30_000
     """optimizer updates in all"""
     batch_size: int = 1
     """samples per process and micro-batch"""
-    accumulation: int = 1
+    gradient_accumulation: int = 1
     """micro-batches per update"""
     learning_rate: float = 1e-5
     """peak learning rate of AdamW"""
@@ -53,8 +55,8 @@ class Training:
     ema_sigma_rel: tuple[float, ...] = ()
     """relative widths of power-function averages, in place of ema_decay; from two, such as 0.05
     0.1, an average of any other width can be computed after the training"""
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    """mixed precision of accelerate"""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """precision of forward and backward passes (autocast); the weights stay fp32"""
     checkpoint_interval: int = 1000
     """updates between two resumable checkpoints"""
     log_interval: int = 10
@@ -65,7 +67,7 @@ class Training:
     def __post_init__(self) -> None:
         group = "training."
         counts = ("steps", "checkpoint_interval", "log_interval")
-        sizes = ("batch_size", "accumulation")
+        sizes = ("batch_size", "gradient_accumulation")
         require_positive(self, *counts, *sizes, "clip_norm", prefix=group)
         require_between(
             self, 0, math.inf, "learning_rate", "warmup_steps", "weight_decay", "ema_decay",

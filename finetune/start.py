@@ -129,7 +129,7 @@ def _print_plan(config: RunSettings, samples: list[Sample]) -> None:
     """Print the resolved settings and what a run would do."""
     show(config)
     training = config.training
-    num_crops = training.steps * training.batch_size * training.accumulation
+    num_crops = training.steps * training.batch_size * training.gradient_accumulation
     print(
         f"{len(samples)} samples found; {training.steps} updates take {num_crops} crops per "
         f"process; output: {config.output or '(none given)'}"

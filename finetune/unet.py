@@ -46,7 +46,7 @@ class Config(BaseModelSettings):
     lora_rank: int = 0
     """train adapters of this rank in the attention layers only, for small GPUs; 0 trains all"""
     training: Training = field(
-        default_factory=lambda: Training(steps=30_000, accumulation=2, learning_rate=2e-6)
+        default_factory=lambda: Training(steps=30_000, gradient_accumulation=2, learning_rate=2e-6)
     )
 
     def __post_init__(self) -> None:

@@ -59,7 +59,9 @@ def only_cpu() -> bool:
     return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
-def make_accelerator(folder: Path, *, accumulation: int = 1, precision: str = "no") -> Accelerator:
+def make_accelerator(
+    folder: Path, *, accumulation: int = 1, precision: str = "fp32"
+) -> Accelerator:
     """Create the run's Accelerator with JSONL and, where installed, TensorBoard trackers.
 
     Stops if the launcher started more processes than accelerate sees: each would otherwise
@@ -75,7 +77,7 @@ def make_accelerator(folder: Path, *, accumulation: int = 1, precision: str = "n
     accelerator = Accelerator(
         cpu=only_cpu(),
         gradient_accumulation_steps=accumulation,
-        mixed_precision=precision,
+        mixed_precision="no" if precision == "fp32" else precision,
         log_with=trackers,
         project_dir=str(folder),
         step_scheduler_with_optimizer=False,

@@ -26,8 +26,8 @@ PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "export", "generation", "pocket-city", "segmentation", "real-data"))]  # fmt: skip
 AFTER_README = ("docs/export.md", "docs/segmentation.md")
 ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
-TRAINING = ("--training.steps", "1", "--training.batch-size", "1", "--training.accumulation", "1",
-            "--training.workers", "0")  # fmt: skip
+TRAINING = ("--training.steps", "1", "--training.batch-size", "1",
+            "--training.gradient-accumulation", "1", "--training.workers", "0")  # fmt: skip
 SIZE = ("--crop.size-px", "64", "128", "--crop.scales", "1.0")
 FRAMES = {"gta": (64, 116)}  # height and width of the toy trees, in the aspect of the real ones
 TOY: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,8 @@ import torch
 
 SMALL = (
     "--crop.size-px", "32", "64", "--crop.scales", "0.5", "1.0", "--training.batch-size", "2",
-    "--training.steps", "2", "--training.accumulation", "1", "--training.learning-rate", "1e-3",
+    "--training.steps", "2", "--training.gradient-accumulation", "1",
+    "--training.learning-rate", "1e-3",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 SMALL = (
     "--crop.size-px", "32", "64", "--crop.scales", "0.5", "1.0", "--training.batch-size", "2",
-    "--training.log-interval", "1", "--training.accumulation", "1", "--previews", "0",
+    "--training.log-interval", "1", "--training.gradient-accumulation", "1", "--previews", "0",
     "--training.learning-rate", "1e-3",
 )  # fmt: skip
 

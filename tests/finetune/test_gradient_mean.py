@@ -37,7 +37,8 @@ def test_two_processes_follow_the_mean_gradient(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--",
         tmp_path / "recording.py", "finetune/unet.py", "--data", tiny_dataset(n=6), "--base",
         tiny_base, "--output", tmp_path / "run", "--crop.size-px", "32", "64", "--previews", "0",
-        "--training.steps", "1", "--training.batch-size", "2", "--training.accumulation", "2",
+        "--training.steps", "1", "--training.batch-size", "2",
+        "--training.gradient-accumulation", "2",
         "--training.learning-rate", RATE, "--training.clip-norm", "1e9",
         NOTES=str(tmp_path), PYTHONPATH=str(root), timeout_s=600,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from pipeline import checkpoints
 from pipeline.errors import UserError
 
 SMALL = (
-    "--crop.size-px", "32", "64", "--crop.scales", "0.5", "1.0", "--training.accumulation", "2",
+    "--crop.size-px", "32", "64", "--crop.scales", "0.5", "1.0",
+    "--training.gradient-accumulation", "2",
     "--training.learning-rate", "1e-3", "--training.ema-decay", "0.9", "--previews", "1",
     "--training.steps", "20", "--training.checkpoint-interval", "5",
 )  # fmt: skip

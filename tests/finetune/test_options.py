@@ -88,7 +88,7 @@ def test_cached_crops_train_and_resume(
 
 def test_batches_on_the_device_are_items_of_the_cache_and_a_function_of_the_update(tmp_path):
     crops = cache.prepare(Process(0, 1), tmp_path, 8, make_item, encode)
-    settings = Training(steps=3, batch_size=4, accumulation=2)
+    settings = Training(steps=3, batch_size=4, gradient_accumulation=2)
 
     def run(rank):
         return start.Run(Process(rank, 2), tmp_path, seed=5, training=settings)
@@ -233,7 +233,7 @@ def test_models_and_captions_that_do_not_fit_are_said_first(
 
 def test_shares_lie_between_nothing_and_everything(call, tiny_controlnet, tiny_dataset):
     data = tiny_dataset(n=1)
-    for flag in ("--caption-dropout", "--mix-with-init"):
+    for flag in ("--caption-dropout", "--init-weight"):
         for value in (3, -0.1):
             with pytest.raises(UserError, match=f"{flag} {value}: must be in 0..1"):
                 call(controlnet, "--data", data, "--output", "nowhere",

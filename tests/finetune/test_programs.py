@@ -47,7 +47,7 @@ def test_unet_resumes_bit_for_bit_after_a_kill(
     command = [
         "finetune/unet.py", "--data", str(data), "--base", str(tiny_base), *SMALL,
         "--training.steps", "40", "--training.checkpoint-interval", "5",
-        "--training.ema-decay", "0.9", "--training.accumulation", "2",
+        "--training.ema-decay", "0.9", "--training.gradient-accumulation", "2",
         "--training.learning-rate", "1e-3",
     ]  # fmt: skip
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -71,8 +71,8 @@ def test_controlnet_trains_and_stock_diffusers_loads_it(
     data, output = tiny_dataset(n=4), tmp_path / "run"
     run_program(
         "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output", output, *SMALL,
-        "--training.steps", "3", "--training.accumulation", "1", "--rare-classes.min-pixels", "10",
-        "--training.learning-rate", "1e-3",
+        "--training.steps", "3", "--training.gradient-accumulation", "1",
+        "--rare-classes.min-pixels", "10", "--training.learning-rate", "1e-3",
     )  # fmt: skip
     net = ControlNetModel.from_pretrained(output / "controlnet")
     assert net.config.conditioning_channels == 20
@@ -88,14 +88,14 @@ def test_two_processes_draw_different_samples(
     run_program(
         "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         f"finetune/{program}.py", "--data", data, "--base", tiny_base, "--output", output, *SMALL,
-        "--training.steps", "2", "--training.accumulation", "1",
+        "--training.steps", "2", "--training.gradient-accumulation", "1",
         *(["--rare-classes.min-pixels", "10"] if program == "controlnet" else []),
     )  # fmt: skip
     assert runs.is_finished(output, 2)
     single = tmp_path / "single"
     run_program(
         f"finetune/{program}.py", "--data", data, "--base", tiny_base, "--output", single, *SMALL,
-        "--training.steps", "2", "--training.accumulation", "1",
+        "--training.steps", "2", "--training.gradient-accumulation", "1",
         *(["--rare-classes.min-pixels", "10"] if program == "controlnet" else []),
     )  # fmt: skip
     assert not same_weights(output / program, single / program)
@@ -138,7 +138,7 @@ def test_base_model_from_scratch_draws_from_a_prompt(
     further = (
         "finetune/prior.py", "--data", data, "--init", tmp_path / "prior" / "base", *size,
         "--training.steps", "1", "--logit-normal", "-0.4", "1.4",
-        "--half-weights", "False", "--training.ema-decay", "0", "--training.learning-rate", "0",
+        "--save-fp16", "False", "--training.ema-decay", "0", "--training.learning-rate", "0",
     )  # fmt: skip
     own_vae = ("--vae", tmp_path / "decoder" / "vae")
     run_program(*further, *own_vae, "--output", tmp_path / "further")
@@ -231,8 +231,9 @@ def test_control_is_mixed_with_the_one_it_began_from(
         run_program(
             "finetune/controlnet.py", "--data", data, "--base", tiny_base, *SMALL, "--init",
             tiny_controlnet, "--output", tmp_path / share, "--training.steps", "1",
-            "--training.accumulation", "1", "--rare-classes.min-pixels", "10", "--previews", "0",
-            "--training.learning-rate", "1e-2", "--color-jitter", "1", "--mix-with-init", share,
+            "--training.gradient-accumulation", "1",
+            "--rare-classes.min-pixels", "10", "--previews", "0",
+            "--training.learning-rate", "1e-2", "--color-jitter", "1", "--init-weight", share,
         )  # fmt: skip
         written[share] = load_file(tmp_path / share / "controlnet" / WEIGHTS)
     initial, moved = load_file(tiny_controlnet / WEIGHTS), 0.0
@@ -244,9 +245,9 @@ def test_control_is_mixed_with_the_one_it_began_from(
     assert moved > 0
     failed = run_program(
         "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output", tmp_path / "no",
-        "--mix-with-init", "0.5", check=False,
+        "--init-weight", "0.5", check=False,
     )  # fmt: skip
-    assert failed.returncode == 2 and "--mix-with-init: needs --init" in failed.stderr
+    assert failed.returncode == 2 and "--init-weight: needs --init" in failed.stderr
 
 
 def test_bfloat16_and_compilation_learn_the_same(run_program, tiny_base, tiny_dataset, tmp_path):
@@ -257,7 +258,8 @@ def test_bfloat16_and_compilation_learn_the_same(run_program, tiny_base, tiny_da
     def train(name: str, *arguments: str, **environment: str):
         done = run_program(
             "finetune/controlnet.py", "--data", data, "--base", tiny_base, "--output",
-            tmp_path / name, *SMALL, "--training.steps", "4", "--training.accumulation", "1",
+            tmp_path / name, *SMALL, "--training.steps", "4",
+            "--training.gradient-accumulation", "1",
             "--training.learning-rate", "1e-3", "--previews", "0",
             "--rare-classes.enabled", "False", *arguments, **environment,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 PATIENCE_S = 3600
 ONE_UPDATE = (
-    "--training.steps", "1", "--training.batch-size", "1", "--training.accumulation", "1",
+    "--training.steps", "1", "--training.batch-size", "1", "--training.gradient-accumulation", "1",
     "--previews", "0", "--gradient-checkpointing", "True",
 )  # fmt: skip
 
@@ -66,13 +66,13 @@ def test_one_update_of_each_program(base, data, workspace, run_program):
     recipes = "configs/finetune"
     run_program(
         "finetune/unet.py", "--config", f"{recipes}/unet_gta_sd15.yaml", *common, "--output",
-        workspace / "unet", "--training.precision", "no", timeout_s=PATIENCE_S,
+        workspace / "unet", "--training.precision", "fp32", timeout_s=PATIENCE_S,
     )  # fmt: skip
     shutil.rmtree(workspace / "unet" / "checkpoints")
     run_program(
         "finetune/controlnet.py", "--config", f"{recipes}/controlnet_gta_sd15.yaml", *common,
         "--unet", workspace / "unet" / "unet", "--output", workspace / "controlnet",
-        "--training.precision", "no", timeout_s=PATIENCE_S,
+        "--training.precision", "fp32", timeout_s=PATIENCE_S,
     )  # fmt: skip
     net = ControlNetModel.from_pretrained(workspace / "controlnet" / "controlnet")
     assert sum(p.numel() for p in net.parameters()) == 361_279_120 + 17 * 16 * 9  # 20 channels
