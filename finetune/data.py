@@ -57,16 +57,6 @@ def sampled_batches(run: Run, sample: Sampler, collate: Callable[[list[Any]], An
     return start
 
 
-def numbered(data: Batches, accumulation: int) -> Batches:
-    """Return the micro-batches of `data`, each with the number of its update, counted from 0."""
-
-    def start(first: int) -> Iterator[tuple[int, Any]]:
-        for number, batch in enumerate(data(first), first * accumulation):
-            yield number // accumulation, batch
-
-    return start
-
-
 def crop_batches(
     run: Run,
     vae: Any,

@@ -39,8 +39,10 @@ class Task(ABC):
     batches: Batches
 
     @abstractmethod
-    def loss(self, model: torch.nn.Module, batch: Any, generator: torch.Generator) -> Loss:
-        """Return the loss of a batch for `model`, the wrapped form of the task's own.
+    def loss(
+        self, model: torch.nn.Module, batch: Any, generator: torch.Generator, *, step: int
+    ) -> Loss:
+        """Return the loss of a batch of update `step` for `model`, the wrapped form of the task's.
 
         All of its randomness comes from `generator`, on the device of the model.
         """
@@ -108,7 +110,7 @@ def accumulate_gradients(
         last = micro == number - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with accelerator.autocast():
-                loss = task.loss(model, batch, generator)
+                loss = task.loss(model, batch, generator, step=step)
             logged, value = loss.logged, loss.value / number
             total += value.detach()
             accelerator.backward(value)

@@ -59,7 +59,9 @@ class ControlNetTask(Task):
         self.previews, self.load_base_unet = previews, load_base_unet
         self.initial = copy.deepcopy(controlnet.state_dict()) if init_weight else {}
 
-    def loss(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> Loss:
+    def loss(
+        self, model: torch.nn.Module, batch: Batch, generator: torch.Generator, *, step: int
+    ) -> Loss:
         """Return the denoising loss, with the label maps of the batch as the control."""
         maps = batch[1]
         assert maps is not None

@@ -152,7 +152,9 @@ class TextToImageTask(Task):
         self.logit_normal, self.save_fp16 = logit_normal, save_fp16
         self.prompts, self.crop_px = prompts, crop_px
 
-    def loss(self, model: torch.nn.Module, batch: TokenBatch, generator: torch.Generator) -> Loss:
+    def loss(
+        self, model: torch.nn.Module, batch: TokenBatch, generator: torch.Generator, *, step: int
+    ) -> Loss:
         """Return the denoising loss."""
         moments, ids = (part.to(self.run.accelerator.device) for part in batch)
         latents = sample_moments(moments, generator)

@@ -39,7 +39,9 @@ class UNetTask(Task):
         self.frozen, self.model, self.batches = frozen, unet, batches
         self.lora, self.previews = lora, previews
 
-    def loss(self, model: torch.nn.Module, batch: Batch, generator: torch.Generator) -> Loss:
+    def loss(
+        self, model: torch.nn.Module, batch: Batch, generator: torch.Generator, *, step: int
+    ) -> Loss:
         """Return the denoising loss."""
         noisy = self.frozen.add_noise(batch, generator)
         prediction = predict(model, noisy.latents, noisy.timesteps, noisy.text)

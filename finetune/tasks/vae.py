@@ -18,7 +18,7 @@ from finetune.autoencoder import (
     balanced_loss,
     discriminator_loss,
 )
-from finetune.data import Batches, numbered
+from finetune.data import Batches
 from finetune.loop import Loss, Task
 from finetune.losses import reconstruction_loss
 from finetune.network_sizes import AutoencoderSizes
@@ -45,7 +45,11 @@ def build_autoencoder(sizes: AutoencoderSizes, sample_size: int) -> AutoencoderK
 
 
 class AutoencoderTask(Task):
-    """Trains an autoencoder, or with `decoder_only` its decoder."""
+    """Trains an autoencoder, or with `decoder_only` its decoder.
+
+    The discriminator is trained from the first update on; its judgement trains the decoder from
+    update `adversarial_start` on.
+    """
 
     model: Reconstruct
 
@@ -60,8 +64,7 @@ class AutoencoderTask(Task):
         adversarial_start: int = 0,
         decoder_only: bool = False,
     ) -> None:
-        self.run, self.sample, self.weights = run, sample, weights
-        self.batches = numbered(batches, run.training.accumulation)
+        self.run, self.batches, self.sample, self.weights = run, batches, sample, weights
         self.adversarial_start = adversarial_start
         self.device, self.decoder_only = run.accelerator.device, decoder_only
         vae.encoder.requires_grad_(not decoder_only)
@@ -76,14 +79,10 @@ class AutoencoderTask(Task):
         self.perceptual = Perceptual().to(self.device) if weights.perceptual else None
 
     def loss(
-        self,
-        model: torch.nn.Module,
-        batch: tuple[int, torch.Tensor],
-        generator: torch.Generator,
+        self, model: torch.nn.Module, batch: torch.Tensor, generator: torch.Generator, *, step: int
     ) -> Loss:
-        """Return the loss of (update, images Bx3xHxW in [-1, 1]) and its parts."""
-        update, weights = batch[0], self.weights
-        image = batch[1].to(self.device)
+        """Return the loss of images Bx3xHxW in [-1, 1] and its parts."""
+        image, weights = batch.to(self.device), self.weights
         sides = [side // self.factor for side in image.shape[-2:]]
         noise = torch.randn(
             len(image), self.latent_channels, *sides, generator=generator, device=self.device
@@ -93,7 +92,7 @@ class AutoencoderTask(Task):
         loss, logged = balanced_loss(
             output,
             lambda x: reconstruction_loss(x, image, **pixel_weights),
-            self._balanced_terms(image, update),
+            self._balanced_terms(image, step),
         )
         divergence = DiagonalGaussianDistribution(moments).kl().mean() / noise[0].numel()
         loss = loss + weights.kl * divergence
@@ -108,13 +107,13 @@ class AutoencoderTask(Task):
         psnr = -10 * torch.log10(((output.detach() - image) / 2).square().mean())
         return Loss(loss, {**logged, "psnr": psnr, "kl": divergence})
 
-    def _balanced_terms(self, image: torch.Tensor, update: int) -> dict[str, Any]:
+    def _balanced_terms(self, image: torch.Tensor, step: int) -> dict[str, Any]:
         """Return weight and loss of the terms whose gradients are balanced, by name."""
         terms: dict[str, Any] = {}
         if perceptual := self.perceptual:
             terms["perceptual"] = (self.weights.perceptual, lambda x: perceptual(x, image))
         discriminator = self.model.discriminator
-        if discriminator and update >= self.adversarial_start:
+        if discriminator and step >= self.adversarial_start:
             terms["adversarial"] = (
                 self.weights.adversarial,
                 lambda x: adversarial_loss(discriminator, x),

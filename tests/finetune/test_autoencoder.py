@@ -1,11 +1,14 @@
 """The autoencoder's losses: balanced shares, what each pulls at, the frozen feature network."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
+from finetune import loop
 from finetune.autoencoder import (
     Discriminator,
     LossWeights,
@@ -14,8 +17,8 @@ from finetune.autoencoder import (
     balanced_loss,
     discriminator_loss,
 )
-from finetune.data import numbered
 from finetune.settings import Training
+from finetune.start import Run
 from finetune.tasks.vae import AutoencoderTask
 from pipeline import efficientnet
 
@@ -108,7 +111,7 @@ def test_the_adversarial_loss_reaches_the_decoder_from_its_update_on():
         )
         task = AutoencoderTask(run, vae, lambda first: iter(()), None, weights, adversarial_start=3)
         task.model.zero_grad()
-        loss = task.loss(task.model, (update, image), torch.Generator().manual_seed(1))
+        loss = task.loss(task.model, image, torch.Generator().manual_seed(1), step=update)
         loss.value.backward()
         return vae.decoder.conv_out.weight.grad.clone(), set(loss.logged)
 
@@ -120,8 +123,29 @@ def test_the_adversarial_loss_reaches_the_decoder_from_its_update_on():
     assert {"adversarial", "discriminator"} <= logged_late
 
 
-def test_batches_carry_the_number_of_their_update():
-    def data(first: int):
-        return iter("abcdef"[first * 2 :])
+def test_the_loss_is_told_the_number_of_its_update(tmp_path):
+    """Also after a resume, and for all micro-batches of an update."""
+    told = []
 
-    assert list(numbered(data, 2)(1)) == [(1, "c"), (1, "d"), (2, "e"), (2, "f")]
+    class Task(loop.Task):
+        model = torch.nn.Linear(1, 1)
+
+        def batches(self, first):
+            return iter("abcdef"[first * 2 :])
+
+        def loss(self, model, batch, generator, *, step):
+            told.append((step, batch))
+            return loop.Loss(model(torch.ones(1)).sum())
+
+        def save(self, weights, folder):
+            """Nothing is kept."""
+
+    training = Training(steps=3, gradient_accumulation=2, checkpoint_interval=1)
+    for steps, expected in (
+        (1, [(0, "a"), (0, "b")]),
+        (3, [(1, "c"), (1, "d"), (2, "e"), (2, "f")]),
+    ):
+        accelerator = Accelerator(cpu=True)
+        loop.train(Run(accelerator, tmp_path, 0, replace(training, steps=steps)), Task())
+        assert told == expected
+        told.clear()
