@@ -174,7 +174,7 @@ def test_pins_are_of_what_is_required() -> None:
 
 TEXTS = (".py", ".md", ".yaml", ".toml", ".sh", ".j2", ".ipynb", ".txt", "")
 KEPT = ("pipeline", "finetune", "generation", "segtrain", "configs", "datasets", "scripts",
-        "benchmarks", "docs", "tests")  # fmt: skip
+        "benchmarks", "experiments", "docs", "tests")  # fmt: skip
 
 
 def test_texts_name_no_folder_of_a_machine() -> None:

@@ -40,7 +40,7 @@ TOY: dict[str, tuple[str, ...]] = {
                                "--rare-classes.min-pixels", "1"),
     "finetune/vae.py": TRAINING,
     "finetune/prior.py": (*TRAINING, "--channels", "32", "64", "--text-width", "32"),
-    "benchmarks/color_transfer.py": ("--n", "3"),
+    "experiments/color_transfer.py": ("--n", "3"),
     "benchmarks/finetuning.py": ("--batch-sizes", "1", "--size-px", "64", "64", "--repeats", "1"),
     "generation/run.py": ("--n", "1", "--steps", "1"),
     "segtrain/train.py": ("--iterations", "2", "--batch-size", "2", "--workers", "0"),

@@ -39,7 +39,9 @@ def program_and_options(command: str) -> tuple[str, list[str]] | None:
     """Return our program named in a command and its options, None for other commands."""
     words = shlex.split(command, comments=True)
     for index, word in enumerate(words):
-        if re.fullmatch(r"(pipeline|finetune|generation|segtrain|benchmarks)/\w+\.py", word):
+        if re.fullmatch(
+            r"(pipeline|finetune|generation|segtrain|benchmarks|experiments)/\w+\.py", word
+        ):
             return word, words[index + 1 :]
     return None
 

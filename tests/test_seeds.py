@@ -10,10 +10,10 @@ from pipeline.errors import UserError
 from segtrain.diffusion.trajectories import Inversion, Noised
 
 ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = {
-    "color_transfer": ("--source", "a", "--collection", "b", "--output", "c"),
-    "contact_sheet": ("--render", "game", "--output", "c"),
-    "random_base": ("--output", "c"),
+MEASURING = {
+    "experiments.color_transfer": ("--source", "a", "--collection", "b", "--output", "c"),
+    "experiments.contact_sheet": ("--render", "game", "--output", "c"),
+    "benchmarks.random_base": ("--output", "c"),
 }
 
 
@@ -30,19 +30,20 @@ PROGRAMS = sorted(
     for stage in ("pipeline", "finetune", "generation", "segtrain")
     for path in (ROOT / stage).glob("*.py")
     if has_seed(path)
-) + ["generation.run", *(f"benchmarks.{name}" for name in BENCHMARKS)]
+) + ["generation.run", *MEASURING]
 
 
 def test_all_programs_are_found() -> None:
     stages = {name.partition(".")[0] for name in PROGRAMS}
-    assert stages == {"finetune", "generation", "segtrain", "benchmarks"} and len(PROGRAMS) > 8
+    measuring = {"benchmarks", "experiments"}
+    assert stages == {"finetune", "generation", "segtrain"} | measuring and len(PROGRAMS) > 8
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_seed_that_no_generator_takes(name, seed, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    others = BENCHMARKS.get(name.partition(".")[2], ())
+    others = MEASURING.get(name, ())
     monkeypatch.setattr(sys, "argv", [name, *others, "--seed", str(seed)])
     program = importlib.import_module(name)
     with pytest.raises(UserError, match=f"^--seed {str(seed)[:4]}.*must be") as caught:

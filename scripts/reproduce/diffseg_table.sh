@@ -59,4 +59,4 @@ for seed in $SEEDS; do
     done
 done
 
-$python benchmarks/diffseg_table.py --workspace "$work"
+$python experiments/diffseg_table.py --workspace "$work"

@@ -4,7 +4,7 @@ The control of `--details source`: if these helped a network as much as pictures
 from the diffusion model, its knowledge of looks would be of no use. Each class of each picture gets
 a random mean colour and a random part of its contrast (domain randomization, Tobin et al., 2017).
 
-    python benchmarks/random_colors.py --generated DIR --layouts DIR --output DIR
+    python experiments/random_colors.py --generated DIR --layouts DIR --output DIR
 
 `--layouts` is the dataset folder the generated set was drawn from.
 """

@@ -6,10 +6,10 @@ network learns from them does not hold in real nights. This compares, class by c
 colour in each picture with the mean over rendered pictures of the same look (0 to 255, mean over
 the channels).
 
-    python benchmarks/class_colors.py --rendered DIR --generated DIR [DIR ...] --output colors.json
+    python experiments/class_colors.py --rendered DIR --generated DIR [DIR ...] --output FILE
 
-`--rendered` is what benchmarks/render_layouts.py writes; its own distance, from picture to picture,
-is the least to be expected. Used for measuring only.
+`--rendered` is what experiments/render_layouts.py writes; its own distance, from picture to
+picture, is the least to be expected. Used for measuring only.
 """
 
 import argparse

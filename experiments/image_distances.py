@@ -1,6 +1,6 @@
 """How far are generated images from rendered ones, and are they copies?
 
-    python benchmarks/image_distances.py --reference DIR --images DIR --training DIR --output OUT
+    python experiments/image_distances.py --reference DIR --images DIR --training DIR --output OUT
 
 Both sets go through EfficientNet-Lite0 (ImageNet, the extra `imagenet`). Reported: the Frechet
 distance (Heusel et al., NeurIPS 2017), the unbiased kernel distance (Binkowski et al., ICLR 2018,

@@ -1,6 +1,6 @@
 """Put samples of a generated set on one sheet: label, source picture and generated picture.
 
-    python benchmarks/contact_sheet.py --generated DIR [DIR ...] --source DIR --output sheet.jpg
+    python experiments/contact_sheet.py --generated DIR [DIR ...] --source DIR --output sheet.jpg
 
 One sample per condition, the first of each, in a column: several sets of the same label maps one
 below the other; `--source` is the dataset folder whose labels were the layouts. With `--render LOOK

@@ -1,6 +1,6 @@
 """Print the tables of scripts/reproduce/diffseg_table.sh: scores on five targets, and costs.
 
-    python benchmarks/diffseg_table.py --workspace runs/diffseg_table [--cost]
+    python experiments/diffseg_table.py --workspace runs/diffseg_table [--cost]
 
 `--cost` trains each network for a few updates and segments a few pictures, in a process each.
 """

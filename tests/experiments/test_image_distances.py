@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import image_distances as d
+from experiments import image_distances as d
 
 
 def test_frechet_distance_of_gaussians_has_its_closed_form():

@@ -1,6 +1,6 @@
 """How right the pseudo-labels are from which segtrain/adapt.py learns a scene prompt.
 
-    python benchmarks/pseudo_labels.py --checkpoint DIR [...] --targets DIR [...] [--limit N]
+    python experiments/pseudo_labels.py --checkpoint DIR [...] --targets DIR [...] [--limit N]
 
 Labels of pixels where a network trusts its prediction by `--confidence` or more, against the ground
 truth of targets: their share of all pixels, how many of them are right, and the mean over classes

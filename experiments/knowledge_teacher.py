@@ -3,7 +3,7 @@
 IPKL (Ji et al., ICASSP 2025) can teach no more than its teacher knows: the branch that is told the
 classes of a picture and where they are, here from the ground truth as in training.
 
-    python benchmarks/knowledge_teacher.py --checkpoint DIR [DIR ...] --data DIR [--limit N]
+    python experiments/knowledge_teacher.py --checkpoint DIR [DIR ...] --data DIR [--limit N]
 
 `--checkpoint`: output folders of segtrain/train.py with IPKL; `--data`: a labelled dataset folder
 that nothing was trained on. `told`: at most as many classes as in a training step; `told

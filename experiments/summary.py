@@ -1,6 +1,6 @@
 """Print the tables of a finished `pocket_experiment` run as Markdown.
 
-python benchmarks/summary.py --workspace runs/experiment > benchmarks/results/NAME.md
+python experiments/summary.py --workspace runs/experiment > experiments/results/NAME.md
 """
 
 import argparse

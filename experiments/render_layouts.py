@@ -3,7 +3,7 @@
 The yardstick for generated pictures: same labels, same looks, drawn by the renderer. Works for
 sets whose layouts were the frames of Pocket City's source.
 
-    python benchmarks/render_layouts.py --generated DIR --output DIR
+    python experiments/render_layouts.py --generated DIR --output DIR
 """
 
 import argparse

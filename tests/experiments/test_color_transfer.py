@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import color_transfer
+from experiments import color_transfer
 from pipeline.dataset import DatasetWriter, open_dataset, read_image, read_pair
 from pipeline.errors import UserError
 

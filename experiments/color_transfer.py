@@ -8,8 +8,8 @@ minutes, and the labels stay exact. Two methods:
     fda        the lowest frequencies of the amplitude spectrum (Yang and Soatto, FDA: Fourier
                Domain Adaptation for Semantic Segmentation, CVPR 2020)
 
-    python benchmarks/color_transfer.py --source DIR --collection DIR --output DIR --n 320
-    python benchmarks/color_transfer.py --source DIR --collection DIR --output DIR --crops-of DIR
+    python experiments/color_transfer.py --source DIR --collection DIR --output DIR --n 320
+    python experiments/color_transfer.py --source DIR --collection DIR --output DIR --crops-of DIR
 
 `--source` is a labelled dataset folder, whose first `--n` samples are written. `--crops-of` names a
 generated set drawn from that source; then its label crops are written, to compare like with like.

@@ -1,6 +1,6 @@
 """Draw the loss curves of training runs as one SVG.
 
-python benchmarks/loss_curves.py --output curves.svg NAME=RUN/metrics.jsonl [NAME=...]
+python experiments/loss_curves.py --output curves.svg NAME=RUN/metrics.jsonl [NAME=...]
 """
 
 import argparse

@@ -3,8 +3,8 @@
 Writes a dataset folder with every picture sent through the autoencoder, and its PSNR per look.
 Scoring an oracle segmenter on both folders then tells whether small things survive.
 
-    python benchmarks/vae_reconstruction.py --data DIR --base pocket --output DIR
-    python benchmarks/vae_reconstruction.py --data DIR --vae VAE_FOLDER --output DIR
+    python experiments/vae_reconstruction.py --data DIR --base pocket --output DIR
+    python experiments/vae_reconstruction.py --data DIR --vae VAE_FOLDER --output DIR
 """
 
 import argparse

@@ -3,7 +3,8 @@
 A small classifier learns the looks from rendered pictures, is checked on rendered pictures of
 other scenes, and then names the looks of generated ones.
 
-    python benchmarks/look_adherence.py --train DIR --heldout DIR --generated DIR [DIR ...] --output adherence.json
+    python experiments/look_adherence.py --train DIR --heldout DIR \
+        --generated DIR [DIR ...] --output adherence.json
 
 The true look of a row is its `look`, of a generated row its `condition`. Used for measuring only.
 """

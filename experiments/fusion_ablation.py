@@ -1,6 +1,6 @@
 """Draw the same label maps with different fusions; compare quality against cost.
 
-    python benchmarks/fusion_ablation.py --layouts runs/experiment/data/source \
+    python experiments/fusion_ablation.py --layouts runs/experiment/data/source \
         --oracle runs/experiment/segtrain/oracle --train runs/experiment/data/oracle/train \
         --heldout runs/experiment/data/oracle/heldout --n 32 --output runs/ablation
 
@@ -21,7 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import describe
-from benchmarks.summary import load, table
+from experiments.summary import load, table
 from generation.settings import default_config
 from pipeline import files
 from pipeline.dataset import open_dataset
@@ -107,7 +107,7 @@ def main() -> None:
         scores_file,
     )
     run(
-        "benchmarks/look_adherence.py",
+        "experiments/look_adherence.py",
         "--train",
         arguments.train,
         "--heldout",
