@@ -20,6 +20,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline.errors import guard
 from pipeline.files import read_json
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
+from pipeline.markdown import table
 
 Scores = dict[str, dict[str, Any]]  # arm -> entry of the score file
 
@@ -43,12 +44,6 @@ def spread(values: Iterable[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{mean(values):.1f} ± {stdev(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [" | ".join(header), " | ".join(["---"] * len(header))]
-    return "\n".join(f"| {line} |" for line in lines + [" | ".join(r) for r in rows]) + "\n"
 
 
 def main_table(scores: Scores) -> str:

@@ -6,6 +6,7 @@ comes out of them. Rules: CommonMark 0.31, sections 2.4 (backslash escapes) and 
 """
 
 import re
+from collections.abc import Sequence
 
 LONGEST = 300  # characters of one value
 _ACTIVE = re.compile(r"([\\`*{}\[\]<>#|~!&$@]|(?<!\w)_|_(?!\w))")  # no emphasis within words
@@ -33,3 +34,9 @@ def code(value: object) -> str:
     fence = "`" * (longest + 1)
     padding = " " if not text or text[0] in "` " or text[-1] in "` " else ""
     return f"{fence}{padding}{text}{padding}{fence}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells that are Markdown already."""
+    lines = [" | ".join(header), " | ".join(["---"] * len(header)), *map(" | ".join, rows)]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"

@@ -1,0 +1,173 @@
+"""Print the table of the ladder: what each further training set adds to the source.
+
+    python benchmarks/ladder.py --workspace runs/ladder > benchmarks/results/NAME.md
+    python benchmarks/ladder.py --workspace runs/ladder --photographs runs/photographs
+
+Reads the score files that `pipeline/run.py --recipe pocket_ladder` wrote, those that exist so far.
+Every cell is a mean over seeds with its standard deviation.
+"""
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.errors import UserError, guard
+from pipeline.files import read_json
+from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
+from pipeline.markdown import table
+from pipeline.pocket_city import TARGETS
+
+RUNGS = {
+    "nothing": "nothing (source only)",
+    "random_colors": "the source in random colours",
+    "reinhard": "the source in the colours of the collection (Reinhard)",
+    "fda": "the source in the colours of the collection (FDA)",
+    "drawn": "generated images as drawn",
+    "details": "generated images with the details of the source",
+    "reconstructions": "renders through the autoencoder",
+    "renders": "renders",
+}
+SMALL = [CLASS_NAMES[i] for i in SMALL_CLASSES]
+Entry = dict[str, Any]
+"""What a score file says of one network: its targets, each with mIoU and IoU per class."""
+
+
+def load(folder: Path) -> dict[tuple[str, int], list[Entry]]:
+    """Return what the files FOLDER/<part>/<rung>_<updates>_<seed>.json say, by (rung, updates).
+
+    Each list has one entry per seed, with the targets of all parts. A network that misses a part
+    is left out.
+    """
+    parts: dict[tuple[str, int, int], list[Entry]] = {}
+    for path in sorted(folder.glob("*/*.json")):
+        if found := re.fullmatch(r"(\w+)_(\d+)_(\d+)", path.stem):
+            (entry,) = read_json(path)["checkpoints"]
+            parts.setdefault((found[1], int(found[2]), int(found[3])), []).append(entry["targets"])
+    wanted = max(map(len, parts.values()), default=0)
+    entries: dict[tuple[str, int], list[Entry]] = {}
+    for (rung, updates, _), targets in sorted(parts.items()):
+        if len(targets) == wanted:
+            whole = {name: values for part in targets for name, values in part.items()}
+            entries.setdefault((rung, updates), []).append({"targets": whole})
+    return entries
+
+
+def cell(values: list[float]) -> str:
+    """Return `mean ± standard deviation`, without deviation if there is one value."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if values[1:] else "")
+
+
+def five_targets(entry: Entry) -> float:
+    """Return the mean mIoU of the five targets, in percent."""
+    return mean(entry["targets"][name]["miou"] for name in TARGETS)
+
+
+def small_classes(entry: Entry) -> float:
+    """Return the mean IoU of the small classes over the five targets, in percent."""
+    ious = [entry["targets"][name]["iou"].get(label) for name in TARGETS for label in SMALL]
+    return mean(iou for iou in ious if iou is not None)
+
+
+def on(name: str) -> Callable[[Entry], float]:
+    """Return the function that reads the mIoU on one target."""
+    return lambda entry: entry["targets"][name]["miou"]
+
+
+def rungs_table(
+    entries: dict[tuple[str, int], list[Entry]], columns: dict[str, Callable[[Entry], float]]
+) -> str:
+    """Return one row per rung and number of updates, with the gain over source only."""
+    rows = []
+    first = next(iter(columns.values()))
+    for updates in sorted({number for _, number in entries}):
+        baseline = entries.get(("nothing", updates))
+        for rung, title in RUNGS.items():
+            if found := entries.get((rung, updates)):
+                cells = [cell([value(e) for e in found]) for value in columns.values()]
+                gain = ""
+                if baseline and rung != "nothing":
+                    gain = f"{mean(map(first, found)) - mean(map(first, baseline)):+.1f}"
+                rows.append([str(updates), title, str(len(found)), gain, *cells])
+    return table(["updates", "source and ...", "seeds", "gain", *columns], rows)
+
+
+def sets_table(scores: Path) -> str:
+    """Return what the oracle and the look classifier see in each set."""
+    fidelity, looks = scores / "fidelity.json", scores / "looks.json"
+    if not fidelity.exists():
+        return ""
+    (oracle,) = read_json(fidelity)["checkpoints"]
+    top1 = {}
+    if looks.exists():
+        top1 = {Path(k).name: v["top1"] for k, v in read_json(looks)["generated"].items()}
+    best = oracle["targets"]["renders"]["miou"]
+    rows = []
+    for rung, title in RUNGS.items():
+        if seen := oracle["targets"].get(rung):
+            small = [v for name in SMALL if (v := seen["iou"].get(name)) is not None]
+            share, look = f"{100 * seen['miou'] / best:.0f}", top1.get(rung)
+            rows.append(
+                [title, f"{seen['miou']:.1f}", share, f"{mean(small):.1f}"]
+                + ["-" if look is None else f"{look:.1f}"]
+            )
+    header = ["set", "oracle mIoU", "% of renders", "small classes", "looks named, %"]
+    return table(header, rows)
+
+
+def heading() -> str:
+    """Return machine, versions, commit and command."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    names = ("torch", "diffusers", "accelerate", "mmsegmentation")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
+    return (
+        f"Machine: {platform.machine()}, {platform.system()}. Python {platform.python_version()}, "
+        f"{packages}. Commit {commit}.\n\n"
+        "Command: `python pipeline/run.py --recipe pocket_ladder`\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--workspace", required=True, type=Path, help="of the recipe pocket_ladder")
+    parser.add_argument("--photographs", type=Path, help="workspace of pocket_photographs")
+    options = parser.parse_args()
+    entries = load(options.workspace / "scores")
+    if not entries:
+        raise UserError(
+            f"--workspace {options.workspace}: holds no score of the ladder yet; run the recipe "
+            "pocket_ladder first"
+        )
+    print(heading())
+    columns = {
+        "five targets": five_targets,
+        "small classes": small_classes,
+        "dev": on("dev"),
+        "held-out renders": on("heldout"),
+    }
+    print("## The ladder, mIoU in percent, mean ± standard deviation over seeds\n")
+    print(rungs_table(entries, columns))
+    if seen := sets_table(options.workspace / "scores"):
+        print("## What the oracle and the look classifier see in each set, percent\n")
+        print(seen)
+    if options.photographs and (found := load(options.photographs / "scores")):
+        (name,) = next(iter(found.values()))[0]["targets"]
+        print(f"## On photographs ({name}), mIoU in percent\n")
+        print(rungs_table(found, {name: on(name)}))
+
+
+if __name__ == "__main__":
+    guard(main)

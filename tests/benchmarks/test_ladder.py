@@ -1,0 +1,45 @@
+"""The table of the ladder: means and gains from score files written by hand."""
+
+import json
+
+import pytest
+
+from benchmarks import ladder
+from pipeline.errors import UserError
+from pipeline.pocket_city import TARGETS
+
+
+def write_scores(folder, name, miou, small):
+    five = {t: {"miou": miou, "iou": {"person": small, "road": 99.0}} for t in TARGETS}
+    dev = {t: {"miou": miou + 1, "iou": {}} for t in ("dev", "heldout")}
+    for part, targets in (("five", five), ("dev", dev)):
+        path = folder / part / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"checkpoints": [{"name": name, "targets": targets}]}))
+
+
+def test_gain_is_the_difference_of_the_means_of_the_seeds(tmp_path, monkeypatch, capsys):
+    scores = tmp_path / "scores"
+    for seed, (nothing, drawn) in enumerate([(10.0, 14.0), (12.0, 18.0)]):
+        write_scores(scores, f"nothing_2000_{seed}", nothing, 5.0)
+        write_scores(scores, f"drawn_2000_{seed}", drawn, 7.0)
+    write_scores(scores, "nothing_4000_0", 20.0, 6.0)
+    (scores / "dev" / "drawn_4000_0.json").write_text(  # scored on one part so far
+        (scores / "dev" / "drawn_2000_0.json").read_text()
+    )
+    monkeypatch.setattr("sys.argv", ["ladder.py", "--workspace", str(tmp_path)])
+    ladder.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+    table = {(row[0], row[1]): row[2:] for row in rows}
+    drawn = table["2000", "generated images as drawn"]
+    assert drawn == ["2", "+5.0", "16.0 ± 2.8", "7.0 ± 0.0", "17.0 ± 2.8", "17.0 ± 2.8"]
+    assert table["2000", "nothing (source only)"][:3] == ["2", "", "11.0 ± 1.4"]
+    assert table["4000", "nothing (source only)"][2] == "20.0"
+    assert ("4000", "generated images as drawn") not in table
+
+
+def test_an_empty_workspace_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["ladder.py", "--workspace", str(tmp_path)])
+    with pytest.raises(UserError, match="no score of the ladder"):
+        ladder.main()
