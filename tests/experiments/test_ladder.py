@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import ladder
+from experiments import ladder
 from pipeline.errors import UserError
 from pipeline.pocket_city import TARGETS
 

@@ -1,7 +1,7 @@
 """Print the table of the ladder: what each further training set adds to the source.
 
-    python benchmarks/ladder.py --workspace runs/ladder > benchmarks/results/NAME.md
-    python benchmarks/ladder.py --workspace runs/ladder --photographs runs/photographs
+    python experiments/ladder.py --workspace runs/ladder > experiments/results/NAME.md
+    python experiments/ladder.py --workspace runs/ladder --photographs runs/photographs
 
 Reads the score files that `pipeline/run.py --recipe pocket_ladder` wrote, those that exist so far.
 Every cell is a mean over seeds with its standard deviation.
