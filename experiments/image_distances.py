@@ -2,11 +2,10 @@
 
     python experiments/image_distances.py --reference DIR --images DIR --training DIR --output OUT
 
-Both sets go through EfficientNet-Lite0 (ImageNet, the extra `imagenet`). Reported: the Frechet
-distance (Heusel et al., NeurIPS 2017), the unbiased kernel distance (Binkowski et al., ICLR 2018,
-section 3) with its deviation over subsets, precision and recall (Kynkaanniemi et al., NeurIPS
-2019). `--training` names what the model learned from: a sheet puts beside each of eight images its
-nearest training image. The features are not Inception's: compare the values with each other alone.
+Both sets go through EfficientNet-Lite0 (ImageNet, the extra `imagenet`). Reported: the distances
+of `generation.quality.distances`. `--training` names what the model learned from: a sheet puts
+beside each of eight images its nearest training image. The features are not Inception's: compare
+the values with each other alone.
 """
 
 import argparse
@@ -23,6 +22,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import describe
+from generation.quality import distances
 from pipeline import files
 from pipeline.dataset import open_dataset, read_image
 from pipeline.errors import UserError, guard
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     import torch
 
 SIZE_PX = (128, 256)
-NEIGHBOURS = 3  # k of precision and recall; the paper's value
-SUBSETS, SUBSET_SIZE = 50, 100
 
 
 def load_images(folder: str, most: int | None) -> list[np.ndarray]:
@@ -57,63 +55,12 @@ def features_of(network: "torch.nn.Module", images: list[np.ndarray]) -> np.ndar
     return torch.cat(parts).double().numpy()
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Return |mean difference|^2 + trace(A + B - 2 (A B)^(1/2)) of two sets of features NxD."""
-    from scipy import linalg
-
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    root = linalg.sqrtm(cov_a @ cov_b)
-    shift = np.square(a.mean(0) - b.mean(0)).sum()
-    return float(shift + np.trace(cov_a + cov_b - 2 * np.real(root)))
-
-
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """Return mean and deviation over subsets of the unbiased MMD^2, kernel (x.y / D + 1)^3."""
-    rng = np.random.default_rng(0)
-    size = min(SUBSET_SIZE, len(a), len(b))
-    values = []
-    for _ in range(SUBSETS):
-        x, y = (part[rng.choice(len(part), size, replace=False)] for part in (a, b))
-        xx, yy, xy = (_kernel(*pair) for pair in ((x, x), (y, y), (x, y)))
-        within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (xx, yy))
-        values.append(within - 2 * xy.mean())
-    return float(np.mean(values)), float(np.std(values))
-
-
-def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-
-def covered(points: np.ndarray, support: np.ndarray) -> float:
-    """Return the share of `points` within a ball of `support`, as wide as its k-th neighbour."""
-    radii = np.sort(_distances(support, support), axis=1)[:, NEIGHBOURS]
-    return float((_distances(points, support) <= radii).any(axis=1).mean())
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
-    return np.sqrt(np.maximum(squares, 0))
-
-
-def compare(reference: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-    """Return all distances of features `images` from features `reference`."""
-    kernel, deviation = kernel_distance(reference, images)
-    return {
-        "n": [len(reference), len(images)],
-        "frechet": round(frechet_distance(reference, images), 4),
-        "kernel": round(kernel, 6),
-        "kernel_deviation": round(deviation, 6),
-        "precision": round(covered(images, reference), 3),
-        "recall": round(covered(reference, images), 3),
-    }
-
-
 def neighbour_sheet(
     images: list[np.ndarray], features: np.ndarray, others: list[np.ndarray], theirs: np.ndarray
 ) -> np.ndarray:
     """Return eight rows of an image and the training image that is nearest to it."""
     chosen = np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)
-    nearest = _distances(features[chosen], theirs).argmin(1)
+    nearest = distances.pairwise(features[chosen], theirs).argmin(1)
     pairs = zip(chosen, nearest, strict=True)
     return np.concatenate([np.concatenate([images[i], others[j]], axis=1) for i, j in pairs])
 
@@ -132,15 +79,15 @@ def main() -> None:
 
     network = efficientnet.load_imagenet()
     reference = features_of(network, load_images(arguments.reference, arguments.most))
-    if len(reference) <= NEIGHBOURS:
-        raise UserError(f"{arguments.reference}: too few images; {NEIGHBOURS + 1} are the least")
+    if len(reference) < distances.LEAST:
+        raise UserError(f"{arguments.reference}: too few images; {distances.LEAST} are the least")
     training = load_images(arguments.training, arguments.most) if arguments.training else []
     known = features_of(network, training) if training else None
     result: dict[str, Any] = {"measured_on": describe("torch"), "sets": {}}
     for folder in arguments.images:
         images = load_images(folder, arguments.most)
         features = features_of(network, images)
-        result["sets"][folder] = compare(reference, features)
+        result["sets"][folder] = distances.compare(reference, features)
         print(f"{folder}: {result['sets'][folder]}", flush=True)
         if known is not None:
             sheet = neighbour_sheet(images, features, training, known)

@@ -23,8 +23,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.dataset import Sample, open_dataset, read_pair
 from pipeline.errors import UserError, guard
+from pipeline.iou import AREAS, areas_of, score_of
 from pipeline.labels import NUM_CLASSES
-from segtrain.scoring import AREAS, areas_of, score_of
 from segtrain.segmenter import Segmenter
 
 BRANCHES = ("plain", "told", "told all")

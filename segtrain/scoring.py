@@ -1,11 +1,7 @@
 """Per-class IoU and mIoU of a trained network on labelled target folders.
 
-The rule of the field, as cityscapesscripts and mmsegmentation's `IoUMetric` have it: pixels are
-summed over all pictures of a set, void pixels of the label do not count, and a class without a
-pixel in label and prediction has no IoU (null) and is left out of the mean. A class that is
-predicted somewhere but is in no label has the IoU 0 and counts. Counts are whole numbers, so no
-pixel is lost in large sets. Pictures go one by one through the network, so a score does not depend
-on batches or processes; each process takes every k-th picture.
+The rule is that of `pipeline.iou`. Pictures go one by one through the network, so a score does not
+depend on batches or processes; each process takes every k-th picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,56 +15,14 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from pipeline import labels
 from pipeline.dataset import Sample, read_pair
 from pipeline.errors import UserError
+from pipeline.iou import AREAS, areas_of, score_of
 from pipeline.markdown import plain
 from segtrain.protocol import Protocol
 
 Predict = Callable[[Path, np.ndarray], np.ndarray]
 """From a picture's path and HxWx3 RGB to HxW train ids."""
-AREAS = 3  # intersection, prediction, ground truth
-
-
-def areas_of(
-    prediction: np.ndarray, label: np.ndarray, num_classes: int = labels.NUM_CLASSES
-) -> np.ndarray:
-    """Return the pixels of each class in one picture, 3xK int64: in both, predicted, labelled.
-
-    Both are HxW ids. Pixels that are void in `label` do not count; ids of the prediction from
-    `num_classes` on are of no class, so they are only missing where they stand.
-    """
-    valid = label != labels.VOID
-    found, truth = prediction[valid], label[valid]
-    return np.stack(
-        [
-            np.bincount(ids, minlength=256)[:num_classes]
-            for ids in (truth[found == truth], found, truth)
-        ]
-    )
-
-
-def score_of(
-    areas: np.ndarray, pictures: int, names: Sequence[str] = labels.CLASS_NAMES
-) -> dict[str, Any]:
-    """Turn summed areas 3xK into percentages: `miou`, `iou` by class, and what is left out of it.
-
-    `num_classes` is the number of classes in the mean, `absent` names the others.
-    """
-    both, predicted, labelled = areas.astype(np.float64)
-    union = predicted + labelled - both
-    named = {
-        name: float(100 * part / whole) if whole else None
-        for name, part, whole in zip(names, both, union, strict=True)
-    }
-    counted = [value for value in named.values() if value is not None]
-    return {
-        "miou": sum(counted) / len(counted) if counted else None,
-        "num_classes": len(counted),
-        "iou": named,
-        "absent": [name for name, value in named.items() if value is None],
-        "pictures": pictures,
-    }
 
 
 def score_target(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import labels, prepare
+from pipeline import iou, labels, prepare
 from pipeline.dataset import open_dataset
 from segtrain import predict, score, scoring
 from segtrain.mmcv_stand_in import install_stand_in
@@ -21,13 +21,13 @@ SIZES = ((40, 72), (40, 72), (40, 72))
 
 @pytest.fixture(autouse=True, scope="module")
 def _mmseg() -> None:
-    import segtrain.registry
+    pass
 
 
 def test_scores_equal_a_hand_made_confusion() -> None:
     label = np.array([[0, 0, 0, 0], [1, 1, 2, 255]], np.uint8)
     prediction = np.array([[0, 0, 0, 1], [1, 1, 5, 7]], np.uint8)
-    found = scoring.score_of(scoring.areas_of(prediction, label), 1)
+    found = iou.score_of(iou.areas_of(prediction, label), 1)
     assert found["iou"]["road"] == pytest.approx(100 * 3 / 4)
     assert found["iou"]["sidewalk"] == pytest.approx(100 * 2 / 3)
     assert found["iou"]["building"] == 0.0
@@ -40,7 +40,7 @@ def test_scores_equal_a_hand_made_confusion() -> None:
 def test_a_class_that_is_only_predicted_counts_as_nought() -> None:
     label = np.zeros((1, 5), np.uint8)
     prediction = np.array([[0, 0, 0, 1, 2]], np.uint8)
-    found = scoring.score_of(scoring.areas_of(prediction, label), 1)
+    found = iou.score_of(iou.areas_of(prediction, label), 1)
     assert found["miou"] == pytest.approx(20.0) and found["num_classes"] == 3
 
 
@@ -48,7 +48,7 @@ def test_areas_sum_exactly_beyond_float32() -> None:
     areas = np.zeros((3, 19), dtype=np.int64)
     areas[:, 0] = 2**25
     areas[1:, 0] += 1  # float32 would lose this pixel
-    assert scoring.score_of(areas, 1)["iou"]["road"] < 100
+    assert iou.score_of(areas, 1)["iou"]["road"] < 100
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_a_set_of_fewer_classes_is_scored_in_its_own() -> None:
     protocol = Protocol(classes=classes)
     label = np.array([[8, 8, 12, 12, 0, 0, 255]], np.uint8)
     prediction = np.array([[9, 8, 18, 10, 0, 13, 10]], np.uint8)
-    areas = scoring.areas_of(protocol.merge(prediction), protocol.merge(label), 3)
-    found = scoring.score_of(areas, 1, protocol.class_names)
+    areas = iou.areas_of(protocol.merge(prediction), protocol.merge(label), 3)
+    found = iou.score_of(areas, 1, protocol.class_names)
     assert found["iou"] == {"tree": 100.0, "rider": 50.0, "road": 50.0}
     assert found["num_classes"] == 3
 
