@@ -1,9 +1,9 @@
-"""Averaged weights: one exponential average, or power-function averages of any width afterwards.
+"""Averaged weights: an exponential average, or power-function averages whose width is chosen later.
 
 A power-function average (Karras et al., CVPR 2024, section 3.1) weighs the parameters of update t
-by t^gamma: its width is a share of the training so far, `sigma_rel`, not a number of updates. Of
-two averages that are stored now and then, an average of any other width can be put together when
-the training is over (section 3.2). So the width is chosen by measurement after the training.
+by t^gamma: its width is a share of the training so far, `sigma_rel`, not a number of updates. From
+two averages that are stored at each checkpoint, an average of any other width can be computed after
+the training (section 3.2). So the width is chosen by measurement after the training.
 """
 
 import copy
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.settings import Training
 from pipeline import files
+from pipeline.averages import ema_share, update_average
 from pipeline.errors import UserError
 
 FOLDER = "averages"
@@ -33,28 +34,27 @@ class Averages:
 
     @property
     def weights(self) -> torch.nn.Module | None:
-        """The averaged weights to look at and to ship, None if there are none."""
+        """The averaged weights to preview and to save, None if there are none."""
         return next(iter(self.modules.values()), None)
 
     def update(self, model: torch.nn.Module, step: int) -> None:
         """Take in the weights of `model` after update `step`, counted from 0."""
 
     def store(self, folder: Path, done: int) -> None:
-        """Store what a later choice needs after `done` updates; on the main process only."""
+        """Store what the choice of a width needs after `done` updates; main process only."""
 
 
 class ExponentialAverage(Averages):
-    """One average of fixed decay; early updates use a shorter memory."""
+    """One exponential moving average, whose decay is lower in the first updates."""
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        self.modules["average"] = copy.deepcopy(model).requires_grad_(False)
+        self.modules["ema"] = copy.deepcopy(model).requires_grad_(False)
 
     def update(self, model: torch.nn.Module, step: int) -> None:
         """Move the average towards `model`."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        _move(self.modules["average"], model, 1 - decay)
+        _update_module(self.modules["ema"], model, ema_share(self.decay, step))
 
 
 class PowerAverages(Averages):
@@ -70,7 +70,7 @@ class PowerAverages(Averages):
         """Move each average towards `model` by 1 - (1 - 1/t)^(gamma + 1) (equation 127)."""
         for width in self.widths:
             share = 1 - (1 - 1 / (step + 1)) ** (gamma_of(width) + 1)
-            _move(self.modules[_name(width)], model, share)
+            _update_module(self.modules[_name(width)], model, share)
 
     def store(self, folder: Path, done: int) -> None:
         """Write the averages as float16 below `folder`/averages."""
@@ -92,12 +92,11 @@ def make_averages(settings: Training, model: torch.nn.Module) -> Averages:
 
 
 @torch.no_grad()
-def _move(average: torch.nn.Module, model: torch.nn.Module, share: float) -> None:
+def _update_module(average: torch.nn.Module, model: torch.nn.Module, share: float) -> None:
     """Move the averaged parameters by `share` of the way to the model's; copy its buffers."""
-    mine, new = list(average.parameters()), [p.detach() for p in model.parameters()]
-    torch._foreach_lerp_(mine, new, share)
-    for a, p in zip(average.buffers(), model.buffers(), strict=True):
-        a.copy_(p)
+    update_average(average.parameters(), model.parameters(), share)
+    for averaged, buffer in zip(average.buffers(), model.buffers(), strict=True):
+        averaged.copy_(buffer)
 
 
 def _name(width: float) -> str:
@@ -127,7 +126,7 @@ def _overlap(
 def reconstruct(folder: Path, sigma_rel: float) -> dict[str, torch.Tensor]:
     """Return the state dict of the average of relative width `sigma_rel` at the last stored step.
 
-    The stored profiles are combined so that the squared distance to the wanted profile is least.
+    The stored profiles are combined so that their squared distance to the wanted one is least.
     Raises `UserError` if nothing is stored in `folder`/averages.
     """
     paths = sorted((folder / FOLDER).glob("average-*-step-*.safetensors"))

@@ -165,6 +165,7 @@ def run(config: Config, pictures: list[Path]) -> None:
     from tqdm import tqdm
 
     from pipeline import checkpoints, runs, seeding
+    from pipeline.averages import update_average
     from segtrain.segmenter import Segmenter
 
     online = config.mode == "online"
@@ -222,7 +223,7 @@ def run(config: Config, pictures: list[Path]) -> None:
         loss.backward()
         scene.tokens.grad = accelerator.reduce(scene.tokens.grad, "mean")
         optimizer.step()
-        scene.average.lerp_(scene.tokens.detach(), 1 - config.ema_decay)
+        update_average([scene.average], [scene.tokens], 1 - config.ema_decay)
         accelerator.log({"loss": value}, step=step + 1)
         bar.set_postfix(loss=f"{value:.4f}")
         if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:

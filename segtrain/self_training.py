@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from pipeline.averages import mean_then_ema_share, update_average
 from pipeline.labels import VOID
 from segtrain.mixing import SelfTraining, seeded_globals
 from segtrain.transforms import with_reader
@@ -63,13 +64,13 @@ class Teacher(torch.nn.Module):
         named = self._network[0].named_parameters()
         return [(name, weight) for name, weight in named if weight.requires_grad]
 
-    @torch.no_grad()
     def follow(self) -> None:
         """Move towards the network; at first the average is the mean of all its states."""
         self.updates += 1
-        share = max(1 - self.settings.ema_decay, 1 / (int(self.updates) + 1))
-        for name, weight in self._trained():
-            self.get_buffer(name.replace(".", "/")).lerp_(weight, share)
+        share = mean_then_ema_share(self.settings.ema_decay, int(self.updates))
+        trained = self._trained()
+        averages = [self.get_buffer(name.replace(".", "/")) for name, _ in trained]
+        update_average(averages, [weight for _, weight in trained], share)
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[torch.nn.Module]:
