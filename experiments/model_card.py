@@ -2,8 +2,8 @@
 
     python experiments/model_card.py --workspace runs/pocket_model --output DIR
 
-Reads the workspace of `pipeline/run.py --recipe pocket_model`. Writes OUTPUT/README.md, the training
-logs and the pictures it shows. A part that was not measured is left out.
+Reads the workspace of `pipeline/run.py --recipe pocket_model`. Writes OUTPUT/README.md, the
+training logs and the pictures it shows. A part that was not measured is left out.
 """
 
 import argparse
@@ -127,8 +127,8 @@ def main() -> None:
             shown += f"\n![{title}]({found.name})\n\n{title}.\n"
     lines = [
         "# Pocket diffusion: model card\n",
-        "A small latent diffusion model of street scenes in Stable Diffusion's folder layout, and a "
-        "semantic ControlNet for it. Made by `python pipeline/run.py --recipe pocket_model`. "
+        "A small latent diffusion model of street scenes in Stable Diffusion's folder layout, and "
+        "a semantic ControlNet for it. Made by `python pipeline/run.py --recipe pocket_model`. "
         "Licence: Apache-2.0.\n",
         table(["part", "class", "channels", "size"], list(parts(workspace / "model"))),
         "## Training\n",

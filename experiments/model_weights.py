@@ -4,8 +4,8 @@
         --output DIR
 
 Writes OUTPUT/base and OUTPUT/controlnet, the layout that `--base OUTPUT/base --controlnet
-OUTPUT/controlnet` takes, and OUTPUT/weights.json with the bytes of each part. `--defaults` is the file
-of settings that generation and fine-tuning take from a base.
+OUTPUT/controlnet` takes, and OUTPUT/weights.json with the bytes of each part. `--defaults` is the
+file of settings that generation and fine-tuning take from a base.
 """
 
 import argparse
