@@ -1,6 +1,7 @@
 # make demo   set up, then the whole method on Pocket City, ending with runs/pocket/report.html
 # make test   set up, then every test               make test-extras  optional packages, see below
-# make setup  only the local environment in .venv       make lint, make clean: as named
+# make lint   style, spelling and types of all files    make docs   the documentation site in site/
+# make format what ruff can mend by itself              make setup  only the environment in .venv
 #
 # Needs Python 3.11 or newer and nothing else. PYTHON=... names another interpreter.
 
@@ -10,7 +11,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-extras setup lint doctor clean
+.PHONY: demo test test-extras setup lint format docs doctor clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -36,9 +37,20 @@ test-extras: $(STAMP)
 doctor: $(STAMP)
 	$(RUN) pipeline/doctor.py
 
-lint: $(STAMP)
-	$(RUN) -m pip install --quiet -c constraints.txt "ruff>=0.8"
-	$(RUN) -m ruff check .
+# The checks of .pre-commit-config.yaml.
+lint: $(VENV)/.dev
+	$(RUN) -m pre_commit run --all-files --show-diff-on-failure
+
+format: $(VENV)/.dev
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+docs: $(VENV)/.docs
+	$(RUN) -m mkdocs build --strict
+
+$(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(STAMP)
+	$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[$*]"
+	@touch $@
 
 # The stamp is written last, so an interrupted installation is simply continued.
 $(STAMP): pyproject.toml constraints.txt
@@ -51,4 +63,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(EXTRAS) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(EXTRAS) build dist site *.egg-info .pytest_cache .ruff_cache

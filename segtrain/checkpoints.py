@@ -120,7 +120,7 @@ def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
         recipe["model"]["backbone"]["base"] = saved["diffusion"]["base"] = base
     _require_same(folder, "diffusion weights", saved["diffusion"], diffusion_base(recipe))
 
-    import segtrain.registry
+    import segtrain.registry  # noqa: F401
 
     def make() -> Any:
         model = build_model(recipe)

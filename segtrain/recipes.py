@@ -35,7 +35,7 @@ def load_recipe(path: Path, options: Sequence[str] = ()) -> Any:
     with recipe_checks.named_faults(str(path)):
         from mmengine.config import Config
 
-        import segtrain.registry
+        import segtrain.registry  # noqa: F401
 
         recipe = Config.fromfile(path)
         recipe_checks.require_sections(recipe)

@@ -13,8 +13,8 @@ from segtrain.mmcv_stand_in import install_stand_in
 def import_mmsegmentation() -> None:
     """Import mmsegmentation and fill its registries. Safe to call again."""
     try:
-        import mmcv
-        import mmengine
+        import mmcv  # noqa: F401
+        import mmengine  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"segtrain needs mmsegmentation ({error}); pip install mmsegmentation==1.2.2 "
@@ -28,15 +28,15 @@ def import_mmsegmentation() -> None:
 
 import_mmsegmentation()
 
-from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS, MODELS, TRANSFORMS
+from mmseg.datasets import BaseSegDataset  # noqa: E402
+from mmseg.registry import DATASETS, MODELS, TRANSFORMS  # noqa: E402
 
-from pipeline import labels
-from pipeline.dataset import open_dataset
-from segtrain.diffusion.backbone import DiffusionBackbone
-from segtrain.diffusion.segmentor import DiffusionSegmentor
-from segtrain.heads import DAFormerHead, Mask2FormerHead
-from segtrain.transforms import Resize, prepare, with_reader
+from pipeline import labels  # noqa: E402
+from pipeline.dataset import open_dataset  # noqa: E402
+from segtrain.diffusion.backbone import DiffusionBackbone  # noqa: E402
+from segtrain.diffusion.segmentor import DiffusionSegmentor  # noqa: E402
+from segtrain.heads import DAFormerHead, Mask2FormerHead  # noqa: E402
+from segtrain.transforms import Resize, prepare, with_reader  # noqa: E402
 
 for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead, Mask2FormerHead):
     MODELS.register_module(name=f"Streetforge{part.__name__}", module=part, force=True)

@@ -314,4 +314,4 @@ def test_mutated_archives_never_write_elsewhere(
         except (UserError, OSError):
             pass
     assert {p.name for p in tmp_path.iterdir()} <= {"z", "t", "x", "out"}
-    assert not [p for p in (tmp_path / "out").rglob("*")]
+    assert not list((tmp_path / "out").rglob("*"))

@@ -283,7 +283,7 @@ def test_bad_answers_leave_nothing_under_the_name(
 
 
 def test_silent_server_and_no_server(server: Server, tmp_path: Path) -> None:
-    with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as silent:  # type: ignore
+    with http.server.socketserver.TCPServer(("127.0.0.1", 0), None) as silent:  # type: ignore[attr-defined]
         address = f"http://127.0.0.1:{silent.server_address[1]}/set.zip"
         with pytest.raises(UserError, match="ReadTimeout"):
             fetch(RemoteFile("set.zip", address), tmp_path / "set.zip", timeout_s=0.05, wait_s=0)

@@ -70,7 +70,7 @@ def test_stages_run_once_and_are_then_skipped(recipe: Path) -> None:
     assert again.stdout.count("complete, skipped") == 3
     assert [times_run(recipe, s) for s in ("first", "other", "second")] == [1, 1, 1]
     record = json.loads((recipe.parent / "work" / "timings.json").read_text())["stages"]
-    assert list(sorted(record)) == ["first", "other", "second"]
+    assert sorted(record) == ["first", "other", "second"]
     assert all(r["seconds"] >= 0 and r["peak_mb"] > 0 and r["finished_at"] for r in record.values())
     assert "made" in (recipe.parent / "work" / "logs" / "first.log").read_text()
 

@@ -85,8 +85,10 @@ def test_wheel_holds_our_packages_whole_and_nothing_else(wheel: Path, root: Path
 
 
 def test_installed_catalogue_is_the_checkouts(installed: Path, root: Path) -> None:
-    code = "from pipeline.catalogue.specs import known_datasets, load_spec\n" \
-           "for n in known_datasets(): print(load_spec(n) and n)"  # fmt: skip
+    code = (
+        "from pipeline.catalogue.specs import known_datasets, load_spec\n"
+        "for n in known_datasets(): print(load_spec(n) and n)"
+    )
     done = run(installed, code)
     assert done.stdout.split() == sorted(p.stem for p in (root / "datasets").glob("*.yaml")), done
 

@@ -57,8 +57,8 @@ def test_each_objective_changes_the_tokens_and_lowers_its_loss(config, objective
     model = segmenter.model.requires_grad_(False)
 
     def loss(tokens: torch.Tensor) -> float:
-        network = lambda images: model.decode_head(model.extract_feat(images, scene=tokens))
-        first = lambda images: model.decode_head(model.extract_feat(images, scene=before))
+        network = lambda images: model.decode_head(model.extract_feat(images, scene=tokens))  # noqa: E731
+        first = lambda images: model.decode_head(model.extract_feat(images, scene=before))  # noqa: E731
         return float(adapt.objective_loss(config, network, first, images))
 
     assert loss(tokens.float()) < loss(before)

@@ -214,7 +214,7 @@ def test_paths_of_one_prompt_equal_none_and_masks_choose_their_prompt(tiny_base:
             (encoder.encode(["snow"] * 2), torch.rand(2, 2, 1, 8, 8)),
         ):
             maps: list[torch.Tensor] = []
-            keep = lambda _l, _t, f, maps=maps: maps.append(f)
+            keep = lambda _l, _t, f, maps=maps: maps.append(f)  # noqa: E731
             extractor.stream(image, context, keep, masks=masks)
             found.append(maps)
         for maps, context in zip(found, (second, first, second), strict=True):
@@ -244,7 +244,7 @@ def test_guidance_between_equal_prompts_changes_hidden_states_by_a_factor(
     both: list[list[torch.Tensor]] = [[], []]
     for extractor, maps in zip((plain, faithful), both, strict=True):
         extractor.schedule.prediction_type = "epsilon"
-        keep = lambda _l, _t, f, maps=maps: maps.append(f)
+        keep = lambda _l, _t, f, maps=maps: maps.append(f)  # noqa: E731
         extractor.stream(_image(32, 32), text, keep, latents=latents)
     for number, (a, b) in enumerate(zip(*both, strict=True)):
         torch.testing.assert_close((1, 2)[number % 2] * a, b, rtol=1e-3, atol=1e-4)
@@ -258,7 +258,7 @@ def test_guidance_leads_away_from_a_prompt_that_differs(tiny_base: Path) -> None
     guided = load_extractor(str(tiny_base), **options, guidance=3.0)
     latents, rows, found = plain.encode(_image(32, 32)), [], {}
     guided.unet.register_forward_pre_hook(lambda _m, arguments: rows.append(len(arguments[0])))
-    keep = lambda level, _tap, feature: found.setdefault(level, feature)
+    keep = lambda level, _tap, feature: found.setdefault(level, feature)  # noqa: E731
     guided.stream(_image(32, 32), prompt, keep, latents=latents, negative=other)
     assert rows == [4, 2], "the last evaluation guides nothing"
     with torch.no_grad():

@@ -164,7 +164,7 @@ def test_the_runner_trains_on_the_source_as_our_program_does(path: Path) -> None
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_scoring_keeps_shapes_and_labels(path: Path, frames: Path) -> None:
-    import segtrain.registry
+    import segtrain.registry  # noqa: F401
 
     recipe = recipes.load_recipe(path)
     key = json.dumps(recipe.test_pipeline)

@@ -297,7 +297,7 @@ def test_whatever_stands_in_a_recipe_is_taken_or_refused(network, place, value) 
 
 
 def test_every_listed_part_is_one_that_is_registered() -> None:
-    import segtrain.registry  # noqa: I001 - ours first, it makes mmseg importable
+    import segtrain.registry  # noqa: F401, I001
     from mmengine.registry import MODELS as COMMON
     from mmseg.registry import MODELS, TRANSFORMS
     from segtrain.diffusion.trajectories import TRAJECTORIES

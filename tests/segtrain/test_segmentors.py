@@ -58,7 +58,7 @@ def _batch(*classes: int) -> tuple[torch.Tensor, list[SegDataSample]]:
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
-    import segtrain.registry
+    import segtrain.registry  # noqa: F401
 
 
 def test_randomization_adds_a_branch_and_a_consistency(tiny_base: Path) -> None:

@@ -82,7 +82,7 @@ def test_inversion_equals_the_inverse_scheduler_of_diffusers() -> None:
     inverse = DDIMInverseScheduler(**options, steps_offset=0)
     inverse.set_timesteps(50)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = lambda latents: torch.tanh(latents).roll(1, -1)
+    model = lambda latents: torch.tanh(latents).roll(1, -1)  # noqa: E731
     expected = [latents]
     for timestep in inverse.timesteps[:4]:
         expected.append(inverse.step(model(expected[-1]), timestep, expected[-1]).prev_sample)
@@ -100,7 +100,7 @@ def test_inversion_equals_the_inverse_scheduler_of_diffusers() -> None:
 
 def test_the_published_preset_visits_and_keeps_its_levels() -> None:
     latents = torch.zeros(2, 4, 2, 2)
-    model = lambda visit: torch.zeros_like(visit.latents)
+    model = lambda visit: torch.zeros_like(visit.latents)  # noqa: E731
     whole = _walk(
         Inversion(DIFF_37, DIFF_37_SAVED, to_the_end=True), latents, _schedule("epsilon"), model
     )
