@@ -46,7 +46,7 @@ format: $(VENV)/.dev
 	$(RUN) -m ruff format .
 
 docs: $(VENV)/.docs
-	$(RUN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(STAMP)
 	$(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[$*]"

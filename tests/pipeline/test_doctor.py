@@ -13,7 +13,7 @@ import pytest
 from pipeline import doctor, doctor_calls
 from pipeline.errors import EXIT_BAD_INPUT
 
-FOR_DEVELOPERS = {"test", "dev"}
+FOR_DEVELOPERS = {"test", "dev", "docs"}
 
 
 @pytest.fixture(scope="module")
