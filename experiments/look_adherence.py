@@ -7,7 +7,7 @@ other scenes, and then names the looks of generated ones.
         --generated DIR [DIR ...] --output adherence.json
 
 The true look of a row is its `look`, of a generated row its `condition`. Used for measuring only.
-"""  # noqa: E501
+"""
 
 import argparse
 import sys

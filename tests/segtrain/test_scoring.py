@@ -21,7 +21,7 @@ SIZES = ((40, 72), (40, 72), (40, 72))
 
 @pytest.fixture(autouse=True, scope="module")
 def _mmseg() -> None:
-    pass
+    import segtrain.registry  # noqa: F401
 
 
 def test_scores_equal_a_hand_made_confusion() -> None:
