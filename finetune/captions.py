@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from pipeline import labels
+from pipeline.captions import join_class_names, present_classes
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder, fit_classes
 
@@ -39,10 +40,7 @@ class Captions:
 
     def __call__(self, label: np.ndarray, rng: np.random.Generator) -> str:
         """Return the caption of train ids HxW; void is not named. `rng` samples the classes."""
-        present = [int(i) for i in np.unique(label) if i < labels.NUM_CLASSES]
-        if self._max_classes and len(present) > self._max_classes:
-            present = sorted(rng.choice(present, self._max_classes, replace=False).tolist())
-        return self._of(tuple(present))
+        return self._of(tuple(present_classes(label, rng, max_classes=self._max_classes)))
 
     @cached_property
     def _text(self) -> PromptEncoder:
@@ -52,11 +50,8 @@ class Captions:
         return self._text.truncates(caption)
 
     def _render(self, classes: Sequence[int]) -> str:
-        names = [labels.CLASS_NAMES[i] for i in classes]
-        first = self._separator.join(names[:-1])
-        return self._template.replace(
-            PLACEHOLDER, first + self._last + names[-1] if first else "".join(names)
-        )
+        names = join_class_names(classes, self._separator, self._last)
+        return self._template.replace(PLACEHOLDER, names)
 
     def _caption(self, classes: tuple[int, ...]) -> str:
         return self._render(fit_classes(classes, self._render, self._truncates))

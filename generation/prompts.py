@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.captions import join_class_names, present_classes
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_NAMES, NUM_CLASSES
 
 PLACEHOLDERS = ("classes", "condition", "time", "place")
 MAX_SHARE = 1e6
@@ -111,14 +111,10 @@ def _check_shares(where: str, shares: Mapping[str, float]) -> None:
 
 def join_classes(label: np.ndarray, grammar: Grammar, rng: np.random.Generator) -> str:
     """Return the class part for an HxW map of train ids: names in train id order, void skipped."""
-    counts = np.bincount(label.ravel(), minlength=256)[:NUM_CLASSES]
-    present = np.flatnonzero((counts > 0) & (counts >= grammar.class_min_share * label.size))
-    if grammar.max_classes and present.size > grammar.max_classes:
-        present = np.sort(rng.choice(present, grammar.max_classes, replace=False))
-    names = [CLASS_NAMES[i] for i in present]
-    if len(names) < 2:
-        return "".join(names)
-    return grammar.class_separator.join(names[:-1]) + grammar.class_last + names[-1]
+    classes = present_classes(
+        label, rng, max_classes=grammar.max_classes, min_share=grammar.class_min_share
+    )
+    return join_class_names(classes, grammar.class_separator, grammar.class_last)
 
 
 def render_prompt(grammar: Grammar, classes: str, *, condition: str, time: str, place: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.captions import join_class_names
 from pipeline.labels import CLASS_NAMES
 from pipeline.pocket.look import PLACES, Look
 
@@ -19,15 +20,11 @@ def caption(scene_classes: Sequence[int], look: Look, place: str, *, seed: int =
     present = sorted({int(c) for c in scene_classes if int(c) < len(CLASS_NAMES)})
     rare_first = np.array([1.0 if c in (0, 1, 2, 10) else 2.0 for c in present])
     count = min(len(present), int(rng.integers(3, MAX_CLASSES + 1)))
-    picked: list[str] = []
+    picked: list[int] = []
     if count:
         chosen = rng.choice(len(present), count, replace=False, p=rare_first / rare_first.sum())
-        picked = [CLASS_NAMES[present[i]] for i in sorted(chosen.tolist())]
-    things = (
-        " and ".join([", ".join(picked[:-1]), picked[-1]])
-        if len(picked) > 1
-        else (picked[0] if picked else "houses")
-    )
+        picked = [present[i] for i in sorted(chosen.tolist())]
+    things = join_class_names(picked, ", ", " and ") or "houses"
     return (
         f"a city street scene with {things}, {look.weather_phrase} {look.time_phrase}, "
         f"{PLACES[place].phrase}"
