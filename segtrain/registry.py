@@ -33,12 +33,16 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS  # noqa: E402
 
 from pipeline import labels  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
+from segtrain.backbones.efficientnet import EfficientNetBackbone  # noqa: E402
 from segtrain.diffusion.backbone import DiffusionBackbone  # noqa: E402
 from segtrain.diffusion.segmentor import DiffusionSegmentor  # noqa: E402
 from segtrain.heads import DAFormerHead, Mask2FormerHead  # noqa: E402
 from segtrain.transforms import Resize, prepare, with_reader  # noqa: E402
 
-for part in (DiffusionBackbone, DiffusionSegmentor, DAFormerHead, Mask2FormerHead):
+PARTS = (
+    DAFormerHead, DiffusionBackbone, DiffusionSegmentor, EfficientNetBackbone, Mask2FormerHead,
+)  # fmt: skip
+for part in PARTS:
     MODELS.register_module(name=f"Streetforge{part.__name__}", module=part, force=True)
 TRANSFORMS.register_module(name="StreetforgeResize", module=Resize, force=True)
 

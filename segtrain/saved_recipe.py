@@ -23,6 +23,7 @@ OURS = (
     "StreetforgeDiffusionBackbone",
     "StreetforgeDiffusionSegmentor",
     "StreetforgeDAFormerHead",
+    "StreetforgeEfficientNetBackbone",
     "StreetforgeMask2FormerHead",
 )
 PARTS = frozenset(

@@ -1,5 +1,6 @@
 """Small labelled folders and recipes for the tests of segtrain."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,17 @@ def trained(
 def make_dataset() -> object:
     """The function `write_dataset`."""
     return write_dataset
+
+
+@pytest.fixture(scope="session")
+def shrink(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Callable[[str, str], Path]:
+    """A function that writes a shipped recipe with toy data, a toy network and six iterations."""
+    folder = tmp_path_factory.mktemp("learners")
+
+    def write(name: str, model: str) -> Path:
+        path = folder / f"tiny_{name}.py"
+        base = str(RECIPES / f"{name}.py")
+        path.write_text(TINY_SEGFORMER.format(base=base, data=str(source), model=model))
+        return path
+
+    return write

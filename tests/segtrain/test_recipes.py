@@ -29,7 +29,8 @@ stepped: set[str] = set()
 DIFFUSION = [
     path
     for path in RECIPES
-    if not path.stem.endswith("_pocket") and not path.stem.startswith("segformer")
+    if not path.stem.endswith("_pocket")
+    and path.stem.startswith(("diff", "ptdiffseg", "streetforge", "vpd"))
 ]
 
 

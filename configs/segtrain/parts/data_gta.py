@@ -1,0 +1,34 @@
+"""GTA and generated images in crops of 512x512, as in DGInStyle. A part of recipes."""
+
+_base_ = ["./data_pocket.py"]
+
+crop_size = (512, 512)
+data_root = "data/gta"
+source_scale = 1280 / 1914  # GTA's frames of 1914x1052 come to 1280x704
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="StreetforgeResize", scale_factor=source_scale),
+    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(1024, 512), keep_ratio=True),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+test_resolution = "low"  # prepared targets: at their protocol's size for networks like this one
+sets = dict(  # the scale at which each set's objects appear, as in DGInStyle
+    source=dict(scale_factor=source_scale),
+    generated=dict(scale_factor=1.0),  # crops of the source's own pixels, not resized
+    target=dict(scale_factor=0.5),  # unlabelled pictures of self-training: 2048x1024 to 1024x512
+)
+train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+model = dict(data_preprocessor=dict(size=crop_size))

@@ -1,0 +1,1 @@
+"""Backbones beside mmsegmentation's own: plain PyTorch that knows nothing of mmsegmentation."""

