@@ -30,7 +30,6 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe
 from generation.inputs import read_inputs
-from generation.progress import Rows
 from generation.sampler.networks import load_networks
 from generation.sampler.sampler import Sampler
 from generation.settings import default_config
@@ -38,8 +37,10 @@ from generation.worker import Maker
 from generation.writer import Saver
 from pipeline import files
 from pipeline.claims import Claims
-from pipeline.dataset import DatasetWriter, read_rows, sample_id
+from pipeline.dataset import DatasetWriter
 from pipeline.errors import guard
+from pipeline.metadata import MetadataIndex, read_rows
+from pipeline.rows import sample_id
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +80,7 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
 def claiming(folder: Path, repeats: int) -> dict[str, Any]:
     """Return the milliseconds that 64 samples cost in claims."""
     (folder / "claims").mkdir(parents=True)
-    rows, times = Rows(folder, 64), []
+    rows, times = MetadataIndex(folder, 64), []
     for _ in range(repeats):
         with Claims(folder) as claims:
             start = time.perf_counter()

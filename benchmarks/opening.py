@@ -19,15 +19,9 @@ import numpy as np
 
 from benchmarks.machine import describe
 from pipeline import files, images, labels
-from pipeline.dataset import (
-    SHARD_SIZE,
-    DatasetWriter,
-    check_dataset,
-    open_dataset,
-    sample_id,
-)
+from pipeline.dataset import SHARD_SIZE, DatasetWriter, check_dataset, open_dataset
 from pipeline.errors import guard
-from pipeline.metadata import encode_row, seal
+from pipeline.rows import encode_row, sample_id, seal
 
 
 def make(folder: Path, count: int) -> None:

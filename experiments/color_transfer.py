@@ -29,15 +29,11 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.config import require_seed
-from pipeline.dataset import (
-    DatasetWriter,
-    open_dataset,
-    read_image,
-    read_pair,
-    sample_id,
-)
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
+from pipeline.images import read_image
 from pipeline.reporting.images import source_picture
+from pipeline.rows import sample_id
 from pipeline.seeding import numpy_generator
 
 MIN_STD = 1e-3  # of a channel in L*a*b*; a flat one keeps its differences

@@ -19,8 +19,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.config import require_seed
-from pipeline.dataset import open_dataset, read_image, read_pair
+from pipeline.dataset import open_dataset, read_pair
 from pipeline.errors import UserError, guard
+from pipeline.images import read_image
 from pipeline.labels import colorize
 from pipeline.pocket.scene import SEEDS_PER_SPLIT
 from pipeline.reporting.images import source_picture

@@ -24,8 +24,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from benchmarks.machine import describe
 from generation.quality import distances
 from pipeline import files
-from pipeline.dataset import open_dataset, read_image
+from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, guard
+from pipeline.images import read_image
 
 if TYPE_CHECKING:
     import torch

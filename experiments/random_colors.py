@@ -20,9 +20,10 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.reporting.images import source_picture
+from pipeline.rows import sample_id
 from pipeline.seeding import numpy_generator
 
 LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)

@@ -16,12 +16,13 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.pocket.looks import LOOKS
 from pipeline.pocket.render import render_pair
 from pipeline.pocket.scene import make_scene, scene_seed
 from pipeline.pocket_city import look_of
+from pipeline.rows import sample_id
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files, models
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair, sample_id
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import guard
 from pipeline.latents import (
     decode_latents,
@@ -28,6 +28,7 @@ from pipeline.latents import (
     images_to_tensor,
     tensor_to_images,
 )
+from pipeline.rows import sample_id
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from finetune.settings import Crop
-from pipeline.dataset import Sample, read_image, read_pair
+from pipeline.dataset import Sample, read_pair
+from pipeline.images import read_image
 from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes
 
 

@@ -19,12 +19,12 @@ from generation.layouts import Layout, LayoutSource
 from generation.plan import PlanItem, describe
 from generation.settings import Config, padded_crop
 from pipeline import files, models
-from pipeline.dataset import read_rows, sample_id
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
-from pipeline.metadata import MAX_ROW_BYTES
+from pipeline.metadata import read_rows
 from pipeline.prompt_encoder import is_cut, load_tokenizers
 from pipeline.reading import parse_json, shortened
+from pipeline.rows import MAX_ROW_BYTES, sample_id
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3

@@ -10,13 +10,13 @@ import numpy as np
 from generation import detectors, layouts
 from generation.output import CACHE_NAME, check_output
 from generation.plan import PlanItem, Planner
-from generation.progress import Rows
 from generation.settings import Config, check, check_grid, run_mapping
 from pipeline import models
 from pipeline.config import digest
 from pipeline.errors import UserError
 from pipeline.identity import run_identity
 from pipeline.labels import CONTROL_CHANNELS
+from pipeline.metadata import MetadataIndex
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Inputs:
     planner: Planner
     missing: list[int]
     """Indices below n without a finished sample."""
-    rows: Rows
+    rows: MetadataIndex
     """What the output folder holds."""
 
     @functools.cached_property
@@ -110,9 +110,9 @@ def read_inputs(config: Config) -> Inputs:
         temperature=config.rcs_temperature,
         min_pixels=config.rcs_min_pixels,
     )
-    rows = Rows(config.output, config.n)
+    rows = MetadataIndex(config.output, config.n)
     rows.update()
-    rows.forget()
+    rows.retry_failed()
     return Inputs(source, found, images, planner, rows.missing(), rows)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from generation.progress import Rows
 from pipeline import files
 from pipeline.config import differences, digest
 from pipeline.dataset import DatasetWriter, read_record
 from pipeline.errors import UserError
+from pipeline.metadata import MetadataIndex
 from pipeline.output_folders import require_kind, unreadable
 
 CACHE_NAME = "layouts.json"
@@ -110,7 +110,7 @@ class RunFolder:
         self.process_index = 0
         self._writer: DatasetWriter | None = None
 
-    def refuse_other(self, rows: Rows) -> None:
+    def refuse_other(self, rows: MetadataIndex) -> None:
         """Raise `UserError` if the folder holds another run than this; nothing is written."""
         path, stored = self.folder / "run.json", self._stored()
         if stored is None:
@@ -133,7 +133,7 @@ class RunFolder:
                 f"{self.folder}: holds another run ({shown}); choose another --output, or {remedy}"
             )
 
-    def restore(self, rows: Rows) -> None:
+    def restore(self, rows: MetadataIndex) -> None:
         """Write a lost or damaged `run.json` anew, for rows that `refuse_other` let pass."""
         path = self.folder / "run.json"
         if self._stored() is None and (rows.digests or path.exists()):

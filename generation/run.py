@@ -36,9 +36,9 @@ from generation.settings import Config, default_config
 from pipeline import files
 from pipeline.claims import Claims
 from pipeline.config import parse
-from pipeline.dataset import sample_id
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.metadata import repair_tail
+from pipeline.rows import sample_id
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 WAIT_S = 1800
@@ -167,7 +167,7 @@ def fill(config: Config, inputs: Inputs, process_index: int) -> int:
             stopped = draw_missing(config, inputs, folder, claims, show_progress=is_main)
         others = [h for name, h in claims.living("metadata") if name not in claims.held]
         rows.update()  # after that, or a process that ends in between would seem to leave its work
-        claims.finished = all(map(rows.settled, rows.missing()))
+        claims.finished = all(map(rows.is_done, rows.missing()))
     if stopped:
         print("streetforge: stopped; the same command continues", file=sys.stderr)
         return stopped

@@ -15,11 +15,12 @@ import numpy as np
 
 from generation.layouts import Layout, LayoutSource
 from generation.plan import Crop, PlanItem, describe, noise_seed
-from generation.progress import Progress, Rows
+from generation.progress import Progress
 from generation.settings import Config
 from generation.writer import Drawn, Saver, Started, Writer
 from pipeline.claims import Claims
-from pipeline.dataset import sample_id
+from pipeline.metadata import MetadataIndex
+from pipeline.rows import sample_id
 from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Maker:
 class Dealer:
     """Gives out missing samples that no other process has claimed."""
 
-    def __init__(self, rows: Rows, claims: Claims, group: int = 1) -> None:
+    def __init__(self, rows: MetadataIndex, claims: Claims, group: int = 1) -> None:
         self.rows, self.claims, self.group = rows, claims, group
         self._todo = deque(rows.missing())
         self._elsewhere: list[int] = []
@@ -107,17 +108,17 @@ class Dealer:
         while self._todo:
             taken = self._claim(max(min(len(self._todo) // 256, MAX_CLAIMS), self.group))
             self.rows.update()  # what was finished until now may have been free again
-            for index in [index for index in taken if self.rows.settled(index)]:
+            for index in [index for index in taken if self.rows.is_done(index)]:
                 self.claims.release(sample_id(index))
                 taken.remove(index)
             if taken:
                 return taken
         while self._elsewhere:  # its processes may have died
             index = self._elsewhere.pop()
-            if self.rows.settled(index) or not self.claims.take_over(sample_id(index)):
+            if self.rows.is_done(index) or not self.claims.take_over(sample_id(index)):
                 continue
             self.rows.update()
-            if not self.rows.settled(index):
+            if not self.rows.is_done(index):
                 return [index]
             self.claims.release(sample_id(index))
         return []
@@ -126,7 +127,7 @@ class Dealer:
         taken: list[int] = []
         while self._todo and len(taken) < count:
             index = self._todo.popleft()
-            if self.rows.settled(index):
+            if self.rows.is_done(index):
                 continue
             if self.claims.take(sample_id(index)):
                 taken.append(index)
@@ -143,7 +144,7 @@ class Dealer:
 def run_share(
     make: Callable[[list[int]], Sequence[Drawn | Started]],
     writer: Writer,
-    rows: Rows,
+    rows: MetadataIndex,
     claims: Claims,
     *,
     group: int = 1,

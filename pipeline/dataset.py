@@ -24,10 +24,11 @@ from pipeline.class_stats import require_classes
 from pipeline.errors import UserError
 from pipeline.images import read_image as read_image  # beside read_pair
 from pipeline.markdown import plain
-from pipeline.metadata import encode_row, is_dataset, is_ok, metadata_files, repair_tail, seal
+from pipeline.metadata import is_dataset, metadata_files, repair_tail
 from pipeline.metadata import read_rows as read_rows
 from pipeline.paths import Enclosure, find_files, say_hidden
 from pipeline.proof import Proof
+from pipeline.rows import encode_row, is_ok, sample_id, seal
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
 METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(64))]
@@ -49,11 +50,6 @@ class Sample:
     def caption(self) -> str:
         """The prompt or caption of the row, empty if it has none."""
         return self.row.get("prompt") or ""
-
-
-def sample_id(index: int) -> str:
-    """Return the file stem of sample `index`."""
-    return f"{index:08d}"
 
 
 def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:

@@ -18,8 +18,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
-from pipeline.metadata import read_rows
-from pipeline.rows import choose, require_ours, scan_rows, write_merged
+from pipeline.metadata import choose, read_rows, require_ours, scan_rows, write_merged
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.config import parse, require_between, require_positive, show
-from pipeline.dataset import (
-    DatasetWriter,
-    EncodedSample,
-    encode_sample,
-    sample_id,
-    write_card,
-)
+from pipeline.dataset import DatasetWriter, EncodedSample, encode_sample, write_card
 from pipeline.errors import UserError, guard
+from pipeline.rows import sample_id
 
 if TYPE_CHECKING:
     import numpy as np

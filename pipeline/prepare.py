@@ -40,21 +40,15 @@ from pipeline.catalogue.specs import (
     protocol_facts,
 )
 from pipeline.config import differences, digest, parse, require_between, show
-from pipeline.dataset import (
-    SHARD_SIZE,
-    DatasetWriter,
-    prove_checked,
-    read_record,
-    read_rows,
-    sample_id,
-    write_card,
-)
+from pipeline.dataset import SHARD_SIZE, DatasetWriter, prove_checked, read_record, write_card
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.exports.daformer import write_daformer_stats
 from pipeline.markdown import code, plain
+from pipeline.metadata import read_rows
 from pipeline.parallel import MOST_WORKERS, in_processes
 from pipeline.paths import STORES_VARIABLE, is_declared
 from pipeline.preflight import report
+from pipeline.rows import sample_id
 
 REMEDY = "mend or remove them, or leave them out with --policy skip"
 

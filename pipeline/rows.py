@@ -1,130 +1,150 @@
-"""The rows of a dataset folder as they stand, sound or not, and one file in place of many.
+"""A row: one line of JSON about one sample, what it may hold, and how it is written.
 
-`pipeline.metadata.read_rows` is for readers: it takes what is sound and stops at damage. This
-module is for the programs that find and mend damage.
+Whether a sample is finished is told by `is_ok` alone: its status is `ok`, or it has none.
 """
 
-import itertools
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+import json
+from collections.abc import Callable
+from typing import Any
 
-from pipeline import files
-from pipeline.claims import require_idle
-from pipeline.errors import UserError
-from pipeline.metadata import (
-    GUIDE,
-    encode_row,
-    is_ok,
-    is_sealed,
-    is_torn,
-    metadata_files,
-    parse_row,
-    read_lines,
-)
+from pipeline import files, images, labels
+from pipeline.paths import check_relative, check_stem
+from pipeline.reading import parse_json, whole_text
+
+MAX_ROW_BYTES = 1 << 20
+KINDS = ("label", "image")
+STATUSES = ("ok", "failed", "withdrawn")
+GUIDE = "datasets/README.md says what a row holds"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One line about one file or row; writing the rows anew cures `torn`, `broken`, `surplus`."""
-
-    where: str
-    message: str
-    kind: Literal["torn", "broken", "surplus", "lasting"] = "lasting"
-
-    def __str__(self) -> str:
-        where = self.where if self.where.isprintable() else ascii(self.where)
-        return f"{where}: {self.message}"
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-@dataclass
-class Scan:
-    """All rows of a folder by id, in the order of the files and lines, and what is no row."""
-
-    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-    sizes: dict[Path, int] = field(default_factory=dict)
-    """Bytes of each metadata file when it was read."""
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e15
 
 
-def scan_rows(folder: Path) -> Scan:
-    """Read every line of every metadata file; broken ones become faults, none stops the scan."""
-    scan = Scan()
-    for path in metadata_files(folder):
-        scan.sizes[path] = path.stat().st_size
-        for number, line, ended in read_lines(path):
-            try:
-                row = parse_row(line)
-                if not is_sealed(row):
-                    raise ValueError("differs from its row_sha256")
-            except ValueError as error:
-                kind: Literal["torn", "broken"] = "torn" if is_torn(line, ended) else "broken"
-                message = f"{kind} row, it {error}; it counts as absent"
-                scan.faults.append(Fault(f"{path}:{number}", message, kind))
-            else:
-                scan.rows.setdefault(row["id"], []).append(row)
-    return scan
+def _is_count(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int)
 
 
-def require_ours(folder: Path, scan: Scan) -> None:
-    """Raise `UserError` before anything is changed in a folder that is somebody else's.
+def _is_size(value: Any) -> bool:
+    return _is_count(value) and 0 < value <= images.MAX_PIXELS
 
-    Such a folder has no run.json and no sound row. Its lines are not ours to judge.
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef")
+
+
+def _are_class_pixels(value: Any) -> bool:
+    whole = isinstance(value, list) and len(value) == labels.NUM_CLASSES
+    whole = whole and all(type(n) is int and n >= 0 for n in value)  # the fastest way
+    return whole and sum(value) <= images.MAX_PIXELS
+
+
+def _is_crop(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_count, value))
+
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{
+        name: (_is_text, "text")
+        for name in (
+            "prompt", "condition", "look", "error", "digest", "source_label", "original_image",
+            "original_label", "row_sha256",
+        )
+    },
+    **{f"{kind}_sha256": (_is_digest, "64 hexadecimal digits") for kind in KINDS},
+    **{name: (_is_size, "a number of pixels") for name in ("height", "width")},
+    "class_pixels": (_are_class_pixels, f"a list of {labels.NUM_CLASSES} numbers of pixels"),
+    "crop": (_is_crop, "a list of top, left, height and width in pixels"),
+    "seconds": (_is_number, "a number, 0 or more"),
+    "evaluations": (_is_count, "a whole number, 0 or more"),
+}  # fmt: skip
+"""What is read of a row beside id, status and file names; each may be absent or null."""
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
+    """Return the row of a line, or raise `ValueError` that says what is wrong with it."""
+    if len(line) > MAX_ROW_BYTES:
+        raise ValueError(f"is longer than {MAX_ROW_BYTES} bytes")
+    if not line.strip(b" \t\r\0"):
+        raise ValueError("is empty")
+    try:
+        row = parse_json(line, dict)
+    except ValueError as error:
+        raise ValueError(f"is not a row in JSON ({error})") from None
+    check_row(row)
+    return row
+
+
+def check_row(row: dict[str, Any]) -> None:
+    """Raise `ValueError` unless the fields that programs read are what they must be.
+
+    An `ok` row names its image; names are plain relative paths and the id is a plain stem.
     """
-    if scan.rows or (folder / "run.json").exists():
-        return
-    reasons = (f" ({fault.where}: {fault.message.partition(';')[0]})" for fault in scan.faults)
-    raise UserError(
-        f"{folder}: is no dataset folder of ours and is left as it is: it has no run.json and no "
-        f"row with an id{next(reasons, '')}; {GUIDE}"
-    )
+    if "id" not in row:
+        foreign = "file_name" in row or "image" in row
+        hint = ", as those of a Hugging Face imagefolder, which is no dataset folder"
+        raise ValueError(f"has no id{hint if foreign else ''}")
+    named = {"id": check_stem}
+    if row.get("label_file_name") is not None:
+        named["label_file_name"] = check_relative
+    if is_ok(row):
+        if row.get("image_file_name") is None:
+            raise ValueError("has no image_file_name")
+        named["image_file_name"] = check_relative
+    elif row["status"] not in STATUSES:
+        raise ValueError(f"has a status other than {', '.join(STATUSES)}")
+    for name, check in named.items():
+        try:
+            check(row[name])
+        except ValueError as error:
+            raise ValueError(f"has an unfit {name}: {error}") from None
+    for name, (fits, what) in FIELDS.items():
+        if row.get(name) is not None and not fits(row[name]):
+            raise ValueError(f"has an unfit {name}: must be {what}")
 
 
-def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row that counts among those of one id: the first `ok` one, else the last."""
-    return next(filter(is_ok, rows), rows[-1])
+def is_ok(row: dict[str, Any]) -> bool:
+    """Tell whether a row stands for a finished sample; rows of others may have no status."""
+    return row.get("status", "ok") == "ok"
 
 
-def write_merged(
-    folder: Path, rows: list[dict[str, Any]], sizes: dict[Path, int], *, keep: bool = False
-) -> int:
-    """Put `rows` in id order into metadata.jsonl, then remove the other files; return how many.
-
-    `sizes` are those of the scan that `rows` come from. With `keep` all metadata files as they were
-    stay in a folder of their own below `replaced/`. A kill leaves every row in at least one file,
-    and the same command goes on.
-    """
-    require_idle(folder)
-    target = folder / "metadata.jsonl"
-    ordered = sorted(rows, key=lambda row: row["id"])
-    data = "".join(map(encode_row, ordered)).encode()
-    _require_same(folder, sizes)
-    with files.storage_errors(folder, lambda: len(data)):
-        if keep:
-            _keep(folder, list(sizes))
-        files.write_changed(target, data)
-        _require_same(folder, {p: size for p, size in sizes.items() if p != target})
-        parts = [path for path in sizes if path != target]
-        for path in parts:
-            path.unlink()
-        files.fsync_folder(folder)
-    return len(parts)
+def seal(row: dict[str, Any]) -> dict[str, Any]:
+    """Return `row` as JSON gives it back, with a hash of all its other values."""
+    text = json.dumps({k: v for k, v in row.items() if k != "row_sha256"})
+    plain = json.loads(text)
+    if "\\ud" in text:  # a pair of halves, or one alone, which no reader would take
+        plain = whole_text(plain)
+    return plain | {"row_sha256": files.sha256(json.dumps(plain, sort_keys=True).encode())}
 
 
-def _keep(folder: Path, paths: list[Path]) -> None:
-    """Copy metadata files into the next free folder below `replaced/`, where nobody reads them."""
-    if (folder / "replaced").is_symlink():
-        raise UserError(f"{folder / 'replaced'}: is a link; put a folder in its place")
-    for number in itertools.count(1):
-        place = folder / "replaced" / f"{number:03d}"
-        if not place.exists():
-            break
-    for path in paths:
-        files.write_bytes(place / f"{path.name}.before", path.read_bytes())
+def encode_row(row: dict[str, Any]) -> str:
+    """Return the line of a row; a row that no reader would take is a fault of the program."""
+    check_row(row)
+    return json.dumps(row, sort_keys=True) + "\n"
 
 
-def _require_same(folder: Path, sizes: dict[Path, int]) -> None:
-    for path, size in sizes.items():
-        if not path.exists() or os.path.getsize(path) != size:
-            raise UserError(f"{path}: has changed meanwhile; wait until nothing writes to {folder}")
+def is_sealed(row: dict[str, Any]) -> bool:
+    """Tell whether the hash of a row is right; rows of others may have none."""
+    return "row_sha256" not in row or seal(row)["row_sha256"] == row["row_sha256"]
+
+
+def is_torn(line: bytes, ended: bool) -> bool:
+    """Tell whether a line is the beginning of a row, whose writer was killed."""
+    if ended:
+        return False
+    try:
+        json.loads(line)
+    except RecursionError:
+        return False
+    except ValueError:
+        return True
+    return False
+
+
+def sample_id(index: int) -> str:
+    """Return the file stem of sample `index`."""
+    return f"{index:08d}"

@@ -35,11 +35,10 @@ from pipeline.config import (
     require_positive,
     show,
 )
-from pipeline.dataset import sample_id
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
-from pipeline.metadata import KINDS, is_ok, seal
+from pipeline.metadata import Fault, Scan, choose, require_ours, scan_rows, write_merged
 from pipeline.paths import Enclosure
-from pipeline.rows import Fault, Scan, choose, require_ours, scan_rows, write_merged
+from pipeline.rows import KINDS, is_ok, sample_id, seal
 
 MAX_SAMPLES = 10**12
 RESTORE = "restore it from a copy"

@@ -25,9 +25,10 @@ import numpy as np
 
 from pipeline import files, images, labels, models
 from pipeline.config import parse, require_positive, to_mapping
-from pipeline.dataset import find_pictures, is_dataset, read_image
+from pipeline.dataset import find_pictures, is_dataset
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
+from pipeline.images import read_image
 from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.dataset import read_image
 from pipeline.errors import UserError
+from pipeline.images import read_image
 from pipeline.reading import shortened
 from segtrain import checkpoints, recipes
 from segtrain.protocol import RESIZING, SMALLER, Size, require_sight

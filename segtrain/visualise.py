@@ -19,8 +19,9 @@ import numpy as np
 
 from pipeline import files, images, models
 from pipeline.config import parse, require_positive
-from pipeline.dataset import check_images, find_pictures, read_image
+from pipeline.dataset import check_images, find_pictures
 from pipeline.errors import UserError, guard
+from pipeline.images import read_image
 from pipeline.labels import CLASS_NAMES
 from pipeline.latents import images_to_tensor
 

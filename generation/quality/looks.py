@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.dataset import Sample, read_image
+from pipeline.dataset import Sample
+from pipeline.images import read_image
 from pipeline.latents import images_to_tensor
 
 SIZE_PX = (64, 128)

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline import labels
-from pipeline.dataset import Sample, open_dataset, read_image, read_pair
+from pipeline.dataset import Sample, open_dataset, read_pair
 from pipeline.errors import UserError
+from pipeline.images import read_image
 from pipeline.paths import Enclosure, check_relative
 
 JPEG_QUALITY = 88

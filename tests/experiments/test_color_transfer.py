@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import color_transfer
-from pipeline.dataset import DatasetWriter, open_dataset, read_image, read_pair
+from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError
+from pipeline.images import read_image
 
 WHITE = np.array([0.950456, 1.0, 1.088754])  # D65
 TO_XYZ = np.array(

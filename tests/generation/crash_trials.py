@@ -40,8 +40,8 @@ from generation.sampler import sampler as drawing
 from generation.worker import ATTEMPTS
 from generation.writer import Drawn
 from pipeline import files
-from pipeline.dataset import read_rows
 from pipeline.errors import EXIT_INCOMPLETE, UserError
+from pipeline.metadata import read_rows
 
 SIZE = (32, 64)
 PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # no kill tests a disk's sync
@@ -303,7 +303,7 @@ def logged(log: Path, call: Callable[[], int]) -> int:
 
 def unforeseen(folder: Path, n: int) -> int:
     """Run as if the disk were full only later: nothing looks for space beforehand."""
-    with patch.object(run.card, "require_disk", lambda config, missing: None):
+    with patch.object(run.dry_run, "require_disk", lambda config, missing: None):
         return generate(folder, n)
 
 

@@ -12,8 +12,9 @@ from generation.plan import Planner
 from generation.sampler.sampler import Sampler
 from generation.worker import Maker
 from pipeline import files, labels
-from pipeline.dataset import DatasetWriter, open_dataset, sample_id
+from pipeline.dataset import DatasetWriter, open_dataset
 from pipeline.errors import UserError
+from pipeline.rows import sample_id
 
 PROVENANCE = {
     "prompt", "negative_prompt", "seed", "attempt", "condition", "time", "place", "rare_class",

@@ -7,8 +7,8 @@ import pytest
 
 from generation import run
 from pipeline import verify
-from pipeline.dataset import read_rows
 from pipeline.errors import EXIT_INCOMPLETE
+from pipeline.metadata import read_rows
 
 
 def test_repair_draws_only_the_damaged_samples_again(

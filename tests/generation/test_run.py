@@ -20,8 +20,10 @@ from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
 from generation.sampler.color_transfer import transfer_details
 from pipeline import files, labels
-from pipeline.dataset import open_dataset, read_image, read_pair, read_rows
+from pipeline.dataset import open_dataset, read_pair
 from pipeline.errors import EXIT_INCOMPLETE, UserError
+from pipeline.images import read_image
+from pipeline.metadata import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 

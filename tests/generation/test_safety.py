@@ -16,12 +16,13 @@ import pytest
 
 from generation import progress, worker
 from generation import writer as writing
-from generation.progress import Progress, Rows
+from generation.progress import Progress
 from generation.writer import Drawn, Saver
 from pipeline import files
 from pipeline.claims import LEASE_S, Claims
-from pipeline.dataset import DatasetWriter, read_rows
+from pipeline.dataset import DatasetWriter
 from pipeline.errors import UserError
+from pipeline.metadata import MetadataIndex, read_rows
 
 SCRIPT = Path(__file__).with_name("crash_trials.py")
 spec = importlib.util.spec_from_file_location("crash_trials", SCRIPT)
@@ -273,7 +274,7 @@ def test_drawing_waits_when_too_much_is_unwritten(tmp_path, monkeypatch):
 
 def test_progress_counts_all_processes(tmp_path, capsys):
     first, second = (DatasetWriter(tmp_path, config={}, process_index=i) for i in (0, 1))
-    rows = Rows(tmp_path, 4)
+    rows = MetadataIndex(tmp_path, 4)
     with Claims(tmp_path) as claims:
         assert claims.take_number("metadata") == 0
         state = Progress(rows, claims, show=True)
@@ -292,7 +293,7 @@ def test_progress_counts_all_processes(tmp_path, capsys):
 
 def test_claims_cost_little(tmp_path):
     with Claims(tmp_path) as claims:
-        rows = Rows(tmp_path, 64)
+        rows = MetadataIndex(tmp_path, 64)
         started = time.process_time()
         for (index,) in worker.Dealer(rows, claims):
             rows.ok.add(index)
@@ -303,7 +304,7 @@ def test_claims_cost_little(tmp_path):
 
 def test_groups_are_full_while_enough_is_missing(tmp_path):
     with Claims(tmp_path) as claims:
-        rows, seen = Rows(tmp_path, 8), []
+        rows, seen = MetadataIndex(tmp_path, 8), []
         for group in worker.Dealer(rows, claims, 3):
             rows.ok.update(group)
             seen.append(group)

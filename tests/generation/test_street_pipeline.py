@@ -12,8 +12,9 @@ from generation import run
 from generation.sampler.sampler import Sampler
 from generation.street_pipeline import SETTINGS_FILE, StreetPipeline, as_source
 from pipeline import files
-from pipeline.dataset import open_dataset, read_image
+from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.images import read_image
 
 PROMPT = "a city street scene with road and car, in snowy weather"
 PARTS = ("base", "controlnet", "unet")

@@ -16,10 +16,10 @@ from pipeline.dataset import (
     check_dataset,
     open_dataset,
     read_pair,
-    read_rows,
     write_card,
 )
 from pipeline.errors import UserError
+from pipeline.metadata import read_rows
 
 IMAGE = np.zeros((4, 6, 3), dtype=np.uint8)
 LABEL = np.zeros((4, 6), dtype=np.uint8)

@@ -19,8 +19,8 @@ from generation.output import RunFolder
 from pipeline import errors, labels, model_files, reading, report, runs, verify
 from pipeline import stages as recipes
 from pipeline.errors import UserError
+from pipeline.metadata import scan_rows
 from pipeline.reporting import scores as report_scores
-from pipeline.rows import scan_rows
 
 LEAVES = st.one_of(
     st.none(),

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import export, files, labels, rows
-from pipeline.dataset import DatasetWriter, Sample, open_dataset, read_image, write_card
+from pipeline import export, files, labels, metadata
+from pipeline.dataset import DatasetWriter, Sample, open_dataset, write_card
 from pipeline.errors import UserError
 from pipeline.exports import job as exporters
 from pipeline.exports import panoptic
+from pipeline.images import read_image
 
 FORMATS = tuple(export.WRITERS)
 NUM_SAMPLES = 5
@@ -378,8 +379,8 @@ def test_the_hub_opens_a_dataset_folder_before_and_after_merging(tmp_path: Path)
             assert np.array_equal(np.asarray(row["image"]), drawn[row["id"]])
             assert (np.asarray(row["label"]) == int(row["id"])).all()
             assert row["prompt"] == f"street {int(row['id'])}"
-        scan = rows.scan_rows(folder)
-        rows.write_merged(folder, [rows.choose(r) for r in scan.rows.values()], scan.sizes)
+        scan = metadata.scan_rows(folder)
+        metadata.write_merged(folder, [metadata.choose(r) for r in scan.rows.values()], scan.sizes)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import dataset, errors, files, metadata
+from pipeline import dataset, errors, files, rows
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from pipeline.paths import STORES_VARIABLE, Enclosure
+from pipeline.metadata import MetadataIndex, choose, read_rows, scan_rows
+from pipeline.paths import STORES_VARIABLE, Enclosure, check_relative
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORMATS = (
@@ -373,7 +374,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = ("id", "status", "image_file_name", "label_file_name", *metadata.FIELDS)
+KEYS = ("id", "status", "image_file_name", "label_file_name", *rows.FIELDS)
 DRAWN = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6)
 
 
@@ -382,7 +383,7 @@ DRAWN = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6)
 def test_drawn_rows_are_sound_or_refused(row: dict[str, Any], sound: bool) -> None:
     row = {"id": "a", "image_file_name": "images/a.png", **row} if sound else row
     try:
-        found = metadata.parse_row(json.dumps(row).encode())
+        found = rows.parse_row(json.dumps(row).encode())
     except ValueError as error:
         assert "\n" not in str(error)
         return
@@ -391,7 +392,7 @@ def test_drawn_rows_are_sound_or_refused(row: dict[str, Any], sound: bool) -> No
         if found.get(key) is not None:
             path = os.path.normpath(os.path.join("/set", found[key]))
             assert path.startswith("/set/")
-    assert metadata.is_sealed(metadata.seal(found))
+    assert rows.is_sealed(rows.seal(found))
 
 
 LINES = DRAWN.map(lambda row: json.dumps(row).encode()) | st.binary(max_size=40)
@@ -418,9 +419,47 @@ def test_drawn_metadata_opens_inside_the_folder_or_is_one_line(
 @given(NAMES)
 def test_drawn_names_never_leave(name: str) -> None:
     try:
-        metadata.check_relative(name)
+        check_relative(name)
     except ValueError:
         return
     assert os.path.normpath(os.path.join("/set", name)).startswith("/set/")
     with pytest.raises(UserError):
         Enclosure(Path("/nowhere")).find(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "counts"),
+    [
+        ([{}], 0),
+        ([{"status": "ok"}], 0),
+        ([{"status": "failed"}], None),
+        ([{"status": "failed"}, {}], 1),
+        ([{}, {"status": "failed"}], 0),
+        ([{"status": "ok"}, {}], 0),
+        ([{"status": "failed"}, {"status": "withdrawn"}], None),
+    ],
+)
+def test_every_reader_means_the_same_by_a_missing_status(
+    tmp_path: Path, written: list[dict[str, str]], counts: int | None
+) -> None:
+    """A row without status is a finished sample, and the first finished row of a sample counts."""
+    row = {"id": "00000000", "image_file_name": "a.png"}
+    lines = [{**row, **more, "seed": number} for number, more in enumerate(written)]
+    write_rows(tmp_path, lines)
+    kept = read_rows(tmp_path)["00000000"]
+    assert choose(scan_rows(tmp_path).rows["00000000"]) == kept
+    index = MetadataIndex(tmp_path, 1)
+    index.update()
+    assert index.missing() == ([0] if counts is None else [])
+    assert rows.is_ok(kept) == (counts is not None)
+    assert kept["seed"] == (len(lines) - 1 if counts is None else counts)
+
+
+@pytest.mark.parametrize("line", ['{"id": "x"', '{"id": "00000000", "status": "odd"}'])
+def test_every_reader_gives_the_same_remedy_for_a_broken_row(tmp_path: Path, line: str) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    write_rows(tmp_path, [line])
+    for read in (read_rows, lambda folder: MetadataIndex(folder, 1).update()):
+        with pytest.raises(UserError, match="broken row, it|broken row .*, it") as caught:
+            read(tmp_path)
+        assert str(caught.value).endswith(f"run pipeline/verify.py --data {tmp_path} --repair")

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import claims, files, images, merge, prepare, rows, verify
-from pipeline.dataset import DatasetWriter, read_rows
+from pipeline import claims, files, images, merge, metadata, prepare, verify
+from pipeline.dataset import DatasetWriter
 from pipeline.errors import EXIT_INCOMPLETE, UserError
+from pipeline.metadata import read_rows
 
 IMAGES, LABELS = "images/0000/0000000{}.png", "labels/0000/0000000{}.png"
 
@@ -142,7 +143,7 @@ def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path)
         changed = bytearray(original)
         changed[place] = value
         path.write_bytes(changed)
-        scan = rows.scan_rows(data)
+        scan = metadata.scan_rows(data)
         digest, faults = verify.read_run_digest(data, scan)
         problems = verify.check_samples(data, scan, 1, digest)
         faults = [*faults, *scan.faults, *verify.judge(scan, problems)[0]]
@@ -301,11 +302,11 @@ def test_folders_at_work_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_rows_written_meanwhile_are_not_lost(data: Path) -> None:
-    scan = rows.scan_rows(data)
+    scan = metadata.scan_rows(data)
     with open(data / "metadata-001.jsonl", "a") as handle:
         handle.write('{"id": "00000009", "image_file_name": "a.png"}\n')
     with pytest.raises(UserError, match="has changed meanwhile"):
-        rows.write_merged(data, [rows.choose(r) for r in scan.rows.values()], scan.sizes)
+        metadata.write_merged(data, [metadata.choose(r) for r in scan.rows.values()], scan.sizes)
     assert "00000009" in read_rows(data) and not (data / "metadata.jsonl").exists()
 
 

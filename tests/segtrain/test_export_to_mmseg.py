@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.dataset import open_dataset, read_image
+from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from pipeline.images import read_image
 from segtrain import export, score, train
 from segtrain.segmenter import Segmenter
 
