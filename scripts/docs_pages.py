@@ -112,6 +112,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for title, folder in RESULTS.items():
         names = sorted((p.name for p in (ROOT / folder).glob("*.md")), reverse=True)
         dated[title] = [f"{folder}/{name}" for name in names]
+    dated["Results"].insert(0, "results.md")
     api: list[Any] = ["api/street_pipeline.md", "api/segmenter.md"]
     config.nav = [
         {"Start": "index.md"},
