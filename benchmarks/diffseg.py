@@ -1,11 +1,11 @@
-"""What the corrections of DIFF save: time at test, and memory of the aggregation.
+"""Measure what the corrections of DIFF save: inference time, and memory of the aggregation.
 
     python benchmarks/diffseg.py --output benchmarks/results/DATE_diffseg.json
 
-Time: whole networks at test on the pocket model with random heads, turn by turn in one process. The
-faithful DIFF runs 37 steps, two rows each, and encodes its prompt for every picture; the corrected
-one has equal features up to a factor. Memory: peak of the process above its start, in a process
-each, over features of Stable Diffusion 2.1's shapes at 512x512, 9 levels, float32.
+Time: whole networks at inference on the pocket model with random heads, in turn in one process.
+DIFF as released evaluates two rows in each of 37 steps and encodes its prompt for every image. The
+corrected network has equal features up to a factor. Memory: peak of a process above its start, one
+process each, for features of Stable Diffusion 2.1's shapes at 512x512, 9 levels, float32.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Measure what surrounds the networks: writing, claims, several processes, a finished folder.
+"""Measure the cost of generation outside the networks.
 
     python benchmarks/engine.py --output runs/engine.json          # about five minutes on two cores
 
-- writing: drawing with the pocket model while pictures are encoded, synced and rowed, against the
-  same drawing whose pictures are dropped, in turn; ratio of the wall times;
-- claims: claiming, looking up and giving back 64 samples;
-- processes: samples per second of two processes of one thread each, against one, by the times of
-  their rows; the first sample of a process warms it up and does not count;
-- finished: `generation/run.py --n 50000` on a folder that holds 50,000 rows.
+- writing: wall time of generation with the pocket model while images are encoded, synced and
+  recorded, divided by the wall time of generation without writing, in turn;
+- claims: time to claim, look up and release 64 samples;
+- processes: samples per second of two processes of one thread each, divided by one process, from
+  the times of their rows; the first sample of a process is a warm-up and does not count;
+- finished: start of `generation/run.py --n 50000` on a folder that holds 50,000 rows.
 """
 
 import argparse

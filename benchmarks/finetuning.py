@@ -1,14 +1,14 @@
-"""Updates per second and peak memory of the two fine-tuning programs' steps.
+"""Measure updates per second and peak memory of U-Net and ControlNet fine-tuning.
 
-    python benchmarks/finetuning.py --base pocket --size-px 64 128            # a check, anywhere
+    python benchmarks/finetuning.py --base pocket --size-px 64 128            # a quick check
     python benchmarks/finetuning.py --base pocket --size-px 64 128 --precision bf16 --compile
     python benchmarks/random_base.py --output runs/random_sd15
     python benchmarks/finetuning.py --base runs/random_sd15 --precision bf16  # full size, on a GPU
 
-Times the programs' own parts (`finetune.diffusion`, `finetune.loop`) on random pictures: the U-Net,
-and the ControlNet on a frozen U-Net, with pictures encoded in every update and with cached moments,
-at each batch size. Prints a table and, with --output, writes it as JSON. Peak memory is that of the
-GPU; on a CPU it is not told.
+Times the code of the programs (`finetune.diffusion`, `finetune.loop`) on random images: the U-Net,
+and the ControlNet on a frozen U-Net, at each batch size, with images encoded in every update and
+with cached moments. Prints a table and, with --output, writes it as JSON. Peak memory is measured
+on a GPU only.
 """
 
 import argparse

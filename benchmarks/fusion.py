@@ -3,13 +3,13 @@
     python benchmarks/fusion.py --output runs/fusion.json              # some minutes
     python benchmarks/fusion.py --steps 1 --repeats 1 --layouts 1 --output runs/fusion.json
 
-Three parts, all with the `reference` preset on 25 tiles:
+All three parts use the `reference` preset on 25 tiles:
 
-- difference: largest relative difference of the latents, fp32, over some label maps;
+- difference: largest relative difference of the latents, float32, over some label maps;
 - time: published loop and ours in turn in one process, median ratio, for a label map without
-  covered tiles, and for the same map with its left part painted road, which covers 40 %;
-- work: sample-forward FLOPs of a picture by torch's counter, ours / published, for the pocket model
-  and for Stable Diffusion 1.5 (no weights needed), over rare-class crops and uniform crops.
+  covered tiles, and for the same map with road on its left 40 %;
+- work: FLOPs per image by torch's counter, ours / published, for the pocket model and for Stable
+  Diffusion 1.5 (no weights needed), over rare-class crops and uniform crops.
 """
 
 import argparse

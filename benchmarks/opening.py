@@ -1,9 +1,10 @@
-"""Seconds until a prepared set is open: its first start, which checks it, and the next ones.
+"""Measure the time to open a prepared dataset folder: first start (with checks), later starts.
 
     python benchmarks/opening.py --samples 25000 --folder /tmp/opening
 
-Makes a dataset folder of small images and labels, with rows as pipeline/prepare.py writes them, and
-opens it as every stage does before weights load. The folder is left there, for another measurement.
+Writes a dataset folder of small images and labels, with rows as pipeline/prepare.py writes them,
+and opens it as every stage does before it loads weights. The folder is kept for further
+measurements.
 """
 
 import argparse

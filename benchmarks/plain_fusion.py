@@ -1,11 +1,12 @@
-"""Multi-resolution latent fusion as it was published, plain and slow, to compare with.
+"""Multi-resolution latent fusion as published, without optimization, to compare with.
 
-DGInStyle (Jia et al., ECCV 2024) read to the letter: a base pass; decoded, enlarged by Lanczos,
-encoded; then a canvas of tiles, each evaluated and stepped alone, the steps averaged, and large
-regions overwritten after every step with the base pass's latent plus fresh noise of timestep t-1.
-Stock forward passes of diffusers, nothing shared, batched, kept or skipped; regions by OpenCV and
-masks by torch's nearest rule, as its code has them. It visits the tiles that the stride reaches, so
-a stride must divide what the tile leaves of the canvas.
+Follows DGInStyle (Jia et al., ECCV 2024) to the letter: a base pass, which is decoded, enlarged by
+Lanczos and encoded; then a canvas of tiles, each evaluated and stepped alone. The steps are
+averaged, and after every step large regions are overwritten with the latent of the base pass plus
+fresh noise of timestep t-1. Forward passes are those of diffusers; nothing is shared, batched,
+cached or skipped. Regions are found by OpenCV and masks are resized by torch's nearest rule, as in
+the released code. Only tiles that the stride reaches are visited, so the stride must divide canvas
+minus tile.
 """
 
 from dataclasses import dataclass

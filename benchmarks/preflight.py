@@ -1,10 +1,10 @@
-"""Time the preflight on pairs of headers.
+"""Measure the preflight check on the headers of image pairs.
 
     python benchmarks/preflight.py                 # 25,000 pairs, two processes
     python benchmarks/preflight.py --pairs 500     # a small version
 
-The tree is written to a temporary folder: one tiny picture and one label, each under as many hard
-links as there are pairs, in the layout of GTA. Prints one line of JSON.
+The dataset is written to a temporary folder in the layout of GTA: one small image and one label,
+each with as many hard links as there are pairs. Prints one line of JSON.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Write a base model of Stable Diffusion 1.5's architecture with random weights.
 
-For measuring speed and memory at full size where the real weights are not at hand. It loads like
-the real one; only the vocabulary is the pocket model's.
+It serves to measure speed and memory at full size where the real weights are not available. It
+loads like the real model; only its vocabulary is that of the pocket model.
 
     python benchmarks/random_base.py --output runs/random_sd15           # 2 GB
 """

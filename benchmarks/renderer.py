@@ -1,9 +1,9 @@
-"""How many labelled pictures of 128x256 the renderer of Pocket City makes in a second on one core.
+"""Measure how many labelled images of 128x256 Pocket City renders per second on one core.
 
     python benchmarks/renderer.py [--n 120] [--repeats 3]
 
-Each split in turn, in one process with one thread; the rate is of processor time, its median and
-range over repeats. Nothing is written or compressed. Run it on an idle machine.
+Renders each split in turn, in one process with one thread. The rate refers to processor time;
+median and range are over repeats. Nothing is written or compressed. Run it on an idle machine.
 """
 
 import argparse

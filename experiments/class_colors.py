@@ -1,15 +1,14 @@
-"""Do the classes of generated pictures have the colours of the look their prompt names?
+"""Compare the colours of each class in generated images with rendered images of the same look.
 
-Fidelity under a segmenter and a classifier of looks both pass pictures of too much contrast: a
-pavement as white at night as at noon is easy to see, and the sky says that it is night. What a
-network learns from them does not hold in real nights. This compares, class by class, the mean
-colour in each picture with the mean over rendered pictures of the same look (0 to 255, mean over
-the channels).
+Scores of a segmenter and of a look classifier do not detect too much contrast: a pavement that is
+as white at night as at noon is easy to segment, and the sky alone identifies the look. Networks
+trained on such images fail on real nights. This program compares, per class, the mean colour of
+each image with the mean over rendered images of the same look (0 to 255, mean over channels).
 
     python experiments/class_colors.py --rendered DIR --generated DIR [DIR ...] --output FILE
 
-`--rendered` is what experiments/render_layouts.py writes; its own distance, from picture to
-picture, is the least to be expected. Used for measuring only.
+`--rendered` is the output of experiments/render_layouts.py. The distance between its own images is
+the smallest distance to be expected. For measuring only.
 """
 
 import argparse

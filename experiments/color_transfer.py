@@ -1,7 +1,6 @@
 """Give the source images the colours of random images of an unlabelled collection.
 
-The rival that needs no diffusion model: whoever has an unlabelled collection can do this in
-minutes, and the labels stay exact. Two methods:
+A baseline that needs no diffusion model, keeps labels exact and takes minutes. Two methods:
 
     reinhard   mean and standard deviation of each channel (Reinhard et al., Color Transfer between
                Images, 2001; here in CIE L*a*b*)
@@ -11,9 +10,9 @@ minutes, and the labels stay exact. Two methods:
     python experiments/color_transfer.py --source DIR --collection DIR --output DIR --n 320
     python experiments/color_transfer.py --source DIR --collection DIR --output DIR --crops-of DIR
 
-`--source` is a labelled dataset folder, whose first `--n` samples are written. `--crops-of` names a
-generated set drawn from that source; then its label crops are written, to compare like with like.
-Image i is a function of the inputs, the method and the seed alone; the same command continues.
+`--source` is a labelled dataset folder, whose first `--n` samples are written. `--crops-of` names
+a set that was generated from that source; its label crops are then written, for a fair comparison.
+Image i depends on the inputs, the method and the seed only; the same command continues.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Put samples of a generated set on one sheet: label, source picture and generated picture.
+"""Put samples of generated sets on one sheet: label, source image and generated image.
 
     python experiments/contact_sheet.py --generated DIR [DIR ...] --source DIR --output sheet.jpg
 
-One sample per condition, the first of each, in a column: several sets of the same label maps one
-below the other; `--source` is the dataset folder whose labels were the layouts. With `--render LOOK
-...` and no folders it shows one rendered scene of Pocket City in these looks instead.
+A column shows the first sample of one condition; several sets of the same label maps are placed
+one below the other. `--source` is the dataset folder of the label maps. `--render LOOK ...`,
+without folders, shows one rendered scene of Pocket City in these looks instead.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Print the tables of scripts/reproduce/diffseg_table.sh: scores on five targets, and costs.
+"""Print the tables of scripts/reproduce/diffseg_table.sh: scores on five targets, and cost.
 
     python experiments/diffseg_table.py --workspace runs/diffseg_table [--cost]
 
-`--cost` trains each network for a few updates and segments a few pictures, in a process each.
+`--cost` trains each network for a few updates and segments a few images, one process per network.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Draw the same label maps with different fusions; compare quality against cost.
+"""Generate the same label maps with different fusion settings; compare quality and cost.
 
-    python experiments/fusion_ablation.py --layouts runs/experiment/data/source \
-        --oracle runs/experiment/segtrain/oracle --train runs/experiment/data/oracle/train \
+    python experiments/fusion_ablation.py --layouts runs/experiment/data/source \\
+        --oracle runs/experiment/segtrain/oracle --train runs/experiment/data/oracle/train \\
         --heldout runs/experiment/data/oracle/heldout --n 32 --output runs/ablation
 
-Needs the oracle and its data of `pipeline/run.py --recipe pocket_experiment`. Each row differs from
-the one named in its place by one choice. Quality: mIoU of the oracle on the pictures, over all
-classes and over the small ones, and how often a classifier names the look asked for. Cost: guided
-network evaluations per picture, base pass included. The same command continues.
+Needs the oracle segmenter and its data from `pipeline/run.py --recipe pocket_experiment`. Each row
+changes one setting of the row that it names. Quality: mIoU of the oracle on the images, over all
+classes and over the small ones, and the accuracy of a look classifier. Cost: guided network
+evaluations per image, including the base pass. The same command continues.
 """
 
 import argparse

@@ -1,11 +1,13 @@
-"""How far are generated images from rendered ones, and are they copies?
+"""Measure the distance between generated and rendered images, and look for copies.
 
     python experiments/image_distances.py --reference DIR --images DIR --training DIR --output OUT
 
-Both sets go through EfficientNet-Lite0 (ImageNet, the extra `imagenet`). Reported: the distances
-of `generation.quality.distances`. `--training` names what the model learned from: a sheet puts
-beside each of eight images its nearest training image. The features are not Inception's: compare
-the values with each other alone.
+Features are those of EfficientNet-Lite0 (ImageNet, extra `imagenet`). Reports the Frechet distance
+(Heusel et al., NeurIPS 2017), the unbiased kernel distance (Binkowski et al., ICLR 2018, section
+3) with its deviation over subsets, and precision and recall (Kynkaanniemi et al., NeurIPS 2019).
+`--training` is the training set of the generator: a sheet shows eight images, each beside its
+nearest training image. The features are not Inception's, so the values compare with each other
+only.
 """
 
 import argparse

@@ -1,13 +1,15 @@
-"""What the teacher of IPKL knows more: mIoU of both branches of a trained network.
+"""Measure how much the conditional branch of IPKL improves on the unconditional one (mIoU).
 
-IPKL (Ji et al., ICASSP 2025) can teach no more than its teacher knows: the branch that is told the
-classes of a picture and where they are, here from the ground truth as in training.
+In IPKL (Ji et al., ICASSP 2025) the conditional branch teaches the unconditional one. It receives
+the classes of an image and their masks, here from the ground truth as in training. If it predicts
+no better, there is nothing to teach.
 
     python experiments/knowledge_teacher.py --checkpoint DIR [DIR ...] --data DIR [--limit N]
 
-`--checkpoint`: output folders of segtrain/train.py with IPKL; `--data`: a labelled dataset folder
-that nothing was trained on. `told`: at most as many classes as in a training step; `told
-all`: every class of the picture. `same`: share of the pixels that the plain branch predicts alike.
+`--checkpoint`: output folders of segtrain/train.py with IPKL. `--data`: a labelled dataset folder
+that no training used. Columns: `plain` is the unconditional branch; `told` the conditional branch
+with at most as many classes as in a training step; `told all` with every class of the image;
+`same` the share of pixels on which it agrees with the unconditional branch.
 """
 
 import argparse

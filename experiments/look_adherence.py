@@ -1,12 +1,12 @@
-"""Do generated images have the look their prompt names?
+"""Measure whether generated images have the look that their prompt names.
 
-A small classifier learns the looks from rendered images, is checked on rendered images of
-other scenes, and then names the looks of generated ones.
+A small classifier is trained on rendered images, validated on rendered images of other scenes, and
+applied to the generated ones.
 
-    python experiments/look_adherence.py --train DIR --heldout DIR \
+    python experiments/look_adherence.py --train DIR --heldout DIR \\
         --generated DIR [DIR ...] --output adherence.json
 
-The true look of a row is its `look`, of a generated row its `condition`. Used for measuring only.
+The true look is `look` in a rendered row and `condition` in a generated row. For measuring only.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Draw the loss curves of training runs as one SVG.
+"""Plot the loss curves of training runs as one SVG.
 
 python experiments/loss_curves.py --output curves.svg NAME=RUN/metrics.jsonl [NAME=...]
 """

@@ -1,10 +1,10 @@
-"""How right the pseudo-labels are from which segtrain/adapt.py learns a scene prompt.
+"""Measure the quality of the pseudo-labels from which segtrain/adapt.py learns a scene prompt.
 
     python experiments/pseudo_labels.py --checkpoint DIR [...] --targets DIR [...] [--limit N]
 
-Labels of pixels where a network trusts its prediction by `--confidence` or more, against the ground
-truth of targets: their share of all pixels, how many of them are right, and the mean over classes
-of how many pixels of a class that is named are of it. The truth is for this measurement alone.
+A pixel has a pseudo-label if the confidence of the prediction is at least `--confidence`. Reports
+coverage (share of pixels above the threshold), pixel accuracy and mean per-class precision on
+labelled targets. The ground truth is used for this measurement only.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Recolour the source pictures of a generated set at random, class by class.
+"""Recolour the source images of a generated set at random, class by class.
 
-The control of `--details source`: if these helped a network as much as pictures whose colours come
-from the diffusion model, its knowledge of looks would be of no use. Each class of each picture gets
-a random mean colour and a random part of its contrast (domain randomization, Tobin et al., 2017).
+A control for colour transfer from generated images: if networks gained as much from random
+colours, what the diffusion model has learned about looks would not matter. Each class of each
+image receives a random mean colour and a random share of its contrast (domain randomization, Tobin
+et al., 2017).
 
     python experiments/random_colors.py --generated DIR --layouts DIR --output DIR
 
-`--layouts` is the dataset folder the generated set was drawn from.
+`--layouts` is the dataset folder that the set was generated from.
 """
 
 import argparse

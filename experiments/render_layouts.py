@@ -1,7 +1,7 @@
-"""Render the very label maps of a generated set, each in the look its prompt asked for.
+"""Render the label maps of a generated set, each in the look that its prompt names.
 
-The yardstick for generated pictures: same labels, same looks, drawn by the renderer. Works for
-sets whose layouts were the frames of Pocket City's source.
+The result is an upper bound for generated images: same labels, same looks, no diffusion model. The
+set must have been generated from frames of Pocket City's source.
 
     python experiments/render_layouts.py --generated DIR --output DIR
 """

@@ -1,7 +1,7 @@
-"""How much of a picture survives the latent?
+"""Measure how much of an image survives the autoencoder.
 
-Writes a dataset folder with every picture sent through the autoencoder, and its PSNR per look.
-Scoring an oracle segmenter on both folders then tells whether small things survive.
+Writes a dataset folder of reconstructions, and the PSNR per look. The score of an oracle segmenter
+on both folders then shows whether small objects survive.
 
     python experiments/vae_reconstruction.py --data DIR --base pocket --output DIR
     python experiments/vae_reconstruction.py --data DIR --vae VAE_FOLDER --output DIR
