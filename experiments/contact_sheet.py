@@ -23,7 +23,7 @@ from pipeline.dataset import open_dataset, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import colorize
-from pipeline.pocket.scene import SEEDS_PER_SPLIT
+from pipeline.pocket.splits import SEEDS_PER_SPLIT
 from pipeline.reporting.images import source_picture
 
 GAP = 6
@@ -71,11 +71,13 @@ def generated_cells(generated: list[str], source: Path, conditions: list[str]) -
 
 def rendered_cells(looks: list[str], seed: int) -> list[np.ndarray]:
     """Return one scene of the source in each of the looks."""
-    from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS, TARGETS
+    from pipeline.pocket.collection import GAME, LOOKS
     from pipeline.pocket.render import render_pair
-    from pipeline.pocket.scene import make_scene, scene_seed
+    from pipeline.pocket.scene import make_scene
+    from pipeline.pocket.splits import scene_seed
+    from pipeline.pocket.targets import DEVELOPMENT_LOOKS, TARGET_LOOKS
 
-    table = {"game": GAME, **LOOKS, **TARGETS, **DEVELOPMENT}
+    table = {"game": GAME, **LOOKS, **TARGET_LOOKS, **DEVELOPMENT_LOOKS}
     scene = make_scene(scene_seed("source", seed))
     pictures = [(name, render_pair(scene, table[name], 128, 256, seed)) for name in looks]
     cells = [titled(image, name.replace("_", " ")) for name, (image, _) in pictures]

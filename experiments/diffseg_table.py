@@ -21,8 +21,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files
 from pipeline.errors import UserError, guard
+from pipeline.pocket.splits import TARGETS
 
-TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 ARMS = ("source", "generated")
 UPDATES, PICTURES = 6, 10
 

@@ -25,7 +25,7 @@ from pipeline.errors import UserError, guard
 from pipeline.files import read_json
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 from pipeline.markdown import table
-from pipeline.pocket_city import TARGETS
+from pipeline.pocket.splits import TARGETS
 
 RUNGS = {
     "nothing": "nothing (source only)",

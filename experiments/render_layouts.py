@@ -18,9 +18,10 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
-from pipeline.pocket.looks import LOOKS
+from pipeline.pocket.collection import LOOKS
 from pipeline.pocket.render import render_pair
-from pipeline.pocket.scene import make_scene, scene_seed
+from pipeline.pocket.scene import make_scene
+from pipeline.pocket.splits import scene_seed
 from pipeline.pocket_city import look_of
 from pipeline.rows import sample_id
 

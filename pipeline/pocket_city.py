@@ -24,17 +24,15 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline.config import parse, require_between, require_positive, show
 from pipeline.dataset import DatasetWriter, EncodedSample, encode_sample, write_card
 from pipeline.errors import UserError, guard
+from pipeline.pocket.splits import SEEDS_PER_SPLIT, SPLITS, look_of, scene_seed
 from pipeline.rows import sample_id
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pipeline.pocket.look import Look
 
-TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 MAX_PIXELS = 2048 * 4096  # a process needs about 240 bytes for each
 COMMITTED_TOGETHER = 16  # samples
-SPLITS = ("source", "collection", "oracle", "dev", *TARGETS)
 
 
 @dataclass(frozen=True)
@@ -55,24 +53,6 @@ class Config:
     """rendering processes"""
 
 
-def look_of(split: str, index: int) -> "tuple[str, Look]":
-    """Return (name, Look) of picture `index`; the looks of a split take turns."""
-    from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS
-    from pipeline.pocket.looks import TARGETS as TARGET_LOOKS
-
-    if split == "source":
-        return "game", GAME
-    table = LOOKS
-    if split == "oracle":
-        table = {"game": GAME, **LOOKS}
-    elif split == "dev":
-        table = DEVELOPMENT
-    elif split in TARGETS:
-        table = {k: v for k, v in TARGET_LOOKS.items() if k == split or k.startswith(f"{split}_")}
-    name = sorted(table)[index % len(table)]
-    return name, table[name]
-
-
 def render_sample(
     index: int, split: str, size_px: tuple[int, int]
 ) -> "tuple[np.ndarray, np.ndarray | None, dict[str, Any]]":
@@ -80,9 +60,9 @@ def render_sample(
     import cv2
     import numpy as np
 
-    from pipeline.pocket.looks import caption, place_for
+    from pipeline.pocket.look import caption, place_for
     from pipeline.pocket.render import render_pair
-    from pipeline.pocket.scene import make_scene, scene_seed
+    from pipeline.pocket.scene import make_scene
 
     cv2.setNumThreads(1)
     name, look = look_of(split, index)
@@ -102,7 +82,6 @@ def render_and_encode(index: int, split: str, size_px: tuple[int, int]) -> Encod
 
 def main() -> int | None:
     from pipeline.parallel import MOST_WORKERS
-    from pipeline.pocket.scene import SEEDS_PER_SPLIT
 
     config, call = parse(Config, __doc__)
     if config.split not in SPLITS:

@@ -24,7 +24,6 @@ from pipeline.errors import UserError, guard
 from pipeline.stages import read_record
 
 TEMPLATE = "page.html.j2"
-TARGETS = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 PACKAGES = ("streetforge", "torch", "diffusers", "transformers", "accelerate", "mmsegmentation",
             "mmengine", "numpy", "pillow")  # fmt: skip
 LARGEST_MB = 15
@@ -106,7 +105,7 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
             pictures.samples_of(workspace / "data" / "collection")
         ),
         "targets": pictures.target_sheet(
-            {name: workspace / "data" / "targets" / name for name in TARGETS}
+            {path.name: path for path in sorted((workspace / "data" / "targets").glob("*"))}
         ),
         "details": pictures.comparison(
             generated, variants["plain"], ("as drawn", "with the source's details")

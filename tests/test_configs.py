@@ -11,6 +11,7 @@ import yaml
 
 from pipeline.config import from_layers, from_mapping
 from pipeline.errors import UserError
+from pipeline.pocket.splits import TARGETS as FIVE
 from pipeline.stages import FOLDER, load_recipe
 from pipeline.yaml_files import load_preset
 
@@ -61,9 +62,6 @@ def test_pipeline_recipe_names_programs_and_configs_that_exist(path: Path) -> No
         for word in stage.command:
             if word.startswith("configs/"):
                 assert (ROOT / word).is_file(), word
-
-
-FIVE = ("cityscapes", "bdd100k", "mapillary", "acdc", "dark_zurich")
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=name_of)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from pipeline.pocket.geometry import Scene
-from pipeline.pocket.look import Drawn
+from pipeline.pocket.look import LookParameters
 from pipeline.pocket.materials import Material
 
 
@@ -25,16 +25,20 @@ def _soft_noise(rng: np.random.Generator, height: int, width: int, cells: int) -
 
 
 def _sky(
-    scene: Scene, drawn: Drawn, rng: np.random.Generator, shape: tuple[int, int], seen: int
+    scene: Scene,
+    parameters: LookParameters,
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    seen: int,
 ) -> np.ndarray:
     """Return the upper `seen` rows of the sky, float32 [seen, w, 3]."""
     height, width = shape
-    top = np.array(drawn.look.sky_top, dtype=np.float32)
-    low = np.array(drawn.look.sky_low, dtype=np.float32)
+    top = np.array(parameters.look.sky_top, dtype=np.float32)
+    low = np.array(parameters.look.sky_low, dtype=np.float32)
     rows = (np.arange(seen, dtype=np.float32) + 0.5) / height
     blend = np.clip(rows / np.float32(scene.view.horizon), 0, 1)[:, None, None] ** 1.3
     sky = np.repeat(top * (1 - blend) + low * blend, width, axis=1)
-    cover = drawn.values["clouds"]
+    cover = parameters.values["clouds"]
     if cover > 0.02:
         noise = _soft_noise(rng, height, width, 7) + 0.5 * _soft_noise(rng, height, width, 16)
         noise += 0.25 * _soft_noise(rng, height, width, 40)
@@ -45,12 +49,12 @@ def _sky(
     return sky
 
 
-def _light_pools(scene: Scene, drawn: Drawn, height: int, width: int) -> np.ndarray:
+def _light_pools(scene: Scene, parameters: LookParameters, height: int, width: int) -> np.ndarray:
     """Return float32 [h, w, 3] extra light on surfaces near lamps and before the ego vehicle."""
     rows, columns = max(8, height // 2), max(16, width // 2)
     pool = np.zeros((rows, columns, 3), dtype=np.float32)
     beams = np.zeros((rows, columns, 3), dtype=np.float32)
-    lamps, heads = drawn.values["lamps"], drawn.values["headlights"]
+    lamps, heads = parameters.values["lamps"], parameters.values["headlights"]
     for light in sorted(scene.lights, key=lambda item: -item.depth):
         if light.material is Material.STREET_LAMP and lamps > 0.0:
             radius = 6.5 * scene.view.focal / light.depth
@@ -86,7 +90,7 @@ def _ego_beam(scene: Scene, rows: int, columns: int) -> np.ndarray:
 
 def finish_picture(
     scene: Scene,
-    drawn: Drawn,
+    parameters: LookParameters,
     solid: np.ndarray,
     glow: np.ndarray,
     masks: np.ndarray,
@@ -99,7 +103,7 @@ def finish_picture(
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 5))))
     height, width = masks.shape[:2]
-    values, look = drawn.values, drawn.look
+    values, look = parameters.values, parameters.look
     grain = rng.standard_normal((height, width), dtype=np.float32)
     grain *= 0.06
     grain += 0.07 * _soft_noise(rng, height, width, max(8, width // 4))
@@ -114,14 +118,14 @@ def finish_picture(
     tint = _row(look.tint, width)
     level = np.float32(values["ambient"] / 0.72)
     if lit:
-        pools = _light_pools(scene, drawn, height, width)
+        pools = _light_pools(scene, parameters, height, width)
         daylight: np.float32 | float = level if level <= 1.0 else 1.0
         picture *= tint * level + pools * np.float32(1.25 * (1.15 - daylight))
     else:
         picture *= tint * level
     sky = masks[..., 1] * np.float32(1.0 / 255.0)
     seen = int(np.flatnonzero(sky.any(axis=1)).max(initial=0)) + 1
-    picture[:seen] += _sky(scene, drawn, rng, (height, width), seen) * _three(sky[:seen])
+    picture[:seen] += _sky(scene, parameters, rng, (height, width), seen) * _three(sky[:seen])
     emitted = np.ascontiguousarray(glow[..., :3])
     picture = np.maximum(picture, emitted)
     if values["wet"] > 0.05:
@@ -130,8 +134,8 @@ def finish_picture(
     picture += _three(haze) * (_row(look.fog_color, width) - picture)
     if lit:
         picture += _halo(emitted, height, width, 0.9 - 0.5 * min(1.0, float(level)))
-    picture = _precipitation(picture, drawn, rng)
-    return _camera(picture, drawn, rng)
+    picture = _precipitation(picture, parameters, rng)
+    return _camera(picture, parameters, rng)
 
 
 def _halo(emitted: np.ndarray, height: int, width: int, strength: float) -> np.ndarray:
@@ -172,10 +176,12 @@ def _reflect(
     return picture + cover * ((mirror - picture) * np.float32(0.42) + streaks * np.float32(1.6))
 
 
-def _precipitation(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> np.ndarray:
+def _precipitation(
+    picture: np.ndarray, parameters: LookParameters, rng: np.random.Generator
+) -> np.ndarray:
     """Draw streaks of rain and flakes of snow over float32 [h, w, 3], in place."""
     height, width = picture.shape[:2]
-    rain, flakes = drawn.values["rain"], drawn.values["flakes"]
+    rain, flakes = parameters.values["rain"], parameters.values["flakes"]
     if rain > 0.0:
         layer = np.zeros((height, width), dtype=np.uint8)
         num = int(rain * 70)
@@ -203,9 +209,11 @@ def _precipitation(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) 
     return picture
 
 
-def _camera(picture: np.ndarray, drawn: Drawn, rng: np.random.Generator) -> np.ndarray:
+def _camera(
+    picture: np.ndarray, parameters: LookParameters, rng: np.random.Generator
+) -> np.ndarray:
     """Apply lens, sensor and grading to float32 [h, w, 3], which is overwritten; return uint8."""
-    values = drawn.values
+    values = parameters.values
     height, width = picture.shape[:2]
     if values["glass"] > 0.0:
         veil = np.clip(_soft_noise(rng, height, width, 6), 0, 2)

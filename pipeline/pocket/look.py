@@ -1,11 +1,16 @@
-"""What a look is: ranges of light, weather and camera, drawn anew for each (look, seed)."""
+"""A look: ranges of light, weather and camera, sampled for each (look, seed), and its caption."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
+from pipeline.captions import join_class_names
+from pipeline.labels import CLASS_NAMES
 from pipeline.pocket.geometry import Camera
 from pipeline.pocket.materials import FACADES, Color, Material
+
+MAX_CLASSES = 4  # named by a caption
 
 Range = tuple[float, float]
 
@@ -101,8 +106,8 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One draw from a look: `values` has a number for every range field of `Look`."""
+class LookParameters:
+    """One sample of a look: `values` has a number for every range field of `Look`."""
 
     look: Look
     place: Place
@@ -121,10 +126,32 @@ def place_for(look: Look, seed: int) -> str:
     return tuple(PLACES)[int(rng.integers(0, len(PLACES)))]
 
 
-def draw(look: Look, seed: int) -> Drawn:
-    """Draw the parameters of a look for one picture."""
+def sample_parameters(look: Look, seed: int) -> LookParameters:
+    """Sample the parameters of a look for one image."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 2))))
     low, high = np.array([getattr(look, name) for name in RANGE_FIELDS]).T
     values = dict(zip(RANGE_FIELDS, rng.uniform(low, high).tolist(), strict=True))
     side = float(rng.choice([-1.0, 1.0]))
-    return Drawn(look=look, place=PLACES[place_for(look, seed)], values=values, sun_side=side)
+    return LookParameters(
+        look=look, place=PLACES[place_for(look, seed)], values=values, sun_side=side
+    )
+
+
+def caption(scene_classes: Sequence[int], look: Look, place: str, *, seed: int = 0) -> str:
+    """Return a caption that lists at most four of the class ids present, chosen by the seed.
+
+    `place` is a key of PLACES; void (255) is left out.
+    """
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 4))))
+    present = sorted({int(c) for c in scene_classes if int(c) < len(CLASS_NAMES)})
+    rare_first = np.array([1.0 if c in (0, 1, 2, 10) else 2.0 for c in present])
+    count = min(len(present), int(rng.integers(3, MAX_CLASSES + 1)))
+    picked: list[int] = []
+    if count:
+        chosen = rng.choice(len(present), count, replace=False, p=rare_first / rare_first.sum())
+        picked = [present[i] for i in sorted(chosen.tolist())]
+    things = join_class_names(picked, ", ", " and ") or "houses"
+    return (
+        f"a city street scene with {things}, {look.weather_phrase} {look.time_phrase}, "
+        f"{PLACES[place].phrase}"
+    )

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.pocket.atmosphere import finish_picture
 from pipeline.pocket.geometry import Category, Facing, Scene
-from pipeline.pocket.look import Drawn, Look, draw
+from pipeline.pocket.look import Look, LookParameters, sample_parameters
 from pipeline.pocket.materials import SURFACES, Color, Material
 
 # glibc learns from a large block that is freed to keep memory (mallopt(3), M_MMAP_THRESHOLD); else
@@ -81,19 +81,19 @@ def render_pair(
     return _shade(buffer, look, seed), label_map(buffer)
 
 
-def _material_colors(drawn: Drawn) -> list[np.ndarray]:
+def _material_colors(parameters: LookParameters) -> list[np.ndarray]:
     """Return float32 [k, 3] palettes, indexed by material id."""
-    overrides = dict(drawn.look.overrides)
-    autumn = drawn.values["autumn"]
+    overrides = dict(parameters.look.overrides)
+    autumn = parameters.values["autumn"]
     palettes = []
     for material in Material:
         palette = _PALETTES[material]
         if material is Material.FACADE:
-            palette = np.array(drawn.place.facades, dtype=np.float32)
+            palette = np.array(parameters.place.facades, dtype=np.float32)
         if material in overrides:
             palette = np.array((overrides[material],), dtype=np.float32)
         if material in _FOLIAGE:
-            palette = palette * np.array(drawn.place.foliage_gain, dtype=np.float32)
+            palette = palette * np.array(parameters.place.foliage_gain, dtype=np.float32)
             if autumn > 0.0 and material is not Material.HILL:
                 warm = np.array(_AUTUMN, dtype=np.float32) * _FOLIAGE[material]
                 repeats = warm[np.arange(4) % 4]
@@ -103,9 +103,9 @@ def _material_colors(drawn: Drawn) -> list[np.ndarray]:
     return palettes
 
 
-def primitive_colors(scene: Scene, drawn: Drawn) -> np.ndarray:
+def primitive_colors(scene: Scene, parameters: LookParameters) -> np.ndarray:
     """Return float32 [n, 3] colours of the primitives in the light of a look, before haze."""
-    palettes = _material_colors(drawn)
+    palettes = _material_colors(parameters)
     offsets = np.cumsum([0] + [len(p) for p in palettes])[:-1]
     sizes = np.array([len(p) for p in palettes])
     flat = np.concatenate(palettes)
@@ -113,7 +113,7 @@ def primitive_colors(scene: Scene, drawn: Drawn) -> np.ndarray:
     color = flat[offsets[materials] + scene.variants % sizes[materials]]
     color = color * scene.tones[:, None]
     # Weather on surfaces.
-    values = drawn.values
+    values = parameters.values
     color = color * (1.0 - values["wet"] * _WET[materials])[:, None]
     cover = _SNOW[materials]
     is_up = scene.facings == Facing.UP
@@ -122,13 +122,13 @@ def primitive_colors(scene: Scene, drawn: Drawn) -> np.ndarray:
     cover = (cover * values["snow"])[:, None].astype(np.float32)
     color = color * (1.0 - cover) + _SNOW_COLOR * cover
     # One light per facing: sky light plus sun from one side.
-    sun, side = values["sun"], drawn.sun_side
+    sun, side = values["sun"], parameters.sun_side
     shares = np.zeros(len(Facing), dtype=np.float32)
     shares[Facing.CAMERA] = 0.62
     shares[Facing.UP] = 1.0
     shares[Facing.LEFT] = 0.95 if side < 0.0 else 0.05
     shares[Facing.RIGHT] = 0.95 if side > 0.0 else 0.05
-    sun_tint = np.array(drawn.look.sun_tint, dtype=np.float32)
+    sun_tint = np.array(parameters.look.sun_tint, dtype=np.float32)
     light = shares[:, None] * sun * sun_tint + np.float32(1.0 - 0.12 * (shares[:, None] < 0.3))
     light = light * 0.72
     light[Facing.SKY] = 0.0
@@ -136,16 +136,16 @@ def primitive_colors(scene: Scene, drawn: Drawn) -> np.ndarray:
 
 
 def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
-    scene, drawn = buffer.scene, draw(look, seed)
-    color = primitive_colors(scene, drawn)
+    scene, parameters = buffer.scene, sample_parameters(look, seed)
+    color = primitive_colors(scene, parameters)
     is_ground = (scene.depths == 0.0) & (scene.facings == Facing.UP)
-    haze = 1.0 - np.exp(-drawn.values["haze"] * scene.depths / 100.0)
+    haze = 1.0 - np.exp(-parameters.values["haze"] * scene.depths / 100.0)
     haze[0] = 0.0
     first = np.zeros((len(color), 4), dtype=np.uint8)
     first[:, :3] = np.clip(np.rint(color), 0, 255)
     first[:, 3] = np.where(is_ground, 255, np.clip(np.rint(haze * 250.0), 0, 250))
     second = np.zeros((len(color), 4), dtype=np.uint8)
-    second[:, :3] = emission(scene, drawn)
+    second[:, :3] = emission(scene, parameters)
     second[:, 3] = np.rint(255.0 * _TEXTURES[scene.materials])
     size = (buffer.width, buffer.height)
     index = buffer.index.astype(np.intp)
@@ -158,24 +158,26 @@ def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
     extra = cv2.merge([ground, sky])
     solid, glow, masks = (
         cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-        for plane in (_ground_haze(planes[0], ground, drawn, scene), planes[1], extra)
+        for plane in (_ground_haze(planes[0], ground, parameters, scene), planes[1], extra)
     )
-    return finish_picture(scene, drawn, solid, glow, masks, seed)
+    return finish_picture(scene, parameters, solid, glow, masks, seed)
 
 
-def _ground_haze(plane: np.ndarray, ground: np.ndarray, drawn: Drawn, scene: Scene) -> np.ndarray:
+def _ground_haze(
+    plane: np.ndarray, ground: np.ndarray, parameters: LookParameters, scene: Scene
+) -> np.ndarray:
     """Fill the haze channel of ground pixels from the distance of their row."""
     rows = plane.shape[0]
     v = (np.arange(rows) + 0.5) / rows - scene.view.horizon
     depth = 2.0 * scene.view.focal * scene.view.height_m / np.maximum(v, 2e-3)
-    haze = np.clip(250.0 * (1.0 - np.exp(-drawn.values["haze"] * depth / 100.0)), 0, 250)
+    haze = np.clip(250.0 * (1.0 - np.exp(-parameters.values["haze"] * depth / 100.0)), 0, 250)
     np.copyto(plane[..., 3], np.rint(haze).astype(np.uint8)[:, None], where=ground > 0)
     return plane
 
 
-def emission(scene: Scene, drawn: Drawn) -> np.ndarray:
+def emission(scene: Scene, parameters: LookParameters) -> np.ndarray:
     """Return uint8 [n, 3] light that primitives emit."""
-    values = drawn.values
+    values = parameters.values
     gains = np.zeros(len(Material), dtype=np.float32)
     gains[[Material.LAMP_RED, Material.LAMP_AMBER, Material.LAMP_GREEN]] = max(
         0.35, values["lamps"], values["headlights"]

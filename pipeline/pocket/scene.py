@@ -20,32 +20,8 @@ from pipeline.pocket.street import Street, add_ground, add_wires
 from pipeline.pocket.vehicle_painter import Pose
 from pipeline.pocket.vehicles import add_bus, add_car, add_tram, add_truck
 
-__all__ = ["SPLITS", "Camera", "Scene", "make_scene", "scene_seed"]
-
-SPLITS = (
-    "source",
-    "collection",
-    "oracle",
-    "cityscapes",
-    "bdd100k",
-    "mapillary",
-    "acdc",
-    "dark_zurich",
-    "dev",
-)  # a split's scenes follow from its position: new ones go to the end
-SEEDS_PER_SPLIT = 10_000_000
-
 STYLES = ("canyon", "city", "suburb", "park")
 STYLE_WEIGHTS = (0.28, 0.36, 0.22, 0.14)
-
-
-def scene_seed(split: str, index: int) -> int:
-    """Return the seed of scene `index` of a split; the ranges of two splits never meet."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if not 0 <= index < SEEDS_PER_SPLIT:
-        raise ValueError(f"scene index {index}: must be in 0..{SEEDS_PER_SPLIT - 1}")
-    return SPLITS.index(split) * SEEDS_PER_SPLIT + index
 
 
 def make_scene(seed: int, camera: Camera = Camera()) -> Scene:  # noqa: B008

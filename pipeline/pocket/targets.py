@@ -1,7 +1,7 @@
 """Unseen looks with labels for scoring, partly outside the ranges of the collection.
 
-`TARGETS` play real test sets and are scored for final tables only. `DEVELOPMENT` is a sixth set,
-with palette, light and camera of its own, on which every choice is made.
+`TARGET_LOOKS` play real test sets and are scored for final tables only. `DEVELOPMENT_LOOKS` are a
+sixth set, with palette, light and camera of its own, on which every choice is made.
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ _MANY = Camera(
 )
 _ACDC = Camera(focal=(0.8, 0.95), height_m=(1.4, 1.6), horizon=(0.42, 0.5), hood=0.3)
 
-TARGETS: dict[str, Look] = {
+TARGET_LOOKS: dict[str, Look] = {
     "cityscapes": replace(
         LOOKS["overcast"],
         name="cityscapes",
@@ -196,7 +196,7 @@ _DEV_DAY = replace(
     overrides=_BRICK,
 )
 
-DEVELOPMENT: dict[str, Look] = {
+DEVELOPMENT_LOOKS: dict[str, Look] = {
     look.name: look
     for look in (
         _DEV_DAY,

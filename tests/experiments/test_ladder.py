@@ -6,7 +6,7 @@ import pytest
 
 from experiments import ladder
 from pipeline.errors import UserError
-from pipeline.pocket_city import TARGETS
+from pipeline.pocket.splits import TARGETS
 
 
 def write_scores(folder, name, miou, small):

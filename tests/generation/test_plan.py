@@ -13,6 +13,8 @@ from generation.prompts import Condition, Grammar, join_classes, quota_sequence,
 from generation.settings import Config, default_config
 from pipeline.config import from_layers, from_mapping
 from pipeline.errors import UserError
+from pipeline.pocket.collection import LOOKS
+from pipeline.pocket.look import PLACES
 from pipeline.yaml_files import load_preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,11 +139,10 @@ def test_prompt_reads_like_the_training_captions():
 
 
 def test_words_of_the_pocket_grammar_are_those_of_the_collection():
-    looks = pytest.importorskip("pipeline.pocket.looks")
     grammar = default_config("pocket").prompt
     said = {(c.phrase, t) for c in grammar.conditions.values() for t in c.times}
-    assert said == {(look.weather_phrase, look.time_phrase) for look in looks.LOOKS.values()}
-    assert set(grammar.places) == {place.phrase for place in looks.PLACES.values()}
+    assert said == {(look.weather_phrase, look.time_phrase) for look in LOOKS.values()}
+    assert set(grammar.places) == {place.phrase for place in PLACES.values()}
 
 
 def test_class_names_are_limited_and_seeded():

@@ -7,12 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.pocket.look import RANGE_FIELDS
-from pipeline.pocket.looks import DEVELOPMENT, GAME, LOOKS, PLACES, TARGETS, caption, place_for
+from pipeline.pocket.collection import GAME, LOOKS
+from pipeline.pocket.look import PLACES, RANGE_FIELDS, caption, place_for
 from pipeline.pocket.render import label_map, rasterize, render, render_pair
-from pipeline.pocket.scene import SPLITS, make_scene, scene_seed
+from pipeline.pocket.scene import make_scene
+from pipeline.pocket.splits import SPLITS, scene_seed
+from pipeline.pocket.targets import DEVELOPMENT_LOOKS, TARGET_LOOKS
 
-ALL_LOOKS = [GAME, *LOOKS.values(), *TARGETS.values(), *DEVELOPMENT.values()]
+ALL_LOOKS = [GAME, *LOOKS.values(), *TARGET_LOOKS.values(), *DEVELOPMENT_LOOKS.values()]
 CLASS_IDS = {*range(19), 255}
 WORDS = (
     "snowy",
@@ -54,7 +56,7 @@ def test_every_look_has_the_label_of_the_scene(look) -> None:
 
 @pytest.mark.parametrize("size", [(64, 128), (128, 256), (256, 512), (90, 170)])
 def test_any_size(size: tuple[int, int]) -> None:
-    for look in (GAME, LOOKS["rainy_night"], TARGETS["bdd100k"]):
+    for look in (GAME, LOOKS["rainy_night"], TARGET_LOOKS["bdd100k"]):
         image, label = render_pair(make_scene(2), look, *size, 1)
         assert image.shape == (*size, 3) and label.shape == size and label.dtype == np.uint8
         usual, classes = render_pair(make_scene(2), look, 128, 256, 1)
@@ -131,7 +133,7 @@ def test_captions_name_the_look() -> None:
 
 
 def test_targets_differ_from_the_source() -> None:
-    for look in [*TARGETS.values(), *DEVELOPMENT.values()]:
+    for look in [*TARGET_LOOKS.values(), *DEVELOPMENT_LOOKS.values()]:
         gaps = []
         for seed in range(5):
             scene = make_scene(seed)
@@ -142,8 +144,8 @@ def test_targets_differ_from_the_source() -> None:
 
 def test_the_development_set_is_none_of_the_others() -> None:
     """It mixes day, weather and night under a camera and a palette that no other set has."""
-    others = [GAME, *LOOKS.values(), *TARGETS.values()]
-    assert {name.removeprefix("dev_") for name in DEVELOPMENT} == {
+    others = [GAME, *LOOKS.values(), *TARGET_LOOKS.values()]
+    assert {name.removeprefix("dev_") for name in DEVELOPMENT_LOOKS} == {
         "day",
         "fog",
         "night",
@@ -151,14 +153,19 @@ def test_the_development_set_is_none_of_the_others() -> None:
         "snow",
     }
     colors = ("sky_top", "sky_low", "fog_color", "tint")
-    for look in DEVELOPMENT.values():
+    for look in DEVELOPMENT_LOOKS.values():
         for other in others:
             assert look.camera != other.camera and look.overrides != other.overrides
             assert not any(getattr(look, name) == getattr(other, name) for name in colors)
     # Cameras stand where no other camera stands: the heights and horizons of the source and of
     # three targets do not even overlap.
-    camera = DEVELOPMENT["dev_day"].camera
-    for other in (GAME, TARGETS["cityscapes"], TARGETS["bdd100k"], TARGETS["dark_zurich"]):
+    camera = DEVELOPMENT_LOOKS["dev_day"].camera
+    for other in (
+        GAME,
+        TARGET_LOOKS["cityscapes"],
+        TARGET_LOOKS["bdd100k"],
+        TARGET_LOOKS["dark_zurich"],
+    ):
         assert other.camera.height_m[1] < camera.height_m[0]
     # And the images differ from those of any other look of the same scene.
     images = {
@@ -167,7 +174,7 @@ def test_the_development_set_is_none_of_the_others() -> None:
         ]
         for look in ALL_LOOKS
     }
-    for name in DEVELOPMENT:
+    for name in DEVELOPMENT_LOOKS:
         for other in others:
             gap = np.mean(
                 [
