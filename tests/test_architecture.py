@@ -101,7 +101,13 @@ ROOMS: dict[str, set[str]] = {
 }  # fmt: skip
 # Files that may import torch and its kind at the top: these rooms and files. All others come
 # without it, so that help, dry runs and errors in settings take a second.
-TORCH_ROOMS = ("generation/sampler", "generation/quality", "segtrain/diffusion", "finetune/tasks")
+TORCH_ROOMS = (
+    "generation/sampler",
+    "generation/quality",
+    "segtrain/backbones",
+    "segtrain/diffusion",
+    "finetune/tasks",
+)
 TORCH_FILES = {
     "finetune/autoencoder.py", "finetune/averages.py", "finetune/base_model.py",
     "finetune/cache.py", "finetune/data.py", "finetune/diffusion.py", "finetune/loop.py",
