@@ -108,11 +108,15 @@ def settings_page(package: str) -> str:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Write the navigation: guide, programming interface, results by date, project."""
-    dated = {}
+    dated: dict[str, list[str]] = {}
     for title, folder in RESULTS.items():
         names = sorted((p.name for p in (ROOT / folder).glob("*.md")), reverse=True)
         dated[title] = [f"{folder}/{name}" for name in names]
     dated["Results"].insert(0, "results.md")
+    dated["Results"].insert(0, "results.md")
+    known = {*GUIDE, "results"}
+    if forgotten := {p.stem for p in (ROOT / "docs").glob("*.md")} - known:
+        raise PluginError(f"docs/: name {sorted(forgotten)} in GUIDE of scripts/docs_pages.py")
     api: list[Any] = ["api/street_pipeline.md", "api/segmenter.md"]
     config.nav = [
         {"Start": "index.md"},
