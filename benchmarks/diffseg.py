@@ -28,7 +28,7 @@ from pipeline import files, models
 from pipeline.errors import guard
 from pipeline.prompt_encoder import PromptEncoder
 from segtrain import recipes
-from segtrain.diffusion.aggregation import Aggregation, Bottleneck
+from segtrain.diffusion.aggregation import Bottleneck, DirectAggregation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "segtrain"
 SHAPES = [(1280, 32)] * 6 + [(640, 16)] * 6 + [(320, 8)] * 6
@@ -38,9 +38,9 @@ LEVELS, SIDE = 9, 512
 def networks() -> dict[str, Any]:
     """Build the networks that are compared."""
     diff = recipes.load_recipe(CONFIGS / "diff_pocket.py")
-    diff.model.knowledge = None
+    diff.model.ipkl = None
     built = {
-        "faithful 37": recipes.load_recipe(CONFIGS / "diff_faithful_pocket.py"),
+        "faithful 37": recipes.load_recipe(CONFIGS / "diff_as_released_pocket.py"),
         "corrected 37": diff,
         "5 steps": recipes.load_recipe(CONFIGS / "diff5_pocket.py"),
         "1 step": recipes.load_recipe(CONFIGS / "diff1_pocket.py"),
@@ -90,16 +90,13 @@ def feature(level: int, tap: int) -> torch.Tensor:
 def peak_mb(kind: str) -> float:
     """Return the peak memory of one aggregation above the start, in MiB; needs a new process."""
     torch.set_num_threads(1)
-    aggregation = Aggregation(SHAPES, LEVELS, "direct", 64)
+    aggregation = DirectAggregation(SHAPES, LEVELS, 64)
     warm = Bottleneck([8], 64)
     warm.finish(*warm.part(0, torch.zeros(1, 8, 64, 64)))
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if kind == "streamed":
-        collector = aggregation.open()
-        for level in range(LEVELS):
-            for tap in range(len(SHAPES)):
-                collector(level, tap, feature(level, tap))
-        collector.finish()
+        keys = ((level, tap) for level in range(LEVELS) for tap in range(len(SHAPES)))
+        aggregation((*key, feature(*key)) for key in keys)
     else:
         found = {(i, tap): feature(i, tap) for i in range(LEVELS) for tap in range(len(SHAPES))}
         for group, stride in enumerate(aggregation.strides):

@@ -39,7 +39,7 @@ def predictions(segmenter: Segmenter, image: np.ndarray, label: torch.Tensor) ->
     inputs, samples = segmenter.prepare([image])
     latents = network.backbone.encode(inputs)
     truth = label[None, None]
-    told = network.conditional_options(truth, latents, network.knowledge.paths)
+    told = network.conditional_options(truth, latents, network.ipkl.max_classes)
     results = []
     for options in ({}, told, network.conditional_options(truth, latents)):
         maps = network.extract_feat(inputs, latents=latents, **(options or {}))
@@ -52,8 +52,8 @@ def predictions(segmenter: Segmenter, image: np.ndarray, label: torch.Tensor) ->
 def measure(folder: Path, samples: list[Sample]) -> str:
     """Return a row of the table."""
     segmenter = Segmenter.from_pretrained(folder)
-    if getattr(segmenter.model, "knowledge", None) is None:
-        raise UserError(f"{folder}: was trained without `knowledge`; give a run with IPKL")
+    if getattr(segmenter.model, "ipkl", None) is None:
+        raise UserError(f"{folder}: was trained without `ipkl`; give a run with IPKL")
     torch.manual_seed(0)  # which classes are told
     areas, same = np.zeros((len(BRANCHES), AREAS, NUM_CLASSES), np.int64), []
     for sample in tqdm(samples, leave=False):

@@ -85,7 +85,7 @@ def check(config: Config) -> list[Path]:
     saved = require_trained(config.checkpoint)
     if not saved["diffusion"]:
         raise UserError(f"{config.checkpoint}: has no scene prompt; its backbone is no diffusion")
-    scenes = saved["recipe"]["model"]["backbone"].get("scenes", [""])
+    scenes = saved["recipe"]["model"]["backbone"].get("text", {}).get("scenes", [""])
     require_size(config.size_px, "--size-px")
     if not 0 <= config.scene < len(scenes):
         raise UserError(f"--scene {config.scene}: the recipe has scenes 0 to {len(scenes) - 1}")

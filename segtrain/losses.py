@@ -1,4 +1,4 @@
-"""Losses between two predictions of the same picture, teacher and student."""
+"""Consistency losses between two predictions of the same image, teacher and student."""
 
 import math
 from typing import Any, Literal, get_args
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from pipeline.errors import UserError
 
-Kind = Literal["mse", "kl", "js", "feature"]
+Kind = Literal["mse", "kl"]
 
 
 def require_kind(kind: str) -> None:
@@ -17,17 +17,15 @@ def require_kind(kind: str) -> None:
         raise UserError(f"consistency {kind}: expected one of {', '.join(get_args(Kind))}")
 
 
-def require_rule(rule: Any) -> None:
+def require_branch(settings: Any, name: str) -> None:
     """Raise `UserError` unless the settings of a second branch are within their ranges."""
-    require_kind(rule.kind)
-    name = type(rule).__name__.lower()
+    require_kind(settings.kind)
     for key, low, high in (
         ("probability", 0, 1),
         ("weight", 0, math.inf),
         ("temperature", 1e-6, math.inf),
-        ("ramp_steps", 0, math.inf),
     ):
-        value = getattr(rule, key)
+        value = getattr(settings, key)
         if not isinstance(value, int | float) or not low <= value <= high or value == math.inf:
             most = f" and at most {high}" if high < math.inf else ""
             raise UserError(f"{name}.{key} {value!r}: must be {low:g} or more{most}")
@@ -44,22 +42,15 @@ def consistency(
     """Return the divergence of logits BxKxHxW from the teacher's, a mean over pixels.
 
     "mse": of the logits (DIFF); "kl": T^2 KL(teacher || student) of the probabilities at
-    temperature T (Hinton et al., 2015); "js": Jensen-Shannon divergence; "feature": squared
-    distance of feature maps BxCxHxW, each pixel's feature at unit length.
+    temperature T (Hinton et al., 2015). `stop_gradient`: the teacher does not learn.
     """
     require_kind(kind)
     if stop_gradient:
         teacher = teacher.detach()
     if kind == "mse":
         return functional.mse_loss(student, teacher)
-    if kind == "feature":
-        student, teacher = (functional.normalize(maps, dim=1) for maps in (student, teacher))
-        return (student - teacher).square().sum(1).mean()
     logs = [(logits / temperature).log_softmax(1) for logits in (student, teacher)]
-    if kind == "kl":
-        return temperature**2 * divergence(logs[1], logs[0])
-    middle = torch.logsumexp(torch.stack(logs), 0) - torch.log(torch.tensor(2.0))
-    return (divergence(logs[0], middle) + divergence(logs[1], middle)) / 2
+    return temperature**2 * divergence(logs[1], logs[0])
 
 
 def divergence(of: torch.Tensor, from_: torch.Tensor) -> torch.Tensor:
@@ -71,8 +62,3 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Return the mean entropy of the predictions over pixels, in nats."""
     logs = logits.log_softmax(1)
     return -(logs.exp() * logs).sum(1).mean()
-
-
-def ramp(step: int, steps: int) -> float:
-    """Return the share, 0 to 1, of a weight that rises linearly over the first `steps`."""
-    return min(1.0, (step + 1) / steps) if steps else 1.0

@@ -28,6 +28,22 @@ SCHEDULERS = {
     "LinearLR": ("type", "by_epoch", "begin", "end", "start_factor", "end_factor"),
     "PolyLR": ("type", "by_epoch", "begin", "end", "power", "eta_min"),
 }
+RENAMED = {
+    "model.knowledge": "model.ipkl",
+    "model.randomization": "model.prompt_randomization",
+    "model.ipkl.paths": "model.ipkl.max_classes",
+    "model.backbone.faithful": "model.backbone.as_released",
+    **{
+        f"model.backbone.{name}": f"model.backbone.{group}.{name}"
+        for group, names in {
+            "features": ("taps", "trajectory", "aggregation", "out_channels", "pyramid"),
+            "text": ("categories", "scenes", "class_names", "templates", "adapter"),
+            "training": ("rank", "checkpointing", "random_weights"),
+        }.items()
+        for name in names
+    },
+}
+"""Settings of diffusion networks by their former names."""
 MAX_REASON = 300
 
 
@@ -68,6 +84,21 @@ def require_sections(recipe: Any) -> None:
         raise UserError(f"lacks {', '.join(missing)}; see configs/segtrain")
 
 
+def former_name(recipe: Any) -> str:
+    """Return what to say of the first setting of a recipe under a former name, "" for none."""
+    if recipe["model"].get("type") != "StreetforgeDiffusionSegmentor":
+        return ""
+    for old, new in RENAMED.items():
+        value = recipe
+        for key in old.split("."):
+            value = value.get(key) if hasattr(value, "get") else None
+            if value is None:
+                break
+        else:
+            return f"{old} is called {new} now"
+    return ""
+
+
 def check_recipe(recipe: Any) -> None:
     """Raise `UserError` naming the key of a recipe with a value that cannot be right."""
     require_sections(recipe)
@@ -83,6 +114,8 @@ def check_recipe(recipe: Any) -> None:
         raise UserError(f"sets must be a dict, not {sets!r:.80}; see segtrain/sets.py")
     _require_finite(sets, "sets")
     _check_model(recipe["model"])
+    if told := former_name(recipe):
+        raise UserError(f"{told}; rename it")
     for name in ("train_pipeline", "test_pipeline"):
         _check_steps(recipe[name], name)
     for name, one in sets.items():

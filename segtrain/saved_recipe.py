@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.reading import shortened
+from segtrain.recipe_checks import former_name
 
 OURS = (
     "StreetforgeDiffusionBackbone",
@@ -62,7 +63,7 @@ LOADERS = ("LoadImageFromFile", "LoadAnnotations")  # the one image reader stand
 TRANSFORMS = (
     "StreetforgeResize", "Resize", "ResizeShortestEdge", "ResizeToMultiple", "Pad", "PackSegInputs",
 )  # fmt: skip
-TEXTS = ("scenes", "templates", "class_names", "negative", "base", "unet")  # free text
+TEXTS = ("scenes", "templates", "class_names", "base", "unet")  # free text
 LARGEST_NUMBER = 2**17  # so that no loop is endless; the size of a network: segtrain/checkpoints
 LONGEST_TEXT = 2000
 MOST_OVERLAP = 32  # windows that see a pixel, along an edge
@@ -104,6 +105,8 @@ def check(path: Path, saved: dict[str, Any]) -> None:
         _require(model, "decode_head", (dict, list))
         transforms = _require(recipe, "test_pipeline", list)
         _require(saved, "diffusion", dict)
+        if told := former_name(recipe):
+            raise ValueError(told)
         for where, key, value in _items(saved, ""):
             _check_everywhere(where, key, value)
         for where, key, value in _items(model, "model"):
@@ -193,7 +196,7 @@ def _check_in_model(where: str, key: str, value: Any) -> None:
 
 
 def _check_part(where: str, name: str) -> None:
-    if where == "model.backbone.trajectory.type":
+    if where == "model.backbone.features.trajectory.type":
         known: Any = TRAJECTORIES
     elif "init_cfg" in re.split(r"[.\[]", where):
         known = INITS

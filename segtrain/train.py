@@ -83,7 +83,7 @@ class Config:
     base: str = ""
     """Diffusion base of a diffusion backbone; empty takes the recipe's."""
     cfg_options: tuple[str, ...] = ()
-    """Recipe settings to change, for example model.knowledge=None train_pipeline.3.crop_size=512;
+    """Recipe settings to change, for example model.ipkl=None train_pipeline.3.crop_size=512;
     the numbers count the entries of a list from 0."""
     backbone_weights: Path | None = None
     """Safetensors file with initial weights of the backbone; None starts from random ones."""

@@ -24,8 +24,7 @@ from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import CLASS_NAMES
 from pipeline.latents import images_to_tensor
-
-CATEGORIES = ("none", "eos", "words", "sentence")  # of diffusion/prompts.py, which imports torch
+from segtrain.diffusion.options import Categories, Text
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Config:
     """Noise levels; one of 1 means the clean picture."""
     classes: tuple[str, ...] = ("road", "building", "vegetation", "sky", "car", "person")
     """Classes whose attention is shown."""
-    categories: str = "words"
-    """How classes become tokens: eos, words or sentence; none without a tap of `:maps`."""
+    categories: Categories = "words"
+    """How classes become tokens: eos or words; none without a tap of `:maps`."""
     limit: int = 6
     """Only the first N pictures."""
 
@@ -89,10 +88,9 @@ def check(config: Config) -> list[Path]:
     models.find_base(config.base)
     if wrong := [name for name in config.classes if name not in CLASS_NAMES]:
         raise UserError(f"--classes {', '.join(wrong)}: expected some of {', '.join(CLASS_NAMES)}")
-    if config.categories not in CATEGORIES:
-        raise UserError(f"--categories {config.categories}: expected {', '.join(CATEGORIES)}")
+    Text(config.categories)  # raises for an unknown kind
     if config.categories == "none" and any(tap.endswith(":maps") for tap in config.taps):
-        raise UserError("--categories none: taps of :maps need eos, words or sentence")
+        raise UserError("--categories none: taps of :maps need eos or words")
     if not config.taps:
         raise UserError("--taps: name at least one; see segtrain/diffusion/taps.py")
     if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
@@ -103,8 +101,8 @@ def check(config: Config) -> list[Path]:
     return pictures
 
 
-def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int], list[np.ndarray]]:
-    """Return for each level and tap the CxhxW features of every picture."""
+def extract(config: Config, images: list[np.ndarray]) -> dict[tuple[int, int], list[np.ndarray]]:
+    """Return for each level and tap the CxhxW features of every image."""
     import torch
 
     from pipeline.prompt_encoder import PromptEncoder
@@ -118,16 +116,14 @@ def extract(config: Config, pictures: list[np.ndarray]) -> dict[tuple[int, int],
         config.base, unet=config.unet, taps=config.taps, trajectory=trajectory
     ).to(device)
     encoder = PromptEncoder(models.find_base(config.base))
-    text = TextContext(encoder, categories=config.categories).to(device)  # type: ignore[arg-type]
+    text = TextContext(encoder, Text(categories=config.categories)).to(device)
     found: dict[tuple[int, int], list[np.ndarray]] = {}
-    for picture in pictures:
-
-        def keep(level: int, tap: int, feature: Any) -> None:
+    for image in images:
+        pixels = images_to_tensor([image]).to(device)
+        for level, tap, feature in extractor.features(pixels, text()):
             if config.taps[tap].endswith(":maps"):
                 feature = text.class_maps(feature, len(CLASS_NAMES))
             found.setdefault((level, tap), []).append(feature[0].float().cpu().numpy())
-
-        extractor.stream(images_to_tensor([picture]).to(device), text(), keep)
     return found
 
 

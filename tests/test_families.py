@@ -82,9 +82,9 @@ def test_generation_draws_with_it(base, adapted, tmp_path):
 def test_diffusion_backbone_gives_features(base, adapted):
     from segtrain.diffusion.backbone import DiffusionBackbone
 
-    taps = ("up_blocks.1", "up_blocks.0")
-    own = DiffusionBackbone(str(base), scenes=["a city street"], taps=taps, out_channels=8)
-    other = DiffusionBackbone(str(base), str(adapted / "unet" / "unet"), taps=taps, out_channels=8)
+    features = {"taps": ("up_blocks.1", "up_blocks.0"), "out_channels": 8}
+    own = DiffusionBackbone(str(base), text={"scenes": ["a city street"]}, features=features)
+    other = DiffusionBackbone(str(base), str(adapted / "unet" / "unet"), features=features)
     images = torch.zeros(2, 3, 37, 51)
     assert [tuple(m.shape) for m in own(images)] == [(2, 8, 10, 13)] * 2
     context = own.text()

@@ -8,5 +8,7 @@ model; it has not been trained.
 
 _base_ = ["./diff_gta.py"]
 
-model = dict(backbone=dict(trajectory=dict(_delete_=True, type="noised", timesteps=[100])))
+model = dict(
+    backbone=dict(features=dict(trajectory=dict(_delete_=True, type="noised", timesteps=[100])))
+)
 train_dataloader = dict(batch_size=2)

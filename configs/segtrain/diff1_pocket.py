@@ -6,4 +6,6 @@ Hardware: two CPU cores; one network evaluation a picture.
 
 _base_ = ["./diff_pocket.py"]
 
-model = dict(backbone=dict(trajectory=dict(_delete_=True, type="noised", timesteps=[100])))
+model = dict(
+    backbone=dict(features=dict(trajectory=dict(_delete_=True, type="noised", timesteps=[100])))
+)

@@ -8,4 +8,4 @@ file has been parsed and its taps checked against the full-size model; it has no
 
 _base_ = ["./diff_gta.py"]
 
-model = dict(backbone=dict(trajectory=dict(type="diff5")))
+model = dict(backbone=dict(features=dict(trajectory=dict(type="diff5"))))

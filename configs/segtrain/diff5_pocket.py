@@ -6,4 +6,4 @@ Hardware: two CPU cores; five network evaluations a picture.
 
 _base_ = ["./diff_pocket.py"]
 
-model = dict(backbone=dict(trajectory=dict(type="diff5")))
+model = dict(backbone=dict(features=dict(trajectory=dict(type="diff5"))))

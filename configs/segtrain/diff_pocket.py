@@ -2,8 +2,8 @@
 
 accelerate launch segtrain/train.py configs/segtrain/diff_pocket.py --source DIR --output DIR
 Hardware: two CPU cores; 34 network evaluations a picture. Corrected (Ji et al., ICASSP 2025, and
-docs/segmentation.md on its faults); diff_faithful_pocket.py has the published ones. IPKL, whose
-conditional branch sees all classes, is `knowledge`; None leaves it out.
+docs/segmentation.md on its faults); diff_as_released_pocket.py has the published ones. IPKL, whose
+conditional branch sees all classes, is `ipkl`; None leaves it out.
 """
 
 _base_ = ["./diffusion_pocket.py"]
@@ -12,22 +12,24 @@ hidden = "transformer_blocks.0"
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
     backbone=dict(
-        trajectory=dict(type="diff37"),
-        taps=[
-            "up_blocks.0.resnets.0.conv2",
-            "up_blocks.0.resnets.1.conv2",
-            "up_blocks.1.resnets.0.conv2",
-            "up_blocks.1.resnets.1.conv2",
-            "up_blocks.2.resnets.0.conv2",
-            "up_blocks.2.resnets.1.conv2",
-            f"up_blocks.0.attentions.0.{hidden}",
-            f"up_blocks.0.attentions.1.{hidden}",
-            f"up_blocks.1.attentions.0.{hidden}",
-            f"up_blocks.1.attentions.1.{hidden}",
-        ],
-        aggregation="direct",
-        out_channels=128,
-        pyramid=[32, 64, 96, 128],
+        features=dict(
+            trajectory=dict(type="diff37"),
+            taps=[
+                "up_blocks.0.resnets.0.conv2",
+                "up_blocks.0.resnets.1.conv2",
+                "up_blocks.1.resnets.0.conv2",
+                "up_blocks.1.resnets.1.conv2",
+                "up_blocks.2.resnets.0.conv2",
+                "up_blocks.2.resnets.1.conv2",
+                f"up_blocks.0.attentions.0.{hidden}",
+                f"up_blocks.0.attentions.1.{hidden}",
+                f"up_blocks.1.attentions.0.{hidden}",
+                f"up_blocks.1.attentions.1.{hidden}",
+            ],
+            aggregation="direct",
+            out_channels=128,
+            pyramid=[32, 64, 96, 128],
+        ),
     ),
     neck=None,
     decode_head=dict(
@@ -43,6 +45,6 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
     ),
-    knowledge=dict(kind="mse", weight=1.0, paths=4, probability=0.5),
+    ipkl=dict(kind="mse", weight=1.0, max_classes=4, probability=0.5),
 )
 optim_wrapper = dict(optimizer=dict(lr=3e-3))  # this head learns slowly at less

@@ -15,8 +15,10 @@ model = dict(
         _delete_=True,
         type="StreetforgeDiffusionBackbone",
         base="pocket",
-        taps=["up_blocks.2", "up_blocks.1", "up_blocks.0"],  # finest first
-        out_channels=64,
+        features=dict(
+            taps=["up_blocks.2", "up_blocks.1", "up_blocks.0"],  # finest first
+            out_channels=64,
+        ),
     ),
     neck=dict(type="FPN", in_channels=[64, 64, 64], out_channels=64, num_outs=3),
     decode_head=dict(in_channels=[64, 64, 64], in_index=[0, 1, 2]),

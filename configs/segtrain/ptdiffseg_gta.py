@@ -11,10 +11,9 @@ _base_ = ["./vpd_gta.py", "./parts/scenes_gta.py"]
 
 model = dict(
     backbone=dict(
-        training="frozen",
-        adapter=False,
-        scenes={{_base_.scenes}},
+        training=dict(part="frozen"),
+        text=dict(adapter=False, scenes={{_base_.scenes}}),
     ),
-    randomization=dict(kind="kl", weight=1.0),
+    prompt_randomization=dict(kind="kl", weight=1.0),
 )
 optim_wrapper = dict(paramwise_cfg=None)

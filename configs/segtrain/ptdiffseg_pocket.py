@@ -10,10 +10,9 @@ _base_ = ["./vpd_pocket.py", "./parts/scenes_pocket.py"]
 
 model = dict(
     backbone=dict(
-        training="frozen",
-        adapter=False,
-        scenes={{_base_.scenes}},
+        training=dict(part="frozen"),
+        text=dict(adapter=False, scenes={{_base_.scenes}}),
     ),
-    randomization=dict(kind="kl", weight=1.0),
+    prompt_randomization=dict(kind="kl", weight=1.0),
 )
 optim_wrapper = dict(paramwise_cfg=None)

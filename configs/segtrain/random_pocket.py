@@ -6,5 +6,5 @@ Hardware: two CPU cores. The U-Net learns at the full rate; prompts and autoenco
 
 _base_ = ["./vpd_pocket.py"]
 
-model = dict(backbone=dict(random_weights=True))
+model = dict(backbone=dict(training=dict(random_weights=True)))
 optim_wrapper = dict(paramwise_cfg=None)

@@ -15,6 +15,6 @@ train_dataloader = dict(dataset=dict(data_root=data_root, scale_factor=source_sc
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = dict(dataset=dict(data_root=data_root))
 model = dict(
-    backbone=dict(scenes={{_base_.scenes}}),
-    randomization=dict(kind="kl", weight=1.0),
+    backbone=dict(text=dict(scenes={{_base_.scenes}})),
+    prompt_randomization=dict(kind="kl", weight=1.0),
 )

@@ -9,6 +9,6 @@ size and its maps checked against the full-size model; it has not been trained.
 _base_ = ["./vpd_gta_sdxl.py", "./parts/scenes_gta.py"]
 
 model = dict(
-    backbone=dict(scenes={{_base_.scenes}}),
-    randomization=dict(kind="kl", weight=1.0),
+    backbone=dict(text=dict(scenes={{_base_.scenes}})),
+    prompt_randomization=dict(kind="kl", weight=1.0),
 )

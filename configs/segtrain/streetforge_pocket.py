@@ -8,6 +8,6 @@ Hardware: two CPU cores; one network evaluation a picture. How it was chosen: do
 _base_ = ["./vpd_pocket.py", "./parts/scenes_pocket.py"]
 
 model = dict(
-    backbone=dict(scenes={{_base_.scenes}}),
-    randomization=dict(kind="kl", weight=1.0),
+    backbone=dict(text=dict(scenes={{_base_.scenes}})),
+    prompt_randomization=dict(kind="kl", weight=1.0),
 )

@@ -11,19 +11,20 @@ attention = "transformer_blocks.0.attn2:maps"
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
     backbone=dict(
-        training="full",
-        taps=[
-            "up_blocks.2",
-            "up_blocks.1.resnets.1",
-            "up_blocks.0.resnets.1",
-            f"up_blocks.1.attentions.0.{attention}",
-            f"up_blocks.1.attentions.1.{attention}",
-            f"up_blocks.0.attentions.0.{attention}",
-            f"up_blocks.0.attentions.1.{attention}",
-        ],
-        aggregation="concat",
-        categories="eos",
-        adapter=True,
+        training=dict(part="full"),
+        features=dict(
+            taps=[
+                "up_blocks.2",
+                "up_blocks.1.resnets.1",
+                "up_blocks.0.resnets.1",
+                f"up_blocks.1.attentions.0.{attention}",
+                f"up_blocks.1.attentions.1.{attention}",
+                f"up_blocks.0.attentions.0.{attention}",
+                f"up_blocks.0.attentions.1.{attention}",
+            ],
+            aggregation="concat",
+        ),
+        text=dict(categories="eos", adapter=True),
     ),
     # channels of the tap and of the 19 classes, at strides 4, 8 and 16
     neck=dict(in_channels=[64, 96 + 19, 128 + 19]),

@@ -35,9 +35,9 @@ for seed in $SEEDS; do
         options=() recipe=${network%-plain} iterations=$ITERATIONS
         case $network in
             segformer) iterations=$((ITERATIONS * 5 / 2)) ;;  # of the cost of ptdiffseg
-            ptdiffseg-plain) options=(--cfg-options model.randomization=None) ;;
-            diff5-plain) options=(--cfg-options model.knowledge=None) ;;
-            diff37) recipe=diff options=(--cfg-options model.knowledge=None) ;;
+            ptdiffseg-plain) options=(--cfg-options model.prompt_randomization=None) ;;
+            diff5-plain) options=(--cfg-options model.ipkl=None) ;;
+            diff37) recipe=diff options=(--cfg-options model.ipkl=None) ;;
         esac
         [[ " $once " == *" $network "* && $seed != 0 ]] && continue
         for arm in $ARMS; do

@@ -4,99 +4,81 @@ A plain torch module around extractor, prompts and aggregation. What it returns 
 the base model, so that a recipe's neck and head fit any.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_NAMES
 from pipeline.prompt_encoder import PromptEncoder
-from segtrain.diffusion.aggregation import Aggregation, FusionPyramid, Kind
-from segtrain.diffusion.extractor import Faithful, Training, load_extractor
-from segtrain.diffusion.prompts import TEMPLATES, Categories, TextContext
+from segtrain.diffusion.aggregation import AGGREGATIONS, Aggregation, Feature, FusionPyramid
+from segtrain.diffusion.extractor import DiffusionExtractor, load_extractor
+from segtrain.diffusion.options import Features, Text, Training, read_group
+from segtrain.diffusion.prompts import TextContext
+from segtrain.diffusion.released_diff import ReleasedDiffExtractor
 from segtrain.diffusion.taps import MAPS
 from segtrain.diffusion.trajectories import TRAJECTORIES, Trajectory
 
 
 class DiffusionBackbone(torch.nn.Module):
-    """Maps pictures Bx3xHxW in [-1, 1] to maps of `out_channels`, finest first.
+    """Maps images Bx3xHxW in [-1, 1] to maps of `out_channels` channels, finest first.
 
     `base` names the diffusion model (`pipeline.models`), `unet` another U-Net folder for it.
-    `trajectory`: `type` (clean, noised, inversion, diff37, diff5) and its settings
-    (`segtrain.diffusion.trajectories`).
-    `taps`: see `segtrain.diffusion.taps`; `aggregation` and `out_channels`: see `Aggregation`.
-    `pyramid`: channels of a `FusionPyramid` on top, one level more than there are strides.
-    `categories`, `scenes`, `class_names`, `templates`, `adapter`: see `TextContext`.
-    `training`: "frozen", "full" or "lora" of `rank`; weights that are not trained come from the
-    base whenever the network is built, and are never stored with it. `faithful`: the published
-    DIFF with its faults. `guidance`: scale of classifier-free guidance away from the prompt
-    `negative` on the way between noise levels; 1 leaves it out.
+    `features`, `text`, `training`: settings of `segtrain.diffusion.options`. Weights that do not
+    learn come from the base whenever the network is built, and are never stored with it.
+    `as_released`: the features of DIFF with the faults of its released code.
     """
 
     def __init__(
         self,
         base: str = "pocket",
         unet: str = "",
-        taps: Sequence[str] = ("up_blocks.2", "up_blocks.1", "up_blocks.0"),
-        trajectory: dict[str, Any] | None = None,
-        aggregation: Kind = "taps",
-        out_channels: int | Sequence[int] = 64,
-        pyramid: Sequence[int] = (),
-        categories: Categories = "none",
-        scenes: Sequence[str] = ("",),
-        class_names: Sequence[str] = CLASS_NAMES,
-        templates: Sequence[str] = TEMPLATES,
-        adapter: bool = False,
-        training: Training = "frozen",
-        rank: int = 8,
-        checkpointing: bool = False,
-        random_weights: bool = False,
-        faithful: bool = False,
-        guidance: float = 1.0,
-        negative: str = "",
-        init_cfg: None = None,
+        *,
+        features: Mapping[str, Any] | None = None,
+        text: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        as_released: bool = False,
     ) -> None:
         super().__init__()
-        self.num_classes = len(class_names)
+        read = read_group(Features, features, "features")
+        prompt = read_group(Text, text, "text")
+        self.num_classes = len(prompt.class_names)
         self.extractor = load_extractor(
             base,
             unet=unet,
-            taps=tuple(taps),
-            trajectory=make_trajectory(trajectory),
-            training=training,
-            rank=rank,
-            checkpointing=checkpointing,
-            random_weights=random_weights,
-            faithful=Faithful() if faithful else None,
-            guidance=guidance,
+            taps=tuple(read.taps),
+            trajectory=make_trajectory(read.trajectory),
+            training=read_group(Training, training, "training"),
+            kind=ReleasedDiffExtractor if as_released else DiffusionExtractor,
         )
-        self.text = TextContext(
-            PromptEncoder(models.find_base(base)),
-            categories=categories,
-            scenes=scenes,
-            class_names=class_names,
-            templates=templates,
-            adapter=adapter,
-            negative=negative,
-        )
-        self.maps = {i for i, tap in enumerate(taps) if tap.endswith(MAPS)}
-        if self.maps and categories == "none":
-            raise UserError(f"taps with {MAPS} need categories: eos, words or sentence")
+        self.text = TextContext(PromptEncoder(models.find_base(base)), prompt)
+        self.attention_taps = {i for i, tap in enumerate(read.taps) if tap.endswith(MAPS)}
+        if self.attention_taps and prompt.categories == "none":
+            raise UserError(f"taps with {MAPS} need text.categories: eos or words")
         with torch.no_grad():
             context = self.text()
         self.extractor.freeze_unused(context)
-        shapes = self.extractor.tap_shapes(context)
-        shapes = [(self.num_classes if i in self.maps else c, s) for i, (c, s) in enumerate(shapes)]
-        self.aggregation = Aggregation(
-            shapes, len(self.extractor.levels), aggregation, out_channels, averaged=self.maps
-        )
+        self.aggregation = self._make_aggregation(read, self.extractor.tap_shapes(context))
         channels = self.aggregation.out_channels
-        if pyramid and len(pyramid) != len(channels) + 1:
-            raise UserError(f"pyramid {list(pyramid)}: needs {len(channels) + 1} channel counts")
-        self.pyramid = FusionPyramid(channels, pyramid) if pyramid else None
+        if read.pyramid and len(read.pyramid) != len(channels) + 1:
+            raise UserError(
+                f"pyramid {list(read.pyramid)}: needs {len(channels) + 1} channel counts"
+            )
+        self.pyramid = FusionPyramid(channels, read.pyramid) if read.pyramid else None
         self.out_channels = self.pyramid.out_channels if self.pyramid else channels
+
+    def _make_aggregation(self, read: Features, shapes: Sequence[tuple[int, int]]) -> Aggregation:
+        if read.aggregation not in AGGREGATIONS:
+            known = ", ".join(AGGREGATIONS)
+            raise UserError(f"aggregation {read.aggregation}: expected {known}")
+        shapes = [
+            (self.num_classes if tap in self.attention_taps else channels, stride)
+            for tap, (channels, stride) in enumerate(shapes)
+        ]
+        return AGGREGATIONS[read.aggregation](
+            shapes, len(self.extractor.levels), read.out_channels, self.attention_taps
+        )
 
     def forward(
         self,
@@ -110,32 +92,31 @@ class DiffusionBackbone(torch.nn.Module):
         """Return the maps.
 
         `scene`: number of a scene prompt, or scene tokens SxD. `masks`: KxBxhxw of the classes
-        `class_ids`, for the conditional branch. `latents`: of the pictures, see `encode`.
+        `class_ids`, for the conditional branch. `latents`: of the images, see `encode`.
         """
-        collector = self.aggregation.open()
-
-        def sink(level: int, tap: int, feature: torch.Tensor) -> None:
-            if tap in self.maps:
-                feature = self.text.class_maps(feature, self.num_classes)
-            collector(level, tap, feature)
-
         context, paths = self.text(scene), None
         if masks is not None:
-            context = self.text.paths(class_ids)
+            context = self.text.class_prompts(class_ids)
             paths = torch.cat([torch.ones_like(masks[:1]), masks])[:, :, None]
-        away = self.text.away(masks is not None) if self.extractor.guidance != 1.0 else None
-        self.extractor.stream(images, context, sink, masks=paths, latents=latents, negative=away)
-        maps = collector.finish()
+        features = self.extractor.features(images, context, masks=paths, latents=latents)
+        maps = self.aggregation(self._with_class_maps(features))
         return self.pyramid(maps) if self.pyramid else maps
 
+    def _with_class_maps(self, features: Iterable[Feature]) -> Iterator[Feature]:
+        """Yield the features, attention maps of tokens replaced by those of the classes."""
+        for level, tap, feature in features:
+            if tap in self.attention_taps:
+                feature = self.text.class_maps(feature, self.num_classes)
+            yield level, tap, feature
+
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the latents of pictures, for several passes over them."""
+        """Return the latents of images, for several passes over them."""
         return self.extractor.encode(images)
 
 
-def make_trajectory(settings: dict[str, Any] | None) -> Trajectory:
+def make_trajectory(settings: Mapping[str, Any]) -> Trajectory:
     """Build a trajectory from a recipe's settings."""
-    options = dict(settings or {"type": "clean"})
+    options = dict(settings)
     kind = options.pop("type", None)
     if kind not in TRAJECTORIES:
         raise UserError(f"trajectory type {kind}: expected one of {', '.join(TRAJECTORIES)}")

@@ -1,17 +1,17 @@
-"""Features of a latent diffusion model: named taps at chosen noise levels, as they appear.
+"""Features of a latent diffusion model: named taps at chosen noise levels, one pass at a time.
 
-Plain torch and diffusers. A picture is encoded to its latent, visits the noise levels of a
-trajectory (`segtrain.diffusion.trajectories`), and each tapped feature goes to a function as soon
-as it is computed, so that a consumer may reduce it and let go of it.
+Plain torch and diffusers. An image is encoded to its latent and visits the noise levels of a
+trajectory (`segtrain.diffusion.trajectories`). After each evaluation of the U-Net its features are
+given out, so that a consumer can reduce and release them: no more than the features of one
+evaluation are in memory (some 100 MiB for DIFF at the size of Stable Diffusion 2.1).
 
 Several prompts may be given as paths. Then each evaluation runs once per path, and outputs and
 features are their means weighted by one mask per path: the conditional branch of DIFF (Ji et al.,
 ICASSP 2025), like MultiDiffusion, with weights that sum to one.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -19,34 +19,22 @@ from torch.nn import functional
 from pipeline import models
 from pipeline.config import require_extra
 from pipeline.errors import UserError
-from pipeline.latents import decode_latents, encode_latents, latent_factor, sample_latents
+from pipeline.latents import decode_latents, encode_latents, latent_factor
 from pipeline.lora import add_adapter
 from pipeline.prompt_encoder import Conditioning
+from segtrain.diffusion.aggregation import Feature
+from segtrain.diffusion.options import Training
 from segtrain.diffusion.taps import Taps, as_map, check_taps
 from segtrain.diffusion.trajectories import Clean, Schedule, Trajectory, Visit, masked_mean
 
-Sink = Callable[[int, int, torch.Tensor], None]
-Training = Literal["frozen", "full", "lora"]
-
-
-@dataclass(frozen=True)
-class Faithful:
-    """The published DIFF, with its faults, for comparison; see docs/segmentation.md.
-
-    A guidance of `scale` with an empty negative prompt doubles each evaluation; the output counts
-    as noise whatever the scheduler says; features of residual blocks are those of the negative
-    prompt, those of transformers are summed over all rows; the latent is a random one.
-    """
-
-    scale: float = 5.0
-
 
 class DiffusionExtractor(torch.nn.Module):
-    """Maps pictures Bx3xHxW in [-1, 1] to one feature map per level and tap.
+    """Maps images Bx3xHxW in [-1, 1] to one feature map per level and tap.
 
     Frozen weights are not submodules: they move with `.to()`, but stay in eval mode and out of
-    `parameters()` and `state_dict()`, so they are neither trained, synchronised nor stored. With
-    `training` "full" all weights of the U-Net are parameters, with "lora" an adapter of `rank`.
+    `parameters()` and `state_dict()`, so they are neither trained, synchronised nor stored.
+    `taps`: names of modules (`segtrain.diffusion.taps`). `trajectory`: None for `Clean`.
+    `early_exit`: leave the last evaluation at the deepest tap; False only for comparisons.
     """
 
     def __init__(
@@ -57,40 +45,35 @@ class DiffusionExtractor(torch.nn.Module):
         *,
         taps: Sequence[str] = ("up_blocks.0", "up_blocks.1", "up_blocks.2"),
         trajectory: Trajectory | None = None,
-        training: Training = "frozen",
-        rank: int = 8,
+        training: Training | None = None,
         early_exit: bool = True,
-        checkpointing: bool = False,
-        faithful: Faithful | None = None,
-        guidance: float = 1.0,
     ) -> None:
         super().__init__()
         check_taps(unet, vae, taps)
-        if training not in get_args(Training):
-            raise UserError(f'training "{training}": expected {", ".join(get_args(Training))}')
         self.taps, self.trajectory = tuple(taps), trajectory or Clean()
-        self.schedule, self.early_exit, self.faithful = schedule, early_exit, faithful
-        self.guidance = guidance
+        self.schedule, self.early_exit = schedule, early_exit
         highest = max(getattr(self.trajectory, "targets", self.trajectory.levels))
         if highest >= len(schedule.alphas):
             last = len(schedule.alphas) - 1
             raise UserError(f"timestep {highest}: the last one of this base model is {last}")
-        if faithful:
-            self.schedule.prediction_type = "epsilon"
         unet.requires_grad_(False).eval()
         vae.requires_grad_(False).eval()
         if not any(tap.startswith("vae.decoder") for tap in taps):
             vae.decoder = vae.post_quant_conv = None
         self._models = (unet, vae)  # a tuple: not registered as submodules
-        if checkpointing:
-            unet.enable_gradient_checkpointing()
-        if training == "full":
-            unet.requires_grad_(True)
-        elif training == "lora":
-            require_extra('training="lora"', "peft", "lora")
-            add_adapter(unet, rank)
+        self._prepare(training or Training())
         self._list_trained()
-        self.multiple = latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.size_multiple = latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
+
+    def _prepare(self, training: Training) -> None:
+        """Let the wanted part of the U-Net learn."""
+        if training.checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if training.part == "full":
+            self.unet.requires_grad_(True)
+        elif training.part == "lora":
+            require_extra('training.part="lora"', "peft", "lora")
+            add_adapter(self.unet, training.rank)
 
     def _list_trained(self) -> None:
         self.trained = torch.nn.ParameterDict(
@@ -102,11 +85,10 @@ class DiffusionExtractor(torch.nn.Module):
         )
 
     def freeze_unused(self, context: Conditioning) -> None:
-        """Take out of training what no tap depends on; several processes wait for its gradients."""
+        """Freeze weights that receive no gradient from the taps; DDP would wait for them."""
         if not len(self.trained):
             return
-        features: list[torch.Tensor] = []
-        self.stream(self._smallest(), context, lambda level, tap, feature: features.append(feature))
+        features = [feature for _, _, feature in self.features(self._smallest(), context)]
         if not any(f.requires_grad for f in features):
             raise UserError("training: no tap depends on a weight of the U-Net; use frozen")
         total = sum(f.sum() for f in features if f.requires_grad)
@@ -127,192 +109,170 @@ class DiffusionExtractor(torch.nn.Module):
         return self._models[0]
 
     @property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self._models[1]
+
+    @property
     def levels(self) -> tuple[int, ...]:
         """The timesteps whose features are kept."""
         return self.trajectory.levels
 
     def forward(self, images: torch.Tensor, context: Conditioning) -> list[torch.Tensor]:
         """Return the feature maps BxCxhxw, level by level in the order of `taps`."""
-        maps: dict[tuple[int, int], torch.Tensor] = {}
-
-        def keep(level: int, tap: int, feature: torch.Tensor) -> None:
-            maps[level, tap] = feature
-
-        self.stream(images, context, keep)
-        return [maps[key] for key in sorted(maps)]
+        found = {(level, tap): value for level, tap, value in self.features(images, context)}
+        return [found[key] for key in sorted(found)]
 
     def pad(self, images: torch.Tensor) -> torch.Tensor:
-        """Repeat the right and lower edge of pictures up to a multiple of the total stride."""
+        """Repeat the right and lower edge of images up to a multiple of the total stride."""
         height, width = images.shape[-2:]
-        pad = (0, -width % self.multiple, 0, -height % self.multiple)
+        pad = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
         return functional.pad(images, pad, mode="replicate") if any(pad) else images
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the latents BxCxhxw of pictures, padded to a multiple of the total stride."""
-        padded = self.pad(images)
+        """Return the latents BxCxhxw of images, padded to a multiple of the total stride."""
         with torch.no_grad():
-            if self.faithful:
-                return sample_latents(self._models[1], padded, torch.Generator())
-            return encode_latents(self._models[1], padded)
+            return encode_latents(self.vae, self.pad(images))
 
-    def stream(
+    def features(
         self,
         images: torch.Tensor,
         context: Conditioning,
-        sink: Sink,
         *,
         masks: torch.Tensor | None = None,
         latents: torch.Tensor | None = None,
-        negative: Conditioning | None = None,
-    ) -> None:
-        """Call `sink(level, tap, feature)` with each feature BxCxhxw as it appears.
+    ) -> Iterator[Feature]:
+        """Yield level, tap and feature BxCxhxw, in the order in which they are computed.
 
-        `context`: text states of one prompt, of one per picture, or, with `masks` PxBx1xhxw of P
-        paths, of P prompts. `latents`: what `encode` returned for the pictures, if at hand.
-        `negative`: text states of one prompt, for classifier-free guidance (Ho and Salimans, 2022)
-        of the way between levels; no more rows where it is the prompt itself or is not needed. The
-        edge is repeated up to a multiple of the total stride, and maps are cropped to the share of
-        the picture, rounded up.
+        `context`: text states of one prompt, of one per image, or, with `masks` PxBx1xhxw of P
+        paths, of P prompts. `latents`: what `encode` returned for the images, if at hand. The edge
+        is repeated up to a multiple of the total stride, and maps are cropped to the share of the
+        image, rounded up.
         """
         size = images.shape[-2:]
+        padded = tuple(side + -side % self.size_multiple for side in size)
+        latents, found = self._read_autoencoder(images, latents)
+        for name, value in found.items():
+            for level in range(len(self.levels)):  # the same at all of them
+                yield level, self.taps.index(name), crop(value, size, padded)
+        learns = len(self.trained) > 0 or context.states.requires_grad
+        visit: Visit | None = self.trajectory.start(latents, self.schedule)
+        while visit is not None:
+            # A frozen network computes without gradients; what reads its features may need them
+            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                output, features = self._evaluate(visit, context, masks, padded)
+                following = None
+                if output is not None:
+                    following = self.trajectory.follow(visit, output, self.schedule, masks)
+            yield from ((level, tap, crop(part, size, padded)) for level, tap, part in features)
+            del features
+            visit = following
+
+    def _read_autoencoder(
+        self, images: torch.Tensor, latents: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the latents, and the features of the taps inside the autoencoder by name."""
         encoder, decoder = (
             [tap.removeprefix("vae.") for tap in self.taps if tap.startswith(f"vae.{half}")]
             for half in ("encoder", "decoder")
         )
-        padded = tuple(side + -side % self.multiple for side in size)
-        is_training = torch.is_grad_enabled()  # a frozen network computes without, its readers may
-
-        def deliver(level: int, tap: str, feature: torch.Tensor) -> None:
-            rows, columns = (
-                -(-side * cells // full)
-                for side, cells, full in zip(size, feature.shape[-2:], padded, strict=True)
-            )
-            with torch.set_grad_enabled(is_training):
-                sink(level, self.taps.index(tap), feature[..., :rows, :columns])
-
-        def deliver_vae(tap: str, value: torch.Tensor) -> None:
-            for level in range(len(self.levels)):  # the same at all of them
-                deliver(level, f"vae.{tap}", value)
-
-        vae = self._models[1]
+        found: dict[str, torch.Tensor] = {}
         if latents is None or encoder:
-            with Taps(vae, encoder, deliver_vae, early_exit=False, at_block=False):
+            with Taps(self.vae, encoder, early_exit=False) as taps:
                 latents = self.encode(images)
+            found |= taps.values
         if decoder:
-            with (
-                torch.no_grad(),
-                Taps(vae, decoder, deliver_vae, early_exit=self.early_exit, at_block=False),
-            ):
-                decode_latents(vae, latents)
-        if negative is not None and torch.equal(negative.states, context.states):
-            negative = None
-        learns = len(self.trained) > 0 or context.states.requires_grad
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            walk = self.trajectory.walk(latents, self.schedule, masks)
-            output = None
-            try:
-                visit = next(walk)
-                while True:
-                    output = self._evaluate(visit, context, negative, masks, padded, deliver)
-                    visit = walk.send(output)
-            except StopIteration:
-                pass
+            with torch.no_grad(), Taps(self.vae, decoder, early_exit=self.early_exit) as taps:
+                decode_latents(self.vae, latents)
+            found |= taps.values
+        return latents, {f"vae.{name}": value for name, value in found.items()}
 
     def _evaluate(
         self,
         visit: Visit,
         context: Conditioning,
-        negative: Conditioning | None,
         masks: torch.Tensor | None,
         size_px: tuple[int, ...],
-        deliver: Callable[[int, str, torch.Tensor], None],
-    ) -> torch.Tensor | None:
-        """Run the U-Net on all paths of a visit; None after an early exit."""
+    ) -> tuple[torch.Tensor | None, list[Feature]]:
+        """Run the U-Net once on all prompts of a visit.
+
+        Returns its output, None after an early exit, and the features that are kept.
+        """
         batch, levels = len(visit.latents), len(visit.kept)
-        aspect = visit.latents.shape[-2:]
         if masks is not None and levels > 1:
             masks = masks.repeat(1, levels, 1, 1, 1)
-        paths = 1 if masks is None else len(masks)
-        if visit.is_last:
-            negative = None  # what it would guide is not needed
-        if self.faithful:
-            negative = context.map(lambda t: t[:1])
-        if negative is not None:  # its rows go first
-            context = beside(negative, context, paths, batch)
-            paths += 1
-        rows = context.map(lambda t: spread(t, paths, batch))
-
-        def found(tap: str, value: torch.Tensor) -> None:
-            feature = as_map(value, aspect).unflatten(0, (paths, batch))
-            if negative is not None and not self.faithful:
-                feature = feature[1:]
-            merged = self._merge_features(tap, feature, masks)
-            for kept, part in zip(visit.kept, merged.chunk(levels), strict=True):
-                if kept is not None:
-                    deliver(kept, tap, part)
-
-        taps = [tap for tap in self.taps if not tap.startswith("vae.")]
-        wanted = taps if any(kept is not None for kept in visit.kept) else []
-        leave = visit.is_last and self.early_exit
+        text = self._text_rows(context, 1 if masks is None else len(masks), batch)
+        prompts = len(text.states) // batch
+        unet_taps = [tap for tap in self.taps if not tap.startswith("vae.")]
+        wanted = unet_taps if any(kept is not None for kept in visit.kept) else []
+        output = None
         with Taps(
             self.unet,
             wanted,
-            found,
-            early_exit=leave,
+            early_exit=visit.is_last and self.early_exit,
             at_block=self.unet.is_gradient_checkpointing,
-        ):
+        ) as taps:
             output = self.unet(
-                visit.latents.repeat(paths, 1, 1, 1),
-                visit.timesteps.repeat(paths),
-                **rows.arguments((size_px[0], size_px[1])),
-            ).sample.unflatten(0, (paths, batch))
-            if negative is not None:
-                scale = self.faithful.scale if self.faithful else self.guidance
-                output = output[:1] + scale * (output[1:] - output[:1])
-            return masked_mean(output, masks)
-        return None
+                visit.latents.repeat(prompts, 1, 1, 1),
+                visit.timesteps.repeat(prompts),
+                **text.arguments((size_px[0], size_px[1])),
+            ).sample
+        if output is not None:
+            output = self._merge_outputs(output.unflatten(0, (prompts, batch)), masks)
+        features: list[Feature] = []
+        for tap, value in taps.values.items():
+            feature = as_map(value, visit.latents.shape[-2:]).unflatten(0, (prompts, batch))
+            parts = self._merge_features(tap, feature, masks).chunk(levels)
+            index = self.taps.index(tap)
+            features += [
+                (level, index, part)
+                for level, part in zip(visit.kept, parts, strict=True)
+                if level is not None
+            ]
+        return output, features
+
+    def _text_rows(self, context: Conditioning, paths: int, batch: int) -> Conditioning:
+        """Return the text states of paths x batch rows, all images of the first path first."""
+        return context.map(lambda states: repeat_rows(states, paths, batch))
+
+    def _merge_outputs(self, output: torch.Tensor, masks: torch.Tensor | None) -> torch.Tensor:
+        """Return the output BxCxhxw of a visit from those of its prompts PxBxCxhxw."""
+        return masked_mean(output, masks)
 
     def _merge_features(
         self, tap: str, feature: torch.Tensor, masks: torch.Tensor | None
     ) -> torch.Tensor:
-        if not self.faithful:
-            return masked_mean(feature, masks)
-        return feature.sum(0) if "transformer_blocks" in tap else feature[0]
+        """Return the feature BxCxhxw of a tap from those of the prompts PxBxCxhxw."""
+        return masked_mean(feature, masks)
 
     def tap_shapes(self, context: Conditioning) -> list[tuple[int, int]]:
-        """Return (channels, stride in pixels) of each tap, from a pass over a smallest picture."""
+        """Return (channels, stride in pixels) of each tap, from a pass over a smallest image."""
         image = self._smallest()
-        shapes: dict[int, tuple[int, int]] = {}
-
-        def note(level: int, tap: int, feature: torch.Tensor) -> None:
-            shapes[tap] = (feature.shape[1], image.shape[-1] // feature.shape[-1])
-
         with torch.no_grad():
-            self.stream(image, context, note)
+            shapes = {
+                tap: (feature.shape[1], image.shape[-1] // feature.shape[-1])
+                for _, tap, feature in self.features(image, context)
+            }
         return [shapes[tap] for tap in range(len(self.taps))]
 
     def _smallest(self) -> torch.Tensor:
-        """Return a picture of two pixels a side at the deepest level."""
+        """Return an image of two pixels a side at the deepest level."""
         parameter = next(self.unet.parameters())
-        side = 2 * self.multiple
+        side = 2 * self.size_multiple
         return torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
 
 
-def beside(negative: Conditioning, context: Conditioning, paths: int, batch: int) -> Conditioning:
-    """Return the rows of a negative prompt, then those of `context`, so that `spread` fits."""
-
-    def join(first: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        count = 1 if len(rows) == paths else batch  # one prompt per picture
-        return torch.cat([first.expand(count, *first.shape[1:]), rows])
-
-    pooled = None
-    if context.pooled is not None and negative.pooled is not None:
-        pooled = join(negative.pooled, context.pooled)
-    return Conditioning(join(negative.states, context.states), pooled)
+def crop(feature: torch.Tensor, size_px: Sequence[int], padded_px: Sequence[int]) -> torch.Tensor:
+    """Return the part of a feature of padded images that shows the images, rounded up."""
+    rows, columns = (
+        -(-side * cells // full)
+        for side, cells, full in zip(size_px, feature.shape[-2:], padded_px, strict=True)
+    )
+    return feature[..., :rows, :columns]
 
 
-def spread(states: torch.Tensor, paths: int, batch: int) -> torch.Tensor:
-    """Repeat 1, P or B rows of text to P*B rows, all pictures of the first path first."""
+def repeat_rows(states: torch.Tensor, paths: int, batch: int) -> torch.Tensor:
+    """Repeat 1, P or B rows of text to P*B rows, all images of the first path first."""
     if len(states) == 1:
         return states.expand(paths * batch, *states.shape[1:])
     if len(states) == paths:
@@ -321,18 +281,19 @@ def spread(states: torch.Tensor, paths: int, batch: int) -> torch.Tensor:
 
 
 def load_extractor(
-    base: str, *, unet: str = "", random_weights: bool = False, **options: Any
+    base: str,
+    *,
+    unet: str = "",
+    training: Training | None = None,
+    kind: type[DiffusionExtractor] = DiffusionExtractor,
+    **options: Any,
 ) -> DiffusionExtractor:
-    """Load the parts of `base` (and another U-Net's folder, if named) as an extractor.
-
-    `random_weights`: leave the U-Net as it is initialised, to see what its pretraining is worth;
-    for `training` "full" only, since weights that are not trained are not stored either.
-    """
-    if random_weights and options.get("training") != "full":
-        raise UserError('random_weights: needs training="full"; frozen weights are never stored')
+    """Load the parts of `base` (and another U-Net's folder, if named) as an extractor."""
+    training = training or Training()
     base = models.find_base(base)
     vae = models.load_component(base, "vae")
     network = models.load_network("unet", base, models.find_folder(unet, "unet") if unet else None)
-    if random_weights:
+    if training.random_weights:
         network = type(network).from_config(network.config)
-    return DiffusionExtractor(network, vae, Schedule(models.load_scheduler(base)), **options)
+    schedule = Schedule(models.load_scheduler(base))
+    return kind(network, vae, schedule, training=training, **options)

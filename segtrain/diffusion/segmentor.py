@@ -1,9 +1,10 @@
 """Segmentors that train a diffusion backbone under several prompts.
 
-Prompt randomization (PTDiffSeg, Gong et al., BMVC 2024): each step sees the source scene prompt and
-a random other one, and the prediction should not depend on which. IPKL (DIFF, Ji et al., ICASSP
-2025): a branch that is told the classes and where they are, from the ground truth, teaches the one
-that is told nothing. Both use one head; at test only the plain branch runs.
+Prompt randomization (PTDiffSeg, Gong et al., BMVC 2024): each step runs under the source scene
+prompt and a random other one, and a consistency loss ties the predictions. IPKL (DIFF, Ji et al.,
+ICASSP 2025): a conditional branch receives one prompt and one ground-truth mask per class, and the
+unconditional branch is trained to match it. Both branches share one head; testing runs the
+unconditional branch alone.
 """
 
 from collections.abc import Sequence
@@ -18,51 +19,55 @@ from torch.nn import functional
 
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
-from segtrain.losses import Kind, consistency, ramp, require_rule
+from segtrain.losses import Kind, consistency, require_branch
 
-PLAIN, SECOND = "plain", "second"
+FIRST, SECOND = "plain", "second"  # before the names of losses in the log
 
 
 @dataclass(frozen=True)
-class Randomization:
-    """A second pass under a random scene prompt with this probability."""
+class PromptRandomization:
+    """A second branch under a random scene prompt; it learns from the first.
+
+    `probability` of the branch in a step; `weight` and `kind` of the consistency loss, "mse" or
+    "kl" at `temperature`; `stop_gradient` of the first branch.
+    """
 
     probability: float = 1.0
     weight: float = 1.0
     kind: Kind = "kl"
     temperature: float = 1.0
     stop_gradient: bool = True
-    ramp_steps: int = 0
 
     def __post_init__(self) -> None:
-        require_rule(self)
+        require_branch(self, "prompt_randomization")
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """A conditional branch over `classes`, () for all; of those present at most `paths` at once.
+class Ipkl:
+    """A conditional branch that knows the classes of the batch; the first branch learns from it.
 
-    `probability`: of the branch in a step; it costs one evaluation per path, so half saves much.
-    `second_pass`: at test, predict once more with the branch told what was predicted.
+    `classes`: the train ids that get a prompt, () for all. `max_classes` in one step; each costs
+    one evaluation of the U-Net. The other fields are those of `PromptRandomization`;
+    `stop_gradient` is of the conditional branch.
     """
 
     classes: tuple[int, ...] = ()
+    max_classes: int = 4
     probability: float = 1.0
-    second_pass: bool = False
-    paths: int = 4
     weight: float = 1.0
     kind: Kind = "mse"
     temperature: float = 1.0
     stop_gradient: bool = True
-    ramp_steps: int = 0
 
     def __post_init__(self) -> None:
-        require_rule(self)
+        require_branch(self, "ipkl")
         known = range(NUM_CLASSES)
         if wrong := [k for k in self.classes if isinstance(k, bool) or k not in known]:
-            raise UserError(f"knowledge.classes {wrong}: must be train ids, 0 to {known[-1]}")
-        if not isinstance(self.paths, int) or self.paths < 1:
-            raise UserError(f"knowledge.paths {self.paths!r}: must be a whole number, 1 or more")
+            raise UserError(f"ipkl.classes {wrong}: must be train ids, 0 to {known[-1]}")
+        if not isinstance(self.max_classes, int) or self.max_classes < 1:
+            raise UserError(
+                f"ipkl.max_classes {self.max_classes!r}: must be a whole number, 1 or more"
+            )
 
 
 def require_fit(channels: Sequence[int], reader: Any) -> None:
@@ -85,33 +90,36 @@ def require_fit(channels: Sequence[int], reader: Any) -> None:
 class DiffusionSegmentor(EncoderDecoder):
     """`EncoderDecoder` whose backbone is a `DiffusionBackbone`.
 
-    `randomization`, `knowledge`: settings of the dataclasses above, None to leave one out. `scene`
-    holds tokens SxD that replace the scene prompt, learned on a target by segtrain/adapt.py.
+    `prompt_randomization`, `ipkl`: settings of the dataclasses above, None to leave one out.
+    `scene` holds tokens SxD that replace the scene prompt, learned on a target by
+    segtrain/adapt.py.
     """
 
     def __init__(
         self,
         *,
-        randomization: dict[str, Any] | None = None,
-        knowledge: dict[str, Any] | None = None,
+        prompt_randomization: dict[str, Any] | None = None,
+        ipkl: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.randomization = Randomization(**randomization) if randomization is not None else None
-        self.knowledge = Knowledge(**knowledge) if knowledge is not None else None
-        if self.knowledge and self.backbone.maps:
-            raise UserError("knowledge: its prompts have no token per class; drop the :maps taps")
+        self.prompt_randomization = (
+            None if prompt_randomization is None else PromptRandomization(**prompt_randomization)
+        )
+        self.ipkl = None if ipkl is None else Ipkl(**ipkl)
+        if self.ipkl and self.backbone.attention_taps:
+            raise UserError("ipkl: its prompts have no token per class; drop the :maps taps")
         require_fit(self.backbone.out_channels, self.neck if self.with_neck else self.decode_head)
         self.scene: torch.Tensor | int = 0
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # of training, so far
 
     def extract_feat(self, inputs: torch.Tensor, **options: Any) -> Any:
-        """Return the neck's maps of pictures, by default under the scene in use."""
+        """Return the neck's maps of images, by default under the scene in use."""
         maps = self.backbone(inputs, **{"scene": self.scene, **options})
         return self.neck(maps) if self.with_neck else maps
 
     def encode_decode(self, inputs: torch.Tensor, batch_img_metas: list[Any]) -> torch.Tensor:
-        """Return the logits BxKxHxW of pictures of any size."""
+        """Return the logits BxKxHxW of images of any size."""
         height, width = inputs.shape[-2:]
         inputs = self.backbone.extractor.pad(inputs)  # or maps of other strides would not align
         shape = inputs.shape[-2:]
@@ -119,39 +127,32 @@ class DiffusionSegmentor(EncoderDecoder):
         latents = self.backbone.encode(inputs)
         maps = self.extract_feat(inputs, latents=latents)
         logits = self.decode_head.predict(maps, metas, self.test_cfg)
-        if self.knowledge and self.knowledge.second_pass:
-            labels = functional.interpolate(logits, shape).argmax(1, keepdim=True)
-            if told := self.conditional_options(labels, latents):
-                maps = self.extract_feat(inputs, latents=latents, **told)
-                logits = self.decode_head.predict(maps, metas, self.test_cfg)
         return logits[..., :height, :width]
 
     def loss(self, inputs: torch.Tensor, data_samples: list[Any]) -> dict[str, torch.Tensor]:
         """Return the named losses of a batch."""
-        step = int(self.steps)
         self.steps += 1
         inputs, data_samples = self._pad(inputs, data_samples)
         latents = self.backbone.encode(inputs)
-        rule, second = self._second_branch(data_samples, latents)
-        kind = rule.kind if rule else None
-        losses, plain = self._branch(inputs, data_samples, latents, {}, PLAIN, kind)
-        if rule is None:
+        branch, options = self._second_branch(data_samples, latents)
+        compared = branch is not None
+        losses, first = self._branch(inputs, data_samples, latents, {}, FIRST, compared)
+        if branch is None:
             return losses
-        more, other = self._branch(inputs, data_samples, latents, second, SECOND, kind)
-        # the plain branch learns from the one that knows more; another scene learns from the plain
-        student, teacher = (plain, other) if rule is self.knowledge else (other, plain)
-        values = [
-            consistency(
-                s, t, rule.kind, temperature=rule.temperature, stop_gradient=rule.stop_gradient
-            )
-            for s, t in zip(student, teacher, strict=True)
-        ]
-        value = sum(values) / len(values)
-        losses["consistency.loss"] = rule.weight * ramp(step, rule.ramp_steps) * value
+        more, second = self._branch(inputs, data_samples, latents, options, SECOND, compared)
+        # The conditional branch of IPKL teaches; a branch under another scene learns
+        student, teacher = (first, second) if branch is self.ipkl else (second, first)
+        losses["consistency.loss"] = branch.weight * consistency(
+            student,
+            teacher,
+            branch.kind,
+            temperature=branch.temperature,
+            stop_gradient=branch.stop_gradient,
+        )
         return losses | more
 
     def _pad(self, inputs: torch.Tensor, data_samples: list[Any]) -> tuple[torch.Tensor, list[Any]]:
-        """Return pictures padded to a size at which maps of all strides align, and their labels."""
+        """Return images padded to a size at which maps of all strides align, and their labels."""
         padded = self.backbone.extractor.pad(inputs)
         if padded.shape == inputs.shape:
             return inputs, data_samples
@@ -165,29 +166,31 @@ class DiffusionSegmentor(EncoderDecoder):
 
     def _second_branch(
         self, data_samples: list[Any], latents: torch.Tensor
-    ) -> tuple[Randomization | Knowledge | None, dict[str, Any]]:
-        """Return the rule of this step's second branch and what its backbone is told.
+    ) -> tuple[PromptRandomization | Ipkl | None, dict[str, Any]]:
+        """Return the settings of this step's second branch and the options of its backbone.
 
-        With both rules a step takes one of them, each as often.
+        With both kinds a step has one of them, each with the same probability.
         """
-        rules = [rule for rule in (self.randomization, self.knowledge) if rule is not None]
-        if not rules:
+        branches = [b for b in (self.prompt_randomization, self.ipkl) if b is not None]
+        if not branches:
             return None, {}
-        rule = rules[int(self._draw(len(rules)))]
-        if self._draw(1.0) >= rule.probability:
+        branch = branches[int(self._random_number(len(branches)))]
+        if self._random_number(1.0) >= branch.probability:
             return None, {}
-        if isinstance(rule, Knowledge):
+        if isinstance(branch, Ipkl):
             labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
-            options = self.conditional_options(labels, latents, rule.paths)
-            return (rule, options) if self._all_have(options) else (None, {})
+            options = self.conditional_options(labels, latents, branch.max_classes)
+            return (branch, options) if self._all_have(options) else (None, {})
         others = len(self.backbone.text.scenes) - 1
         if others == 0:
             return None, {}
-        return rule, {"scene": 1 + int(self._draw(others))}
+        return branch, {"scene": 1 + int(self._random_number(others))}
 
-    def _draw(self, limit: float) -> float:
-        """Return a number below `limit`, that of the first process in all: they meet in the head's
-        synchronised norms, so all must take the same branches."""
+    def _random_number(self, limit: float) -> float:
+        """Return a uniform number in [0, limit), drawn on rank 0 and broadcast.
+
+        All ranks take the same branch; SyncBatchNorm would wait forever otherwise.
+        """
         value = torch.rand(())
         if torch.distributed.is_initialized():
             value = value.to(self.steps.device)
@@ -208,34 +211,34 @@ class DiffusionSegmentor(EncoderDecoder):
         latents: torch.Tensor,
         options: dict[str, Any],
         name: str,
-        kind: Kind | None,
-    ) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor]]:
-        """Return losses, and what a consistency of `kind` compares: the maps or the logits."""
+        compared: bool,
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Return the named losses of a branch and its logits, None unless they are `compared`."""
         maps, head = self.extract_feat(inputs, latents=latents, **options), self.decode_head
         if type(head).loss is BaseDecodeHead.loss:
             logits = head(maps)
             losses = head.loss_by_feat(logits, data_samples)
         else:  # a loss that is no function of the logits
             losses = head.loss(maps, data_samples, self.train_cfg)
-            logits = head(maps) if kind not in (None, "feature") else None
+            logits = head(maps) if compared else None
         losses = {f"{name}.{key}": value for key, value in losses.items()}
-        if name == PLAIN and self.with_auxiliary_head:
+        if name == FIRST and self.with_auxiliary_head:
             losses |= self._auxiliary_head_forward_train(maps, data_samples)
-        return losses, maps if kind == "feature" else [logits]
+        return losses, logits
 
     def conditional_options(
-        self, labels: torch.Tensor, latents: torch.Tensor, paths: int | None = None
+        self, labels: torch.Tensor, latents: torch.Tensor, max_classes: int | None = None
     ) -> dict[str, Any] | None:
-        """Return classes and masks of labels Bx1xHxW, at most `paths`; None if none is there."""
-        assert self.knowledge is not None
-        wanted = self.knowledge.classes or range(self.backbone.num_classes)
+        """Return classes and masks of labels Bx1xHxW, at most `max_classes`; None for none."""
+        assert self.ipkl is not None
+        wanted = self.ipkl.classes or range(self.backbone.num_classes)
         present = [int(k) for k in labels.unique().tolist() if int(k) in wanted]
-        order = torch.randperm(len(present))[:paths].tolist()
+        order = torch.randperm(len(present))[:max_classes].tolist()
         chosen = sorted(present[i] for i in order)
         if not chosen:
             return None
         height, width = labels.shape[-2:]
-        multiple = self.backbone.extractor.multiple
+        multiple = self.backbone.extractor.size_multiple
         padded = functional.pad(
             labels.float(), (0, -width % multiple, 0, -height % multiple), value=255
         )

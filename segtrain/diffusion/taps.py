@@ -18,7 +18,6 @@ import torch
 from pipeline.errors import UserError
 
 MAPS = ":maps"
-Found = Callable[[str, torch.Tensor], None]
 
 
 class Exit(Exception):
@@ -59,23 +58,23 @@ def attention_maps(attention: Any, hidden: torch.Tensor, text: torch.Tensor) -> 
 
 
 class Taps:
-    """Calls `found` with the name and value of each tap; a context manager around a pass.
+    """Keeps what each tap computes during a pass in `values`, in the order of computing.
 
-    `early_exit`: leave the pass as soon as all taps are seen, by the exception `Exit`. With
-    `at_block`, leave it at the end of the up block instead: inside of a block that is recomputed in
-    the backward pass, an exception would lose the gradients.
+    A context manager around a forward pass. `early_exit`: leave the pass as soon as all taps are
+    seen, by the exception `Exit`. With `at_block`, leave it at the end of the up block instead:
+    inside of a block that is recomputed in the backward pass, an exception would lose the
+    gradients.
     """
 
     def __init__(
-        self, network: Any, taps: Sequence[str], found: Found, *, early_exit: bool, at_block: bool
+        self, network: Any, taps: Sequence[str], *, early_exit: bool, at_block: bool = False
     ) -> None:
-        self.network, self.taps, self.found = network, taps, found
+        self.network, self.taps = network, taps
         self.early_exit, self.at_block = early_exit, at_block
-        self._missing: set[str] = set()
+        self.values: dict[str, torch.Tensor] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Taps":
-        self._missing = set(self.taps)
         for tap in self.taps:
             module = self.network.get_submodule(tap.removesuffix(MAPS))
             self._handles.append(module.register_forward_hook(self._hook(tap), with_kwargs=True))
@@ -91,7 +90,7 @@ class Taps:
         return kind is Exit
 
     def _leave(self, *_: object) -> None:
-        if not self._missing:
+        if len(self.values) == len(self.taps):
             raise Exit
 
     def _hook(self, tap: str) -> Callable[..., None]:
@@ -100,8 +99,8 @@ class Taps:
             if tap.endswith(MAPS):
                 text = options.get("encoder_hidden_states")
                 value = attention_maps(module, inputs[0], inputs[1] if text is None else text)
-            self.found(tap, value)
-            self._missing.discard(tap)
+            # An alias made here: gradients of the layers after the tap are added before its own
+            self.values[tap] = value.view_as(value)
             if self.early_exit and not self.at_block:
                 self._leave()
 

@@ -1,12 +1,11 @@
-"""At which noise levels a diffusion backbone looks at a picture, and how it gets there.
+"""The noise levels at which a diffusion backbone reads an image, and the way between them.
 
 Three ways: the clean latent (VPD), the latent under Gaussian noise at several independent levels
 (ODISE, DIFT), and DDIM inversion, which climbs from level to level along the model's own estimate
-of the noise (DIFF). A way is a generator: it yields `Visit`s and is sent the noise estimated there.
-Where several prompts have a part of the image each (paths), it is told their masks PxBx1xhxw.
+of the noise (DIFF). A trajectory gives a first `Visit`, and from the U-Net's output there the next
+one. Where several prompts have a part of the image each (paths), it takes their masks PxBx1xhxw.
 """
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,8 +16,6 @@ from torch.nn import functional
 from pipeline.config import require_seed
 from pipeline.errors import UserError
 from pipeline.seeding import seed_of
-
-Walk = Generator["Visit", torch.Tensor | None, None]
 
 DIFF_37 = (
     *range(1, 24), 26, 30, 34, 40, 45, 52, 60, 69, 80, 91, 105, 121, 139, 160,
@@ -34,14 +31,15 @@ class Visit:
     """One evaluation of the U-Net.
 
     `latents`: (S*B)xCxhxw, level by level; `timesteps`: S*B; `kept`: for each of the S levels its
-    place among the kept ones, None if its features are not wanted; `is_last`: nothing but the
-    features is needed.
+    index among the kept ones, None if its features are not wanted; `is_last`: nothing but the
+    features is needed; `number`: how many visits came before.
     """
 
     latents: torch.Tensor
     timesteps: torch.Tensor
     kept: tuple[int | None, ...]
     is_last: bool
+    number: int = 0
 
 
 class Schedule:
@@ -81,37 +79,59 @@ class Schedule:
 
 
 class Trajectory(Protocol):
-    """A way to visit noise levels. `levels`: the kept timesteps, in the order of the features."""
+    """A way through noise levels."""
 
     @property
-    def levels(self) -> tuple[int, ...]: ...
+    def levels(self) -> tuple[int, ...]:
+        """The kept timesteps, in the order of the features."""
 
-    def walk(
-        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
-    ) -> Walk: ...
+    def start(self, latents: torch.Tensor, schedule: Schedule) -> Visit:
+        """Return the first visit for clean latents BxCxhxw."""
+
+    def follow(
+        self,
+        visit: Visit,
+        output: torch.Tensor,
+        schedule: Schedule,
+        masks: torch.Tensor | None = None,
+    ) -> Visit | None:
+        """Return the visit after `visit`, where the U-Net gave `output`; None after the last."""
+
+
+class OneVisit:
+    """Part of the trajectories that evaluate the U-Net once."""
+
+    def follow(
+        self,
+        visit: Visit,
+        output: torch.Tensor,
+        schedule: Schedule,
+        masks: torch.Tensor | None = None,
+    ) -> Visit | None:
+        """Return None: there is no further visit."""
+        return None
 
 
 @dataclass(frozen=True)
-class Clean:
-    """The latent itself, told to be at `timestep`. Deterministic."""
+class Clean(OneVisit):
+    """The latent itself; the U-Net is told that its noise level is `timestep`. Deterministic."""
 
     timestep: int = 1
 
     @property
     def levels(self) -> tuple[int, ...]:
+        """The one timestep."""
         return (self.timestep,)
 
-    def walk(
-        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
-    ) -> Walk:
-        """Visit the clean latent."""
+    def start(self, latents: torch.Tensor, schedule: Schedule) -> Visit:
+        """Return the visit of the clean latents."""
         times = torch.full((len(latents),), self.timestep, device=latents.device)
-        yield Visit(latents, times, (0,), is_last=True)
+        return Visit(latents, times, (0,), is_last=True)
 
 
 @dataclass(frozen=True)
-class Noised:
-    """Independent noise levels in one batch; all pictures and levels share the noise of `seed`."""
+class Noised(OneVisit):
+    """Independent noise levels in one batch; all images and levels share the noise of `seed`."""
 
     timesteps: tuple[int, ...] = (100,)
     seed: int = 42
@@ -122,23 +142,22 @@ class Noised:
 
     @property
     def levels(self) -> tuple[int, ...]:
+        """All timesteps."""
         return self.timesteps
 
-    def walk(
-        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
-    ) -> Walk:
-        """Visit all levels at once."""
-        noise = draw(latents, self.seed)
+    def start(self, latents: torch.Tensor, schedule: Schedule) -> Visit:
+        """Return the visit of all levels at once."""
+        noise = noise_like(latents, self.seed)
         batch = [schedule.noised(latents, noise, timestep) for timestep in self.timesteps]
         times = torch.tensor(self.timesteps, device=latents.device).repeat_interleave(len(latents))
-        yield Visit(torch.cat(batch), times, tuple(range(len(batch))), is_last=True)
+        return Visit(torch.cat(batch), times, tuple(range(len(batch))), is_last=True)
 
 
 @dataclass(frozen=True)
 class Inversion:
     """DDIM inversion (Song et al., ICLR 2021, eq. 12, upwards) from t = 0 over rising `targets`.
 
-    At each target but the last the U-Net is evaluated; the walk ends after the last level of
+    The U-Net is evaluated at each target but the last; the trajectory ends after the last level of
     `saved`, unless `to_the_end`. `eta` adds fresh noise of `seed` to the steps that start strictly
     inside `eta_range`. As in DIFF each path takes its own step, with noise of its own, and the
     steps are averaged by the masks; where paths overlap, the mean has less noise than its level.
@@ -168,27 +187,43 @@ class Inversion:
 
     @property
     def levels(self) -> tuple[int, ...]:
+        """The timesteps of `saved`."""
         return self.saved
 
-    def walk(
-        self, latents: torch.Tensor, schedule: Schedule, masks: torch.Tensor | None = None
-    ) -> Walk:
-        """Visit the levels one after the other."""
-        visited = (0, *self.targets[:-1])
-        end = len(visited) if self.to_the_end else visited.index(max(self.saved)) + 1
-        for number, now in enumerate(visited[:end]):
-            kept = self.saved.index(now) if now in self.saved else None
-            times = torch.full((len(latents),), now, device=latents.device)
-            output = yield Visit(latents, times, (kept,), is_last=number == end - 1)
-            if output is None:
-                return
-            clean, noise = schedule.split(output, latents, now)
-            target = self.targets[number]
-            before, after = schedule.alpha(now), schedule.alpha(target)
-            fresh = self._fresh_variance(now, before, after)
-            latents = after**0.5 * clean + max(1 - after - fresh, 1e-10) ** 0.5 * noise
-            if fresh:
-                latents = latents + fresh**0.5 * self._noise(latents, masks, target)
+    @property
+    def visited(self) -> tuple[int, ...]:
+        """The timesteps at which the U-Net is evaluated."""
+        reachable = (0, *self.targets[:-1])
+        return reachable if self.to_the_end else reachable[: reachable.index(max(self.saved)) + 1]
+
+    def _visit(self, latents: torch.Tensor, number: int) -> Visit:
+        now = self.visited[number]
+        kept = self.saved.index(now) if now in self.saved else None
+        times = torch.full((len(latents),), now, device=latents.device)
+        return Visit(latents, times, (kept,), number == len(self.visited) - 1, number)
+
+    def start(self, latents: torch.Tensor, schedule: Schedule) -> Visit:
+        """Return the visit of the clean latents, at t = 0."""
+        return self._visit(latents, 0)
+
+    def follow(
+        self,
+        visit: Visit,
+        output: torch.Tensor,
+        schedule: Schedule,
+        masks: torch.Tensor | None = None,
+    ) -> Visit | None:
+        """Return the visit one step up, None after the last."""
+        if visit.is_last:
+            return None
+        now, target = self.visited[visit.number], self.targets[visit.number]
+        clean, noise = schedule.split(output, visit.latents, now)
+        before, after = schedule.alpha(now), schedule.alpha(target)
+        fresh = self._fresh_variance(now, before, after)
+        latents = after**0.5 * clean + max(1 - after - fresh, 1e-10) ** 0.5 * noise
+        if fresh:
+            latents = latents + fresh**0.5 * self._noise(latents, masks, target)
+        return self._visit(latents, visit.number + 1)
 
     def _fresh_variance(self, now: int, before: float, after: float) -> float:
         """Return the variance that fresh noise has in a step; eq. 16, the levels exchanged.
@@ -202,11 +237,12 @@ class Inversion:
 
     def _noise(self, like: torch.Tensor, masks: torch.Tensor | None, target: int) -> torch.Tensor:
         """Return the noise of a step, of several paths the mean by their masks."""
-        first = draw(like, self.seed + target)
+        first = noise_like(like, self.seed + target)
         if masks is None:
             return first
         others = [
-            draw(like, seed_of(self.seed, "path", path, target)) for path in range(1, len(masks))
+            noise_like(like, seed_of(self.seed, "path", path, target))
+            for path in range(1, len(masks))
         ]
         return masked_mean(torch.stack([first, *others]), masks)
 
@@ -228,8 +264,8 @@ def require_timesteps(name: str, values: Any) -> None:
         raise UserError(f"{name} {values}: give a list of distinct timesteps, whole numbers from 0")
 
 
-def draw(like: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return noise 1xCxhxw of a seed, the same for every picture of a batch and on any device."""
+def noise_like(like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Return noise 1xCxhxw of a seed, the same for every image of a batch and on any device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((1, *like.shape[1:]), generator=generator).to(like)
 

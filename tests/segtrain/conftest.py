@@ -47,11 +47,15 @@ SEGFORMER_MODEL = """
 """
 DIFFUSION_MODEL = """
     backbone=dict(
-        base={base!r}, out_channels=8, taps=["up_blocks.1", "up_blocks.0"], categories="eos",
-        scenes=["a city street scene by day", "a city street scene at night"],
+        base={base!r},
+        features=dict(out_channels=8, taps=["up_blocks.1", "up_blocks.0"]),
+        text=dict(
+            categories="eos",
+            scenes=["a city street scene by day", "a city street scene at night"],
+        ),
     ),
-    randomization=dict(),
-    knowledge=dict(probability=0.5),
+    prompt_randomization=dict(),
+    ipkl=dict(probability=0.5),
     neck=dict(in_channels=[8, 8], out_channels=8, num_outs=2),
     decode_head=dict(in_channels=[8, 8], in_index=[0, 1], channels=16),
 """

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import UserError
-from segtrain.diffusion.aggregation import Aggregation, Bottleneck, FusionPyramid
+from segtrain.diffusion.aggregation import AGGREGATIONS, Bottleneck, FusionPyramid
 
 SHAPES = [(12, 8), (8, 4), (6, 8), (19, 4), (19, 4)]  # channels and stride of five taps
 
@@ -34,30 +34,25 @@ def test_streamed_bottleneck_equals_the_one_over_the_concatenation() -> None:
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(streamed.sum(), parts))
 
 
-@pytest.mark.parametrize("kind", ["direct", "mixing", "gated", "lstm", "taps"])
+@pytest.mark.parametrize("kind", ["direct", "taps"])
 def test_each_stride_may_have_a_width_of_its_own(kind: str) -> None:
-    aggregation, features = Aggregation(SHAPES, 2, kind, [16, 8]), _features(2)
-    collector = aggregation.open()
-    for key in sorted(features):
-        collector(*key, features[key])
-    maps = collector.finish()
+    aggregation, features = AGGREGATIONS[kind](SHAPES, 2, [16, 8]), _features(2)
+    maps = aggregation((*key, features[key]) for key in sorted(features))
     assert [m.shape[1] for m in maps] == list(aggregation.out_channels)
     assert {m.shape[1] for m in maps if m.shape[-1] == 16} == {16}
     assert {m.shape[1] for m in maps if m.shape[-1] == 8} == {8}
     with pytest.raises(UserError, match="one for each of 2 strides"):
-        Aggregation(SHAPES, 2, kind, [16])
+        AGGREGATIONS[kind](SHAPES, 2, [16])
 
 
-@pytest.mark.parametrize("kind", ["direct", "mixing", "gated", "lstm", "concat", "taps"])
+@pytest.mark.parametrize("kind", ["direct", "concat", "taps"])
 def test_maps_have_the_declared_channels_whatever_the_order(kind: str) -> None:
     torch.manual_seed(0)
-    aggregation = Aggregation(SHAPES, 3, kind, 16, averaged=(3, 4))
+    aggregation = AGGREGATIONS[kind](SHAPES, 3, 16, attention=(3, 4))
     found = []
     for order in (1, -1):
-        collector = aggregation.open()
-        for key in sorted(_features(3))[::order]:
-            collector(*key, _features(3)[key])
-        found.append(collector.finish())
+        features = _features(3)
+        found.append(aggregation((*key, features[key]) for key in sorted(features)[::order]))
     maps = found[0]
     assert [m.shape[1] for m in maps] == list(aggregation.out_channels)
     for a, b in zip(*found, strict=True):
@@ -72,44 +67,6 @@ def test_maps_have_the_declared_channels_whatever_the_order(kind: str) -> None:
     elif kind != "taps":
         sum(m.sum() for m in maps).backward()
         assert all(p.grad is not None for p in aggregation.parameters())
-
-
-def test_lstm_steps_through_the_levels_in_their_order() -> None:
-    torch.manual_seed(0)
-    aggregation = Aggregation(SHAPES[:3], 3, "lstm", 16)
-    features, collector = _features(3), aggregation.open()
-    for key in [(2, 0), (0, 2), (1, 1), (0, 0), (0, 1), (2, 2), (1, 2), (2, 1), (1, 0)]:
-        collector(*key, features[key])
-    block, cell, state = aggregation.blocks[1], aggregation.cells[1], None  # stride 8: taps 0, 2
-    for level in range(3):
-        parts = [block.part(place, features[level, tap]) for place, tap in enumerate((0, 2))]
-        state = cell(block.finish(*map(sum, zip(*parts, strict=True))), state)
-    torch.testing.assert_close(collector.finish()[1], state[0])
-    assert state[0].abs().max() < 1  # a product of a sigmoid and a tanh
-
-
-def test_mixing_weights_every_level_and_tap_on_its_own() -> None:
-    torch.manual_seed(0)
-    aggregation = Aggregation(SHAPES[:3], 2, "mixing", 16).eval()
-    features = _features(2)
-
-    def finish() -> torch.Tensor:
-        collector = aggregation.open()
-        for level in range(2):
-            for tap in range(3):
-                collector(level, tap, features[level, tap])
-        return collector.finish()[1]  # stride 8: taps 0 and 2
-
-    blocks = aggregation.blocks
-    outputs = [
-        blocks[tap].finish(*blocks[tap].part(0, features[level, tap]))
-        for level in range(2)
-        for tap in (0, 2)
-    ]
-    torch.testing.assert_close(finish(), sum(outputs) / 4)
-    with torch.no_grad():
-        aggregation.mix[1][2] = 100.0  # level 1, tap 0
-    torch.testing.assert_close(finish(), outputs[2])
 
 
 def test_pyramid_adds_a_finer_level_and_fits_odd_sizes() -> None:

@@ -15,7 +15,8 @@ import torch
 
 from pipeline.prompt_encoder import PromptEncoder
 from segtrain.diffusion import trajectories
-from segtrain.diffusion.extractor import Faithful, load_extractor
+from segtrain.diffusion.extractor import load_extractor
+from segtrain.diffusion.released_diff import ReleasedDiffExtractor
 from segtrain.diffusion.trajectories import Inversion, Schedule
 
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # Stable Diffusion's
@@ -27,13 +28,13 @@ ETA = 1.0
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every draw of noise, in order."""
     found: list[np.ndarray] = []
-    real = trajectories.draw
+    real = trajectories.noise_like
 
     def record(like: torch.Tensor, seed: int) -> torch.Tensor:
         found.append(real(like, seed).double().numpy())
         return real(like, seed)
 
-    monkeypatch.setattr(trajectories, "draw", record)
+    monkeypatch.setattr(trajectories, "noise_like", record)
     return found
 
 
@@ -60,20 +61,19 @@ def walk(
     scheduler = diffusers.DDIMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
     )
-    steps, visits = inversion.walk(start, Schedule(scheduler), masks), []
-    try:
-        visit = next(steps)
-        while True:
-            now = int(visit.timesteps[0])
-            visits.append((now, visit.latents.double().numpy()))
-            visit = steps.send(model(visit.latents, now))
-    except StopIteration:
-        return visits
+    schedule, visits = Schedule(scheduler), []
+    visit = inversion.start(start, schedule)
+    while visit is not None:
+        now = int(visit.timesteps[0])
+        visits.append((now, visit.latents.double().numpy()))
+        output = model(visit.latents, now)
+        visit = None if output is None else inversion.follow(visit, output, schedule, masks)
+    return visits
 
 
 @pytest.mark.parametrize(
     ("targets", "noisy"),
-    [((5, 10, 11, 12, 14), (11, 12)), ((240, 249, 250, 255, 260), (240, 249))],
+    [((5, 10, 11, 12, 14, 16), (11, 12)), ((240, 249, 250, 255, 260), (240, 249))],
 )
 def test_noise_joins_the_steps_that_start_inside_the_range(
     targets: tuple[int, ...], noisy: tuple[int, ...], drawn: list[np.ndarray]
@@ -114,11 +114,11 @@ def test_each_path_steps_with_noise_of_its_own(drawn: list[np.ndarray]) -> None:
 
 
 def test_the_conditional_branch_is_the_published_loop(family_base, drawn) -> None:
-    """The whole extractor, faithful, against the U-Net called path by path."""
+    """The whole extractor of the released DIFF, against the U-Net called path by path."""
     base = str(family_base("sd21"))
     inversion = Inversion((30, 36, 44, 60), (44,), eta=ETA)
     extractor = load_extractor(
-        base, taps=("up_blocks.1",), trajectory=inversion, faithful=Faithful(scale=5.0)
+        base, taps=("up_blocks.1",), trajectory=inversion, kind=ReleasedDiffExtractor
     )
     prompts = PromptEncoder(base).encode(["", "a city street scene with car", "with train"])
     masks = torch.ones(3, 2, 1, 8, 8)
@@ -127,7 +127,7 @@ def test_the_conditional_branch_is_the_published_loop(family_base, drawn) -> Non
     seen: list[torch.Tensor] = []
     hook = extractor.unet.register_forward_pre_hook(lambda _m, given: seen.append(given[0].clone()))
     images = torch.zeros(2, 3, 32, 32)
-    extractor.stream(images, prompts, lambda *_: None, latents=start, masks=masks)
+    list(extractor.features(images, prompts, latents=start, masks=masks))
     hook.remove()
     unet = diffusers.UNet2DConditionModel.from_pretrained(Path(base) / "unet").eval()
     x, noises = start.double().numpy(), iter(drawn)

@@ -9,9 +9,11 @@ from pipeline import models
 from pipeline.errors import UserError
 from pipeline.latents import decode_latents, encode_latents
 from pipeline.prompt_encoder import Conditioning, PromptEncoder
-from segtrain.diffusion.extractor import DiffusionExtractor, Faithful, load_extractor, masked_mean
+from segtrain.diffusion.extractor import DiffusionExtractor, load_extractor
+from segtrain.diffusion.options import Training
+from segtrain.diffusion.released_diff import ReleasedDiffExtractor
 from segtrain.diffusion.taps import as_map, attention_maps
-from segtrain.diffusion.trajectories import Clean, Inversion, Noised
+from segtrain.diffusion.trajectories import Clean, Inversion, Noised, masked_mean
 
 TAPS = ("up_blocks.1", "up_blocks.0")  # strides 4 and 4; the mid block has stride 8
 HIDDEN = "up_blocks.1.attentions.0.transformer_blocks.0"
@@ -80,7 +82,9 @@ def test_inner_taps_are_the_parts_of_their_block(tiny_base: Path, text: Conditio
 def test_early_exit_equals_the_full_pass_and_skips_the_rest(
     tiny_base: Path, text: Conditioning, tap: str, checkpointing: bool
 ) -> None:
-    short = load_extractor(str(tiny_base), taps=(tap,), checkpointing=checkpointing)
+    short = load_extractor(
+        str(tiny_base), taps=(tap,), training=Training(checkpointing=checkpointing)
+    )
     full = load_extractor(str(tiny_base), taps=(tap,), early_exit=False)
     calls = {"short": 0, "full": 0}
 
@@ -99,7 +103,7 @@ def test_early_exit_equals_the_full_pass_and_skips_the_rest(
 
 def test_odd_sizes_are_padded_and_cropped(tiny_base: Path, text: Conditioning) -> None:
     extractor = load_extractor(str(tiny_base), taps=TAPS)
-    image, multiple = _image(37, 51), extractor.multiple
+    image, multiple = _image(37, 51), extractor.size_multiple
     size = [-(-side // multiple) * multiple for side in (37, 51)]
     padded = torch.nn.functional.pad(image, (0, size[1] - 51, 0, size[0] - 37), mode="replicate")
     for feature, whole in zip(extractor(image, text), extractor(padded, text), strict=True):
@@ -129,7 +133,7 @@ def test_frozen_models_move_with_the_module(tiny_base: Path, text: Conditioning)
 @pytest.mark.parametrize("training", ["full", "lora"])
 def test_trained_parts_are_stored_and_learn(tiny_base: Path, text: Conditioning, training) -> None:
     pytest.importorskip("peft")
-    extractor = load_extractor(str(tiny_base), taps=TAPS, training=training, rank=2)
+    extractor = load_extractor(str(tiny_base), taps=TAPS, training=Training(training, rank=2))
     names = [name.rpartition("/")[2] for name in extractor.trained]
     assert len(names) > 4
     assert all(("lora" in key) == (training == "lora") for key in extractor.trained)
@@ -137,7 +141,7 @@ def test_trained_parts_are_stored_and_learn(tiny_base: Path, text: Conditioning,
     optimizer = torch.optim.SGD(extractor.parameters(), lr=1.0)
     optimizer.step()
     state, changed = extractor.state_dict(), extractor(_image(32, 32), text)
-    fresh = load_extractor(str(tiny_base), taps=TAPS, training=training, rank=2)
+    fresh = load_extractor(str(tiny_base), taps=TAPS, training=Training(training, rank=2))
     assert not torch.equal(fresh(_image(32, 32), text)[0], changed[0])
     fresh.load_state_dict(state)
     assert torch.equal(fresh(_image(32, 32), text)[0], changed[0])
@@ -149,7 +153,9 @@ def test_gradients_reach_the_prompt_alone_and_checkpointing_keeps_them(
 ) -> None:
     gradients = []
     for checkpointing in (False, True):
-        extractor = load_extractor(str(tiny_base), taps=(tap,), checkpointing=checkpointing)
+        extractor = load_extractor(
+            str(tiny_base), taps=(tap,), training=Training(checkpointing=checkpointing)
+        )
         states = text.states.clone().requires_grad_()
         extractor(_image(32, 32), Conditioning(states))[0].square().mean().backward()
         gradients.append(states.grad)
@@ -213,13 +219,9 @@ def test_paths_of_one_prompt_equal_none_and_masks_choose_their_prompt(tiny_base:
             (both, torch.stack([torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)])),
             (encoder.encode(["snow"] * 2), torch.rand(2, 2, 1, 8, 8)),
         ):
-            maps: list[torch.Tensor] = []
-            keep = lambda _l, _t, f, maps=maps: maps.append(f)  # noqa: E731
-            extractor.stream(image, context, keep, masks=masks)
-            found.append(maps)
+            found.append([f for _, _, f in extractor.features(image, context, masks=masks)])
         for maps, context in zip(found, (second, first, second), strict=True):
-            plain: list[torch.Tensor] = []
-            extractor.stream(image, context, lambda _l, _t, f, p=plain: p.append(f))
+            plain = [f for _, _, f in extractor.features(image, context)]
             for a, b in zip(maps, plain, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -235,46 +237,19 @@ def test_masked_mean_weighs_by_the_share_of_the_mask() -> None:
 def test_guidance_between_equal_prompts_changes_hidden_states_by_a_factor(
     tiny_base: Path, text: Conditioning
 ) -> None:
-    """The faithful DIFF sums transformer rows; guidance of equal prompts is else no guidance."""
+    """The released DIFF sums transformer rows; guidance of equal prompts is else no guidance."""
     options = {"taps": (TAPS[1], HIDDEN), "trajectory": Inversion((10, 20, 30), (20, 10, 0))}
     base = str(tiny_base)
     plain = load_extractor(base, **options)
-    faithful = load_extractor(base, **options, faithful=Faithful())
+    released = load_extractor(base, **options, kind=ReleasedDiffExtractor)
     latents = plain.encode(_image(32, 32))
-    both: list[list[torch.Tensor]] = [[], []]
-    for extractor, maps in zip((plain, faithful), both, strict=True):
+    both = []
+    for extractor in (plain, released):
         extractor.schedule.prediction_type = "epsilon"
-        keep = lambda _l, _t, f, maps=maps: maps.append(f)  # noqa: E731
-        extractor.stream(_image(32, 32), text, keep, latents=latents)
+        found = extractor.features(_image(32, 32), text, latents=latents)
+        both.append([feature for _, _, feature in found])
     for number, (a, b) in enumerate(zip(*both, strict=True)):
         torch.testing.assert_close((1, 2)[number % 2] * a, b, rtol=1e-3, atol=1e-4)
-
-
-def test_guidance_leads_away_from_a_prompt_that_differs(tiny_base: Path) -> None:
-    """Two evaluations by hand, eq. 6 of Ho and Salimans (2022); features are the prompt's own."""
-    prompt, other = (PromptEncoder(str(tiny_base)).encode([t]) for t in ("a road", "snow"))
-    options = {"taps": TAPS[:1], "trajectory": Inversion((10, 20), (10, 0))}
-    plain = load_extractor(str(tiny_base), **options)
-    guided = load_extractor(str(tiny_base), **options, guidance=3.0)
-    latents, rows, found = plain.encode(_image(32, 32)), [], {}
-    guided.unet.register_forward_pre_hook(lambda _m, arguments: rows.append(len(arguments[0])))
-    keep = lambda level, _tap, feature: found.setdefault(level, feature)  # noqa: E731
-    guided.stream(_image(32, 32), prompt, keep, latents=latents, negative=other)
-    assert rows == [4, 2], "the last evaluation guides nothing"
-    with torch.no_grad():
-        outputs = [
-            plain.unet(latents, 0, text.states.expand(2, -1, -1)).sample for text in (other, prompt)
-        ]
-    output = outputs[0] + 3.0 * (outputs[1] - outputs[0])
-    clean, noise = plain.schedule.split(output, latents, 0)
-    at_10 = plain.schedule.noised(clean, noise, 10)
-    expected: list[torch.Tensor] = []
-    once = load_extractor(str(tiny_base), taps=TAPS[:1], trajectory=Clean(10))
-    once.stream(_image(32, 32), prompt, lambda _l, _t, f: expected.append(f), latents=at_10)
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=1e-4)
-    rows.clear()
-    guided.stream(_image(32, 32), prompt, lambda *_: None, latents=latents, negative=prompt)
-    assert rows == [2, 2], "equal prompts need no rows of their own"
 
 
 @pytest.mark.parametrize("taps", [("up_blocks.7",), ("up_blocks.0:maps",), (), TAPS + TAPS])

@@ -130,10 +130,12 @@ def test_trains_beside_a_second_branch(tiny_base: Path, scene) -> None:
                 "type": "StreetforgeDiffusionSegmentor",
                 "backbone": {
                     "type": "StreetforgeDiffusionBackbone", "base": str(tiny_base),
-                    "taps": ["up_blocks.1", "up_blocks.0", "mid_block"], "out_channels": 8,
-                    "scenes": ["by day", "at night"],
+                    "features": {
+                        "taps": ["up_blocks.1", "up_blocks.0", "mid_block"], "out_channels": 8,
+                    },
+                    "text": {"scenes": ["by day", "at night"]},
                 },
-                "randomization": {},
+                "prompt_randomization": {},
                 "decode_head": {
                     "type": "StreetforgeMask2FormerHead", "in_channels": [8, 8, 8],
                     "in_index": [0, 1, 2], "strides": [4, 4, 8], "num_classes": 19, **SMALL,

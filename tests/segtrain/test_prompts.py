@@ -7,7 +7,8 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder
-from segtrain.diffusion.prompts import TextContext, category_block, sentences
+from segtrain.diffusion.options import Text
+from segtrain.diffusion.prompts import CLASS_PROMPT, TextContext, category_block
 
 NAMES = ("road", "traffic light", "car", "sky", "traffic sign", "person", "terrain", "bus")
 
@@ -22,7 +23,9 @@ def _tokenized(encoder: PromptEncoder, text: str) -> list[str]:
 
 
 def test_eos_tokens_are_the_mean_over_templates(encoder: PromptEncoder) -> None:
-    block, owners = category_block(encoder, "eos", ("car", "road"), ("a {} at night", "a {}"))
+    block, owners = category_block(
+        encoder, Text("eos", class_names=("car", "road"), templates=("a {} at night", "a {}"))
+    )
     assert owners == [0, 1] and block.shape == (2, 16)
     ends = []
     for text in ("a road at night", "a road"):
@@ -31,7 +34,9 @@ def test_eos_tokens_are_the_mean_over_templates(encoder: PromptEncoder) -> None:
 
 
 def test_word_tokens_are_those_of_the_name(encoder: PromptEncoder) -> None:
-    block, owners = category_block(encoder, "words", ("car", "traffic light"), ("a street {} at",))
+    block, owners = category_block(
+        encoder, Text("words", class_names=("car", "traffic light"), templates=("a street {} at",))
+    )
     words = _tokenized(encoder, "traffic light")
     assert owners == [0] * len(_tokenized(encoder, "car")) + [1] * len(words)
     text = "a street traffic light at"
@@ -40,24 +45,9 @@ def test_word_tokens_are_those_of_the_name(encoder: PromptEncoder) -> None:
     torch.testing.assert_close(block[owners.index(1) :], expected)
 
 
-def test_a_sentence_has_the_tokens_of_every_class_and_fits_the_window(encoder) -> None:
-    chunks = sentences(encoder, NAMES)
-    assert sum(chunks, []) == list(range(len(NAMES)))
-    for chunk in chunks:
-        text = ", ".join(NAMES[i] for i in chunk)
-        assert len(_tokenized(encoder, text)) + 2 <= encoder.tokenizers[0].model_max_length
-    block, owners = category_block(encoder, "sentence", NAMES, ("{}",))
-    assert owners == [i for i, name in enumerate(NAMES) for _ in _tokenized(encoder, name)]
-    last = chunks[-1]
-    text = ", ".join(NAMES[i] for i in last)
-    whole = encoder.encode([text]).states[0]
-    end = len(_tokenized(encoder, text)) + 1
-    torch.testing.assert_close(block[-1], whole[end - 1])
-
-
 def test_blocks_stand_side_by_side_and_class_maps_find_their_tokens(encoder) -> None:
     scenes = ("a street at night", "a street in snowy weather at dusk")
-    text = TextContext(encoder, categories="words", scenes=scenes, class_names=NAMES)
+    text = TextContext(encoder, Text("words", scenes=scenes, class_names=NAMES))
     first, second = text(0).states, text(1).states
     count = len(text.token_class)
     assert torch.equal(first[:, :count], second[:, :count])
@@ -77,8 +67,8 @@ def test_no_text_is_the_whole_window_of_the_empty_prompt(encoder: PromptEncoder)
 
 
 def test_adapter_starts_near_nothing_and_learns(encoder: PromptEncoder) -> None:
-    plain = TextContext(encoder, categories="eos", class_names=NAMES)
-    adapted = TextContext(encoder, categories="eos", class_names=NAMES, adapter=True)
+    plain = TextContext(encoder, Text("eos", class_names=NAMES))
+    adapted = TextContext(encoder, Text("eos", class_names=NAMES, adapter=True))
     torch.testing.assert_close(plain().states, adapted().states, rtol=0, atol=1e-3)
     adapted().states[:, : len(NAMES)].square().sum().backward()
     assert all(p.grad is not None for p in adapted.parameters())
@@ -87,13 +77,13 @@ def test_adapter_starts_near_nothing_and_learns(encoder: PromptEncoder) -> None:
     }
 
 
-def test_paths_are_the_empty_prompt_and_one_sentence_per_class(encoder: PromptEncoder) -> None:
-    text = TextContext(encoder, class_names=NAMES, class_prompt="a {} in the city")
-    expected = encoder.encode(["", "a car in the city", "a road in the city"]).states
-    assert torch.equal(text.paths([2, 0]).states, expected)
+def test_class_prompts_are_the_empty_one_and_one_sentence_per_class(encoder) -> None:
+    text = TextContext(encoder, Text(class_names=NAMES))
+    expected = encoder.encode(["", CLASS_PROMPT.format("car"), CLASS_PROMPT.format("road")]).states
+    assert torch.equal(text.class_prompts([2, 0]).states, expected)
 
 
-def test_templates_without_a_place_are_refused(encoder: PromptEncoder) -> None:
-    for options in ({"templates": ("a road",)}, {"class_prompt": "road"}, {"scenes": ()}):
+def test_templates_without_a_class_name_are_refused() -> None:
+    for options in ({"templates": ("a road",)}, {"scenes": ()}):
         with pytest.raises(UserError, match="needs {}|name at least one"):
-            TextContext(encoder, **options)
+            Text(**options)

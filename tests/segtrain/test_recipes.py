@@ -13,9 +13,10 @@ from mmseg.structures import SegDataSample
 
 from pipeline.prompt_encoder import Conditioning
 from segtrain import recipes
-from segtrain.diffusion.aggregation import Aggregation
+from segtrain.diffusion.aggregation import AGGREGATIONS
 from segtrain.diffusion.backbone import make_trajectory
 from segtrain.diffusion.extractor import DiffusionExtractor
+from segtrain.diffusion.options import Features, read_group
 from segtrain.diffusion.taps import MAPS
 from segtrain.diffusion.trajectories import Schedule
 
@@ -105,25 +106,25 @@ def test_a_diffusion_recipe_is_checked_for_each_family() -> None:
 @pytest.mark.parametrize("path", DIFFUSION, ids=lambda path: path.stem)
 def test_maps_fit_neck_and_head_on_the_full_size_model(path: Path) -> None:
     recipe, family = recipes.load_recipe(path), family_of(path)
-    backbone, config = recipe.model.backbone, FULL[family]
+    config = FULL[family]
+    settings = read_group(Features, recipe.model.backbone.features, "features")
     with torch.device("meta"):  # shapes without weights
         unet, vae = full_size(family)
         states = torch.zeros(1, 77, config["cross_attention_dim"])
         pooled = torch.zeros(1, 1280) if family == "sdxl" else None
     schedule = Schedule(diffusers.DDIMScheduler())
-    extractor = DiffusionExtractor(unet, vae, schedule, taps=backbone.taps)  # one level is enough
-    levels = len(make_trajectory(backbone.get("trajectory")).levels)
-    maps = {i for i, tap in enumerate(backbone.taps) if tap.endswith(MAPS)}
+    extractor = DiffusionExtractor(unet, vae, schedule, taps=settings.taps)  # one level is enough
+    levels = len(make_trajectory(settings.trajectory).levels)
+    maps = {i for i, tap in enumerate(settings.taps) if tap.endswith(MAPS)}
     shapes = extractor.tap_shapes(Conditioning(states, pooled))
     shapes = [(19 if i in maps else c, s) for i, (c, s) in enumerate(shapes)]
     with torch.device("meta"):
-        aggregation = Aggregation(
-            shapes, levels, backbone.aggregation, backbone.get("out_channels", 64), averaged=maps
-        )
+        kind = AGGREGATIONS[settings.aggregation]
+        aggregation = kind(shapes, levels, settings.out_channels, attention=maps)
     head = recipe.model.decode_head
-    if backbone.get("pyramid"):
-        assert len(backbone.pyramid) == len(aggregation.strides) + 1
-        assert list(backbone.pyramid) == list(head.in_channels)
+    if settings.pyramid:
+        assert len(settings.pyramid) == len(aggregation.strides) + 1
+        assert list(settings.pyramid) == list(head.in_channels)
     else:
         assert aggregation.out_channels == list(recipe.model.neck.in_channels)
         assert aggregation.strides == list(head.feature_strides)

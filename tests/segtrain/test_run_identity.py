@@ -53,7 +53,7 @@ def test_each_change_is_named(
         ({"batch_size": 1}, "batch_size: 2 -> 1"),
         ({"cfg_options": ("optim_wrapper.optimizer.lr=0.5",)}, "optim_wrapper.optimizer.lr: "),
         ({"cfg_options": ("sets.generated.scale_factor=2.0",)}, "transforms.generated: "),
-        ({"cfg_options": ("model.knowledge.probability=0.1",)}, "model.knowledge.probability: "),
+        ({"cfg_options": ("model.ipkl.probability=0.1",)}, "model.ipkl.probability: "),
         ({"self_training": mixing.SelfTraining(target=source)}, "data.target: None"),
     ):
         message = refused(dataclasses.replace(config, **options))

@@ -350,12 +350,13 @@ def test_shipped_recipes_load_and_take_overrides(name: str) -> None:
 def test_recipe_settings_change_by_name(
     tiny_diffusion_recipe: Path, source: Path, tmp_path
 ) -> None:
-    options = ("model.randomization=None", "model.backbone.taps=[mid_block,up_blocks.0]",
+    options = ("model.prompt_randomization=None",
+               "model.backbone.features.taps=[mid_block,up_blocks.0]",
                "optim_wrapper.optimizer.lr=0.5")  # fmt: skip
     recipe = recipes.load_recipe(tiny_diffusion_recipe)
     recipes.change(recipe, options)
-    assert recipe.model.randomization is None and recipe.optim_wrapper.optimizer.lr == 0.5
-    assert recipe.model.backbone.taps == ["mid_block", "up_blocks.0"]
+    assert recipe.model.prompt_randomization is None and recipe.optim_wrapper.optimizer.lr == 0.5
+    assert recipe.model.backbone.features.taps == ["mid_block", "up_blocks.0"]
     with pytest.raises(UserError, match="has no heads"):
         recipes.change(recipe, ("model.heads.channels=3",))
     config = train.Config(recipe=tiny_diffusion_recipe, source=source, cfg_options=("lr 3",))
@@ -365,4 +366,6 @@ def test_recipe_settings_change_by_name(
         config, output=tmp_path / "run", iterations=1, cfg_options=options[:1]
     )
     train.run(run, train.check(run))
-    assert checkpoints.require_trained(run.output)["recipe"]["model"]["randomization"] is None
+    assert (
+        checkpoints.require_trained(run.output)["recipe"]["model"]["prompt_randomization"] is None
+    )

@@ -30,13 +30,11 @@ def _walk(
     schedule: Schedule,
     model: Callable[[Visit], torch.Tensor],
 ) -> list[Visit]:
-    walk, visits = trajectory.walk(latents, schedule), []
-    try:
-        visits.append(next(walk))
-        while True:
-            visits.append(walk.send(model(visits[-1])))
-    except StopIteration:
-        return visits
+    visit, visits = trajectory.start(latents, schedule), []
+    while visit is not None:
+        visits.append(visit)
+        visit = trajectory.follow(visit, model(visit), schedule)
+    return visits
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -67,11 +67,11 @@ def toy_base(folder: Path, family: str, family_base: Callable[[str], Path]) -> P
 def shrink_recipe(recipe: Any, base: Path) -> None:
     """Change a full-size recipe in place so that it reads a toy base; the rest stays."""
     model, backbone = recipe.model, recipe.model.backbone
-    backbone.base = str(base)
-    if backbone.get("trajectory", {}).get("type") == "diff37":  # the levels between are skipped
-        backbone.trajectory.targets = [*sorted(DIFF_37_SAVED), 105]
-    if backbone.get("pyramid"):  # widths of its own, not the U-Net's
-        backbone.out_channels, backbone.pyramid = 16, [8, 8, 16, 16]
+    backbone.base, features = str(base), backbone.features
+    if features.get("trajectory", {}).get("type") == "diff37":  # the levels between are skipped
+        features.trajectory.targets = [*sorted(DIFF_37_SAVED), 105]
+    if features.get("pyramid"):  # widths of its own, not the U-Net's
+        features.out_channels, features.pyramid = 16, [8, 8, 16, 16]
         model.decode_head.update(in_channels=[8, 8, 16, 16], embed_dims=8, channels=8)
         return
     model.neck.in_channels = [
