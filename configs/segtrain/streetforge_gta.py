@@ -2,7 +2,7 @@
 
 accelerate launch segtrain/train.py configs/segtrain/streetforge_gta.py --base SD15_FOLDER \
     --source GTA_DATASET --generated DIR --generated-share 0.5 --output DIR
-Hardware: a GPU with 48 GB, since the whole U-Net learns under two prompts; `training="lora"` fits
+Hardware: a GPU with 48 GB, since the whole U-Net learns under two prompts; `part="lora"` fits
 24 GB. Chosen on Pocket City, where it was measured; this file has been parsed and its taps checked
 against the full-size model, it has not been trained.
 """

@@ -2,7 +2,7 @@
 
 accelerate launch segtrain/train.py configs/segtrain/vpd_gta.py --base SD15_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
-Hardware: a GPU with 40 GB, since the whole U-Net learns at a tenth of the rate; `training="lora"`
+Hardware: a GPU with 40 GB, since the whole U-Net learns at a tenth of the rate; `part="lora"`
 fits 24 GB. Schedule of the paper (Zhao et al., ICCV 2023) cut to 40,000 iterations at batch 2. This
 file has been parsed and its taps checked against the full-size model; it has not been trained.
 """
