@@ -1,11 +1,11 @@
-"""What an autoencoder is trained for: pixels, features of an image network, a discriminator."""
+"""The losses of an autoencoder: pixels, features of an image network, a discriminator."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
@@ -29,7 +29,7 @@ class LossWeights:
 class Discriminator(nn.Module):
     """Tell real from decoded patches (PatchGAN, Isola et al., CVPR 2017), 34 pixels wide.
 
-    Group norm in place of batch norm: an image is judged alone, whatever else the batch holds.
+    Group norm in place of batch norm: the logits of an image do not depend on other images.
     """
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128)) -> None:
@@ -50,9 +50,11 @@ class Discriminator(nn.Module):
 
 
 class Reconstruct(nn.Module):
-    """Encode, sample the posterior, decode at full size, and at half size if asked to."""
+    """Encode, sample the posterior, decode at full size, and with `halve` also at half size."""
 
-    def __init__(self, vae: Any, *, decoder_only: bool, halve: bool, discriminate: bool) -> None:
+    def __init__(
+        self, vae: AutoencoderKL, *, decoder_only: bool, halve: bool, discriminate: bool
+    ) -> None:
         super().__init__()
         self.vae, self.decoder_only, self.halve = vae, decoder_only, halve
         self.discriminator = Discriminator() if discriminate else None
@@ -121,7 +123,7 @@ def balanced_loss(
     """Return a scalar whose gradient mixes losses in fixed shares, and the value of each loss.
 
     `others` holds (weight, loss) by name. The gradient of each with regard to `output` is scaled
-    to `weight` times the norm of the gradient of `main`, so that no term drowns another while their
+    to `weight` times the norm of the gradient of `main`, so that no term dominates while their
     sizes change (the balancer of Defossez et al. 2022, section 3.4, without its moving average;
     Esser et al., CVPR 2021, equation 7, balance at the last layer). The scalar has the value of
     `main`.

@@ -1,11 +1,10 @@
 """A text-to-image base model in Stable Diffusion's folder layout: built, loaded, sampled, saved."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -23,8 +22,10 @@ class TextToImage(torch.nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
-    def forward(self, latents: Any, timesteps: Any, token_ids: Any) -> torch.Tensor:
-        """Return the U-Net's prediction, BxCxhxw, for token ids BxL."""
+    def forward(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, token_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the U-Net's prediction for latents BxCxhxw and token ids BxL."""
         states = self.text_encoder(token_ids)[0]
         return self.unet(latents, timesteps, states).sample
 
@@ -37,7 +38,7 @@ def load_text_to_image(base: str) -> tuple[TextToImage, DDIMScheduler, CLIPToken
 
 
 def build_text_to_image(
-    sizes: TextToImageSizes, crop_px: tuple[int, int], vae: Any, tokenizer: CLIPTokenizer
+    sizes: TextToImageSizes, crop_px: tuple[int, int], vae: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> tuple[TextToImage, DDIMScheduler]:
     """Build U-Net, text encoder and scheduler with random weights.
 
@@ -85,7 +86,9 @@ def build_text_to_image(
     return TextToImage(unet, text_encoder), scheduler
 
 
-def make_pipeline(model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any) -> Any:
+def make_pipeline(
+    model: TextToImage, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler
+) -> StableDiffusionPipeline:
     """Put the parts into diffusers' stock pipeline."""
     return StableDiffusionPipeline(
         vae=vae,
@@ -101,7 +104,7 @@ def make_pipeline(model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any) 
 
 
 def write_preview_sheet(
-    path: Path, pipeline: Any, prompts: list[str], size_px: tuple[int, int]
+    path: Path, pipeline: StableDiffusionPipeline, prompts: list[str], size_px: tuple[int, int]
 ) -> None:
     """Generate one image of (height, width) per prompt and write them as one sheet."""
     pipeline.set_progress_bar_config(disable=True)
@@ -122,7 +125,13 @@ def write_preview_sheet(
 
 
 def save_base(
-    model: TextToImage, vae: Any, tokenizer: Any, scheduler: Any, folder: Path, *, half: bool
+    model: TextToImage,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    scheduler: DDIMScheduler,
+    folder: Path,
+    *,
+    half: bool,
 ) -> None:
     """Write the pipeline folder; the small text encoder always stays float32."""
     pipeline = make_pipeline(model, vae, tokenizer, scheduler)

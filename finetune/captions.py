@@ -1,4 +1,4 @@
-"""Captions of crops: class names within a template, never cut by the text window."""
+"""Captions of crops: class names in a template, never longer than the text window."""
 
 import sys
 from collections.abc import Sequence
@@ -33,7 +33,9 @@ class Captions:
     ) -> None:
         plain = template.replace(PLACEHOLDER, "")
         if "{" in plain or "}" in plain:
-            raise UserError(f"--caption-template {template!r}: knows only {PLACEHOLDER} in braces")
+            raise UserError(
+                f"--caption-template {template!r}: may hold only {PLACEHOLDER} in braces"
+            )
         self._base, self._template, self._separator = base, template, separator
         self._last, self._max_classes = separator if last is None else last, max_classes
         self._of = lru_cache(4096)(self._caption)  # few sets of classes occur
@@ -57,7 +59,7 @@ class Captions:
         return self._render(fit_classes(classes, self._render, self._truncates))
 
     def check(self) -> None:
-        """Raise `UserError` if a class does not fit the text window, say if not all do."""
+        """Raise `UserError` if a class does not fit the text window; print a note if not all do."""
         every = range(labels.NUM_CLASSES)
         if any(self._truncates(self._render([i])) for i in every):
             raise UserError(

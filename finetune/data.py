@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -59,7 +60,7 @@ def sampled_batches(run: Run, sample: Sampler, collate: Callable[[list[Any]], An
 
 def crop_batches(
     run: Run,
-    vae: Any,
+    vae: AutoencoderKL,
     sample: Callable[[np.random.Generator], TrainingItem],
     *,
     num_cached: int,

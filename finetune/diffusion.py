@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
 from finetune.crops import TrainingItem
 from finetune.losses import diffusion_loss, min_snr_weights, noisy_latents
@@ -64,7 +65,7 @@ class FrozenBase:
         self.text = PromptEncoder(base, device)
         self.scheduler = models.load_scheduler(base)
 
-    def vae_precision(self) -> Any:
+    def vae_precision(self) -> torch.autocast:
         """Return the autocast context for the autoencoder: float32 in place of float16 if it must.
 
         SDXL's overflows in float16, and its config says so (`force_upcast`).
@@ -111,7 +112,7 @@ def sample_moments(moments: torch.Tensor, generator: torch.Generator) -> torch.T
 
 
 @torch.no_grad()
-def encode_moments(vae: Any, images: list[np.ndarray]) -> torch.Tensor:
+def encode_moments(vae: AutoencoderKL, images: list[np.ndarray]) -> torch.Tensor:
     """Return mean and deviation of the scaled latents of HxWx3 images: Bx2xCxhxw float16, CPU."""
     device = next(vae.parameters()).device
     posterior = vae.encode(images_to_tensor(images).to(device)).latent_dist
@@ -120,11 +121,11 @@ def encode_moments(vae: Any, images: list[np.ndarray]) -> torch.Tensor:
 
 
 def predict(
-    unet: Any,
+    unet: UNet2DConditionModel,
     noisy: torch.Tensor,
     timesteps: torch.Tensor,
     text: dict[str, Any],
-    controlnet: Any = None,
+    controlnet: ControlNetModel | None = None,
     control: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the U-Net's prediction, with the residuals of a ControlNet for `control` Bx20xHxW."""

@@ -1,13 +1,12 @@
 """Training targets and losses, pure functions."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from diffusers import DDIMScheduler
 
 
 def diffusion_target(
-    scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    scheduler: DDIMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """Return what the network must predict, by the scheduler's own prediction type.
 
@@ -22,7 +21,9 @@ def diffusion_target(
     return latents
 
 
-def min_snr_weights(scheduler: Any, timesteps: torch.Tensor, gamma: float) -> torch.Tensor | None:
+def min_snr_weights(
+    scheduler: DDIMScheduler, timesteps: torch.Tensor, gamma: float
+) -> torch.Tensor | None:
     """Return the weight of each sample's error by min-SNR-gamma, None if `gamma` is 0.
 
     Hang et al., ICCV 2023, section 3.4: min(SNR, gamma), divided by SNR for epsilon and by SNR + 1
@@ -47,10 +48,10 @@ def diffusion_loss(
 def logit_normal_timesteps(
     num_steps: int, batch: int, location: float, scale: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Draw timesteps in [0, num_steps) whose t / num_steps is logit-normal, one per quantile.
+    """Sample timesteps in [0, num_steps) whose t / num_steps is logit-normal, one per quantile.
 
-    Esser et al., ICML 2024, equation 19. A small latent is drowned by the last third of Stable
-    Diffusion's schedule; this spends the updates where there is something to learn. One draw from
+    Esser et al., ICML 2024, equation 19. The last third of Stable Diffusion's schedule leaves
+    almost no signal of a small latent; logit-normal timesteps are less often there. One sample of
     each of `batch` equal quantiles lowers the variance (Kingma et al., NeurIPS 2021, appendix I).
     """
     offsets = torch.rand(batch, generator=generator, device=generator.device)
@@ -61,12 +62,12 @@ def logit_normal_timesteps(
 
 
 def noisy_latents(
-    scheduler: Any,
+    scheduler: DDIMScheduler,
     latents: torch.Tensor,
     generator: torch.Generator,
     logit_normal: tuple[float, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw noise and timesteps; return (noisy latents, target, timesteps).
+    """Sample noise and timesteps; return (noisy latents, target, timesteps).
 
     Timesteps are uniform, or logit-normal of the given location and scale.
     """
@@ -85,7 +86,7 @@ def reconstruction_loss(
 ) -> torch.Tensor:
     """Return the mean absolute error of pixels, of finite differences and of hue.
 
-    The differences make thin structures (poles, signs) count: a blurred pole costs little in
+    The differences give weight to thin structures (poles, signs): a blurred pole costs little in
     pixels but all of its two edges. The hue term compares the opponent colours red-green and
     yellow-blue of 2x2 means: they vary far less than brightness, and a latent trained without it
     was seen to drop the red-green axis. Both tensors Bx3xHxW in [-1, 1].

@@ -7,10 +7,10 @@ processes. A run gives the same weights with and without previews.
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
 
 from finetune.crops import TrainingItem
 from finetune.diffusion import FrozenBase, collate, encode_moments, predict
@@ -63,7 +63,9 @@ class Previews:
         return np.stack([labels.colorize(m) for m in self.maps[: self.num_shown].numpy()])
 
     @torch.no_grad()
-    def generate(self, unet: Any, controlnet: Any = None) -> np.ndarray:
+    def generate(
+        self, unet: UNet2DConditionModel, controlnet: ControlNetModel | None = None
+    ) -> np.ndarray:
         """Generate an image per crop shown, BxHxWx3 uint8, with guidance and few steps."""
         frozen, latents = self.frozen, self._noise(self.num_shown)
         scheduler = copy.deepcopy(frozen.scheduler)
@@ -86,7 +88,7 @@ class Previews:
             return tensor_to_images(decode_latents(frozen.vae, latents))
 
     @torch.no_grad()
-    def controllability(self, unet: Any, controlnet: Any) -> float:
+    def controllability(self, unet: UNet2DConditionModel, controlnet: ControlNetModel) -> float:
         """Return (L_wrong - L_right) / L_wrong, 0 where the label map has no influence.
 
         L_right is the denoising loss with each crop's own label map, L_wrong with the next crop's,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 
 from finetune.data import Batches
 from finetune.diffusion import Batch, FrozenBase, predict
@@ -16,12 +16,14 @@ from pipeline import labels
 from pipeline.models import load_network
 
 
-def load_frozen_unet(base: str, folder: Path | None) -> Any:
+def load_frozen_unet(base: str, folder: Path | None) -> UNet2DConditionModel:
     """Load the U-Net of `folder`, or else of `base`, without gradients."""
     return load_network("unet", base, folder).requires_grad_(False)
 
 
-def load_controlnet(base: str, init: Path | None, unet: Any, vae: Any, seed: int) -> Any:
+def load_controlnet(
+    base: str, init: Path | None, unet: UNet2DConditionModel, vae: AutoencoderKL, seed: int
+) -> ControlNetModel:
     """Load the ControlNet of `init`, or else copy the encoder of `unet` into a new one."""
     if init:
         return load_network("controlnet", base, init).train().requires_grad_(True)
@@ -45,14 +47,14 @@ class ControlNetTask(Task):
     def __init__(
         self,
         frozen: FrozenBase,
-        unet: Any,
-        controlnet: Any,
+        unet: UNet2DConditionModel,
+        controlnet: ControlNetModel,
         batches: Batches,
         *,
         init_weight: float,
         save_fp16: bool,
         previews: Previews | None,
-        load_base_unet: Callable[[], Any] | None,
+        load_base_unet: Callable[[], UNet2DConditionModel] | None,
     ) -> None:
         self.frozen, self.unet, self.model, self.batches = frozen, unet, controlnet, batches
         self.init_weight, self.save_fp16 = init_weight, save_fp16

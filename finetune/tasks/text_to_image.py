@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from transformers import CLIPTokenizer
 
 from finetune.averages import WIDTHS, choose_width
 from finetune.base_model import TextToImage, make_pipeline, save_base, write_preview_sheet
@@ -86,8 +88,8 @@ def collate(items: list[tuple[torch.Tensor, torch.Tensor]]) -> TokenBatch:
 
 def prepare_latents(
     run: Run,
-    vae: Any,
-    tokenizer: Any,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
     samples: list[Sample],
     crop: Crop,
     *,
@@ -135,9 +137,9 @@ class TextToImageTask(Task):
         self,
         run: Run,
         model: TextToImage,
-        vae: Any,
-        tokenizer: Any,
-        scheduler: Any,
+        vae: AutoencoderKL,
+        tokenizer: CLIPTokenizer,
+        scheduler: DDIMScheduler,
         latents: CaptionedLatents,
         *,
         on_device: bool,

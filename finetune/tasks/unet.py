@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from finetune.data import Batches
 from finetune.diffusion import Batch, FrozenBase, predict
@@ -13,7 +14,9 @@ from pipeline.lora import add_adapter, save_and_merge
 from pipeline.models import load_component
 
 
-def load_unet(base: str, *, lora_rank: int, gradient_checkpointing: bool, seed: int) -> Any:
+def load_unet(
+    base: str, *, lora_rank: int, gradient_checkpointing: bool, seed: int
+) -> UNet2DConditionModel:
     """Load the U-Net of a base model; with a rank above 0, only adapters in it are trained."""
     unet = load_component(base, "unet").train()
     if lora_rank:
@@ -30,7 +33,7 @@ class UNetTask(Task):
     def __init__(
         self,
         frozen: FrozenBase,
-        unet: Any,
+        unet: UNet2DConditionModel,
         batches: Batches,
         *,
         lora: bool,

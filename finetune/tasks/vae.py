@@ -47,8 +47,8 @@ def build_autoencoder(sizes: AutoencoderSizes, sample_size: int) -> AutoencoderK
 class AutoencoderTask(Task):
     """Trains an autoencoder, or with `decoder_only` its decoder.
 
-    The discriminator is trained from the first update on; its judgement trains the decoder from
-    update `adversarial_start` on.
+    The discriminator is trained from the first update on; the adversarial loss trains the
+    decoder from update `adversarial_start` on.
     """
 
     model: Reconstruct
@@ -56,7 +56,7 @@ class AutoencoderTask(Task):
     def __init__(
         self,
         run: Run,
-        vae: Any,
+        vae: AutoencoderKL,
         batches: Batches,
         sample: Callable[[np.random.Generator], np.ndarray],
         weights: LossWeights,
@@ -102,8 +102,8 @@ class AutoencoderTask(Task):
             halved = F.avg_pool2d(image[: len(half)], 2)
             loss = loss + weights.scale * reconstruction_loss(half, halved, **pixel_weights)
         if self.model.discriminator:
-            judged = discriminator_loss(self.model.discriminator, output, image)
-            loss, logged["discriminator"] = loss + judged, judged.detach()
+            own_loss = discriminator_loss(self.model.discriminator, output, image)
+            loss, logged["discriminator"] = loss + own_loss, own_loss.detach()
         psnr = -10 * torch.log10(((output.detach() - image) / 2).square().mean())
         return Loss(loss, {**logged, "psnr": psnr, "kl": divergence})
 
@@ -128,7 +128,7 @@ class AutoencoderTask(Task):
         weights.vae.save_pretrained(folder / "vae")
 
     @torch.no_grad()
-    def _measure_scaling_factor(self, vae: Any) -> float:
+    def _measure_scaling_factor(self, vae: AutoencoderKL) -> float:
         """Return the factor that gives latents unit variance (Rombach et al. 2022, appendix G)."""
         seed = self.run.seed
         crops = [self.sample(numpy_generator(seed, "latent scale", i)) for i in range(NUM_SCALED)]

@@ -86,7 +86,7 @@ def test_a_short_text_window_leaves_out_common_classes_and_cuts_nothing(tiny_bas
     "template", ["a {class}", "a street {", "}", "{classes} {0}", "{{classes}}"]
 )
 def test_a_template_knows_only_its_placeholder(template):
-    with pytest.raises(UserError, match="--caption-template .*knows only {classes}"):
+    with pytest.raises(UserError, match="--caption-template .*may hold only {classes}"):
         Captions(str(POCKET_BASE), template, " ")
 
 

@@ -210,7 +210,7 @@ def test_what_cannot_work_is_said_first(
         (("--unet", "{base}"), "here it is .*unet"),
         (("--init", "{base}/unet"), "is of a UNet2DConditionModel, but ControlNetModel"),
         (("--init", "pocket"), "--init pocket: does not fit --base"),
-        (("--caption-template", "a {class}"), "--caption-template .* knows only {{classes}}"),
+        (("--caption-template", "a {class}"), "--caption-template .* may hold only {{classes}}"),
         (("--caption-template", "a long street " * 9 + "{classes}"), "is cut after the 24 tokens"),
         (("--base", "{net}"), "has no model_index.json"),
         (("--rare-classes.min-pixels", 10**9), "no file has more than 1000000000 pixels"),
