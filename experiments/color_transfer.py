@@ -31,7 +31,7 @@ from pipeline.config import require_seed
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
-from pipeline.reporting.images import source_picture
+from pipeline.reporting.images import source_image
 from pipeline.rows import sample_id
 from pipeline.seeding import numpy_generator
 
@@ -78,7 +78,7 @@ def pairs(
             yield index, *read_pair(sample)
         return
     for sample in open_dataset(crops_of, labelled=True)[:n]:
-        image, (_, label) = source_picture(sample, source), read_pair(sample)
+        image, (_, label) = source_image(sample, source), read_pair(sample)
         if image is None:
             raise UserError(
                 f"--source {source}: has no {sample.row.get('source_label')}; give the "

@@ -24,7 +24,7 @@ from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import colorize
 from pipeline.pocket.splits import SEEDS_PER_SPLIT
-from pipeline.reporting.images import source_picture
+from pipeline.reporting.images import source_image
 
 GAP = 6
 
@@ -60,7 +60,7 @@ def generated_cells(generated: list[str], source: Path, conditions: list[str]) -
     for condition in conditions or sorted(first):
         sample = first[condition]
         image, label = read_pair(sample)
-        original = source_picture(sample, source)
+        original = source_image(sample, source)
         if original is None:
             raise UserError(f"--source {source}: no picture behind {sample.id}; give its layouts")
         more = [read_image(samples[sample.id].image) for samples in others]

@@ -23,7 +23,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
-from pipeline.reporting.images import source_picture
+from pipeline.reporting.images import source_image
 from pipeline.rows import sample_id
 from pipeline.seeding import numpy_generator
 
@@ -54,7 +54,7 @@ def main() -> None:
         index = int(sample.id)
         if sample_id(index) in done:
             continue
-        image, (_, label) = source_picture(sample, arguments.layouts), read_pair(sample)
+        image, (_, label) = source_image(sample, arguments.layouts), read_pair(sample)
         if image is None:
             raise UserError(f"--layouts {arguments.layouts}: has no {sample.row['source_label']}")
         picture = recolor(numpy_generator(0, "random colors", index), image, label)

@@ -6,7 +6,7 @@
 A sample exists if and only if its metadata row does. Files are committed in the order label,
 image, row, each through a temporary name, fsync and rename; rows are appended to one metadata
 file per process, and a row is written only when the files it names are on the disk. `labels/` may
-be absent in an unlabelled picture collection.
+be absent in an unlabelled image collection.
 """
 
 import os
@@ -92,13 +92,13 @@ def _open_sample(folder: Path, key: str, row: dict[str, Any], enclosure: Enclosu
     )
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """List the pictures of a dataset folder, or all PNG and JPEG files of any other folder.
+def find_images(folder: Path) -> list[Path]:
+    """List the images of a dataset folder, or all PNG and JPEG files of any other folder.
 
     Hidden files and folders, which systems and editors leave behind, are not among them.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a dataset folder or one with pictures")
+        raise UserError(f"{folder}: no such folder; give a dataset folder or one with images")
     if is_dataset(folder):
         return [sample.image for sample in open_dataset(folder, labelled=False)]
     listed, hidden = find_files(folder, (*images.SUFFIXES, *images.OTHER_SUFFIXES))

@@ -94,7 +94,7 @@ def call_imagenet() -> None:
 
 
 def call_export() -> None:
-    """Write and read a table with a picture as the Parquet export does."""
+    """Write and read a table with an image as the Parquet export does."""
     import pyarrow
     import pyarrow.parquet
 

@@ -7,8 +7,8 @@
 mmseg          img_dir/ ann_dir/ and a dataset entry for configs of mmsegmentation
 dginstyle      images/ labels/*_labelTrainIds.png and class statistics, for DAFormer's readers
 webdataset     tar shards with <key>.image.png <key>.label.png <key>.json, of reproducible bytes
-imagefolder    pictures and metadata.jsonl for Hugging Face datasets
-parquet        the same with the pictures inside; needs the extra `export`
+imagefolder    images and metadata.jsonl for Hugging Face datasets
+parquet        the same with the images inside; needs the extra `export`
 coco_panoptic  panoptic PNGs and JSON; connected regions of a thing class are its objects
 fiftyone       data/ and labels/ for FiftyOne
 

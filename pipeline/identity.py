@@ -86,7 +86,7 @@ def _file_digest(path: Path, size: int, time_ns: int) -> str:
 def data_revision(items: Iterable[Sample | Path]) -> str:
     """Return the number of items and a digest of their rows, names and file sizes.
 
-    Prepared and generated rows hold the SHA-256 of their files, so pictures are not read.
+    Prepared and generated rows hold the SHA-256 of their files, so images are not read.
     """
     lines = [_describe(item) for item in items]
     return f"{len(lines)} items, {_digest(lines)}"

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def images_to_tensor(images: "list[Any] | torch.Tensor") -> "torch.Tensor":
-    """Stack HxWx3 uint8 pictures (or take BxHxWx3) into a Bx3xHxW float32 tensor in [-1, 1]."""
+    """Stack HxWx3 uint8 images (or take BxHxWx3) into a Bx3xHxW float32 tensor in [-1, 1]."""
     import numpy as np
     import torch
 
@@ -22,7 +22,7 @@ def tensor_to_images(tensor: "torch.Tensor") -> Any:
 
 
 def encode_latents(vae: Any, images: "torch.Tensor") -> "torch.Tensor":
-    """Encode pictures Bx3xHxW in [-1, 1] to scaled latents BxCxhxw, the posterior's mean."""
+    """Encode images Bx3xHxW in [-1, 1] to scaled latents BxCxhxw, the posterior's mean."""
     latents = vae.encode(images).latent_dist.mean
     return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
@@ -30,16 +30,16 @@ def encode_latents(vae: Any, images: "torch.Tensor") -> "torch.Tensor":
 def sample_latents(
     vae: Any, images: "torch.Tensor", generator: "torch.Generator"
 ) -> "torch.Tensor":
-    """Encode pictures Bx3xHxW in [-1, 1] to scaled latents drawn from the posterior."""
+    """Encode images Bx3xHxW in [-1, 1] to scaled latents drawn from the posterior."""
     latents = vae.encode(images).latent_dist.sample(generator)
     return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
 def decode_latents(vae: Any, latents: "torch.Tensor") -> "torch.Tensor":
-    """Decode scaled latents BxCxhxw to pictures Bx3xHxW, about [-1, 1]."""
+    """Decode scaled latents BxCxhxw to images Bx3xHxW, about [-1, 1]."""
     return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
 
 
 def latent_factor(vae: Any) -> int:
-    """Return how many picture pixels one latent pixel spans per axis."""
+    """Return how many image pixels one latent pixel spans per axis."""
     return 2 ** (len(vae.config.block_out_channels) - 1)

@@ -275,7 +275,7 @@ def revision(folder: str | Path) -> str:
 
 
 def grid_px(base: Path) -> tuple[int, int]:
-    """Return the picture pixels per pixel of the latent, and of the U-Net's deepest level.
+    """Return the image pixels per pixel of the latent, and of the U-Net's deepest level.
 
     Read from the config files of a base model's folder.
     """

@@ -42,13 +42,13 @@ class Config:
     split: str = "source"
     """source, collection, oracle, dev, cityscapes, bdd100k, mapillary, acdc or dark_zurich"""
     n: int = 400
-    """pictures of the finished set"""
+    """images of the finished set"""
     first: int = 0
-    """index of the first picture; another range of the same split holds other scenes"""
+    """index of the first image; another range of the same split holds other scenes"""
     output: str = ""
     """dataset folder to write"""
     size_px: tuple[int, int] = (128, 256)
-    """height and width of the pictures"""
+    """height and width of the images"""
     workers: int = 2
     """rendering processes"""
 
@@ -56,7 +56,7 @@ class Config:
 def render_sample(
     index: int, split: str, size_px: tuple[int, int]
 ) -> "tuple[np.ndarray, np.ndarray | None, dict[str, Any]]":
-    """Render picture `index` of a split; returns (image, label, metadata row)."""
+    """Render image `index` of a split; returns (image, label, metadata row)."""
     import cv2
     import numpy as np
 
@@ -76,7 +76,7 @@ def render_sample(
 
 
 def render_and_encode(index: int, split: str, size_px: tuple[int, int]) -> EncodedSample:
-    """Render picture `index` of a split and encode its files, so that the parent only writes."""
+    """Render image `index` of a split and encode its files, so that the parent only writes."""
     return encode_sample(index, *render_sample(index, split, size_px))
 
 
@@ -118,13 +118,13 @@ def main() -> int | None:
     indices = range(config.first, config.first + config.n)
     missing = [i for i in indices if sample_id(i) not in done]
     job = partial(render_and_encode, split=config.split, size_px=config.size_px)
-    bar = tqdm(total=config.n, initial=config.n - len(missing), unit="picture", desc=config.split)
+    bar = tqdm(total=config.n, initial=config.n - len(missing), unit="image", desc=config.split)
     rendered = in_processes(job, missing, config.workers, chunk=8)
     while batch := list(islice(rendered, COMMITTED_TOGETHER)):
         writer.write_encoded(batch)
         bar.update(len(batch))
     bar.close()
-    kind = "unlabelled pictures with captions" if config.split == "collection" else "labelled"
+    kind = "unlabelled images with captions" if config.split == "collection" else "labelled"
     write_card(
         folder,
         f"Pocket City: {config.split}",

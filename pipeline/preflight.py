@@ -4,9 +4,9 @@
     python pipeline/preflight.py --dataset gta --root /data/gta --split all --depth full
 
 `headers` reads the first and last bytes of each file: absent, empty and truncated files, sizes
-that disagree, wrong modes, decompression bombs, labels without picture, equal stems in one folder,
+that disagree, wrong modes, decompression bombs, labels without image, equal stems in one folder,
 odd names. JPEGs are read through, since nothing else shows damage inside them.
-`full` decodes every picture and label too, and finds ids outside the label space. Exit code 0
+`full` decodes every image and label too, and finds ids outside the label space. Exit code 0
 means no fault, 2 that at least one is listed.
 """
 

@@ -5,7 +5,7 @@
         --output runs/data/acdc_night --policy skip
 
 All files are checked first (pipeline/preflight.py); bad ones are listed and stop the run, or are
-left out by `--policy skip`. Labels are converted to train ids. Pictures get a second name in the
+left out by `--policy skip`. Labels are converted to train ids. Images get a second name in the
 output (a hard link, which takes no room) and are copied where the file system has none, or with
 `--copy-images True`. `--symlink-images True` leaves them where they are; readers follow such links
 only into folders that STREETFORGE_STORES names. The rows of `metadata*.jsonl` hold the pixels of
@@ -64,9 +64,9 @@ class Config(Selection):
     policy: Literal["stop", "skip"] = "stop"
     """what bad files do: stop the run, or leave out their pairs (exit code 3)"""
     copy_images: bool = False
-    """copy the pictures, so that later changes of the source do not reach the folder"""
+    """copy the images, so that later changes of the source do not reach the folder"""
     symlink_images: bool = False
-    """link to the pictures where they are; all programs then need STREETFORGE_STORES=ROOT"""
+    """link to the images where they are; all programs then need STREETFORGE_STORES=ROOT"""
     field_files: bool = False
     """also write *_labelTrainIds.png, sample_class_stats.json and samples_with_class.json"""
     write_into_source: bool = False
@@ -76,7 +76,7 @@ class Config(Selection):
 def convert(
     job: tuple[int, Pair], *, folder: Path, label_space: str, how: files.Placing
 ) -> dict[str, Any] | Fault:
-    """Write the label (and picture) of one pair and return its row, or its fault."""
+    """Write the label (and image) of one pair and return its row, or its fault."""
     index, pair = job
     try:
         label = labels.read_label(pair.label, labels.label_space(label_space))
@@ -103,7 +103,7 @@ def convert(
 
 
 def placing(config: Config) -> files.Placing:
-    """Return how pictures come into the output; links that no reader would follow are refused."""
+    """Return how images come into the output; links that no reader would follow are refused."""
     if config.copy_images and config.symlink_images:
         raise UserError("--symlink-images: --copy-images is given too; choose one of them")
     root = os.path.realpath(config.root)
@@ -116,10 +116,10 @@ def placing(config: Config) -> files.Placing:
 
 
 def say_copies(config: Config, listing: Listing, folder: Path) -> None:
-    """Say it if pictures must be copied."""
+    """Say it if images must be copied."""
     if placing(config) == "hard" and not files.can_link(listing.pairs[0].image, folder):
         print(
-            f"notice: {folder}: {len(listing.pairs)} pictures are copied, the file system gives no "
+            f"notice: {folder}: {len(listing.pairs)} images are copied, the file system gives no "
             "hard links to them; --symlink-images True leaves them where they are",
             file=sys.stderr,
         )
@@ -192,7 +192,7 @@ def look_at_some(listing: Listing, faults: list[Fault]) -> None:
 
 def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
     """Return what a finished folder depends on."""
-    pictures = [pair.facts for pair in listing.pairs]  # what the dataset's YAML made of the tree
+    originals = [pair.facts for pair in listing.pairs]  # what the dataset's YAML made of the tree
     return {
         "dataset": config.dataset,
         "root": str(Path(config.root).resolve()),
@@ -201,7 +201,7 @@ def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
         "label_space": listing.label_space,
         "label_space_content": labels.space_content(listing.label_space),
         "images": placing(config),
-        "pictures": f"{len(pictures)}, {digest(pictures)}",  # ids number them
+        "pictures": f"{len(originals)}, {digest(originals)}",  # ids number them
     }
 
 

@@ -34,11 +34,11 @@ class Conditioning:
         return Conditioning(change(self.states), pooled)
 
     def arguments(self, size_px: tuple[int, int]) -> dict[str, Any]:
-        """Return the keyword arguments of a U-Net or ControlNet for pictures of (height, width).
+        """Return the keyword arguments of a U-Net or ControlNet for images of (height, width).
 
         SDXL is also told the original size, the corner of the crop and the target size. A training
-        crop counts as a whole picture of its own size: told of a larger original, SDXL composes
-        pictures that look cut off.
+        crop counts as a whole image of its own size: told of a larger original, SDXL composes
+        images that look cut off.
         """
         if self.pooled is None:
             return {"encoder_hidden_states": self.states}

@@ -38,7 +38,7 @@ class Config:
     output: str = ""
     """HTML file to write; empty is WORKSPACE/report.html."""
     per_condition: int = 2
-    """Generated pictures shown for each condition."""
+    """Generated images shown for each condition."""
 
 
 def machine() -> dict[str, str]:
@@ -79,12 +79,12 @@ def is_recolored(folder: Path) -> bool:
 
 def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     """Collect everything the template shows."""
-    from pipeline.reporting import images as pictures
+    from pipeline.reporting import images
     from pipeline.reporting import scores as numbers
 
-    generated = pictures.samples_of(workspace / "generated")
+    generated = images.samples_of(workspace / "generated")
     variants = {
-        name: pictures.samples_of(workspace / "variants" / name)
+        name: images.samples_of(workspace / "variants" / name)
         for name in ("plain", "no_fusion", "no_swap")
     }
     plain = variants["plain"] or generated  # without the details of the source
@@ -97,21 +97,19 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
         "title": workspace.name,
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "facts": header(generated, rows, scores, stages, recolored),
-        "legend": pictures.legend(),
-        "conditions": pictures.condition_sheet(
+        "legend": images.legend(),
+        "conditions": images.condition_sheet(
             generated, workspace / "data" / "source", per_condition
         ),
-        "collection": pictures.collection_sheet(
-            pictures.samples_of(workspace / "data" / "collection")
-        ),
-        "targets": pictures.target_sheet(
+        "collection": images.collection_sheet(images.samples_of(workspace / "data" / "collection")),
+        "targets": images.target_sheet(
             {path.name: path for path in sorted((workspace / "data" / "targets").glob("*"))}
         ),
-        "details": pictures.comparison(
+        "details": images.comparison(
             generated, variants["plain"], ("as drawn", "with the source's details")
         ),
-        "close_ups": pictures.close_ups(plain, variants["no_fusion"]),
-        "swaps": pictures.comparison(
+        "close_ups": images.close_ups(plain, variants["no_fusion"]),
+        "swaps": images.comparison(
             plain,
             variants["no_swap"],
             ("without Style Swap (U_S + C)", "with Style Swap (U_P + C)"),

@@ -6,10 +6,10 @@
 Checks every row against its own hash, and every file against its row: presence, SHA-256, size,
 class ids, same stem. Finds broken, torn and repeated rows, rows of another run, gaps, unfinished
 samples, files without a row, and damage to run.json and classes.json. Works for real, converted
-and generated folders; in pictures kept elsewhere it finds later changes.
+and generated folders; in images kept elsewhere it finds later changes.
 
 `--repair` withdraws the rows of bad samples and writes all rows into one sound metadata.jsonl. It
-deletes no picture or label, and keeps the rows as they were below `replaced/`. It withdraws a
+deletes no image or label, and keeps the rows as they were below `replaced/`. It withdraws a
 sample for damage to its own row or files alone, and touches no folder that is not one of ours. The
 command that made the folder then makes the withdrawn samples again, and no others. Exit codes: 0
 sound, 2 bad input, 3 problems remain.

@@ -26,7 +26,7 @@ from pipeline.config import (
     show,
     to_mapping,
 )
-from pipeline.dataset import find_pictures
+from pipeline.dataset import find_images
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest, run_identity
 from segtrain.checkpoints import (
@@ -98,7 +98,7 @@ def check(config: Config) -> list[Path]:
     if config.limit is not None:
         require_positive(config, "limit")
     files.require_writable(config.output)
-    pictures = find_pictures(config.target)[: config.limit]
+    pictures = find_images(config.target)[: config.limit]
     if config.mode == "online":
         name_predictions(config.target, pictures)
     require_pictures(pictures, saved["recipe"], size_of(config, saved["recipe"]))

@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline import files, images, labels, models
 from pipeline.config import parse, require_positive, to_mapping
-from pipeline.dataset import find_pictures, is_dataset
+from pipeline.dataset import find_images, is_dataset
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
 from pipeline.images import read_image
@@ -127,7 +127,7 @@ def check(config: Config) -> dict[Path, Path]:
         raise UserError(f"--opacity {config.opacity}: must be within 0..1")
     if config.limit is not None:
         require_positive(config, "limit")
-    pictures = find_pictures(config.images)[: config.limit]
+    pictures = find_images(config.images)[: config.limit]
     inside = config.output.resolve().is_relative_to(config.images.resolve())
     if inside and not is_dataset(config.images):
         raise UserError(

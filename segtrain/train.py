@@ -33,7 +33,7 @@ from pipeline.dataset import (
     Sample,
     check_dataset,
     check_images,
-    find_pictures,
+    find_images,
     open_dataset,
 )
 from pipeline.errors import UserError, guard
@@ -118,7 +118,7 @@ def check(config: Config) -> dict[str, list[Sample]]:
     if config.base:
         models.find_base(config.base)
     if config.self_training.target:
-        check_images(find_pictures(config.self_training.target))
+        check_images(find_images(config.self_training.target))
     if config.backbone_weights:
         read_shapes(config.backbone_weights)
     sets = {one.name: open_dataset(one.folder, labelled=True) for one in parts}
@@ -161,7 +161,7 @@ def identify(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict
     settings["model_files"] = {
         name: file_digest(Path(text)) for name, text in named_files(plain["model"])
     }
-    unlabelled = {TARGET: find_pictures(target)} if target else {}
+    unlabelled = {TARGET: find_images(target)} if target else {}
     world = int(os.environ.get("WORLD_SIZE", "1"))
     return run_identity(settings, models=models_of, data={**sets, **unlabelled}, processes=world)
 
@@ -252,7 +252,7 @@ def build_unlabelled(config: Config, recipe: Any) -> Any:
 
     with named_faults(str(config.recipe)):
         pipeline = set_pipeline(recipe, TARGET)
-        return UnlabelledSamples(find_pictures(config.self_training.target), pipeline)
+        return UnlabelledSamples(find_images(config.self_training.target), pipeline)
 
 
 def run(config: Config, sets: dict[str, list[Sample]]) -> None:

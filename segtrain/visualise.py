@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline import files, images, models
 from pipeline.config import parse, require_positive
-from pipeline.dataset import check_images, find_pictures
+from pipeline.dataset import check_images, find_images
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import CLASS_NAMES
@@ -96,7 +96,7 @@ def check(config: Config) -> list[Path]:
     if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
         raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
     files.require_writable(config.output)
-    pictures = find_pictures(config.images)[: config.limit]
+    pictures = find_images(config.images)[: config.limit]
     check_images(pictures)
     return pictures
 

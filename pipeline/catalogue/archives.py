@@ -31,7 +31,7 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 MAX_NAME = 1000  # characters with all folders: file systems end at 4096 bytes
 MAX_MEMBERS = 500_000
-MAX_GROWTH = 50  # times the archive's size, on top of the spare: pictures hardly shrink
+MAX_GROWTH = 50  # times the archive's size, on top of the spare: images hardly shrink
 SPARE_BYTES = 1 << 30
 LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir")
 """Names that file managers leave in archives, beside those that begin with `._` (AppleDouble)."""

@@ -36,7 +36,7 @@ class Fault:
 
 
 def check_file(path: Path, table: np.ndarray, depth: Depth, *, label: bool) -> tuple[int, int]:
-    """Return (width, height) as shown of a picture or label without fault, or raise `UserError`."""
+    """Return (width, height) as shown of an image or label without fault, or raise `UserError`."""
     if not path.exists():
         raise UserError("is missing; restore it, or remove its partner")
     header = images.read_header(path, "label" if label else "image")
@@ -71,18 +71,18 @@ def check_pair(pair: Pair, label_space: str, depth: Depth) -> list[Fault]:
             faults.append(Fault(path, message))
     if not faults and sizes[0] != sizes[1]:
         (a, b), (c, d) = sizes
-        message = f"label is {c}x{d} but its picture is {a}x{b}; both must have the same size"
+        message = f"label is {c}x{d} but its image is {a}x{b}; both must have the same size"
         faults.append(Fault(pair.label, message))
     return faults
 
 
 def check_names(listing: Listing) -> Iterator[Fault]:
-    """Yield labels without a picture, pictures equal but for suffix or case, and odd names.
+    """Yield labels without an image, images equal but for suffix or case, and odd names.
 
-    Pictures of different folders may share their names, as those of many sequences do.
+    Images of different folders may share their names, as those of many sequences do.
     """
     for path in listing.orphans:
-        yield Fault(path, "label without a picture; restore the picture or remove the label")
+        yield Fault(path, "label without an image; restore the image or remove the label")
     first: dict[str, Path] = {}
     for pair in listing.pairs:
         stem = unicodedata.normalize("NFC", str(pair.image.with_suffix(""))).casefold()

@@ -1,8 +1,8 @@
-"""What a dataset is and where its pairs of picture and label lie: datasets/*.yaml, strict.
+"""What a dataset is and where its pairs of image and label lie: datasets/*.yaml, strict.
 
 A layout is a pair of path templates relative to the root, `leftImg8bit/{split}/{city}/{name}.png`
 say. A field matches within one path part, and the label's path is filled in with the fields of
-its picture, so the names of parent folders never matter.
+its image, so the names of parent folders never matter.
 """
 
 import functools
@@ -59,15 +59,15 @@ class DatasetSpec:
     homepage: str = ""
     citation: str = ""
     condition: str = ""
-    """of all pictures; a field `{condition}` in a template takes its place"""
+    """of all images; a field `{condition}` in a template takes its place"""
     prefixes: dict[str, str] = field(default_factory=dict)
-    """conditions of pictures whose names begin so"""
+    """conditions of images whose names begin so"""
     eval_low_px: tuple[int, int] | None = None
-    """height and width that pictures are scaled into for low-resolution networks (DAFormer)"""
+    """height and width that images are scaled into for low-resolution networks (DAFormer)"""
     eval_high_px: tuple[int, int] | None = None
     """the same for high-resolution networks (HRDA); None: not part of the paper's protocol"""
     layouts: tuple[Layout, ...] = ()
-    """the first one with pictures and labels is taken"""
+    """the first one with images and labels is taken"""
     splits: dict[str, Split] = field(default_factory=dict)
     get: dict[str, Any] | None = None
     """where to get it, see pipeline/download.py"""
@@ -75,7 +75,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and where its label must be. `facts` go into the row: names, condition."""
+    """An image and where its label must be. `facts` go into the row: names, condition."""
 
     image: Path
     label: Path
@@ -84,7 +84,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pairs of a split in name order, and labels without a picture."""
+    """The pairs of a split in name order, and labels without an image."""
 
     pairs: list[Pair]
     orphans: list[Path]
@@ -93,7 +93,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pictures of which dataset, on the command line."""
+    """Which images of which dataset, on the command line."""
 
     dataset: str = ""
     """name in datasets/ or path of a YAML"""
@@ -102,7 +102,7 @@ class Selection:
     split: str = "all"
     """part of the dataset"""
     condition: str = ""
-    """only pictures of this condition, night say"""
+    """only images of this condition, night say"""
     label_space: str = ""
     """name in datasets/labelspaces or path of a YAML; empty: the catalogue's"""
 
@@ -214,7 +214,7 @@ def _matches(root: Path, template: str, split: str) -> dict[str, dict[str, str]]
 
 
 def list_pairs(spec: DatasetSpec, root: Path, split: str, condition: str = "") -> Listing:
-    """List a split below `root`, only the pictures of `condition` if it is given.
+    """List a split below `root`, only the images of `condition` if it is given.
 
     Raises `UserError` if the root, the split or every layout is absent.
     """
@@ -229,7 +229,7 @@ def list_pairs(spec: DatasetSpec, root: Path, split: str, condition: str = "") -
     pairs = [p for p in listing.pairs if p.facts.get("condition") == condition]
     if not pairs:
         known = ", ".join(sorted({str(p.facts.get("condition")) for p in listing.pairs}))
-        raise UserError(f"--condition {condition}: no such pictures; {root} has {known}")
+        raise UserError(f"--condition {condition}: no such images; {root} has {known}")
     return Listing(pairs, [], listing.label_space)
 
 
@@ -297,7 +297,7 @@ def open_selection(selection: Selection) -> tuple[DatasetSpec, Listing]:
     found, expected = len(listing.pairs), spec.splits[selection.split].count
     if expected is not None and expected != found and not selection.condition:
         print(
-            f"notice: {spec.title}, {selection.split}: {found} pictures of {expected} expected",
+            f"notice: {spec.title}, {selection.split}: {found} images of {expected} expected",
             file=sys.stderr,
         )
     return spec, listing

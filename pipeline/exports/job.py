@@ -97,18 +97,18 @@ def place_all(job: Job, image_pairs: Pairs, label_pairs: Pairs = ()) -> None:
 
 
 def image_suffix(job: Job) -> str:
-    """Return the suffix of all pictures; readers of these layouts know a single one."""
+    """Return the suffix of all images; readers of these layouts know a single one."""
     suffixes = sorted({sample.image.suffix.lower() for sample in job.samples})
     if len(suffixes) > 1:
         raise UserError(
-            f"pictures have the suffixes {', '.join(suffixes)}, this layout allows one; export "
+            f"images have the suffixes {', '.join(suffixes)}, this layout allows one; export "
             "them as webdataset, parquet or imagefolder, or prepare them apart"
         )
     return suffixes[0]
 
 
 def place_pairs(job: Job, image_name: str, label_name: str) -> None:
-    """Place all pictures and labels; `{}` in a name stands for the sample's place."""
+    """Place all images and labels; `{}` in a name stands for the sample's place."""
     image_pairs, label_pairs = [], []
     for place, sample in job.places():
         target = job.output / (image_name.format(place) + sample.image.suffix.lower())
@@ -130,7 +130,7 @@ def encoded_label(path: Path) -> bytes | None:
 
 
 def read_checked(sample: Sample, kind: Literal["image", "label"]) -> bytes:
-    """Return the bytes of a picture or label, which its row's hash must match."""
+    """Return the bytes of an image or label, which its row's hash must match."""
     path = sample.image if kind == "image" else sample.label
     assert path is not None
     data = images.read_file(path)

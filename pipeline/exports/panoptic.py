@@ -1,7 +1,7 @@
 """Export to COCO's panoptic format.
 
 Labels hold classes, not objects. So every connected region of a thing class becomes a segment:
-cars that touch are one. Stuff classes have one segment per picture; void is 0, as the format says.
+cars that touch are one. Stuff classes have one segment per image; void is 0, as the format says.
 Category ids are train ids.
 """
 
@@ -58,10 +58,10 @@ def write_coco_panoptic(job: Job) -> str:
 
     split, suffixes = job.split, [sample.image.suffix.lower() for sample in job.samples]
     names = [place for place, _ in job.places()]
-    pictures = [f"{name}{suffix}" for name, suffix in zip(names, suffixes, strict=True)]
+    image_names = [f"{name}{suffix}" for name, suffix in zip(names, suffixes, strict=True)]
     place_all(
         job,
-        [(s.image, job.output / split / p) for s, p in zip(job.samples, pictures, strict=True)],
+        [(s.image, job.output / split / p) for s, p in zip(job.samples, image_names, strict=True)],
     )
     target = job.output / f"annotations/panoptic_{split}.json"
     if target.exists():
@@ -73,9 +73,11 @@ def write_coco_panoptic(job: Job) -> str:
     images, annotations = [], []
     found = in_processes(write_segments, items, job.workers, chunk=8)
     shown = tqdm(found, "labels", len(items), disable=None)
-    for number, (name, picture, info) in enumerate(zip(names, pictures, shown, strict=True), 1):
+    for number, (name, image_name, info) in enumerate(
+        zip(names, image_names, shown, strict=True), 1
+    ):
         segments = info.pop("segments_info")
-        images.append({"id": number, "file_name": picture, **info})
+        images.append({"id": number, "file_name": image_name, **info})
         annotation = {"image_id": number, "file_name": f"{name}.png", "segments_info": segments}
         annotations.append(annotation)
     categories = [

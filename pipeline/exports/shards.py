@@ -66,7 +66,7 @@ def write_webdataset(job: Job) -> str:
 
 
 def require_parquet() -> None:
-    """Raise `UserError` unless the library that defines picture columns is installed."""
+    """Raise `UserError` unless the library that defines image columns is installed."""
     try:
         import pyarrow.parquet  # noqa: F401
 
@@ -79,7 +79,7 @@ def require_parquet() -> None:
 
 
 def write_parquet(job: Job) -> str:
-    """Write Parquet files with the pictures' bytes inside, typed as Hugging Face pictures."""
+    """Write Parquet files with the images' bytes inside, typed as Hugging Face images."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -90,7 +90,7 @@ def write_parquet(job: Job) -> str:
     columns |= {name: Value("int64") for name in ("height", "width")}
     features = Features({**columns, "image": Image(), "label": Image()})
 
-    def picture(sample: Any, kind: Any) -> dict[str, Any] | None:
+    def encoded(sample: Any, kind: Any) -> dict[str, Any] | None:
         path = sample.image if kind == "image" else sample.label
         return path and {"bytes": read_checked(sample, kind), "path": path.name}
 
@@ -102,7 +102,7 @@ def write_parquet(job: Job) -> str:
             for start in range(positions.start, positions.stop, ROW_GROUP):
                 chosen = range(start, min(start + ROW_GROUP, positions.stop))
                 group = [
-                    {**rows[i], **{k: picture(job.samples[i], k) for k in ("image", "label")}}
+                    {**rows[i], **{k: encoded(job.samples[i], k) for k in ("image", "label")}}
                     for i in chosen
                 ]
                 writer.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))

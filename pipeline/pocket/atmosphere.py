@@ -88,7 +88,7 @@ def _ego_beam(scene: Scene, rows: int, columns: int) -> np.ndarray:
     return _three(beam) * _row((1.0, 0.94, 0.8), columns)
 
 
-def finish_picture(
+def finish_image(
     scene: Scene,
     parameters: LookParameters,
     solid: np.ndarray,
@@ -96,7 +96,7 @@ def finish_picture(
     masks: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """Return the uint8 RGB [h, w, 3] picture.
+    """Return the uint8 RGB [h, w, 3] image.
 
     solid: float32 [h, w, 4] surface colour and haze (0..250); glow: [h, w, 4] emitted light and
     texture strength (0..255); masks: [h, w, 2] ground and sky cover (0..255).
@@ -112,7 +112,7 @@ def finish_picture(
     leaves = _soft_noise(rng, height, width, max(8, int(width / 2.2)))
     grain = np.where(leafy, 0.15 * leaves + 0.6 * grain, grain)
     texture = 1.0 + grain * (glow[..., 3] * np.float32(values["texture"] / 255.0))
-    picture = np.ascontiguousarray(solid[..., :3]) * _three(texture)
+    image = np.ascontiguousarray(solid[..., :3]) * _three(texture)
     # Light: ambient tint, pools of lamps, emission with its halo.
     lit = values["lamps"] > 0.05 or values["headlights"] > 0.05
     tint = _row(look.tint, width)
@@ -120,22 +120,22 @@ def finish_picture(
     if lit:
         pools = _light_pools(scene, parameters, height, width)
         daylight: np.float32 | float = level if level <= 1.0 else 1.0
-        picture *= tint * level + pools * np.float32(1.25 * (1.15 - daylight))
+        image *= tint * level + pools * np.float32(1.25 * (1.15 - daylight))
     else:
-        picture *= tint * level
+        image *= tint * level
     sky = masks[..., 1] * np.float32(1.0 / 255.0)
     seen = int(np.flatnonzero(sky.any(axis=1)).max(initial=0)) + 1
-    picture[:seen] += _sky(scene, parameters, rng, (height, width), seen) * _three(sky[:seen])
+    image[:seen] += _sky(scene, parameters, rng, (height, width), seen) * _three(sky[:seen])
     emitted = np.ascontiguousarray(glow[..., :3])
-    picture = np.maximum(picture, emitted)
+    image = np.maximum(image, emitted)
     if values["wet"] > 0.05:
-        picture = _reflect(scene, picture, masks[..., 0], values["wet"], emitted)
+        image = _reflect(scene, image, masks[..., 0], values["wet"], emitted)
     haze = solid[..., 3] * np.float32(1.0 / 250.0)
-    picture += _three(haze) * (_row(look.fog_color, width) - picture)
+    image += _three(haze) * (_row(look.fog_color, width) - image)
     if lit:
-        picture += _halo(emitted, height, width, 0.9 - 0.5 * min(1.0, float(level)))
-    picture = _precipitation(picture, parameters, rng)
-    return _camera(picture, parameters, rng)
+        image += _halo(emitted, height, width, 0.9 - 0.5 * min(1.0, float(level)))
+    image = _precipitation(image, parameters, rng)
+    return _camera(image, parameters, rng)
 
 
 def _halo(emitted: np.ndarray, height: int, width: int, strength: float) -> np.ndarray:
@@ -149,16 +149,16 @@ def _halo(emitted: np.ndarray, height: int, width: int, strength: float) -> np.n
 
 
 def _reflect(
-    scene: Scene, picture: np.ndarray, ground: np.ndarray, wet: float, emitted: np.ndarray
+    scene: Scene, image: np.ndarray, ground: np.ndarray, wet: float, emitted: np.ndarray
 ) -> np.ndarray:
-    """Mirror the picture about the far end of the street, smeared along the rows.
+    """Mirror the image about the far end of the street, smeared along the rows.
 
     ground: float32 [h, w] cover of the ground, 0..255; wet: 0..1; emitted: light of lamps.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     line = (scene.view.horizon + 0.03) * height
     source = np.clip(np.rint(2.0 * line - np.arange(height)), 0, height - 1).astype(np.int64)
-    bright = picture + emitted * np.float32(0.8)
+    bright = image + emitted * np.float32(0.8)
     both = np.concatenate([bright[source], emitted], axis=1)
     small = cv2.resize(both, (width, max(4, height // 4)), interpolation=cv2.INTER_AREA)
     rows = small.shape[0]
@@ -173,14 +173,14 @@ def _reflect(
         for part in (mirror, streaks)
     )
     cover = _three(ground * np.float32(wet / 255.0))
-    return picture + cover * ((mirror - picture) * np.float32(0.42) + streaks * np.float32(1.6))
+    return image + cover * ((mirror - image) * np.float32(0.42) + streaks * np.float32(1.6))
 
 
 def _precipitation(
-    picture: np.ndarray, parameters: LookParameters, rng: np.random.Generator
+    image: np.ndarray, parameters: LookParameters, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw streaks of rain and flakes of snow over float32 [h, w, 3], in place."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     rain, flakes = parameters.values["rain"], parameters.values["flakes"]
     if rain > 0.0:
         layer = np.zeros((height, width), dtype=np.uint8)
@@ -193,8 +193,8 @@ def _precipitation(
         cv2.polylines(layer, list(lines), False, 255, 1, cv2.LINE_8)
         layer = cv2.GaussianBlur(layer, (3, 3), 0)
         veil = _three(layer.astype(np.float32) * np.float32(0.2 / 255.0))
-        top = np.float32(min(235.0, 60.0 + float(picture.mean()) * 1.5))
-        picture += veil * (top - picture)
+        top = np.float32(min(235.0, 60.0 + float(image.mean()) * 1.5))
+        image += veil * (top - image)
     if flakes > 0.0:
         layer = np.zeros((height, width), dtype=np.float32)
         num = int(flakes * 240)
@@ -204,52 +204,50 @@ def _precipitation(
         for _ in range(int(flakes * 14)):
             spot = (int(rng.integers(0, width)), int(rng.integers(0, height)))
             cv2.circle(layer, spot, max(1, height // 100), 0.75, -1)
-        top = np.float32(min(250.0, 90.0 + float(picture.mean()) * 1.6))
-        picture += _three(np.minimum(layer, 0.85)) * (top - picture)
-    return picture
+        top = np.float32(min(250.0, 90.0 + float(image.mean()) * 1.6))
+        image += _three(np.minimum(layer, 0.85)) * (top - image)
+    return image
 
 
-def _camera(
-    picture: np.ndarray, parameters: LookParameters, rng: np.random.Generator
-) -> np.ndarray:
+def _camera(image: np.ndarray, parameters: LookParameters, rng: np.random.Generator) -> np.ndarray:
     """Apply lens, sensor and grading to float32 [h, w, 3], which is overwritten; return uint8."""
     values = parameters.values
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if values["glass"] > 0.0:
         veil = np.clip(_soft_noise(rng, height, width, 6), 0, 2)
         veil *= np.linspace(0.3, 1.0, height, dtype=np.float32)[:, None]
-        picture += _three(veil * np.float32(26.0 * values["glass"]))
+        image += _three(veil * np.float32(26.0 * values["glass"]))
     sigma = values["blur"] * width / 256.0
     if sigma > 0.15:
-        picture = cv2.GaussianBlur(picture, (0, 0), sigma)
-    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        image = cv2.GaussianBlur(image, (0, 0), sigma)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     three = _three(gray)
-    picture -= three
-    picture *= np.float32(values["saturation"])
-    picture += three
+    image -= three
+    image *= np.float32(values["saturation"])
+    image += three
     white = 1.0 + values["jitter"] * rng.uniform(-1.0, 1.0, 3).astype(np.float32)
     contrast = np.float32(values["contrast"])
     pivot = np.float32(min(118.0, float(gray.mean())))
-    picture -= pivot
-    picture *= contrast
-    picture += pivot
+    image -= pivot
+    image *= contrast
+    image += pivot
     if values["fade"] > 0.0:
         fade = np.float32(values["fade"])
         sepia = _row((62.0, 46.0, 24.0), width)
-        picture *= 1.0 - 0.28 * fade
-        picture += sepia * fade
+        image *= 1.0 - 0.28 * fade
+        image += sepia * fade
     if values["vignette"] > 0.0:
         x = np.linspace(-1.0, 1.0, width, dtype=np.float32)
         y = np.linspace(-1.0, 1.0, height, dtype=np.float32)
         corner = (x[None] ** 2 + y[:, None] ** 2) * np.float32(0.5 * values["vignette"])
-        picture *= _three(1.0 - corner)
+        image *= _three(1.0 - corner)
     if values["noise"] > 0.0:
         noise = rng.standard_normal((height, width, 3), dtype=np.float32)
         noise *= np.float32(values["noise"])
-        picture += noise
-    picture *= _row(white * np.float32(values["gain"]), width)
-    np.clip(picture, 0, 255, out=picture)
-    picture *= np.float32(4.0)
+        image += noise
+    image *= _row(white * np.float32(values["gain"]), width)
+    np.clip(image, 0, 255, out=image)
+    image *= np.float32(4.0)
     curve = np.arange(1021, dtype=np.float64) / 1020.0
     table = np.rint(255.0 * curve ** values["gamma"]).astype(np.uint8)
-    return np.take(table, np.rint(picture, out=picture).astype(np.int32))
+    return np.take(table, np.rint(image, out=image).astype(np.int32))

@@ -1,6 +1,6 @@
 """Camera, projection and the list of primitives that a street is built from.
 
-World axes in metres relative to the camera: x right, y up from the ground, z forward. Pictures are
+World axes in metres relative to the camera: x right, y up from the ground, z forward. Images are
 2:1; projected points are (u, v) in 0..1 from the top left corner, so a scene has no pixel size.
 """
 
@@ -17,7 +17,7 @@ Point = tuple[float, float, float]
 Ring = list[Point]
 
 GROUND_DEPTH = 0.0
-"""Depth entry of ground primitives: their depth follows from the picture row."""
+"""Depth entry of ground primitives: their depth follows from the image row."""
 
 NEAR_M = 0.7
 
@@ -61,8 +61,8 @@ class Facing(IntEnum):
 class Camera:
     """Ranges (low, high) from which each scene draws its camera.
 
-    focal: in picture widths; height_m; horizon: row of the horizon, 0..1; shift: sideways offset
-    of the vanishing point in picture widths; hood: probability of a visible ego vehicle;
+    focal: in image widths; height_m; horizon: row of the horizon, 0..1; shift: sideways offset
+    of the vanishing point in image widths; hood: probability of a visible ego vehicle;
     curve: largest sideways bend of the street, metres per square metre ahead.
     """
 
@@ -85,7 +85,7 @@ class View:
     curve: float
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Return float64 [n, 2] picture coordinates of [n, 3] world points."""
+        """Return float64 [n, 2] image coordinates of [n, 3] world points."""
         z = np.maximum(points[:, 2], NEAR_M)
         x = points[:, 0] + self.curve * z * z
         u = 0.5 + self.shift + self.focal * x / z
@@ -98,13 +98,13 @@ class View:
         return (x, self.height_m - (v - self.horizon) / (2.0 * self.focal), 1.0)
 
     def span(self, size_m: float, z: float) -> float:
-        """Return the height in the picture, 0..1, of `size_m` metres at distance `z`."""
+        """Return the height in the image, 0..1, of `size_m` metres at distance `z`."""
         return 2.0 * self.focal * size_m / max(z, NEAR_M)
 
 
 @dataclass(frozen=True)
 class Light:
-    """A light source: picture position, distance in metres, and where it meets the ground."""
+    """A light source: image position, distance in metres, and where it meets the ground."""
 
     u: float
     v: float
@@ -118,7 +118,7 @@ class Scene:
     """A street as flat polygons, back to front, and the tables that describe them.
 
     points: float64 [n, 2]; rings[i] is a list of (start, stop) rows of `points`; the tables have
-    one entry per primitive. Primitive 0 is the sky and covers the whole picture.
+    one entry per primitive. Primitive 0 is the sky and covers the whole image.
     """
 
     seed: int

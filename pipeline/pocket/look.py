@@ -60,12 +60,12 @@ PLACES: dict[str, Place] = {
 
 @dataclass(frozen=True)
 class Look:
-    """Light, weather and camera of a picture.
+    """Light, weather and camera of an image.
 
     Colours are 8-bit RGB. Ranges: sun, ambient: light gains (1 is full daylight); haze: share of
     light lost in 100 m is 1 - exp(-haze); snow, wet, autumn, clouds, fade, glass: 0..1; rain,
     flakes: streaks and flakes per unit area, 0..1; lamps, windows, headlights: brightness of
-    lights, 0 is off; noise: sensor noise in 8-bit steps; blur: sigma in 1/256 picture widths;
+    lights, 0 is off; noise: sensor noise in 8-bit steps; blur: sigma in 1/256 image widths;
     vignette: darkening of the corners, 0..1; jitter: spread of the white balance.
     """
 

@@ -109,7 +109,7 @@ def add_bush(builder: Builder, rng: np.random.Generator, x: float, z: float, siz
 
 
 def _pole(builder: Builder, x: float, z: float, height: float, width: float = 0.12) -> None:
-    # Thin poles keep about one pixel of a 256 px wide picture, or they would flicker away.
+    # Thin poles keep about one pixel of a 256 px wide image, or they would flicker away.
     wide = max(width, 0.0042 * z / builder.view.focal)
     builder.add(
         [upright(x - 0.5 * wide, x + 0.5 * wide, 0.0, height, z)],

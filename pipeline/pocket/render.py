@@ -1,11 +1,11 @@
-"""Rasterise a scene once; read the label from it and shade the picture."""
+"""Rasterise a scene once; read the label from it and shade the image."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from pipeline.pocket.atmosphere import finish_picture
+from pipeline.pocket.atmosphere import finish_image
 from pipeline.pocket.geometry import Category, Facing, Scene
 from pipeline.pocket.look import Look, LookParameters, sample_parameters
 from pipeline.pocket.materials import SURFACES, Color, Material
@@ -35,7 +35,7 @@ _GLOWS = np.array([SURFACES[m].glow or (0, 0, 0) for m in Material], dtype=np.fl
 
 @dataclass(frozen=True)
 class GBuffer:
-    """index: uint16 [2h, 2w] primitive numbers; height and width of the picture in pixels."""
+    """index: uint16 [2h, 2w] primitive numbers; height and width of the image in pixels."""
 
     scene: Scene
     index: np.ndarray
@@ -44,7 +44,7 @@ class GBuffer:
 
 
 def rasterize(scene: Scene, height: int, width: int) -> GBuffer:
-    """Paint the primitive numbers back to front at twice the size of the picture."""
+    """Paint the primitive numbers back to front at twice the size of the image."""
     rows, columns = SUPERSAMPLING * height, SUPERSAMPLING * width
     index = np.zeros((rows, columns), dtype=np.uint16)
     scale = float(1 << _SHIFT)
@@ -69,7 +69,7 @@ def label_map(
 
 
 def render(scene: Scene, look: Look, height: int, width: int, seed: int) -> np.ndarray:
-    """Return the uint8 RGB [h, w, 3] picture of a scene."""
+    """Return the uint8 RGB [h, w, 3] image of a scene."""
     return _shade(rasterize(scene, height, width), look, seed)
 
 
@@ -160,7 +160,7 @@ def _shade(buffer: GBuffer, look: Look, seed: int) -> np.ndarray:
         cv2.resize(plane, size, interpolation=cv2.INTER_AREA).astype(np.float32)
         for plane in (_ground_haze(planes[0], ground, parameters, scene), planes[1], extra)
     )
-    return finish_picture(scene, parameters, solid, glow, masks, seed)
+    return finish_image(scene, parameters, solid, glow, masks, seed)
 
 
 def _ground_haze(

@@ -52,7 +52,7 @@ class Street:
 
 @dataclass(frozen=True)
 class _Ground:
-    """Adds flat primitives whose depth follows from the picture row."""
+    """Adds flat primitives whose depth follows from the image row."""
 
     builder: Builder
 

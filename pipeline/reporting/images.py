@@ -1,4 +1,4 @@
-"""Pictures of the report: contact sheets, close-ups and pairs, as data URLs.
+"""Images of the report: contact sheets, close-ups and pairs, as data URLs.
 
 Everything is read from dataset folders. A folder that is not there yields an empty list.
 """
@@ -25,8 +25,8 @@ CLOSE_UP_SCALE = 5
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An embedded picture: `url` is a data URL, `text` its caption."""
+class Figure:
+    """An embedded image: `url` is a data URL, `text` its caption."""
 
     url: str
     text: str
@@ -44,9 +44,9 @@ def data_url(array: np.ndarray, *, exact: bool = False) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def label_picture(label: np.ndarray, text: str = "label") -> Picture:
+def label_figure(label: np.ndarray, text: str = "label") -> Figure:
     """Return a label map in the Cityscapes colours."""
-    return Picture(data_url(labels.colorize(label), exact=True), text)
+    return Figure(data_url(labels.colorize(label), exact=True), text)
 
 
 def samples_of(folder: Path) -> list[Sample]:
@@ -81,10 +81,10 @@ def by_condition(samples: Sequence[Sample], per_condition: int) -> dict[str, lis
 
 def condition_sheet(
     samples: Sequence[Sample], source: Path, per_condition: int
-) -> list[tuple[str, list[list[Picture]]]]:
-    """Return (condition, triples of label, source picture and generated picture).
+) -> list[tuple[str, list[list[Figure]]]]:
+    """Return (condition, triples of label, source image and generated image).
 
-    The source picture is the one the layout's label belongs to, at the crop used; it is left out
+    The source image is the one the layout's label belongs to, at the crop used; it is left out
     where the layouts are not the source dataset.
     """
     sheet = []
@@ -92,18 +92,18 @@ def condition_sheet(
         rows = []
         for sample in chosen:
             image, label = read_pair(sample)
-            row = [label_picture(label)]
-            rendered = source_picture(sample, source)
+            row = [label_figure(label)]
+            rendered = source_image(sample, source)
             if rendered is not None:
-                row.append(Picture(data_url(rendered), "source render"))
-            row.append(Picture(data_url(image), sample.caption))
+                row.append(Figure(data_url(rendered), "source render"))
+            row.append(Figure(data_url(image), sample.caption))
             rows.append(row)
         sheet.append((condition, rows))
     return sheet
 
 
-def source_picture(sample: Sample, source: Path) -> np.ndarray | None:
-    """Return the source picture behind a generated sample, None if it is not known."""
+def source_image(sample: Sample, source: Path) -> np.ndarray | None:
+    """Return the source image behind a generated sample, None if it is not known."""
     name = sample.row.get("source_label")
     try:
         check_relative(name)
@@ -122,28 +122,28 @@ def source_picture(sample: Sample, source: Path) -> np.ndarray | None:
     return image[top : top + height, left : left + width]
 
 
-def collection_sheet(samples: Sequence[Sample], per_look: int = 2) -> list[Picture]:
-    """Return pictures of every look of the unlabelled collection."""
+def collection_sheet(samples: Sequence[Sample], per_look: int = 2) -> list[Figure]:
+    """Return images of every look of the unlabelled collection."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(str(sample.row.get("look", "")), []).append(sample)
     return [
-        Picture(data_url(read_image(s.image)), s.caption or look)
+        Figure(data_url(read_image(s.image)), s.caption or look)
         for look, group in sorted(groups.items())
         for s in group[:per_look]
     ]
 
 
-def target_sheet(folders: dict[str, Path], per_target: int = 4) -> list[tuple[str, list[Picture]]]:
-    """Return some pictures of every target that is there."""
+def target_sheet(folders: dict[str, Path], per_target: int = 4) -> list[tuple[str, list[Figure]]]:
+    """Return some images of every target that is there."""
     sheet = []
     for name, folder in folders.items():
         chosen = samples_of(folder)[:per_target]
-        pictures = [
-            Picture(data_url(read_image(s.image)), str(s.row.get("condition", ""))) for s in chosen
+        figures = [
+            Figure(data_url(read_image(s.image)), str(s.row.get("condition", ""))) for s in chosen
         ]
-        if pictures:
-            sheet.append((name, pictures))
+        if figures:
+            sheet.append((name, figures))
     return sheet
 
 
@@ -162,12 +162,12 @@ def pairs(
 
 def comparison(
     after: Sequence[Sample], before: Sequence[Sample], texts: tuple[str, str]
-) -> list[list[Picture]]:
+) -> list[list[Figure]]:
     """Return (label, before, after) of up to six samples, one per condition.
 
-    `texts`: captions of the pictures before and after.
+    `texts`: captions of the images before and after.
     """
-    rows: list[list[Picture]] = []
+    rows: list[list[Figure]] = []
     seen: set[str] = set()
     for new, old in pairs(after, before, len(after)):
         condition = str(new.row.get("condition", ""))
@@ -177,9 +177,9 @@ def comparison(
         image, label = read_pair(new)
         rows.append(
             [
-                label_picture(label, new.caption),
-                Picture(data_url(read_image(old.image)), texts[0]),
-                Picture(data_url(image), texts[1]),
+                label_figure(label, new.caption),
+                Figure(data_url(read_image(old.image)), texts[0]),
+                Figure(data_url(image), texts[1]),
             ]
         )
     return rows
@@ -199,9 +199,9 @@ def small_object_window(label: np.ndarray, side: int) -> tuple[int, int] | None:
 
 def close_ups(
     fused: Sequence[Sample], plain: Sequence[Sample], limit: int = 6
-) -> list[list[Picture]]:
+) -> list[list[Figure]]:
     """Return enlarged (label, without fusion, with fusion) windows around small objects."""
-    rows: list[list[Picture]] = []
+    rows: list[list[Figure]] = []
     for with_fusion, without in pairs(fused, plain, len(fused)):
         image, label = read_pair(with_fusion)
         corner = small_object_window(label, CLOSE_UP_PX)
@@ -214,9 +214,9 @@ def close_ups(
         colours = _enlarge(labels.colorize(label[window]))
         rows.append(
             [
-                Picture(data_url(colours, exact=True), ", ".join(small)),
-                Picture(data_url(_enlarge(other[window])), "without fusion"),
-                Picture(data_url(_enlarge(image[window])), "with fusion"),
+                Figure(data_url(colours, exact=True), ", ".join(small)),
+                Figure(data_url(_enlarge(other[window])), "without fusion"),
+                Figure(data_url(_enlarge(image[window])), "with fusion"),
             ]
         )
         if len(rows) == limit:

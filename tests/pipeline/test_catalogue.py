@@ -171,7 +171,7 @@ def test_conditions_and_second_layout(tmp_path: Path) -> None:
     assert [p.image.name for p in list_pairs(spec, tmp_path, "val", "night").pairs] == [
         "b_rgb_anon.png"
     ]
-    with pytest.raises(UserError, match="--condition snow: no such pictures; .* has fog, night"):
+    with pytest.raises(UserError, match="--condition snow: no such images; .* has fog, night"):
         list_pairs(spec, tmp_path, "val", "snow")
 
     flat = tmp_path / "flat"
@@ -227,7 +227,7 @@ def test_wrong_entries_and_selections_are_named(
     with pytest.raises(UserError, match="--root: not given"):
         open_selection(Selection("gta"))
     open_selection(Selection("gta", str(root)))
-    assert "2 pictures of 24966 expected" in capsys.readouterr().err
+    assert "2 images of 24966 expected" in capsys.readouterr().err
 
 
 def test_label_spaces_are_strict(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline import images, labels
-from pipeline.dataset import find_pictures
+from pipeline.dataset import find_images
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.paths import find_files
@@ -240,7 +240,7 @@ def test_hidden_files_are_left_out_and_said(
     for name in names:
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(png(COLOR))
-    found = find_pictures(tmp_path / "set")
+    found = find_images(tmp_path / "set")
     assert [str(p.relative_to(tmp_path / "set")) for p in found] == ["a.PNG", "b/c.Jpeg"]
     (line,) = capsys.readouterr().err.splitlines()
     assert "left out: ._a.png, .ipynb_checkpoints, b/.DS_Store" in line
@@ -252,9 +252,9 @@ def test_images_of_other_kinds_are_left_out_and_said(
     for name in ("b.webp", "c.TIF", "d.tif"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=r"no PNG or JPEG file; it holds 3 files .*.tif, .webp"):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
     (tmp_path / "a.png").write_bytes(png(COLOR))
-    assert [p.name for p in find_pictures(tmp_path)] == ["a.png"]
+    assert [p.name for p in find_images(tmp_path)] == ["a.png"]
     said = capsys.readouterr().err
     assert "left out are 3 files of kinds that are not read (.tif, .webp)" in said
 

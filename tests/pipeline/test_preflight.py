@@ -53,7 +53,7 @@ def spoil(root: Path) -> dict[str, str]:
     return {
         "images/00001.png": "is truncated",
         "labels/00002.png": "is truncated",
-        "labels/00003.png": "label is 11x8 but its picture is 12x8",
+        "labels/00003.png": "label is 11x8 but its image is 12x8",
         "labels/00004.png": "three channels that differ",
         "labels/00005.png": "16-bit label has values up to 700",
         "images/00006.png": "mode CMYK; save it as 8-bit RGB",
@@ -61,7 +61,7 @@ def spoil(root: Path) -> dict[str, str]:
         "images/00008.png": "not a readable image (",
         "images/00009.png": "not a readable image (",
         "images/00010.png": "65535x65535 pixels, more than 40000000",
-        "labels/00011.png": "label without a picture",
+        "labels/00011.png": "label without an image",
         "images/00012a.png": "has the stem of",
         "images/stra": "not printable UTF-8 in normal form NFC",
         "labels/stra": "not printable UTF-8 in normal form NFC",
@@ -149,7 +149,7 @@ def test_program_lists_faults_and_exits_with_2(
     root = gta_tree(3)
     flags = ("--dataset", "gta", "--root", root, "--workers", "1")
     done = run_program("pipeline/preflight.py", *flags)
-    assert done.stdout == "3 pairs, no fault\n" and "3 pictures of 24966" in done.stderr
+    assert done.stdout == "3 pairs, no fault\n" and "3 images of 24966" in done.stderr
     (root / "images" / "00002.png").write_bytes(b"")
     (root / "labels" / "00003.png").unlink()
     done = run_program("pipeline/preflight.py", *flags, check=False)

@@ -486,7 +486,7 @@ def test_pictures_are_copied_and_said_where_there_are_no_hard_links(
 
     monkeypatch.setattr(os, "link", refuse)
     run(monkeypatch, root, out)
-    assert "2 pictures are copied, the file system gives no hard links" in capsys.readouterr().err
+    assert "2 images are copied, the file system gives no hard links" in capsys.readouterr().err
     for number, sample in enumerate(open_dataset(out, labelled=True), 1):
         source = root / f"images/0000{number}.png"
         assert sample.image.read_bytes() == source.read_bytes()

@@ -107,8 +107,8 @@ def test_source_picture_follows_the_crop(workspace: Path) -> None:
     sample = open_dataset(workspace / "generated", labelled=True)[0]
     crop = [8, 16, 32, 64]  # top, left, height, width
     moved = type(sample)(sample.id, sample.image, sample.label, {**sample.row, "crop": crop})
-    whole = report_pictures.source_picture(sample, workspace / "data" / "source")
-    part = report_pictures.source_picture(moved, workspace / "data" / "source")
+    whole = report_pictures.source_image(sample, workspace / "data" / "source")
+    part = report_pictures.source_image(moved, workspace / "data" / "source")
     assert whole is not None and np.array_equal(part, whole[8:40, 16:80])
 
 
