@@ -113,12 +113,13 @@ def prepare(
             Items(make),
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=list,  # type: ignore[arg-type]
+            collate_fn=list,
         )
     )
     hidden = not accelerator.is_main_process
     for first in tqdm(mine, desc="cache", unit="file", disable=hidden, mininterval=2.0):
-        items, moments = [], []
+        items: list[Any] = []
+        moments: list[torch.Tensor] = []
         while len(items) < min(SHARD, num_items - first):
             items += (part := next(loader))
             moments.append(encode([image for image, _, _ in part]))

@@ -17,7 +17,7 @@ an interrupted run.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -164,7 +164,7 @@ def main() -> int | None:
     )
 
     # Training
-    def load_base_unet():
+    def load_base_unet() -> Any:
         return load_frozen_unet(base, None).to(device, weight_type)
 
     task = ControlNetTask(

@@ -146,7 +146,7 @@ def sample_labelled_crop(
         wanted, number = index.draw(rng)
         sample = samples[number]
     image, label = read_pair(sample)
-    size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)  # type: ignore[arg-type]
+    size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)
     image, label = resize(image, size), resize(label, size, nearest=True)
     center = None
     if wanted is not None:

@@ -45,7 +45,7 @@ def sampled_batches(run: Run, sample: Sampler, collate: Callable[[list[Any]], An
         )
         return iter(
             DataLoader(
-                DrawnSamples(sample, run.seed),  # type: ignore[arg-type]
+                DrawnSamples(sample, run.seed),
                 batch_sampler=list(positions),
                 collate_fn=collate,
                 num_workers=settings.workers,
@@ -142,7 +142,7 @@ def resident_images(
         Items(lambda item: sample(numpy_generator(run.seed, "cached crop", item))),
         batch_sampler=ranges(num_images, SHARD),
         num_workers=run.training.workers,
-        collate_fn=np.stack,  # type: ignore[arg-type]
+        collate_fn=np.stack,
     )
     hidden = not run.accelerator.is_main_process
     parts = [torch.from_numpy(part) for part in tqdm(loader, desc="crops", disable=hidden)]
