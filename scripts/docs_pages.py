@@ -113,7 +113,6 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         names = sorted((p.name for p in (ROOT / folder).glob("*.md")), reverse=True)
         dated[title] = [f"{folder}/{name}" for name in names]
     dated["Results"].insert(0, "results.md")
-    dated["Results"].insert(0, "results.md")
     known = {*GUIDE, "results"}
     if forgotten := {p.stem for p in (ROOT / "docs").glob("*.md")} - known:
         raise PluginError(f"docs/: name {sorted(forgotten)} in GUIDE of scripts/docs_pages.py")
