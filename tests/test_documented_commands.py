@@ -23,7 +23,8 @@ from pipeline.catalogue import specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
-    "export", "generation", "pocket-city", "segmentation", "real-data", "results"))]  # fmt: skip
+    "export", "files", "generation", "pocket-city", "real-data", "results",
+    "segmentation"))]  # fmt: skip
 AFTER_README = ("docs/export.md", "docs/segmentation.md")
 ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1",

@@ -14,6 +14,8 @@ from pipeline.stages import FOLDER, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+FOLDERS = ("pipeline", "finetune", "generation", "segtrain", "benchmarks", "experiments")
+PACKAGE_PAGES = [ROOT / name / "README.md" for name in FOLDERS[:4]]
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -39,9 +41,7 @@ def program_and_options(command: str) -> tuple[str, list[str]] | None:
     """Return our program named in a command and its options, None for other commands."""
     words = shlex.split(command, comments=True)
     for index, word in enumerate(words):
-        if re.fullmatch(
-            r"(pipeline|finetune|generation|segtrain|benchmarks|experiments)/\w+\.py", word
-        ):
+        if re.fullmatch(rf"({'|'.join(FOLDERS)})/\w+\.py", word):
             return word, words[index + 1 :]
     return None
 
@@ -122,7 +122,38 @@ def test_make_targets_exist() -> None:
             assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_of_files_names_every_file_once() -> None:
+    page = (ROOT / "docs" / "files.md").read_text()
+    for folder, block in re.findall(r"^## (\w+)/\n.*?^```\n(.*?)^```", page, re.S | re.M):
+        listed = [line.split()[0] for line in block.splitlines()]
+        paths = [p for suffix in ("py", "sh") for p in (ROOT / folder).rglob(f"*.{suffix}")]
+        names = {p.relative_to(ROOT / folder).as_posix() for p in paths if p.stem != "__init__"}
+        assert sorted(listed) == sorted(names), folder
+        assert all(len(line.split()) > 1 for line in block.splitlines()), folder
+
+
+def test_every_folder_with_programs_is_in_the_page_of_files_and_in_the_readme() -> None:
+    page = (ROOT / "docs" / "files.md").read_text()
+    assert set(re.findall(r"^## (\w+)/$", page, re.M)) == {*FOLDERS, "scripts"}
+    tree = re.findall(r"^(\w+)/  +\S", README.read_text(), re.M)
+    assert set(tree) == {*FOLDERS, "scripts", "configs", "datasets", "docs", "tests"}
+    assert all((ROOT / folder).is_dir() for folder in tree) and len(set(tree)) == len(tree)
+
+
+@pytest.mark.parametrize("page", PACKAGE_PAGES, ids=lambda page: page.parent.name)
+def test_package_readmes_name_real_files(page: Path) -> None:
+    names = re.findall(r"`([\w/]+(?:\.py|/)?)`", page.read_text())
+    assert len(names) > 10 and len(page.read_text().splitlines()) < 20
+    modules = {p.stem for p in page.parent.rglob("*.py")}
+    others = {*FOLDERS, "unet", "vae"}
+    for name in names:
+        if name.endswith((".py", "/")):
+            assert (page.parent / name).exists() or name.strip("/") in FOLDERS, name
+        else:
+            assert name in modules | others, name
+
+
+@pytest.mark.parametrize("page", [*PAGES, *PACKAGE_PAGES], ids=lambda page: page.relative_to(ROOT))
 def test_pictures_and_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if not target.startswith(("http://", "https://", "mailto:")):
