@@ -142,15 +142,10 @@ def test_every_folder_with_programs_is_in_the_page_of_files_and_in_the_readme() 
 
 @pytest.mark.parametrize("page", PACKAGE_PAGES, ids=lambda page: page.parent.name)
 def test_package_readmes_name_real_files(page: Path) -> None:
-    names = re.findall(r"`([\w/]+(?:\.py|/)?)`", page.read_text())
-    assert len(names) > 10 and len(page.read_text().splitlines()) < 20
-    modules = {p.stem for p in page.parent.rglob("*.py")}
-    others = {*FOLDERS, "unet", "vae"}
+    names = re.findall(r"`([\w/]+(?:\.py|/))`", page.read_text())
+    assert len(names) > 10 and len(page.read_text().splitlines()) < 25
     for name in names:
-        if name.endswith((".py", "/")):
-            assert (page.parent / name).exists() or name.strip("/") in FOLDERS, name
-        else:
-            assert name in modules | others, name
+        assert any(path.match(name) for path in page.parent.rglob("*")), name
 
 
 @pytest.mark.parametrize("page", [*PAGES, *PACKAGE_PAGES], ids=lambda page: page.relative_to(ROOT))
