@@ -18,7 +18,7 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, images
+from pipeline import files
 from pipeline.config import (
     parse,
     require_between,
