@@ -10,8 +10,7 @@ import numpy as np
 from generation import detectors, layouts
 from generation.output import CACHE_NAME, check_output
 from generation.plan import PlanItem, Planner
-from generation.settings import Config, run_mapping
-from generation.sizes import check_canvas, check_grid
+from generation.settings import Config, check, check_grid, run_mapping
 from pipeline import models
 from pipeline.config import digest
 from pipeline.errors import UserError
@@ -55,15 +54,15 @@ def check_models(config: Config) -> None:
     if config.unet:
         folder = models.find_folder(config.unet, "unet")
         models.check_fit(f"--unet {config.unet}", "unet", folder, base)
-    if config.second_control.is_on:
-        detectors.check_detector(config.second_control)
-        folder = models.find_folder(config.second_control.controlnet, "controlnet")
+    if config.structure.kind != "none":
+        detectors.check_detector(config.structure)
+        folder = models.find_folder(config.structure.controlnet, "controlnet")
         if models.read_config(folder, "controlnet")["conditioning_channels"] != 3:
             raise UserError(
-                f"--second-control.controlnet {folder}: does not take 3 condition channels; give a "
-                f"ControlNet trained on {config.second_control.kind} images"
+                f"--structure.controlnet {folder}: does not take 3 condition channels; give a "
+                f"ControlNet trained on {config.structure.kind} images"
             )
-        models.check_fit(f"--second-control.controlnet {folder}", "controlnet", folder, base)
+        models.check_fit(f"--structure.controlnet {folder}", "controlnet", folder, base)
     home = models.find_local(base)
     if home is not None:
         check_grid(config, *models.grid_px(home))
@@ -72,8 +71,8 @@ def check_models(config: Config) -> None:
 def check_loadable(config: Config) -> None:
     """Find out whether all networks can be loaded, loading none; a hub id is fetched."""
     controls = [config.controlnet]
-    if config.second_control.is_on:
-        controls.append(config.second_control.controlnet)
+    if config.structure.kind != "none":
+        controls.append(config.structure.controlnet)
     models.check_loadable(
         ("base", models.find_base(config.base)),
         *(("controlnet", models.find_folder(name, "controlnet")) for name in controls),
@@ -83,23 +82,22 @@ def check_loadable(config: Config) -> None:
 
 def read_inputs(config: Config) -> Inputs:
     """Check all settings and files and draw the plan."""
-    config.check()
-    check_canvas(config)
+    check(config)
     check_models(config)
-    check_output(config.output, config.label_maps_folder)
+    check_output(config.output, config.layouts_folder)
     source = layouts.open_layouts(
-        config.label_maps_folder,
-        pattern=config.label_pattern,
+        config.layouts_folder,
+        pattern=config.layout_pattern,
         label_space=config.label_space,
-        height_px=config.label_height_px,
+        height_px=config.layout_height_px,
     )
-    if config.needs_source_images and len(source.pictures) < len(source.names):
+    if config.needs_pictures and len(source.pictures) < len(source.names):
         raise UserError(
-            f"{config.label_maps_folder}: has label maps alone, but --strength, --second-control "
-            "and --color-transfer source need their source images; give a dataset folder"
+            f"{config.layouts_folder}: holds label maps alone, but --strength, --structure and "
+            "--details source need their pictures; give a dataset folder"
         )
     cache, images = config.output / CACHE_NAME, {}
-    if config.needs_source_images:
+    if config.needs_pictures:
         layouts.check_pictures(source)
         images = layouts.digest_images(source, cache)
     found = layouts.scan_layouts(source, cache)
@@ -109,7 +107,8 @@ def read_inputs(config: Config) -> Inputs:
         counts,
         config.prompt,
         seed=config.seed,
-        sampling=config.rare_classes,
+        temperature=config.rcs_temperature,
+        min_pixels=config.rcs_min_pixels,
     )
     rows = MetadataIndex(config.output, config.n)
     rows.update()
@@ -125,14 +124,14 @@ def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
         "controlnet": models.find_folder(config.controlnet, "controlnet"),
         "unet": models.find_folder(config.unet, "unet") if config.unet else None,
     }
-    if config.second_control.is_on:
-        models_of["second_control.controlnet"] = models.find_folder(
-            config.second_control.controlnet, "controlnet"
+    if config.structure.kind != "none":
+        models_of["structure.controlnet"] = models.find_folder(
+            config.structure.controlnet, "controlnet"
         )
-        settings["second_control"]["detector"] = detectors.detector_revision(config.second_control)
-    del settings["second_control"]["controlnet"], settings["label_maps"]
+        settings["structure"]["detector"] = detectors.detector_revision(config.structure)
+    del settings["structure"]["controlnet"], settings["layouts"]
     mapping = run_identity(settings, models=models_of)
-    mapping["data"]["label_maps"] = layouts.layouts_digest(inputs.layouts)
+    mapping["data"]["layouts"] = layouts.layouts_digest(inputs.layouts)
     if inputs.images:
         mapping["data"]["images"] = digest(sorted(inputs.images.items()))
     return mapping

@@ -97,16 +97,16 @@ def held_mask(
 
 
 def chosen_boxes(
-    boxes: list[Box], tile: tuple[int, int], mask: np.ndarray, selection: str
+    boxes: list[Box], tile: tuple[int, int], mask: np.ndarray, cover: str
 ) -> list[Box]:
     """Return the tiles of the grid `boxes` to evaluate if `mask` is kept from the base pass.
 
-    `selection` 'all': all; 'uncovered': those with a pixel outside `mask`; 'greedy': of these,
-    always the one that adds most uncovered pixels, ties by position, until all are covered.
+    `cover` 'grid': all; 'needed': those with a pixel outside `mask`; 'adaptive': of these, greedily
+    the one that adds most uncovered pixels, ties by place, until every such pixel is covered.
     """
-    if selection == "all":
+    if cover == "grid":
         return boxes
-    if selection == "uncovered":
+    if cover == "needed":
         return [box for box in boxes if not _window(mask, box, tile).all()]
     left, chosen = ~mask, []
     while left.any():

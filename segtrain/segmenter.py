@@ -71,6 +71,19 @@ class Segmenter:
             result = self.model.predict(inputs, samples)
             return result[0].pred_sem_seg.data[0].byte().cpu().numpy()
 
+    @torch.no_grad()
+    def costs(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return -log of the probability of each class, KxHxW float32, for pictures of one size.
+
+        Each is HxWx3 uint8 RGB and goes through the network at the recipe's own scale.
+        """
+        with self._naming(f"a picture of {images[0].shape[1]}x{images[0].shape[0]} px"):
+            inputs, samples = self.prepare(images)
+            require_sight(*inputs.shape[-2:], self.recipe)
+            inputs = _pad_small(inputs, samples)
+            logits = [one.seg_logits.data.float() for one in self.model.predict(inputs, samples)]
+        return [-one.log_softmax(0).cpu().numpy() for one in logits]
+
     def prepare(
         self, images: Sequence[Image], size_px: Size | None = None
     ) -> tuple[torch.Tensor, list[Any]]:

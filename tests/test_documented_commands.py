@@ -161,7 +161,7 @@ class World:
                     "--stride-px",
                     "16",
                     "16",
-                    "--rare-classes.min-pixels",
+                    "--rcs-min-pixels",
                     "1",
                     "--crop-px",
                     "64",

@@ -41,6 +41,15 @@ def test_a_picture_becomes_a_label_map_of_its_size(trained: Path, pictures: Path
     assert np.array_equal(label, segmenter(read_image(pictures / "a/one.png")))
 
 
+def test_costs_are_lowest_where_the_label_map_says_so(trained: Path, pictures: Path) -> None:
+    segmenter = Segmenter.from_pretrained(trained)
+    image = read_image(pictures / "a/one.png")
+    costs = segmenter.costs([image, image[::-1]])
+    assert [c.shape for c in costs] == [(labels.NUM_CLASSES, 37, 51)] * 2
+    assert np.allclose(np.exp(-costs[0]).sum(0), 1, atol=1e-5)
+    assert (costs[0].argmin(0) == segmenter(image)).mean() > 0.999
+
+
 def test_every_kind_is_written_and_what_is_there_stays(trained, pictures, tmp_path) -> None:
     config = predict.Config(
         checkpoint=trained,

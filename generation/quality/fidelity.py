@@ -1,0 +1,147 @@
+"""Does an image show what its label map says, by the eyes of a segmentation network?
+
+All counts are whole numbers of pixels or objects, by class, so those of many images add up. Costs
+are -log of the probability that the network gives each class, in nats, KxHxW float32.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline.iou import AREAS, areas_of
+from pipeline.labels import NUM_CLASSES, VOID
+
+FOUND_SHARE = 0.5  # of an object's pixels that must be named rightly for the object to be found
+LEAST_PX = 4  # smaller components are crumbs of the label map, not objects
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted in one image, or in many."""
+
+    areas: np.ndarray
+    """3xK pixels: in both, predicted, labelled (see `pipeline.iou`)"""
+    band: np.ndarray
+    """the same near the boundaries of the label"""
+    objects: np.ndarray
+    """2xK small objects: found, all"""
+    loss: np.ndarray
+    """K sums of the cost of the label's class over its pixels, nats"""
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the counts as JSON values, with the scores of the one image."""
+        return {
+            "miou": rounded(image_miou(self.areas)),
+            "accuracy": rounded(ratio(self.areas[0].sum(), self.areas[2].sum())),
+            "band_accuracy": rounded(ratio(self.band[0].sum(), self.band[2].sum())),
+            "areas": self.areas.tolist(),
+            "band": self.band.tolist(),
+            "objects": self.objects.tolist(),
+            "loss": [round(float(value), 3) for value in self.loss],
+        }
+
+
+def from_row(row: Mapping[str, Any]) -> Counts:
+    """Return the counts of a row of `Counts.to_row`."""
+    whole = (np.array(row[name], dtype=np.int64) for name in ("areas", "band", "objects"))
+    return Counts(*whole, np.array(row["loss"], dtype=np.float64))
+
+
+def total(counts: Iterable[Counts], num_classes: int = NUM_CLASSES) -> Counts:
+    """Return the sum of the counts of many images."""
+    areas = np.zeros((2, AREAS, num_classes), np.int64)
+    objects, loss = np.zeros((2, num_classes), np.int64), np.zeros(num_classes)
+    for one in counts:
+        areas += np.stack([one.areas, one.band])
+        objects, loss = objects + one.objects, loss + one.loss
+    return Counts(areas[0], areas[1], objects, loss)
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """Return a share in percent, None of nothing."""
+    return float(100 * part / whole) if whole else None
+
+
+def rounded(value: float | None, digits: int = 2) -> float | None:
+    """Return a value for a row or table."""
+    return None if value is None else round(float(value), digits)
+
+
+def image_miou(areas: np.ndarray) -> float | None:
+    """Return the mean IoU in percent over the classes that the label holds.
+
+    Other than over a set, a class that is predicted but not in the label has no IoU of its own
+    here: in one image a single stray pixel would cost as much as a whole class.
+    """
+    both, predicted, labelled = areas.astype(np.float64)
+    held = labelled > 0
+    if not held.any():
+        return None
+    return float(100 * (both[held] / (predicted + labelled - both)[held]).mean())
+
+
+def boundary_band(label: np.ndarray, width_px: int) -> np.ndarray:
+    """Return the mask HxW of pixels within `width_px` of a boundary between two ids of `label`.
+
+    The two pixels on either side of a boundary are at distance 1; distances go in steps of rows,
+    columns and diagonals.
+    """
+    edge = np.zeros(label.shape, np.uint8)
+    across, down = label[:, 1:] != label[:, :-1], label[1:] != label[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    side = 2 * width_px - 1
+    return cv2.dilate(edge, np.ones((side, side), np.uint8)).astype(bool)
+
+
+def band_px(height: int, width: int, share: float) -> int:
+    """Return the width of the band: a share of the diagonal, as in Boundary IoU, at least 1."""
+    return max(1, round(share * float(np.hypot(height, width))))
+
+
+def small_objects(label: np.ndarray, predicted: np.ndarray, largest_px: float) -> np.ndarray:
+    """Return 2xK numbers of small objects, found and all.
+
+    An object is a connected component (8 neighbours) of a class with `LEAST_PX` to `largest_px`
+    pixels. It is found if at least `FOUND_SHARE` of its pixels are predicted as its class.
+    """
+    counts = np.zeros((2, NUM_CLASSES), np.int64)
+    for class_id in np.unique(label):
+        if class_id >= NUM_CLASSES:
+            continue
+        mask = (label == class_id).astype(np.uint8)
+        _, parts, facts, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        sizes = facts[:, cv2.CC_STAT_AREA]
+        right = np.bincount(parts[predicted == class_id], minlength=len(sizes))
+        small = (sizes >= LEAST_PX) & (sizes <= largest_px)
+        small[0] = False  # what is not of the class
+        counts[0, class_id] = (right[small] >= FOUND_SHARE * sizes[small]).sum()
+        counts[1, class_id] = small.sum()
+    return counts
+
+
+def label_loss(costs: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the cost HxW of the class that the label names; 0 where it is void."""
+    ids = np.where(label == VOID, 0, label).astype(np.intp)
+    return np.where(label == VOID, 0, np.take_along_axis(costs, ids[None], 0)[0])
+
+
+def measure(
+    costs: np.ndarray, label: np.ndarray, *, band_share: float, small_share: float
+) -> Counts:
+    """Count agreement of costs KxHxW with the train ids HxW of a label; void does not count."""
+    predicted = costs.argmin(0).astype(np.uint8)
+    band = boundary_band(label, band_px(*label.shape, band_share))
+    valid = label != VOID
+    loss = label_loss(costs, label)
+    return Counts(
+        areas_of(predicted, label),
+        areas_of(predicted, np.where(band, label, VOID).astype(np.uint8)),
+        small_objects(label, predicted, small_share * label.size),
+        np.bincount(label[valid], loss[valid], minlength=256)[:NUM_CLASSES],
+    )

@@ -1,0 +1,142 @@
+"""All that looks at images, loaded once, and the loop that gives each sample its row."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from generation.quality import features, fidelity, looks, pixels, score_rows, segmenters
+from generation.quality.classifiers import Classifier
+from generation.quality.score_rows import Row
+from generation.quality.settings import Config, segmenter_names
+from pipeline import files, labels
+from pipeline.dataset import Sample, read_image, require_same_size
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples that go through the networks together, and the place of the first in its set."""
+
+    first: int
+    samples: Sequence[Sample]
+
+
+class Judges:
+    """The networks of a scoring. `classifiers` are those of the attributes, by their names."""
+
+    def __init__(
+        self, config: Config, device: torch.device, classifiers: dict[str, Classifier]
+    ) -> None:
+        self.config, self.classifiers = config, classifiers
+        self.segmenters = {
+            name: segmenters.load(folder, config.segmenter_class, device)
+            for name, folder in segmenter_names(config).items()
+        }
+        self.features = {name: features.load(name, device) for name in config.features}
+
+    def look_at(self, block: Block, part: str, folder: Path) -> list[Row]:
+        """Return the rows of a block; files that belong to them are written before."""
+        images = [read_image(sample.image) for sample in block.samples]
+        rows = [_begin(sample, image) for sample, image in zip(block.samples, images, strict=True)]
+        contents = []
+        if part != "reference" and self.segmenters:
+            contents += self._judge_labels(block, images, rows, part, folder)
+        if part == "data":
+            self._name_attributes(images, rows)
+        if part != "source" and self.features:
+            found = {name: extract(images) for name, extract in self.features.items()}
+            contents.append(score_rows.features_content(folder, part, block.samples, found))
+        files.write_all(contents)
+        return rows
+
+    def _judge_labels(
+        self, block: Block, images: list[np.ndarray], rows: list[Row], part: str, folder: Path
+    ) -> Iterator[tuple[Path, bytes]]:
+        """Add what the segmenters say to the rows; yield the files of costs, if wanted."""
+        truths = [_read_label(s, i) for s, i in zip(block.samples, images, strict=True)]
+        for name, segmenter in self.segmenters.items():
+            found = segmenters.costs_by_size(segmenter, images)
+            for place, (costs, label) in enumerate(zip(found, truths, strict=True)):
+                counts = fidelity.measure(
+                    costs,
+                    label,
+                    band_share=self.config.band_share,
+                    small_share=self.config.small_share,
+                )
+                rows[place].setdefault("fidelity", {})[name] = counts.to_row()
+                if self.config.costs and part == "data":
+                    sample, index = block.samples[place], block.first + place
+                    rows[place].setdefault("costs", {})[name] = path = score_rows.costs_file(
+                        name, sample, index
+                    )
+                    yield folder / path, segmenters.encode_costs(costs, self.config.costs_stride)
+
+    def _name_attributes(self, images: list[np.ndarray], rows: list[Row]) -> None:
+        """Add to the rows which value of each attribute the classifiers see."""
+        for attribute, classifier in self.classifiers.items():
+            batch = looks.images_to_tensor([looks.shrink(image) for image in images])
+            shares = looks.probabilities(classifier.model, batch)
+            for row, share in zip(rows, shares, strict=True):
+                best = int(share.argmax())
+                row.setdefault("attributes", {})[attribute] = {
+                    "seen": classifier.names[best],
+                    "probability": round(float(share[best]), 4),
+                }
+
+
+def _begin(sample: Sample, image: np.ndarray) -> Row:
+    row = {"id": sample.id, "state": score_rows.state_of(sample)}
+    row["condition"] = condition_of(sample)
+    return row | pixels.statistics(image) | {"hash": pixels.difference_hash(image)}
+
+
+def condition_of(sample: Sample) -> str:
+    """Return the condition that a row names, `none` without one."""
+    return str(sample.row.get("condition") or "none")
+
+
+def _read_label(sample: Sample, image: np.ndarray) -> np.ndarray:
+    assert sample.label is not None
+    label = labels.read_label(sample.label)
+    require_same_size(image.shape[1::-1], label.shape[::-1], sample.label)
+    return label
+
+
+def blocks_of(samples: Sequence[Sample], size: int) -> list[Block]:
+    """Cut samples into blocks of neighbours, the same for any number of processes."""
+    return [Block(i, samples[i : i + size]) for i in range(0, len(samples), size)]
+
+
+def score_part(
+    judges: Judges | None,
+    part: str,
+    samples: Sequence[Sample],
+    folder: Path,
+    share: tuple[int, int],
+    batch_size: int,
+) -> None:
+    """Score what is missing of a part. `share`: index and number of the processes.
+
+    A block of which a row is missing goes through the networks as a whole, so that a result does
+    not depend on where a run was stopped. Without `judges` nothing may be missing.
+    """
+    index, count = share
+    blocks, done = missing_blocks(part, samples, folder, batch_size)
+    appender = score_rows.Appender(folder, part, index)
+    todo = [block for block in blocks if block.first // batch_size % count == index]
+    for block in tqdm(todo, desc=part, unit="block", disable=index > 0, leave=False):
+        assert judges is not None
+        rows = judges.look_at(block, part, folder)
+        appender.append([row for row in rows if row["id"] not in done])
+
+
+def missing_blocks(
+    part: str, samples: Sequence[Sample], folder: Path, batch_size: int
+) -> tuple[list[Block], set[str]]:
+    """Return the blocks that lack a row, and the ids that have one."""
+    done = set(score_rows.current_rows(folder, part, samples))
+    blocks = blocks_of(samples, batch_size)
+    return [b for b in blocks if not {s.id for s in b.samples} <= done], done

@@ -1,0 +1,141 @@
+"""Rows of scores: one per sample, by its id, in files of their own beside a dataset's metadata.
+
+    data.jsonl   source.jsonl   reference.jsonl      when all is done; data-000.jsonl of a process
+    features/<part>/<id>.npz                         of a block, called like its first sample
+    costs/<segmenter>/<shard>/<id>.npz               what generation/filter.py reads
+
+A row counts if it is of the sample's present files (`state`). As in a dataset folder, a row is
+appended when the files that belong to it are on the disk.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+from pipeline.dataset import SHARD_SIZE, Sample, repair_tail
+from pipeline.errors import UserError
+from pipeline.reading import parse_json, read_bytes
+
+MAX_BYTES = 8 << 30
+
+Row = dict[str, Any]
+
+
+def state_of(sample: Sample) -> str:
+    """Return what tells the files of a sample from others under the same id."""
+    digests = [str(sample.row.get(f"{kind}_sha256") or "") for kind in ("image", "label")]
+    return "-".join(d[:16] for d in digests) if digests[0] else str(sample.state)
+
+
+def read_rows(folder: Path, part: str) -> dict[str, Row]:
+    """Return the rows of a part by id, of all processes; a torn last line is none.
+
+    Of several rows with one id the last one counts, that of the newest files.
+    """
+    rows: dict[str, Row] = {}
+    for path in [folder / f"{part}.jsonl", *sorted(folder.glob(f"{part}-[0-9]*.jsonl"))]:
+        if not path.exists():
+            continue
+        lines = read_bytes(path, MAX_BYTES).split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = parse_json(line, dict) if line else None
+            except ValueError as error:
+                if number == len(lines):
+                    continue
+                raise UserError(
+                    f"{path}:{number}: broken row ({error}); delete that line and run "
+                    "generation/score.py again"
+                ) from None
+            if row and isinstance(row.get("id"), str):
+                rows[row["id"]] = row
+    return rows
+
+
+def current_rows(folder: Path, part: str, samples: Iterable[Sample]) -> dict[str, Row]:
+    """Return the rows of the samples that have one, in their order."""
+    rows = read_rows(folder, part)
+    return {
+        sample.id: rows[sample.id]
+        for sample in samples
+        if sample.id in rows and rows[sample.id].get("state") == state_of(sample)
+    }
+
+
+class Appender:
+    """Appends rows of one process durably."""
+
+    def __init__(self, folder: Path, part: str, process_index: int) -> None:
+        self.path = folder / f"{part}-{process_index:03d}.jsonl"
+        repair_tail(self.path)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Append rows in one write."""
+        text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        files.write_data(self.path, text.encode(), os.O_APPEND)
+        files.sync_file(self.path)
+
+
+def merge(folder: Path, part: str, samples: Sequence[Sample]) -> list[Row]:
+    """Put the rows of all samples, in their order, into one file in place of many; return them."""
+    rows = current_rows(folder, part, samples)
+    if missing := [sample.id for sample in samples if sample.id not in rows]:
+        raise UserError(
+            f"{folder}: {len(missing)} samples have no scores yet ({missing[0]}); run the same "
+            "command again"
+        )
+    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows.values())
+    files.write_changed(folder / f"{part}.jsonl", text.encode())
+    for path in folder.glob(f"{part}-[0-9]*.jsonl"):
+        path.unlink()
+    return list(rows.values())
+
+
+def costs_file(segmenter: str, sample: Sample, index: int) -> str:
+    """Return the name, below the output folder, of the costs of sample `index` of a dataset."""
+    return f"costs/{segmenter}/{index // SHARD_SIZE:04d}/{sample.id}.npz"
+
+
+def features_content(
+    folder: Path, part: str, samples: Sequence[Sample], features: Mapping[str, np.ndarray]
+) -> tuple[Path, bytes]:
+    """Return the file of the features BxD of a block, by the name of their network."""
+    buffer = io.BytesIO()
+    named = {f"features_{i}": features[name] for i, name in enumerate(sorted(features))}
+    ids, states = [s.id for s in samples], [state_of(s) for s in samples]
+    np.savez_compressed(buffer, ids=np.array(ids), states=np.array(states), **named)
+    return folder / "features" / part / f"{samples[0].id}.npz", buffer.getvalue()
+
+
+def read_features(
+    folder: Path, part: str, samples: Sequence[Sample], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Return the features NxD float64 of all samples, in their order, by network."""
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for path in sorted((folder / "features" / part).glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                columns = [stored[f"features_{i}"] for i in range(len(names))]
+                keys = zip(stored["ids"].tolist(), stored["states"].tolist(), strict=True)
+                found |= zip(keys, zip(*columns, strict=True), strict=True)
+        except Exception as error:  # a damaged archive raises all kinds
+            raise UserError(
+                f"{path}: cannot be read ({type(error).__name__}); delete the folder {folder} and "
+                "score again"
+            ) from None
+    keys = [(sample.id, state_of(sample)) for sample in samples]
+    if absent := [key[0] for key in keys if key not in found]:
+        raise UserError(
+            f"{folder / 'features' / part}: features of sample {absent[0]} are missing; delete the "
+            f"folder {folder} and score again"
+        )
+    return {
+        name: np.stack([found[key][place] for key in keys]).astype(np.float64)
+        for place, name in enumerate(sorted(names))
+    }

@@ -1,0 +1,62 @@
+"""A segmentation network of transformers (SegFormer, UperNet, ...) as a judge.
+
+Its classes are matched by name to the 19 of Cityscapes. Images are normalised by the folder's
+preprocessor_config.json and keep their size. Only safetensors are read.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from generation.quality.segmenters import by_train_id
+from pipeline import files
+from pipeline.errors import UserError
+from pipeline.labels import CLASS_NAMES
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says none
+
+
+class TransformersSegmenter:
+    """A network that `AutoModelForSemanticSegmentation` loads."""
+
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.model = model.eval()
+        self.names = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
+        self._mean, self._std = (
+            torch.tensor(values, device=model.device).view(1, 3, 1, 1) for values in (mean, std)
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: Any = "cpu") -> "TransformersSegmenter":
+        """Load a local folder; raises `UserError` if it is none, or names no street class."""
+        from transformers import AutoModelForSemanticSegmentation
+
+        try:
+            model = AutoModelForSemanticSegmentation.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            ).to(device)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{folder}: is no segmentation network ({reason})") from None
+        path = Path(folder) / "preprocessor_config.json"
+        config = files.read_json(path, dict) if path.is_file() else {}
+        segmenter = cls(model, config.get("image_mean", MEAN), config.get("image_std", STD))
+        if not set(segmenter.names) & set(CLASS_NAMES):
+            raise UserError(
+                f"{folder}: none of its classes ({', '.join(segmenter.names[:4])}) is called like "
+                f"one of Cityscapes ({', '.join(CLASS_NAMES[:4])}); name them in its config.json"
+            )
+        return segmenter
+
+    @torch.no_grad()
+    def costs(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return -log probability 19xHxW float32 of each class, for HxWx3 images of one size."""
+        batch = torch.from_numpy(np.stack(images)).to(self._mean.device).movedim(-1, 1) / 255
+        logits = self.model(pixel_values=(batch - self._mean) / self._std).logits
+        logits = torch.nn.functional.interpolate(
+            logits.float(), images[0].shape[:2], mode="bilinear", align_corners=False
+        )
+        return [by_train_id(one, self.names) for one in -logits.log_softmax(1).cpu().numpy()]

@@ -1,0 +1,134 @@
+"""Score the images of a dataset folder: do they show their labels and prompts, are they varied?
+
+    accelerate launch generation/score.py --data runs/mine/generated \\
+        --segmenters runs/mine/segtrain/source --source runs/mine/source --costs
+
+Writes one row per sample to OUTPUT/data.jsonl, and summary.json and summary.md. The dataset's own
+files stay as they are. Label fidelity is what segmentation networks recognise of the label map; the
+same networks on source images are its ceiling. Each further measure has its own setting: --looks
+(does the image show its condition), --features (variety, near-duplicates), --reference (distances).
+The same command continues a stopped run and scores samples that are new or changed.
+On several CPU processes: torchrun --nproc-per-node 2 -- generation/score.py ...
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from generation.quality import score_rows
+from generation.quality.settings import Config, check_settings, open_parts, segmenter_names
+from pipeline import files
+from pipeline.config import parse, to_mapping
+from pipeline.dataset import Sample, check_dataset, open_dataset
+from pipeline.errors import UserError, guard
+from pipeline.identity import data_revision, model_revision
+
+PATHS = ("data", "output", "limit", "source", "reference", "looks", "segmenters")
+
+
+def check_inputs(config: Config) -> tuple[dict[str, list[Sample]], list[Sample]]:
+    """Find bad input before any network loads; return the samples of each part, and of --looks."""
+    check_settings(config)
+    if config.limit is not None and config.output is None:
+        raise UserError("--limit: scores a part of the set; give --output a folder of its own")
+    parts = open_parts(config)
+    looks = open_dataset(config.looks, labelled=False) if config.looks else []
+    check_dataset(looks)
+    return parts, looks
+
+
+def identity_of(
+    config: Config, parts: dict[str, list[Sample]], looks: list[Sample]
+) -> dict[str, Any]:
+    """Return what all rows of an output folder have in common; the data may grow."""
+    identity = {k: v for k, v in to_mapping(config).items() if k not in PATHS}
+    identity["segmenters"] = {n: model_revision(f) for n, f in segmenter_names(config).items()}
+    for name in ("source", "reference"):
+        identity[name] = data_revision(parts[name]) if name in parts else None
+    identity["looks"] = data_revision(looks) if looks else None
+    return identity
+
+
+def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> None:
+    """Score what is missing; then the main process writes the summary."""
+    from accelerate import Accelerator
+
+    from generation.quality import classifiers, judges
+    from pipeline import runs
+
+    accelerator, folder = Accelerator(cpu=runs.only_cpu()), config.folder
+    main, attributes = accelerator.is_main_process, config.attributes if looks else ()
+    if looks:
+        classifiers.check(looks, attributes)
+    runs.open_run(folder, identity_of(config, parts, looks), is_main=main)
+    if main and looks:
+        classifiers.train(folder, looks, attributes)
+    accelerator.wait_for_everyone()
+    known, record = classifiers.load(folder, attributes) if looks else ({}, {})
+    size, share = config.batch_size, (accelerator.process_index, accelerator.num_processes)
+    missing = any(judges.missing_blocks(n, s, folder, size)[0] for n, s in parts.items())
+    loaded = judges.Judges(config, accelerator.device, known) if missing else None
+    for name, samples in parts.items():
+        judges.score_part(loaded, name, samples, folder, share, size)
+    accelerator.wait_for_everyone()
+    if main:
+        rows = {name: score_rows.merge(folder, name, samples) for name, samples in parts.items()}
+        write_summary(config, parts, rows, {k: v["heldout"] for k, v in record.items()})
+    accelerator.wait_for_everyone()
+
+
+def write_summary(
+    config: Config,
+    parts: dict[str, list[Sample]],
+    rows: dict[str, list[score_rows.Row]],
+    heldout: dict[str, Any],
+) -> None:
+    """Write summary.json and summary.md, and print the latter."""
+    from generation.quality import sets, summary, tables
+
+    folder = config.folder
+    features = {
+        name: score_rows.read_features(folder, name, parts[name], config.features)
+        for name in ("data", "reference")
+        if name in parts and config.features
+    }
+    named = {
+        sample.id: {
+            name: str(sample.row[name])
+            for name in config.attributes
+            if sample.row.get(name) is not None
+        }
+        for sample in parts["data"]
+    }
+    found = summary.summarise(rows["data"], rows.get("source", []), named)
+    found |= sets.measure(
+        parts["data"],
+        rows["data"],
+        features.get("data", {}),
+        features.get("reference", {}),
+        config.duplicate_bits,
+    )
+    found |= {"data": str(config.data), "heldout": heldout}
+    text = tables.markdown(found)
+    files.write_json(folder / "summary.json", found)
+    files.write_bytes(folder / "summary.md", text.encode())
+    print(text)
+
+
+def main() -> int | None:
+    """Run the command line."""
+    config, call = parse(Config, __doc__)
+    parts, looks = check_inputs(config)
+    if call.dry_run:
+        for name, samples in parts.items():
+            print(f"would score {len(samples)} images of {name} into {config.folder}")
+        return 0
+    run(config, parts, looks)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

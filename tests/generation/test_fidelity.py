@@ -1,0 +1,121 @@
+"""Counts of one image against maps worked out by hand."""
+
+import numpy as np
+import pytest
+
+from generation.quality import fidelity, pixels, segmenters
+
+ROAD, CAR, POLE, VOID = 0, 13, 5, 255
+
+
+def costs_for(predicted: list[list[int]], right: float = 0.1, wrong: float = 3.0) -> np.ndarray:
+    """Costs 19xHxW of a network that is sure of `predicted`."""
+    ids = np.array(predicted)
+    costs = np.full((19, *ids.shape), wrong, np.float32)
+    np.put_along_axis(costs, ids[None], right, 0)
+    return costs
+
+
+LABEL = np.array(
+    [
+        [ROAD, ROAD, CAR, CAR],
+        [ROAD, ROAD, CAR, CAR],
+        [ROAD, ROAD, ROAD, VOID],
+    ],
+    np.uint8,
+)
+PREDICTED = [
+    [ROAD, CAR, CAR, CAR],
+    [ROAD, ROAD, CAR, POLE],
+    [ROAD, ROAD, ROAD, ROAD],
+]
+
+
+def test_counts_of_a_small_image() -> None:
+    counts = fidelity.measure(costs_for(PREDICTED), LABEL, band_share=0.01, small_share=1.0)
+    # road: 7 labelled, 6 right; car: 4 labelled, 3 right, 1 more predicted; one pole is wrong
+    assert counts.areas[:, ROAD].tolist() == [6, 6, 7]
+    assert counts.areas[:, CAR].tolist() == [3, 4, 4]
+    assert counts.areas[:, POLE].tolist() == [0, 1, 0]
+    assert counts.areas[2].sum() == 11, "void does not count"
+    row = counts.to_row()
+    assert row["miou"] == pytest.approx(100 * (6 / 7 + 3 / 5) / 2, abs=0.01)
+    assert row["accuracy"] == pytest.approx(100 * 9 / 11, abs=0.01)
+    assert counts.loss[ROAD] == pytest.approx(6 * 0.1 + 3.0)
+    assert counts.loss[CAR] == pytest.approx(3 * 0.1 + 3.0)
+    assert counts.objects[:, CAR].tolist() == [1, 1] and counts.objects[:, ROAD].tolist() == [1, 1]
+
+
+def test_the_band_holds_the_pixels_beside_a_boundary() -> None:
+    band = fidelity.boundary_band(LABEL, 1)
+    expected = [
+        [False, True, True, False],
+        [False, True, True, True],
+        [False, False, True, True],
+    ]
+    assert band.tolist() == expected
+    line = np.array([[0] * 5 + [1] * 5], np.uint8)
+    assert fidelity.boundary_band(line, 2)[0].tolist() == [False] * 3 + [True] * 4 + [False] * 3
+    counts = fidelity.measure(costs_for(PREDICTED), LABEL, band_share=0.01, small_share=1.0)
+    # in the band: road at (0,1) wrong, (1,1) and (2,2) right; car (0,2), (1,2) right, (1,3) wrong
+    assert counts.band[:, ROAD].tolist() == [2, 2, 3]
+    assert counts.band[:, CAR].tolist() == [2, 3, 3]
+
+
+def test_an_object_is_small_by_its_area_and_found_by_half_of_it() -> None:
+    label = np.zeros((12, 12), np.uint8)
+    label[0:2, 0:3] = POLE  # 6 pixels, half of them seen
+    label[0:2, 6:9] = POLE  # 6 pixels, two seen
+    label[6:11, 0:6] = POLE  # 30 pixels: not small
+    label[11, 11] = POLE  # a crumb
+    predicted = np.zeros_like(label)
+    predicted[0, 0:3] = POLE
+    predicted[0, 6:8] = POLE
+    assert fidelity.small_objects(label, predicted, 10)[:, POLE].tolist() == [1, 2]
+
+
+def test_rows_give_counts_back_and_counts_add_up() -> None:
+    counts = fidelity.measure(costs_for(PREDICTED), LABEL, band_share=0.01, small_share=1.0)
+    both = fidelity.total([fidelity.from_row(counts.to_row())] * 2)
+    for name in ("areas", "band", "objects", "loss"):
+        assert np.allclose(getattr(both, name), 2 * getattr(counts, name), atol=0.01)
+
+
+def test_stored_costs_come_back(tmp_path) -> None:
+    costs = costs_for(PREDICTED, right=0.125, wrong=2.5)
+    path = tmp_path / "a.npz"
+    path.write_bytes(segmenters.encode_costs(costs, 1))
+    assert np.array_equal(segmenters.decode_costs(path, (3, 4)), costs)
+    flat = np.full((19, 10, 14), 1.5, np.float32)
+    for stride in (2, 3, 4):
+        path.write_bytes(segmenters.encode_costs(flat, stride))
+        assert np.array_equal(segmenters.decode_costs(path, (10, 14)), flat)
+
+
+def test_foreign_classes_are_matched_by_name() -> None:
+    costs = np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 2, 2), np.float32)
+    ordered = segmenters.by_train_id(costs, ["car", "unicorn", "road"])
+    assert (ordered[13] == 0).all() and (ordered[0] == 2).all()
+    assert (np.delete(ordered, [0, 13], 0) == segmenters.UNNAMED).all()
+
+
+def test_light_contrast_and_sharpness() -> None:
+    flat = np.full((8, 8, 3), 100, np.uint8)
+    assert pixels.statistics(flat) == {"brightness": 100.0, "contrast": 0.0, "sharpness": 0.0}
+    halves = flat.copy()
+    halves[:, 4:] = 200
+    found = pixels.statistics(halves)
+    assert found["brightness"] == 150 and found["contrast"] == 50 and found["sharpness"] > 0
+
+
+def test_near_duplicates_are_found_across_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(pixels, "BLOCK", 2)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(5)]
+    images.append(np.clip(images[1].astype(int) + 1, 0, 255).astype(np.uint8))
+    hashes = [pixels.difference_hash(image) for image in images]
+    assert [pair[:2] for pair in pixels.near_duplicates(hashes, 6)] == [(1, 5)]
+    exact = [(i, j) for i in range(6) for j in range(i + 1, 6)]
+    differing = {(i, j): bin(int(hashes[i], 16) ^ int(hashes[j], 16)).count("1") for i, j in exact}
+    assert {p[:2]: p[2] for p in pixels.near_duplicates(hashes, 256)} == differing
+    assert pixels.near_duplicates([], 6) == []
