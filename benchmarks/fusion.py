@@ -39,7 +39,7 @@ from generation.sampler.denoiser import Control, Denoiser
 from generation.sampler.networks import Networks, load_networks
 from generation.sampler.sampler import Sampler
 from generation.settings import DEFAULT_LAYOUTS, Config, default_config
-from pipeline import files, models
+from pipeline import files, models, resizing
 from pipeline.errors import guard
 from pipeline.latents import decode_latents
 from pipeline.prompt_encoder import Conditioning
@@ -125,7 +125,7 @@ def differences(
 
 def covered_share(label: np.ndarray, config: Config, size: tuple[int, int], tile: Any) -> float:
     """Return the share of the tiles that large regions cover."""
-    mask = tiles.resize_nearest(tiles.large_components(label, config.large_area), size)
+    mask = resizing.resize_nearest(tiles.large_components(label, config.large_area), size)
     stride = (tile[0] // QUARTER, tile[1] // QUARTER)
     grid = tiles.tile_boxes(size, tile, stride)
     return 1 - len(tiles.chosen_boxes(grid, tile, mask, "needed")) / len(grid)

@@ -16,6 +16,7 @@ from finetune.settings import Crop
 from pipeline.dataset import Sample, read_pair
 from pipeline.images import read_image
 from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes
+from pipeline.resizing import resize_area
 
 
 class TrainingItem(NamedTuple):
@@ -92,15 +93,6 @@ def fit_scale(image_px: tuple[int, int], scale: float, crop: Crop) -> float:
     return max(scale, need)
 
 
-def resize(array: np.ndarray, size_px: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
-    """Resize HxW(xC) uint8 to (height, width): area average down, linear up, or nearest."""
-    if array.shape[:2] == tuple(size_px):
-        return array
-    shrink = size_px[0] < array.shape[0]
-    mode = cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-    return cv2.resize(array, (size_px[1], size_px[0]), interpolation=mode)
-
-
 def scaled_size(image_px: tuple[int, int], scale: float, crop: Crop) -> tuple[int, int]:
     """Return the rescaled (height, width), never smaller than the crop."""
     scale = fit_scale(image_px, scale, crop)
@@ -132,7 +124,7 @@ def sample_image_crop(rng: np.random.Generator, sample: Sample, crop: Crop) -> n
     """Return a random crop of an image, HxWx3 uint8."""
     image = read_image(sample.image)
     size = scaled_size(image.shape[:2], float(rng.choice(crop.scales)), crop)
-    patch = cut(resize(image, size), corner(rng, size, crop, None), crop)
+    patch = cut(resize_area(image, size), corner(rng, size, crop, None), crop)
     return patch[:, ::-1] if crop.flip and rng.random() < 0.5 else patch
 
 
@@ -147,7 +139,7 @@ def sample_labelled_crop(
         sample = samples[number]
     image, label = read_pair(sample)
     size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)
-    image, label = resize(image, size), resize(label, size, nearest=True)
+    image, label = resize_area(image, size), resize_area(label, size, nearest=True)
     center = None
     if wanted is not None:
         pixels = np.flatnonzero(label == wanted)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from generation.tiles import resize_nearest
 from pipeline import files, labels
 from pipeline.config import digest
 from pipeline.dataset import open_dataset, require_same_size
@@ -24,6 +23,7 @@ from pipeline.images import MAX_PIXELS, image_size, read_header, read_image
 from pipeline.metadata import is_dataset
 from pipeline.paths import find_files, say_hidden
 from pipeline.reading import read_json
+from pipeline.resizing import resize_nearest
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ Lengths are in pixels of whatever grid the caller uses; the engine passes latent
 from collections.abc import Collection
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from pipeline.labels import NUM_CLASSES
+from pipeline.resizing import pick_nearest, resize_nearest
 
 Box = tuple[int, int]  # top, left
 
@@ -56,27 +56,6 @@ def large_components(
         large[0] = False
         mask |= large[regions]
     return mask
-
-
-def resize_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an HxW uint8 or bool map to `size` (height, width) by nearest neighbour."""
-    if array.shape == tuple(size):
-        return array
-    image = Image.fromarray(array.astype(np.uint8))
-    resized = np.array(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
-    return resized.astype(array.dtype)
-
-
-def pick_nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an HxW map to `size` (height, width): row i is row floor(i * in / out).
-
-    The rule of `torch.nn.Upsample`, which takes the first pixel of a block where `resize_nearest`
-    takes the one in the middle. DGInStyle reduces its mask so.
-    """
-    rows, columns = (
-        np.arange(new) * old // new for new, old in zip(size, array.shape, strict=True)
-    )
-    return array[np.ix_(rows, columns)]
 
 
 def held_mask(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from generation import tiles
 from generation.sampler.canvas import Canvas, Evaluator
@@ -28,6 +27,7 @@ from pipeline.latents import (
     tensor_to_images,
 )
 from pipeline.prompt_encoder import Conditioning
+from pipeline.resizing import resize_lanczos, resize_nearest
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Sampler:
         """Set up a pass; `base` is the clean latent of the base pass, if there was one."""
         networks, config = self.networks, self.config
         size, paste, boxes = self._latent(size_px), None, grid
-        control = tiles.resize_nearest(request.label, size_px)
+        control = resize_nearest(request.label, size_px)
         conditions = [labels.one_hot_control(torch.from_numpy(control)[None])]
         if networks.detector:
             assert request.source is not None
@@ -258,11 +258,3 @@ class Sampler:
         window_px = config.details_window * request.label.shape[0]
         details_px = window_px if config.details == "source" else 0.0
         return Drawing(pixels, self.crop_px, request, details_px, counts)
-
-
-def resize_lanczos(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an HxWx3 uint8 picture to `size` (height, width)."""
-    if image.shape[:2] == tuple(size):
-        return image
-    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.array(resized)

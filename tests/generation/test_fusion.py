@@ -13,7 +13,7 @@ from generation.sampler import fusion
 from generation.sampler.canvas import Canvas, Evaluator
 from generation.sampler.networks import build_scheduler, load_networks
 from generation.sampler.sampler import Request, Sampler
-from pipeline import labels
+from pipeline import labels, resizing
 
 CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
 
@@ -33,7 +33,7 @@ def problem(networks, tiny_config, make_label):
     text = networks.text.encode(["", "a city street scene"])
     noise = torch.randn((1, 4, *CANVAS), generator=generator)
     target = torch.randn((1, 4, *CANVAS), generator=generator)
-    mask = tiles.resize_nearest(tiles.large_components(label, tiny_config.large_area), CANVAS)
+    mask = resizing.resize_nearest(tiles.large_components(label, tiny_config.large_area), CANVAS)
     assert 0 < mask.sum() < mask.size
     return control, text, noise, target, mask
 
@@ -126,7 +126,7 @@ def test_reference_mask_takes_the_first_pixel_of_each_block():
     assert not tiles.held_mask(label, (128, 128), fusion="aligned", **size).any()
     odd = np.random.default_rng(0).random((52, 77)) < 0.5
     picked = F.interpolate(torch.from_numpy(odd).float()[None, None], size=(13, 31))
-    assert np.array_equal(tiles.pick_nearest(odd, (13, 31)), picked[0, 0].bool().numpy())
+    assert np.array_equal(resizing.pick_nearest(odd, (13, 31)), picked[0, 0].bool().numpy())
 
 
 @pytest.mark.parametrize("preset", ["aligned", "reference"])
