@@ -1,7 +1,7 @@
 """Compare our fusion with the published loop at equal samples: difference, time and work.
 
     python benchmarks/fusion.py --output runs/fusion.json              # some minutes
-    python benchmarks/fusion.py --steps 1 --repeats 1 --layouts 1 --output runs/fusion.json
+    python benchmarks/fusion.py --steps 1 --repeats 1 --label-maps 1 --output runs/fusion.json
 
 All three parts use the `reference` preset on 25 tiles:
 
@@ -38,7 +38,7 @@ from generation.sampler import sampler as drawing
 from generation.sampler.denoiser import Control, Denoiser
 from generation.sampler.networks import Networks, load_networks
 from generation.sampler.sampler import Sampler
-from generation.settings import DEFAULT_LAYOUTS, Config, default_config
+from generation.settings import DEFAULT_LABEL_MAPS, Config, RareClasses, default_config
 from pipeline import files, models, resizing
 from pipeline.errors import guard
 from pipeline.latents import decode_latents
@@ -54,16 +54,16 @@ def settings(steps: int) -> Config:
     return dataclasses.replace(
         config,
         fusion="reference",
-        solver="ddim",
+        scheduler="ddim",
         steps=steps,
         guidance_scale=7.5,
-        control_scale=1.0,
-        tile_cover="needed",
+        controlnet_scale=1.0,
+        tile_selection="uncovered",
         tile_batch=25,
         negative_prompt="",
-        guide_control_from=1.0,
+        guess_mode_from=1.0,
         guidance_interval=(0.0, 1.0),
-        held_classes=(),
+        base_pass_classes=(),
         stride_px=tuple(side // QUARTER for side in config.tile_px),
     )
 
@@ -84,9 +84,9 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
         canvas=sampler._latent(sampler.canvas_px),
         tile=sampler._latent(config.tile_px),
         stride=sampler._latent(config.stride_px),
-        large_area=config.large_area,
+        min_region_share=config.min_region_share,
         guidance_scale=config.guidance_scale,
-        control_scale=config.control_scale,
+        controlnet_scale=config.controlnet_scale,
         last_level=0,
     )
 
@@ -125,10 +125,10 @@ def differences(
 
 def covered_share(label: np.ndarray, config: Config, size: tuple[int, int], tile: Any) -> float:
     """Return the share of the tiles that large regions cover."""
-    mask = resizing.resize_nearest(tiles.large_components(label, config.large_area), size)
+    mask = resizing.resize_nearest(tiles.large_components(label, config.min_region_share), size)
     stride = (tile[0] // QUARTER, tile[1] // QUARTER)
     grid = tiles.tile_boxes(size, tile, stride)
-    return 1 - len(tiles.chosen_boxes(grid, tile, mask, "needed")) / len(grid)
+    return 1 - len(tiles.chosen_boxes(grid, tile, mask, "uncovered")) / len(grid)
 
 
 def paint_road(label: np.ndarray, share: float) -> np.ndarray:
@@ -145,7 +145,7 @@ def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, 
     sampler = Sampler(networks, config)
     plain = plain_loop(networks, sampler)
     states = networks.text.encode([config.negative_prompt, PROMPT]).states
-    found = [differences(plain, sampler, label, states) for label in maps[: arguments.layouts]]
+    found = [differences(plain, sampler, label, states) for label in maps[: arguments.label_maps]]
     names = ("base pass", "second pass", "both, with 8-bit rounding between")
     largest = {name: max(row[i] for row in found) for i, name in enumerate(names)}
     timed = {}
@@ -234,7 +234,7 @@ def draw_crops(source: layouts.LayoutSource, size: tuple[int, int], rare: bool, 
     found = layouts.scan_layouts(source)
     counts = np.array([layout.counts for layout in found])
     planner = plan.Planner(
-        counts, Grammar(), seed=0, temperature=0.01 if rare else 0.0, min_pixels=48
+        counts, Grammar(), seed=0, sampling=RareClasses(enabled=rare, min_pixels=48)
     )
     crops = []
     for item in planner.draw_plan(n):
@@ -247,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--layouts", type=int, default=4, help="label maps to compare on")
+    parser.add_argument("--label-maps", type=int, default=4, help="label maps to compare on")
     parser.add_argument("--crops", type=int, default=200, help="crops to count work on")
     parser.add_argument("--gta", type=Path, help="folder of GTA label maps, for Stable Diffusion")
     parser.add_argument("--label-space", default="gta", help="ids of those maps")
@@ -255,7 +255,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pocket = layouts.open_layouts(
-        DEFAULT_LAYOUTS, pattern="*.png", label_space="train_ids", height_px=0
+        DEFAULT_LABEL_MAPS, pattern="*.png", label_space="train_ids", height_px=0
     )
     maps = draw_crops(pocket, default_config("pocket").crop_px, True, 40)
     result: dict[str, Any] = {"compare": compare(arguments, maps), "work": {}}

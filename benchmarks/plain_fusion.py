@@ -31,9 +31,9 @@ class Plain:
     canvas: tuple[int, int]
     tile: tuple[int, int]
     stride: tuple[int, int]
-    large_area: float
+    min_region_share: float
     guidance_scale: float
-    control_scale: float
+    controlnet_scale: float
     last_level: int | None = None
     """Timestep whose noise the last paste gets; None is t-1, which ends at 0 with the timesteps of
     Stable Diffusion 1.5."""
@@ -128,7 +128,7 @@ class Plain:
             timestep,
             states,
             control.repeat(2, 1, 1, 1),
-            conditioning_scale=self.control_scale,
+            conditioning_scale=self.controlnet_scale,
             return_dict=False,
         )
         negative, positive = self.unet(
@@ -157,7 +157,7 @@ class Plain:
             found = cv2.connectedComponentsWithStats(np.uint8(label == class_id), connectivity=8)
             count, regions, statistics, _ = found
             for region in range(1, count):
-                if statistics[region, cv2.CC_STAT_AREA] > self.large_area * label.size:
+                if statistics[region, cv2.CC_STAT_AREA] > self.min_region_share * label.size:
                     mask[regions == region] = 1
         whole = torch.from_numpy(mask)[None, None]
         return F.interpolate(whole, size=self.canvas, mode="nearest").bool()

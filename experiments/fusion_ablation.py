@@ -1,6 +1,6 @@
 """Generate the same label maps with different fusion settings; compare quality and cost.
 
-    python experiments/fusion_ablation.py --layouts runs/experiment/data/source \\
+    python experiments/fusion_ablation.py --label-maps runs/experiment/data/source \\
         --oracle runs/experiment/segtrain/oracle --train runs/experiment/data/oracle/train \\
         --heldout runs/experiment/data/oracle/heldout --n 32 --output runs/ablation
 
@@ -29,9 +29,10 @@ from pipeline.errors import guard
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED = "--guide-control-from 1 --guidance-interval 0 1 --held-classes"  # none named: all
-REFERENCE = f"--fusion reference --solver ddim --steps 20 --tile-cover needed {PUBLISHED}"
-SLOW = "--solver ddim --steps 20 --tile-cover needed"
+PUBLISHED = "--guess-mode-from 1 --guidance-interval 0 1 --base-pass-classes"  # none named: all
+REFERENCE = f"--fusion reference --scheduler ddim --steps 20 --tile-selection uncovered {PUBLISHED}"
+FAST = "--scheduler dpm++2m --steps 10"
+SLOW = "--scheduler ddim --steps 20 --tile-selection uncovered"
 EIGHTH, QUARTER, HALF = "--stride-px 8 16", "--stride-px 16 32", "--stride-px 32 64"
 VARIANTS = {  # name -> settings; strides in parts of a tile
     "base pass alone": "--fusion none",
@@ -39,17 +40,15 @@ VARIANTS = {  # name -> settings; strides in parts of a tile
     "reference, stride 1/4": f"{REFERENCE} {QUARTER}",
     "aligned, stride 1/4, DDIM 20": f"{SLOW} {QUARTER}",
     "aligned, stride 1/2, DDIM 20": f"{SLOW} {HALF}",
-    "aligned, stride 1/2, DPM++ 2M 10": f"--solver dpm++2m --steps 10 {HALF}",
-    "aligned, stride 1/2, UniPC 10": f"--solver unipc --steps 10 {HALF}",
-    "DPM++ 2M 10, Gaussian weights": f"--solver dpm++2m --steps 10 {HALF} --tile-weight gaussian",
-    "DPM++ 2M 10, adaptive cover": f"--solver dpm++2m --steps 10 {QUARTER} --tile-cover adaptive",
-    "DPM++ 2M 10, all classes held": f"--solver dpm++2m --steps 10 --held-classes {HALF}",
-    "DPM++ 2M 10, guided 0 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval 0 1",
-    "DPM++ 2M 10, guided 0.2 to 1": f"--solver dpm++2m --steps 10 {HALF} --guidance-interval .2 1",
-    "DPM++ 2M 10, control in both halves": (
-        f"--solver dpm++2m --steps 10 {HALF} --guide-control-from 1"
-    ),
-    "DPM++ 2M 6": f"--solver dpm++2m --steps 6 {HALF}",
+    "aligned, stride 1/2, DPM++ 2M 10": f"{FAST} {HALF}",
+    "aligned, stride 1/2, UniPC 10": f"--scheduler unipc --steps 10 {HALF}",
+    "DPM++ 2M 10, Gaussian weights": f"{FAST} {HALF} --tile-weight gaussian",
+    "DPM++ 2M 10, adaptive cover": f"{FAST} {QUARTER} --tile-selection greedy",
+    "DPM++ 2M 10, all classes held": f"{FAST} --base-pass-classes {HALF}",
+    "DPM++ 2M 10, guided 0 to 1": f"{FAST} {HALF} --guidance-interval 0 1",
+    "DPM++ 2M 10, guided 0.2 to 1": f"{FAST} {HALF} --guidance-interval .2 1",
+    "DPM++ 2M 10, control in both halves": (f"{FAST} {HALF} --guess-mode-from 1"),
+    "DPM++ 2M 6": f"--scheduler dpm++2m --steps 6 {HALF}",
 }
 
 
@@ -74,7 +73,7 @@ def guided_share(settings: str, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name in ("layouts", "oracle", "train", "heldout", "output"):
+    for name in ("label-maps", "oracle", "train", "heldout", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="these rows")
@@ -89,8 +88,8 @@ def main() -> None:
             "generation/run.py",
             "--n",
             arguments.n,
-            "--layouts",
-            arguments.layouts,
+            "--label-maps",
+            arguments.label_maps,
             "--output",
             folders[name],
             *settings.split(),

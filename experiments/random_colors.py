@@ -5,9 +5,9 @@ colours, what the diffusion model has learned about looks would not matter. Each
 image receives a random mean colour and a random share of its contrast (domain randomization, Tobin
 et al., 2017).
 
-    python experiments/random_colors.py --generated DIR --layouts DIR --output DIR
+    python experiments/random_colors.py --generated DIR --label-maps DIR --output DIR
 
-`--layouts` is the dataset folder that the set was generated from.
+`--label-maps` is the dataset folder that the set was generated from.
 """
 
 import argparse
@@ -44,19 +44,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name in ("generated", "layouts", "output"):
+    for name in ("generated", "label-maps", "output"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     arguments = parser.parse_args()
-    names = {"recoloring_of": str(arguments.generated), "layouts": str(arguments.layouts)}
+    names = {"recoloring_of": str(arguments.generated), "label_maps": str(arguments.label_maps)}
     writer = DatasetWriter(arguments.output, config=names)
     done = writer.done_ids()
     for sample in tqdm(open_dataset(arguments.generated, labelled=True)):
         index = int(sample.id)
         if sample_id(index) in done:
             continue
-        image, (_, label) = source_image(sample, arguments.layouts), read_pair(sample)
+        image, (_, label) = source_image(sample, arguments.label_maps), read_pair(sample)
         if image is None:
-            raise UserError(f"--layouts {arguments.layouts}: has no {sample.row['source_label']}")
+            raise UserError(
+                f"--label-maps {arguments.label_maps}: has no {sample.row['source_label']}"
+            )
         picture = recolor(numpy_generator(0, "random colors", index), image, label)
         writer.write(index, picture, label, {"condition": sample.row["condition"]})
 

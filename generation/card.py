@@ -7,8 +7,8 @@ from pipeline.markdown import code, plain
 
 def write_dataset_card(config: Config, revisions: dict[str, str], num_layouts: int) -> None:
     """Write README.md of the dataset folder; it describes the run, not its progress."""
-    origin = "source pictures and label maps" if config.needs_pictures else "source label maps"
-    details = ", details from the source pictures" if config.details == "source" else ""
+    origin = "source pictures and label maps" if config.needs_source_images else "source label maps"
+    details = ", details from the source pictures" if config.color_transfer == "source" else ""
     own = "the base's own U-Net (Style Swap)"
     swap = f"the U-Net {code(config.unet)}" if config.unet else own
     conditions = ", ".join(f"{plain(k)} ({c.share:g})" for k, c in config.prompt.conditions.items())
@@ -24,7 +24,7 @@ map it was drawn from.
 - `run.json`: all settings, model revisions and versions. `classes.json`: names and palette.
 
 Drawn with {swap} of {code(config.base)} and the ControlNet {code(config.controlnet)}, fusion
-`{config.fusion}`, {config.steps} steps of {config.solver}, guidance {config.guidance_scale:g},
+`{config.fusion}`, {config.steps} steps of {config.scheduler}, guidance {config.guidance_scale:g},
 seed {config.seed}, from {num_layouts} label maps{details}. Conditions and shares: {conditions}.
 
 {revision_lines}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from generation.settings import Structure
+from generation.settings import SecondControl
 from pipeline.errors import UserError
 from pipeline.hub import is_pinned
 from pipeline.identity import file_digest
@@ -19,30 +19,30 @@ class Source:
 
 DETECTORS = {
     "depth": Source("MidasDetector", ("dpt_hybrid-midas-501f0c75.pt",)),
-    "soft_edge": Source("HEDdetector", ("ControlNetHED.pth",)),
-    "line": Source("LineartDetector", ("sk_model.pth", "sk_model2.pth")),
+    "softedge": Source("HEDdetector", ("ControlNetHED.pth",)),
+    "lineart": Source("LineartDetector", ("sk_model.pth", "sk_model2.pth")),
 }
 
 
-def check_detector(structure: Structure) -> None:
+def check_detector(control: SecondControl) -> None:
     """Raise `UserError` unless the weights are a folder that has them or a pinned hub id."""
-    if structure.kind not in DETECTORS or is_pinned(structure.detector):
+    if control.kind not in DETECTORS or is_pinned(control.detector):
         return
-    folder = Path(structure.detector)
+    folder = Path(control.detector)
     if not folder.is_dir():
         raise UserError(
-            f"--structure.detector {structure.detector}: neither a folder, nor a hub id pinned as "
-            "owner/name@<40-digit commit>"
+            f"--second-control.detector {control.detector}: neither a folder nor a hub id "
+            "pinned as owner/name@<40-digit commit>"
         )
-    for name in DETECTORS[structure.kind].files:
+    for name in DETECTORS[control.kind].files:
         weights_in(folder, name)
 
 
-def detector_revision(structure: Structure) -> str | dict[str, str]:
+def detector_revision(control: SecondControl) -> str | dict[str, str]:
     """Return what identifies the weights of a detector: a pinned id, or a digest of each file."""
-    if structure.kind not in DETECTORS or is_pinned(structure.detector):
-        return structure.detector if structure.kind in DETECTORS else ""
-    folder, names = Path(structure.detector), DETECTORS[structure.kind].files
+    if control.kind not in DETECTORS or is_pinned(control.detector):
+        return control.detector if control.kind in DETECTORS else ""
+    folder, names = Path(control.detector), DETECTORS[control.kind].files
     return {name: file_digest(weights_in(folder, name)) for name in names}
 
 
@@ -51,5 +51,7 @@ def weights_in(folder: Path, name: str) -> Path:
     converted = folder / Path(name).with_suffix(".safetensors")
     path = converted if converted.is_file() else folder / name
     if not path.is_file():
-        raise UserError(f"--structure.detector {folder}: has no {name}; give the folder with it")
+        raise UserError(
+            f"--second-control.detector {folder}: has no {name}; give the folder with it"
+        )
     return path

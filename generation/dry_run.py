@@ -17,7 +17,8 @@ from tqdm import tqdm
 from generation import tiles
 from generation.layouts import Layout, LayoutSource
 from generation.plan import PlanItem, describe
-from generation.settings import Config, padded_crop
+from generation.settings import Config
+from generation.sizes import padded_crop
 from pipeline import files, models
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
@@ -28,7 +29,10 @@ from pipeline.rows import MAX_ROW_BYTES, sample_id
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3
-LATENT_PX, UNIT_PX = 8, 64  # of Stable Diffusion, for a base model that is not on this disk yet
+LATENT_PX, SIZE_MULTIPLE = (
+    8,
+    64,
+)  # of Stable Diffusion, for a base model that is not on this disk yet
 THREADS = 8
 BYTES_PER_PIXEL = 2.2  # PNG picture and label together
 
@@ -69,9 +73,9 @@ def summary(config: Config, plan: list[PlanItem], num_layouts: int, num_missing:
     classes = ["(any)" if i.rare_class is None else CLASS_NAMES[i.rare_class] for i in plan]
     lines = [
         f"samples: {config.n}, of which {num_missing} are missing in {config.output}",
-        f"layouts: {num_layouts} in {config.layouts_folder}",
+        f"layouts: {num_layouts} in {config.label_maps_folder}",
         f"picture: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "
-        f"details {config.details}",
+        f"details {config.color_transfer}",
         *_counts("conditions", [item.condition for item in plan]),
         *_counts("drawn for class", classes),
         f"disk: about {disk_estimate(config, num_missing) / 1e6:.1f} MB needed, "
@@ -138,12 +142,14 @@ def _is_plan(path: Path) -> bool:
     return "source_label" in row and "fusion" in row and "status" not in row
 
 
-def count_tiles(label: np.ndarray, config: Config, latent_px: int, unit: int) -> tuple[int, int]:
+def count_tiles(
+    label: np.ndarray, config: Config, latent_px: int, size_multiple: int
+) -> tuple[int, int]:
     """Return how many tiles the label crop leaves to draw, and how many its canvas has."""
     if config.fusion == "none":
         return 0, 0
-    whole = padded_crop(config, latent_px, unit)
-    canvas = tuple(round(side * config.fusion_scale) // latent_px for side in whole)
+    whole = padded_crop(config, latent_px, size_multiple)
+    canvas = tuple(round(side * config.canvas_scale) // latent_px for side in whole)
     tile, stride = (
         (size[0] // latent_px, size[1] // latent_px) for size in (config.tile_px, config.stride_px)
     )
@@ -151,9 +157,13 @@ def count_tiles(label: np.ndarray, config: Config, latent_px: int, unit: int) ->
     missing = [(0, big - own) for big, own in zip(whole, label.shape, strict=True)]
     label = np.pad(label, missing, mode="edge")
     mask = tiles.held_mask(
-        label, canvas, min_share=config.large_area, classes=config.held_ids, fusion=config.fusion
+        label,
+        canvas,
+        min_share=config.min_region_share,
+        classes=config.base_pass_ids,
+        fusion=config.fusion,
     )
-    return len(tiles.chosen_boxes(boxes, tile, mask, config.tile_cover)), len(boxes)
+    return len(tiles.chosen_boxes(boxes, tile, mask, config.tile_selection)), len(boxes)
 
 
 def sample_rows(
@@ -201,11 +211,11 @@ def forecast(
     """
     if not missing:
         return "nothing is missing"
-    latent_px, unit = LATENT_PX, UNIT_PX
+    latent_px, size_multiple = LATENT_PX, SIZE_MULTIPLE
     if (home := models.find_local(models.find_base(config.base))) is not None:
-        latent_px, unit = models.grid_px(home)
+        latent_px, size_multiple = models.grid_px(home)
     drawn = sample_rows(missing, source, layouts, config)
-    counts = np.array([count_tiles(label, config, latent_px, unit) for label, _ in drawn])
+    counts = np.array([count_tiles(label, config, latent_px, size_multiple) for label, _ in drawn])
     evaluations = config.steps * (1 + counts[:, 0].mean())
     lines = [
         f"network evaluations: {evaluations:.0f} a picture = {config.steps} steps x (1 base pass + "

@@ -10,7 +10,8 @@ import numpy as np
 from generation import detectors, layouts
 from generation.output import CACHE_NAME, check_output
 from generation.plan import PlanItem, Planner
-from generation.settings import Config, check, check_grid, run_mapping
+from generation.settings import Config, run_mapping
+from generation.sizes import check_canvas, check_grid
 from pipeline import models
 from pipeline.config import digest
 from pipeline.errors import UserError
@@ -54,15 +55,15 @@ def check_models(config: Config) -> None:
     if config.unet:
         folder = models.find_folder(config.unet, "unet")
         models.check_fit(f"--unet {config.unet}", "unet", folder, base)
-    if config.structure.kind != "none":
-        detectors.check_detector(config.structure)
-        folder = models.find_folder(config.structure.controlnet, "controlnet")
+    if config.second_control.is_on:
+        detectors.check_detector(config.second_control)
+        folder = models.find_folder(config.second_control.controlnet, "controlnet")
         if models.read_config(folder, "controlnet")["conditioning_channels"] != 3:
             raise UserError(
-                f"--structure.controlnet {folder}: does not take 3 condition channels; give a "
-                f"ControlNet trained on {config.structure.kind} images"
+                f"--second-control.controlnet {folder}: does not take 3 condition channels; give a "
+                f"ControlNet trained on {config.second_control.kind} images"
             )
-        models.check_fit(f"--structure.controlnet {folder}", "controlnet", folder, base)
+        models.check_fit(f"--second-control.controlnet {folder}", "controlnet", folder, base)
     home = models.find_local(base)
     if home is not None:
         check_grid(config, *models.grid_px(home))
@@ -71,8 +72,8 @@ def check_models(config: Config) -> None:
 def check_loadable(config: Config) -> None:
     """Find out whether all networks can be loaded, loading none; a hub id is fetched."""
     controls = [config.controlnet]
-    if config.structure.kind != "none":
-        controls.append(config.structure.controlnet)
+    if config.second_control.is_on:
+        controls.append(config.second_control.controlnet)
     models.check_loadable(
         ("base", models.find_base(config.base)),
         *(("controlnet", models.find_folder(name, "controlnet")) for name in controls),
@@ -82,22 +83,23 @@ def check_loadable(config: Config) -> None:
 
 def read_inputs(config: Config) -> Inputs:
     """Check all settings and files and draw the plan."""
-    check(config)
+    config.check()
+    check_canvas(config)
     check_models(config)
-    check_output(config.output, config.layouts_folder)
+    check_output(config.output, config.label_maps_folder)
     source = layouts.open_layouts(
-        config.layouts_folder,
-        pattern=config.layout_pattern,
+        config.label_maps_folder,
+        pattern=config.label_pattern,
         label_space=config.label_space,
-        height_px=config.layout_height_px,
+        height_px=config.label_height_px,
     )
-    if config.needs_pictures and len(source.pictures) < len(source.names):
+    if config.needs_source_images and len(source.pictures) < len(source.names):
         raise UserError(
-            f"{config.layouts_folder}: holds label maps alone, but --strength, --structure and "
-            "--details source need their pictures; give a dataset folder"
+            f"{config.label_maps_folder}: has label maps alone, but --strength, --second-control "
+            "and --color-transfer source need their source images; give a dataset folder"
         )
     cache, images = config.output / CACHE_NAME, {}
-    if config.needs_pictures:
+    if config.needs_source_images:
         layouts.check_pictures(source)
         images = layouts.digest_images(source, cache)
     found = layouts.scan_layouts(source, cache)
@@ -107,8 +109,7 @@ def read_inputs(config: Config) -> Inputs:
         counts,
         config.prompt,
         seed=config.seed,
-        temperature=config.rcs_temperature,
-        min_pixels=config.rcs_min_pixels,
+        sampling=config.rare_classes,
     )
     rows = MetadataIndex(config.output, config.n)
     rows.update()
@@ -124,14 +125,14 @@ def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
         "controlnet": models.find_folder(config.controlnet, "controlnet"),
         "unet": models.find_folder(config.unet, "unet") if config.unet else None,
     }
-    if config.structure.kind != "none":
-        models_of["structure.controlnet"] = models.find_folder(
-            config.structure.controlnet, "controlnet"
+    if config.second_control.is_on:
+        models_of["second_control.controlnet"] = models.find_folder(
+            config.second_control.controlnet, "controlnet"
         )
-        settings["structure"]["detector"] = detectors.detector_revision(config.structure)
-    del settings["structure"]["controlnet"], settings["layouts"]
+        settings["second_control"]["detector"] = detectors.detector_revision(config.second_control)
+    del settings["second_control"]["controlnet"], settings["label_maps"]
     mapping = run_identity(settings, models=models_of)
-    mapping["data"]["layouts"] = layouts.layouts_digest(inputs.layouts)
+    mapping["data"]["label_maps"] = layouts.layouts_digest(inputs.layouts)
     if inputs.images:
         mapping["data"]["images"] = digest(sorted(inputs.images.items()))
     return mapping

@@ -58,7 +58,7 @@ class LayoutSource:
         width = max(1, round(label.shape[1] * self.height_px / label.shape[0]))
         if self.height_px * width > MAX_PIXELS:
             raise UserError(
-                f"--layout-height-px {self.height_px}: makes {self.folder / name} "
+                f"--label-height-px {self.height_px}: makes {self.folder / name} "
                 f"{width}x{self.height_px} px, more than {MAX_PIXELS}; make it smaller"
             )
         return resize_nearest(label, (self.height_px, width))
@@ -78,7 +78,7 @@ class LayoutSource:
 def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int) -> LayoutSource:
     """List the label maps of a dataset folder or of a folder of PNGs, in name order."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of label maps; check --layouts")
+        raise UserError(f"{folder}: no such folder of label maps; check --label-maps")
     if is_dataset(folder):
         samples = open_dataset(folder, labelled=True)
         found = {str(s.label.relative_to(folder)): s.image for s in samples if s.label}
@@ -91,7 +91,7 @@ def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int
     names = sorted(found)
     if not names:
         raise UserError(
-            f"{folder}: no label map matches {pattern!r}; check --layouts and --layout-pattern"
+            f"{folder}: no label map matches {pattern!r}; check --label-maps and --label-pattern"
         )
     table = labels.label_space(label_space)
     if table.size > 256:
@@ -110,7 +110,7 @@ def _measure(source: LayoutSource, name: str) -> Layout:
         if source.pictures or not str(error).startswith(str(source.folder)):
             raise
         raise UserError(
-            f"{error}. If it is no label map, name those that are with --layout-pattern, "
+            f"{error}. If it is no label map, name those that are with --label-pattern, "
             "'*_labelIds.png' say"
         ) from None
     counts = np.bincount(label.ravel(), minlength=256)[: labels.NUM_CLASSES]
@@ -234,7 +234,7 @@ def check_sizes(source: LayoutSource, layouts: list[Layout], crop: tuple[int, in
         scale = max(crop[0] / layout.height, crop[1] / layout.width)
         raise UserError(
             f"{source.folder / layout.name}: {layout.width}x{layout.height} px is smaller than the "
-            f"crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or --layout-height-px "
+            f"crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or --label-height-px "
             f"{int(np.ceil(layout.height * scale)) + 1}"
         )
 

@@ -40,8 +40,8 @@ def check_output(folder: Path, layouts: Path) -> None:
     here, there = folder.resolve(), layouts.resolve()
     if here == there or there in here.parents or here in there.parents:
         raise UserError(
-            f"--output {folder}: and --layouts {layouts} lie in one another, so that results would "
-            "become label maps; choose another --output"
+            f"--output {folder}: and --label-maps {layouts} lie in one another, so that results "
+            "would become label maps; choose another --output"
         )
     if mode is None:
         return

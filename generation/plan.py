@@ -17,6 +17,7 @@ from generation.layouts import Layout
 from generation.prompts import Grammar, Name, join_classes, quota_sequence, render_prompt
 from generation.settings import Config
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
+from pipeline.rare_classes import RareClassSampling, class_probabilities
 from pipeline.seeding import numpy_generator, seed_of
 
 CROP_TRIES = 10
@@ -50,22 +51,11 @@ class Crop:
         return array[self.top : self.top + self.height, self.left : self.left + self.width].copy()
 
 
-def class_probabilities(counts: np.ndarray, usable: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the probability of each class: softmax((1 - frequency) / T) over `usable` ones.
-
-    `counts`: pixels per class over all layouts. DAFormer, equation 3; DGInStyle, rare class
-    generation.
-    """
-    frequency = counts / max(counts.sum(), 1)
-    score = np.where(usable, (1 - frequency) / temperature, -np.inf)
-    weight = np.exp(score - score.max())
-    return weight / weight.sum()
-
-
 class Planner:
-    """Draws plans from the class statistics of the layouts.
+    """Makes plans from the class statistics of the label maps.
 
-    `counts`: layouts x 19 pixels per class. `temperature` 0 turns rare class sampling off.
+    `counts`: label maps x 19 pixels per class. Rare class sampling follows DAFormer, equation 10,
+    as in DGInStyle; without it, or if no map serves any class, maps are sampled evenly.
     """
 
     def __init__(
@@ -74,18 +64,19 @@ class Planner:
         grammar: Grammar,
         *,
         seed: int,
-        temperature: float,
-        min_pixels: int,
+        sampling: RareClassSampling,
     ) -> None:
         self.grammar, self.seed = grammar, seed
         self.num_layouts = len(counts)
         self.serving: list[np.ndarray] = [
-            np.flatnonzero(counts[:, c] > min_pixels) for c in range(NUM_CLASSES)
+            np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(NUM_CLASSES)
         ]
         usable = np.array([s.size > 0 for s in self.serving])
         self.probabilities: np.ndarray | None = None
-        if temperature > 0 and usable.any():
-            self.probabilities = class_probabilities(counts.sum(axis=0), usable, temperature)
+        if sampling.enabled and usable.any():
+            self.probabilities = class_probabilities(
+                counts.sum(axis=0), usable, sampling.temperature
+            )
 
     def draw_plan(self, n: int) -> list[PlanItem]:
         """Return the first `n` items.
@@ -169,7 +160,7 @@ def describe(
     `whole`: the HxW label map of `layout`, train ids with void 255.
     """
     crop = place_crop(
-        whole, item, seed=config.seed, size=config.crop_px, min_share=config.rcs_min_share
+        whole, item, seed=config.seed, size=config.crop_px, min_share=config.rare_classes.min_share
     )
     label, rare = crop.of(whole), item.rare_class
     rng = numpy_generator(config.seed, "class words", item.index)

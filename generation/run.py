@@ -58,7 +58,7 @@ def open_output(config: Config, inputs: Inputs, process_index: int) -> RunFolder
     identity = identify(config, inputs)
     facts = {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "paths": {k: getattr(config, k) for k in ("base", "unet", "controlnet", "layouts")},
+        "paths": {k: getattr(config, k) for k in ("base", "unet", "controlnet", "label_maps")},
     }
     folder = RunFolder(
         config.output,
@@ -129,7 +129,7 @@ def main() -> int | None:
         dry_run.check_plan_file(Path(config.plan_file))
     inputs = read_inputs(config)
     if process_index == 0 and (warning := layouts.mostly_void(inputs.layouts)):
-        print(f"streetforge: {config.layouts_folder}: {warning}", file=sys.stderr)
+        print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
     if call.dry_run:
         print(dry_run.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
         missing = [inputs.plan[index] for index in inputs.missing]

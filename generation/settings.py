@@ -3,18 +3,19 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
 from generation.prompts import Grammar
 from pipeline.base_defaults import with_base_defaults
-from pipeline.config import LARGEST, require_between, require_positive, to_mapping
+from pipeline.config import require_between, require_positive, require_seed, to_mapping
 from pipeline.errors import UserError
 from pipeline.images import MAX_PIXELS
 from pipeline.labels import CLASS_NAMES, shipped
+from pipeline.rare_classes import RareClassSampling
 
-DEFAULT_LAYOUTS = shipped("pocket_layouts")
+DEFAULT_LABEL_MAPS = shipped("pocket_layouts")
 SCHEDULERS = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
@@ -22,170 +23,297 @@ SCHEDULERS = {
 }
 NOT_IN_DIGEST = ("n", "output", "plan_file")
 OF_THE_BASE = (  # settings that a base model may bring along
-    "crop_px", "rcs_min_pixels", "control_scale", "base_scale", "fusion_scale", "fusion",
-    "tile_px", "stride_px", "tile_weight", "large_area", "held_classes", "tile_cover", "steps",
-    "solver", "guidance_scale", "guidance_interval", "guidance_rescale", "guide_control_from",
-    "negative_prompt", "prompt",
-)  # fmt: skip
+    "crop_px",
+    "rare_classes",
+    "controlnet_scale",
+    "base_pass_scale",
+    "canvas_scale",
+    "fusion",
+    "tile_px",
+    "stride_px",
+    "tile_weight",
+    "min_region_share",
+    "base_pass_classes",
+    "tile_selection",
+    "steps",
+    "scheduler",
+    "guidance_scale",
+    "guidance_interval",
+    "guess_mode_from",
+    "negative_prompt",
+    "prompt",
+)
 LIMITS = {  # lowest and highest value; what lies outside is a slip, or would never end
-    "n": (1, 1_000_000), "seed": (0, LARGEST), "layout_height_px": (0, 16384),
-    "rcs_temperature": (0, 1000), "rcs_min_pixels": (0, MAX_PIXELS), "rcs_min_share": (0, 1),
-    "control_scale": (0, 10), "strength": (0, 1), "details_window": (0, 10),
-    "base_scale": (1 / 16, 16), "fusion_scale": (1 / 16, 16), "large_area": (0, 1),
-    "steps": (1, 1000), "guidance_scale": (0, 1000), "guidance_rescale": (0, 1),
-    "guide_control_from": (0, 1), "tile_batch": (1, 4096), "image_batch": (1, 1024),
-    "cached_tiles": (0, 1_000_000), "vae_tile_px": (0, 16384), "cpu_threads": (1, 1024),
-}  # fmt: skip
+    "n": (1, 1_000_000),
+    "label_height_px": (0, 16384),
+    "controlnet_scale": (0, 10),
+    "strength": (0, 1),
+    "color_transfer_window": (0, 10),
+    "base_pass_scale": (1 / 16, 16),
+    "canvas_scale": (1 / 16, 16),
+    "min_region_share": (0, 1),
+    "steps": (1, 1000),
+    "guidance_scale": (0, 1000),
+    "guess_mode_from": (0, 1),
+    "tile_batch": (1, 4096),
+    "image_batch": (1, 1024),
+    "condition_cache_tiles": (0, 1_000_000),
+    "vae_tile_px": (0, 16384),
+    "cpu_threads": (1, 1024),
+}
 MIN_TEMPERATURE = 1e-6  # below it the softmax overflows
-MAX_TILES = 100_000  # of one image
 
 
 @dataclass(frozen=True)
-class Structure:
-    """A second ControlNet that sees the structure of the source picture."""
+class SecondControl:
+    """A second ControlNet, conditioned on the structure of the source image."""
 
-    kind: Literal["none", "canny", "depth", "soft_edge", "line"] = "none"
-    """canny needs nothing more; the others need the extra `controlnet-aux`."""
+    kind: Literal["none", "canny", "depth", "softedge", "lineart"] = "none"
+    """condition that is detected in the source image; canny needs no extra package, the others need
+    the extra `controlnet-aux`"""
     controlnet: str = ""
-    """Folder of a 3-channel ControlNet for this kind."""
+    """folder of a ControlNet with 3 condition channels, trained for this kind"""
     scale: float = 0.5
-    """Factor on its residuals."""
+    """factor on the residuals of this ControlNet"""
     detector: str = "lllyasviel/Annotators@982e7edaec38759d914a963c48c4726685de7d96"
-    """The detector's weights: a folder, or a hub id pinned as owner/name@<40-digit commit>."""
+    """weights of the detector: a folder, or a hub id pinned as owner/name@<40-digit commit>"""
     canny_thresholds: tuple[float, float] = (100.0, 200.0)
-    """Lower and upper gradient threshold of canny, for 8-bit grey values."""
+    """lower and upper gradient threshold of canny, for 8-bit grey values"""
+
+    def __post_init__(self) -> None:
+        require_between(self, 0, 10, "scale", prefix="second-control.")
+        low, high = self.canny_thresholds
+        if not 0 <= low <= high < math.inf:
+            raise UserError(
+                f"--second-control.canny-thresholds {low:g} {high:g}: must be two numbers of 0 or "
+                "more, in order"
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a second ControlNet."""
+        return self.kind != "none"
+
+
+@dataclass(frozen=True)
+class RareClasses(RareClassSampling):
+    """How often label maps and crops with rare classes are chosen."""
+
+    min_share: float = 0.01
+    """crops are sampled again (10 tries) until the class covers more than this share of the crop"""
+
+    def __post_init__(self) -> None:
+        prefix = "rare-classes."
+        require_between(self, MIN_TEMPERATURE, 1000, "temperature", prefix=prefix)
+        require_between(self, 0, MAX_PIXELS, "min_pixels", prefix=prefix)
+        require_between(self, 0, 1, "min_share", prefix=prefix)
 
 
 @dataclass(frozen=True)
 class Config:
     """All settings of `generation/run.py`, here with the defaults of Stable Diffusion.
 
-    Sizes, steps, guidance and words come with the base model, see `default_config`.
+    Sizes, steps, guidance and prompt come with the base model, see `default_config`.
     """
 
-    n: int = 8
-    """Size of the finished set; a larger number later adds to the same folder."""
-    seed: int = 0
-    """Seed of the run; sample i depends on it and on i alone."""
-    output: Path = Path("runs/generated")
-    """Dataset folder to write. The same command continues it."""
-    plan_file: str = ""
-    """With --dry-run: write label, crop, prompt and seed of every sample to this JSONL file."""
+    RENAMED: ClassVar[dict[str, str]] = {
+        "layouts": "label_maps",
+        "layout_pattern": "label_pattern",
+        "layout_height_px": "label_height_px",
+        "rcs_temperature": "rare_classes.temperature",
+        "rcs_min_pixels": "rare_classes.min_pixels",
+        "rcs_min_share": "rare_classes.min_share",
+        "control_scale": "controlnet_scale",
+        "structure": "second_control",
+        "details": "color_transfer",
+        "details_window": "color_transfer_window",
+        "base_scale": "base_pass_scale",
+        "fusion_scale": "canvas_scale",
+        "large_area": "min_region_share",
+        "held_classes": "base_pass_classes",
+        "tile_cover": "tile_selection",
+        "solver": "scheduler",
+        "guide_control_from": "guess_mode_from",
+        "cached_tiles": "condition_cache_tiles",
+    }
 
-    layouts: str = ""
-    """Dataset folder or folder of label PNGs; empty is the small set shipped with Streetforge."""
-    layout_pattern: str = "*.png"
-    """Which files of a plain folder are labels, for example '*_labelIds.png'."""
+    n: int = 8
+    """size of the finished dataset; a larger number later adds to the same folder"""
+    seed: int = 0
+    """seed of the run; sample i depends on this seed and on i alone"""
+    output: Path = Path("runs/generated")
+    """dataset folder to write; the same command continues it"""
+    plan_file: str = ""
+    """with --dry-run: write label map, crop, prompt and seed of every sample to this JSONL file"""
+
+    label_maps: str = ""
+    """dataset folder, or folder of label PNGs; empty takes the small set that is shipped"""
+    label_pattern: str = "*.png"
+    """which files of a plain folder are label maps, for example '*_labelIds.png'"""
     label_space: str = "train_ids"
-    """Name of a file in datasets/labelspaces, or the path of such a YAML."""
-    layout_height_px: int = 0
-    """Resize every layout (nearest) to this height before cropping; 0 keeps the native size."""
+    """name of a file in datasets/labelspaces, or the path of such a YAML file"""
+    label_height_px: int = 0
+    """resize every label map (nearest neighbour) to this height before cropping; 0 keeps the native
+    size"""
     crop_px: tuple[int, int] = (0, 0)
-    """Height and width of the label crop, which is the size of the image written; 0 0: none known,
-    otherwise the size that the base was trained on."""
-    rcs_temperature: float = 0.01
-    """Rare class sampling: class ~ softmax((1 - frequency) / T); 0 draws layouts evenly."""
-    rcs_min_pixels: int = 3000
-    """A layout serves a class if it has more pixels of it than this (after resizing)."""
-    rcs_min_share: float = 0.01
-    """Crops are redrawn (10 tries) until the class covers more than this share of the crop."""
+    """height and width of the label crop and of the image written; 0 0 takes the size that the base
+    model was trained on"""
+    rare_classes: RareClasses = field(default_factory=RareClasses)
+    """rare class sampling (DAFormer): a class ~ softmax((1 - frequency) / temperature), then a
+    label map that holds it"""
 
     base: str = "pocket"
-    """'pocket', a diffusers folder, or a hub id pinned as owner/name@<40-digit commit>."""
+    """base model: 'pocket', a diffusers folder, or a hub id pinned as owner/name@<40-digit
+    commit>"""
     unet: str = ""
-    """Folder of another U-Net; empty is the base's own, which is the Style Swap."""
+    """folder of another U-Net; empty takes the base model's own, which is the Style Swap"""
     controlnet: str = "pocket"
-    """'pocket' or the folder of a 20-channel ControlNet."""
-    control_scale: float = 1.0
-    """Factor on the ControlNet's residuals."""
-    structure: Structure = field(default_factory=Structure)
-    """A second control, taken from the source pictures of the label maps."""
+    """'pocket', or the folder of a ControlNet with 20 condition channels"""
+    controlnet_scale: float = 1.0
+    """factor on the residuals of the ControlNet (diffusers: controlnet_conditioning_scale)"""
+    second_control: SecondControl = field(default_factory=SecondControl)
+    """a second ControlNet, conditioned on the source images of the label maps"""
     strength: float = 1.0
-    """Below 1 both passes start from the source picture, noised for this share of the steps."""
-    details: Literal["generated", "source"] = "generated"
-    """'source': the picture drawn gives each class its colours, the source picture its details."""
-    details_window: float = 0.1
-    """Standard deviation of the window in which colours are compared, in heights of the crop."""
+    """below 1, both passes start from the source image, noised for this share of the steps
+    (SDEdit; diffusers' image-to-image strength)"""
+    color_transfer: Literal["none", "source"] = "none"
+    """'source' writes the source image in the generated image's local class colours (Reinhard
+    colour transfer) in place of the generated image"""
+    color_transfer_window: float = 0.1
+    """standard deviation of the Gaussian window of the colour statistics, as a share of the crop's
+    height"""
 
-    base_scale: float = 1.0
-    """Size of the base pass relative to the crop."""
-    fusion_scale: float = 2.0
-    """Size of the high-resolution pass relative to the crop; Lanczos-resized to the crop."""
+    base_pass_scale: float = 1.0
+    """size of the base pass relative to the crop"""
+    canvas_scale: float = 2.0
+    """size of the high-resolution pass relative to the crop; its image is resized to the crop by
+    Lanczos"""
     fusion: Literal["aligned", "reference", "none"] = "aligned"
-    """'aligned': paste on the tiles' own noise level; 'reference': DGInStyle; 'none': base only."""
+    """'aligned' pastes regions at the noise level of the tiles; 'reference' is DGInStyle's
+    algorithm; 'none' runs the base pass alone"""
     tile_px: tuple[int, int] = (0, 0)
-    """Height and width of a tile of the high-resolution pass, in pixels of that pass: the size that
-    the base was trained on."""
+    """height and width of a tile of the high-resolution pass, in its pixels; 0 0 takes the size
+    that the base model was trained on"""
     stride_px: tuple[int, int] = (0, 0)
-    """Distance of neighbouring tiles; the last tile of an axis is aligned to the border."""
+    """distance of neighbouring tiles; the last tile of an axis is aligned to the border"""
     tile_weight: Literal["uniform", "gaussian"] = "uniform"
-    """How overlapping tiles are averaged."""
-    large_area: float = 30000 / 512**2
-    """A connected component above this share of the crop is kept from the base pass."""
-    held_classes: tuple[str, ...] = ()
-    """Classes whose large components are kept; none named means all, as in DGInStyle. Where the
-    base pass is coarser than the picture, leave out what has details: buildings have windows."""
-    tile_cover: Literal["grid", "needed", "adaptive"] = "needed"
-    """'grid': all tiles; 'needed': those not wholly in kept regions, with the same result;
-    'adaptive': as few of them as cover everything else."""
+    """weights with which overlapping tiles are averaged"""
+    min_region_share: float = 30000 / 512**2
+    """connected components above this share of the crop are kept from the base pass"""
+    base_pass_classes: tuple[str, ...] = ()
+    """classes whose large components are kept from the base pass; none named means all, as in
+    DGInStyle. If the base pass has a lower resolution than the output, exclude classes with fine
+    detail such as buildings"""
+    tile_selection: Literal["all", "uncovered", "greedy"] = "uncovered"
+    """'all' evaluates every tile; 'uncovered' skips tiles that lie wholly in kept regions, with the
+    same result; 'greedy' takes few tiles that together cover the rest"""
 
     steps: int = 20
-    """Denoising steps of each pass."""
-    solver: Literal["ddim", "dpm++2m", "unipc"] = "dpm++2m"
-    """Solver, built from the base's own scheduler config."""
+    """denoising steps of each pass (diffusers: num_inference_steps)"""
+    scheduler: Literal["ddim", "dpm++2m", "unipc"] = "dpm++2m"
+    """scheduler, built from the base model's own scheduler config"""
     guidance_scale: float = 7.5
-    """Classifier-free guidance; 1 evaluates the prompt alone."""
+    """classifier-free guidance scale; 1 evaluates the prompt alone"""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Share of the steps (from, to) that are guided; the others evaluate the prompt alone."""
-    guidance_rescale: float = 0.0
-    """Share of the guided prediction rescaled to the contrast of the unguided one (0..1)."""
-    guide_control_from: float = 1.0
-    """After this share of the steps the other half of the guidance goes without control, so that
-    guidance strengthens the label map as well as the prompt (from 0 on: the guess mode of
-    ControlNet, Zhang et al., ICCV 2023). 1 never does."""
+    """from which to which share of the steps guidance is applied; the others evaluate the prompt
+    alone"""
+    guess_mode_from: float = 1.0
+    """from this share of the steps on, the unconditional branch runs without ControlNet, so
+    guidance also amplifies the label map (guess mode, Zhang et al., ICCV 2023); 1 never does"""
     tile_batch: int = 9
-    """Most tiles per network call; halved if memory runs out."""
+    """largest number of tiles per network call; halved if memory runs out"""
     image_batch: int = 1
-    """Pictures drawn together: they share the calls of the tiles, and of the base pass."""
-    cached_tiles: int = 256
-    """Condition embeddings kept per picture; those of further tiles are made at each step."""
+    """images generated together: they share the network calls"""
+    condition_cache_tiles: int = 256
+    """number of tiles per image whose condition embedding is kept; those of further tiles are
+    computed at each step"""
     vae_tile_px: int = 0
-    """Decode and encode larger pictures in tiles of this size; 0 takes them whole."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of U-Net, ControlNet and text encoder; solver and VAE stay in float32."""
+    """decode and encode larger images in tiles of this size (diffusers' VAE tiling); 0 does not
+    tile"""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """precision of U-Net, ControlNet and text encoder; scheduler and VAE stay in float32"""
     attention: Literal["native", "xformers"] = "native"
-    """Attention kernels: PyTorch's own, or those of xformers (an extra)."""
+    """attention kernels: PyTorch's own, or those of xformers (an extra)"""
     compile: bool = False
-    """Compile U-Net and ControlNet together with torch.compile; takes minutes, then is faster."""
+    """compile U-Net and ControlNet together by torch.compile: takes minutes, then runs faster"""
     channels_last: bool = False
-    """Keep convolutions in channels-last layout, which tensor cores read faster."""
+    """keep convolutions in channels-last layout, which tensor cores read faster"""
     cpu_threads: int = 1
-    """Threads of a process without a GPU. It changes the last bit of a sum, so it belongs to the
-    settings; to use all cores start one process per core, which is faster as well."""
+    """threads of a process without a GPU. The number changes the last bit of a sum, so it is one of
+    the settings that define a run; to use all cores, start one process per core"""
 
     negative_prompt: str = ""
-    """Prompt of the other half of the guidance; naming the source's own look keeps it out."""
+    """prompt of the unconditional branch; naming the source's own look steers away from it"""
     prompt: tyro.conf.Suppress[Grammar] = field(default_factory=Grammar)
-    """Prompt grammar; set it in a YAML file."""
+    """prompt grammar; set it in a YAML file"""
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for numbers out of their range, infinite ones and not-a-numbers."""
+        require_seed(self.seed)
+        for name, (low, high) in LIMITS.items():
+            require_between(self, low, high, name)
+        require_positive(self, "guidance_scale", "strength", "color_transfer_window")
+        first, last = self.guidance_interval
+        if not 0 <= first <= last <= 1:
+            raise UserError(
+                f"--guidance-interval {first:g} {last:g}: must be two shares in 0..1, in order"
+            )
+        if unknown := [name for name in self.base_pass_classes if name not in CLASS_NAMES]:
+            raise UserError(f"--base-pass-classes {unknown[0]!r}: use {', '.join(CLASS_NAMES)}")
+        pattern = Path(self.label_pattern)
+        if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
+            raise UserError(
+                f"--label-pattern {self.label_pattern!r}: must be relative to --label-maps and "
+                "stay inside it, '*_labelIds.png' say"
+            )
+
+    def check(self) -> None:
+        """Raise `UserError` for settings that do not fit each other, without reading any file."""
+        self._check_known_sizes()
+        if self.fusion == "reference" and self.scheduler != "ddim":
+            raise UserError(
+                f"--scheduler {self.scheduler}: the 'reference' fusion pastes fresh noise after "
+                "each step, which only ddim allows; use --scheduler ddim or --fusion aligned"
+            )
+        if self.second_control.is_on and not self.second_control.controlnet:
+            raise UserError(
+                f"--second-control.kind {self.second_control.kind}: needs "
+                "--second-control.controlnet, the folder of a 3-channel ControlNet trained for it"
+            )
+        self.prompt.check()
+
+    def _check_known_sizes(self) -> None:
+        """Raise `UserError` for sizes below 1, and if the base model's own size is not known."""
+        names = ("crop_px", "tile_px", "stride_px")
+        sizes = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
+        if unknown := [flag for flag, size in sizes.items() if size == (0, 0)]:
+            raise UserError(
+                f"{unknown[0]}: the image size of --base {self.base} is not known (sample_size in "
+                "its unet/config.json, if it is on this disk); set "
+                f"{', '.join(unknown)}"
+            )
+        for flag, size in sizes.items():
+            if min(size) <= 0:
+                raise UserError(f"{flag} {size[0]} {size[1]}: both must be 1 or more")
 
     @property
-    def layouts_folder(self) -> Path:
+    def label_maps_folder(self) -> Path:
         """The folder of the label maps."""
-        return Path(self.layouts) if self.layouts else DEFAULT_LAYOUTS
+        return Path(self.label_maps) if self.label_maps else DEFAULT_LABEL_MAPS
 
     def scaled(self, scale: float) -> tuple[int, int]:
         """Return the crop's height and width in pixels of a pass at `scale`."""
         return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
 
     @property
-    def held_ids(self) -> list[int]:
-        """The train ids of `held_classes`."""
-        return [CLASS_NAMES.index(name) for name in self.held_classes or CLASS_NAMES]
+    def base_pass_ids(self) -> list[int]:
+        """The train ids of `base_pass_classes`."""
+        return [CLASS_NAMES.index(name) for name in self.base_pass_classes or CLASS_NAMES]
 
     @property
-    def needs_pictures(self) -> bool:
-        """Whether the source pictures of the label maps are used."""
-        return self.structure.kind != "none" or self.strength < 1 or self.details == "source"
+    def needs_source_images(self) -> bool:
+        """Whether the source images of the label maps are used."""
+        return self.second_control.is_on or self.strength < 1 or self.color_transfer == "source"
 
 
 def run_mapping(config: Config) -> dict[str, Any]:
@@ -197,150 +325,3 @@ def run_mapping(config: Config) -> dict[str, Any]:
 
 
 default_config = with_base_defaults(Config, "generation", OF_THE_BASE)
-
-
-def check(config: Config) -> None:
-    """Raise `UserError` for settings that cannot work, without reading any file."""
-    check_numbers(config)
-    check_known_size(config)
-    if unknown := [name for name in config.held_classes if name not in CLASS_NAMES]:
-        raise UserError(f"--held-classes {unknown[0]!r}: use {', '.join(CLASS_NAMES)}")
-    if config.fusion == "reference" and config.solver != "ddim":
-        raise UserError(
-            f"--solver {config.solver}: the 'reference' fusion pastes fresh noise after each step, "
-            "which only ddim allows; use --solver ddim or --fusion aligned"
-        )
-    if config.structure.kind != "none" and not config.structure.controlnet:
-        raise UserError(
-            f"--structure.kind {config.structure.kind}: needs --structure.controlnet, the folder "
-            "of a 3-channel ControlNet trained for it"
-        )
-    pattern = Path(config.layout_pattern)
-    if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
-        raise UserError(
-            f"--layout-pattern {config.layout_pattern!r}: must be relative to --layouts and stay "
-            "inside it, '*_labelIds.png' say"
-        )
-    config.prompt.check()
-    check_canvas(config)
-
-
-def check_numbers(config: Config) -> None:
-    """Raise `UserError` for numbers out of their range, infinite ones and such as are none."""
-    for name, (low, high) in LIMITS.items():
-        require_between(config, low, high, name)
-    require_positive(config, "guidance_scale", "strength", "details_window")
-    if 0 < config.rcs_temperature < MIN_TEMPERATURE:
-        raise UserError(
-            f"--rcs-temperature {config.rcs_temperature:g}: must be 0, or {MIN_TEMPERATURE:g} or "
-            "more"
-        )
-    first, last = config.guidance_interval
-    if not 0 <= first <= last <= 1:
-        raise UserError(
-            f"--guidance-interval {first:g} {last:g}: must be two shares in 0..1, in order"
-        )
-    require_between(config.structure, 0, 10, "scale", prefix="structure.")
-    low, high = config.structure.canny_thresholds
-    if not 0 <= low <= high < math.inf:
-        raise UserError(
-            f"--structure.canny-thresholds {low:g} {high:g}: must be two numbers of 0 or more, in "
-            "order"
-        )
-
-
-def check_known_size(config: Config) -> None:
-    """Raise `UserError` for sizes below 1, and if the size that a base draws at is not known."""
-    names = ("crop_px", "tile_px", "stride_px")
-    sizes = {f"--{name.replace('_', '-')}": getattr(config, name) for name in names}
-    if unknown := [flag for flag, size in sizes.items() if size == (0, 0)]:
-        raise UserError(
-            f"{unknown[0]}: the size that --base {config.base} draws at is not known (a "
-            "sample_size in its unet/config.json would tell, on this disk); set "
-            f"{', '.join(unknown)}"
-        )
-    for flag, size in sizes.items():
-        if min(size) <= 0:
-            raise UserError(f"{flag} {size[0]} {size[1]}: both must be 1 or more")
-
-
-def check_canvas(config: Config) -> None:
-    """Raise `UserError` unless both passes are of a size that can be drawn, in tiles that fit."""
-    for name in ("base_scale", "fusion_scale"):
-        height, width = config.scaled(getattr(config, name))
-        if height * width > MAX_PIXELS:
-            raise UserError(
-                f"--crop-px {config.crop_px[0]} {config.crop_px[1]}: {height}x{width} px with "
-                f"--{name.replace('_', '-')} are more than {MAX_PIXELS}; make one of them smaller"
-            )
-    if config.fusion == "none":
-        return
-    canvas, tiles = config.scaled(config.fusion_scale), 1
-    for axis, name in enumerate(("height", "width")):
-        if config.tile_px[axis] > canvas[axis]:
-            raise UserError(
-                f"--tile-px {config.tile_px}: tile {name} exceeds the {canvas[axis]} px of the "
-                "high-resolution pass; make tiles smaller or --fusion-scale larger"
-            )
-        if config.stride_px[axis] > config.tile_px[axis]:
-            raise UserError(
-                f"--stride-px {config.stride_px}: {name} exceeds the tile's {config.tile_px[axis]}"
-                " px, which leaves gaps; make it at most the tile"
-            )
-        tiles *= 1 + -(-(canvas[axis] - config.tile_px[axis]) // config.stride_px[axis])
-    if tiles > MAX_TILES:
-        raise UserError(
-            f"--stride-px {config.stride_px}: cuts an image into {tiles} tiles, more than "
-            f"{MAX_TILES}; make it larger"
-        )
-
-
-def check_grid(config: Config, latent_px: int, unit: int) -> None:
-    """Raise `UserError` unless tiles and strides fit the model's grid; canvases are padded to it.
-
-    `latent_px`: picture pixels per latent pixel. `unit`: picture pixels per pixel of the U-Net's
-    deepest level; what the U-Net sees must be a multiple of it.
-    """
-    smallest = unit  # below it nothing is left in the U-Net's deepest level
-    if min(config.crop_px) < smallest:
-        raise UserError(
-            f"--crop-px {config.crop_px[0]} {config.crop_px[1]}: both must be {smallest} or more "
-            "for this base model"
-        )
-    # Tiles of the autoencoder overlap by a quarter; other sizes would not meet where they should.
-    if config.vae_tile_px % (4 * latent_px):
-        raise UserError(
-            f"--vae-tile-px {config.vae_tile_px}: must be 0 or a multiple of {4 * latent_px} for "
-            "this base model, 512 say"
-        )
-    if config.fusion == "none":
-        return
-    sizes = {
-        "--tile-px: a tile": (config.tile_px, unit),
-        "--stride-px: the stride": (config.stride_px, latent_px),
-    }
-    for name, (size, multiple) in sizes.items():
-        if size[0] % multiple or size[1] % multiple:
-            raise UserError(
-                f"{name} is {size[0]}x{size[1]} px, but height and width must be multiples of "
-                f"{multiple} for this base model"
-            )
-
-
-def padded_crop(config: Config, latent_px: int, unit: int) -> tuple[int, int]:
-    """Return the height and width to which label crops are padded, the crop's own if it fits.
-
-    The smallest ones for which the base pass is a multiple of `unit` and the high-resolution pass
-    of `latent_px` pixels (see `check_grid`).
-    """
-
-    def padded(length: int) -> int:
-        while (
-            round(length * config.base_scale) % unit
-            or round(length * config.base_scale) < unit
-            or round(length * config.fusion_scale) % latent_px
-        ):
-            length += 1
-        return length
-
-    return padded(config.crop_px[0]), padded(config.crop_px[1])

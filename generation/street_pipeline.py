@@ -20,7 +20,8 @@ from PIL import Image
 
 from generation.sampler.networks import Networks, load_networks
 from generation.sampler.sampler import Request, Sampler
-from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, check, default_config
+from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, default_config
+from generation.sizes import check_canvas
 from pipeline import base_defaults, files, labels, models
 from pipeline.config import from_layers, from_mapping, to_mapping, with_base
 from pipeline.errors import UserError
@@ -136,7 +137,7 @@ class StreetPipeline:
                 raise UserError(f"prompt {text!r}: must be text")
         if output_type == "np" and len({one.shape for one in maps}) > 1:
             raise UserError("output_type 'np': the labels differ in size; use 'pil'")
-        if self.settings.needs_pictures != (image is not None):
+        if self.settings.needs_source_images != (image is not None):
             word = "needs" if image is None else "does not use"
             raise UserError(
                 f"image: the pipeline {word} a source picture, by structure, strength and details"
@@ -166,11 +167,12 @@ class StreetPipeline:
         seed: int,
         source: np.ndarray | None,
     ) -> np.ndarray:
-        check(settings)
+        settings.check()
+        check_canvas(settings)
         if self._networks is None:
             self._networks = load_networks(settings, self.device)
         with _threads(settings.cpu_threads, self.device):
-            self._networks.use_solver(settings)
+            self._networks.set_scheduler(settings)
             request = Request(label, prompt, seed, source)
             picture = Sampler(self._networks, settings).draw_all([request])[0]
         if picture.image is None:

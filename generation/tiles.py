@@ -76,16 +76,16 @@ def held_mask(
 
 
 def chosen_boxes(
-    boxes: list[Box], tile: tuple[int, int], mask: np.ndarray, cover: str
+    boxes: list[Box], tile: tuple[int, int], mask: np.ndarray, selection: str
 ) -> list[Box]:
     """Return the tiles of the grid `boxes` to evaluate if `mask` is kept from the base pass.
 
-    `cover` 'grid': all; 'needed': those with a pixel outside `mask`; 'adaptive': of these, greedily
-    the one that adds most uncovered pixels, ties by place, until every such pixel is covered.
+    `selection` 'all': all; 'uncovered': those with a pixel outside `mask`; 'greedy': of these,
+    always the one that adds most uncovered pixels, ties by position, until all are covered.
     """
-    if cover == "grid":
+    if selection == "all":
         return boxes
-    if cover == "needed":
+    if selection == "uncovered":
         return [box for box in boxes if not _window(mask, box, tile).all()]
     left, chosen = ~mask, []
     while left.any():

@@ -53,7 +53,7 @@ class Maker:
         label, row = describe(item, self.source.read(layout.name), layout, self.config)
         row |= self.facts
         row["prompt_cut"] = self.sampler.networks.text.truncates(row["prompt"])
-        if not self.config.needs_pictures:
+        if not self.config.needs_source_images:
             return label, row, None
         picture = self.source.read_picture(item.layout, (layout.height, layout.width))
         return label, row, Crop(*row["crop"]).of(picture)

@@ -32,6 +32,17 @@ class RareClassSampling:
         require_between(self, 0, math.inf, "min_pixels", prefix=prefix)
 
 
+def class_probabilities(pixels: np.ndarray, usable: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probability of each class: softmax((1 - frequency) / T) over `usable` ones.
+
+    `pixels`: pixels per class of the whole dataset. `usable`: bool per class, one at least.
+    """
+    frequency = pixels / max(pixels.sum(), 1)
+    score = np.where(usable, (1 - frequency) / temperature, -np.inf)
+    weight = np.exp(score - score.max())
+    return weight / weight.sum()
+
+
 @dataclass
 class ClassIndex:
     """Which files hold which class. `probabilities` sums to 1 over the 19 classes."""
@@ -61,12 +72,10 @@ def index_classes(samples: Sequence[Sample], sampling: RareClassSampling) -> Cla
             counted = labels.count_classes(labels.read_label(sample.label))
         counts[i] = counted
     holders = [np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(counts.shape[1])]
-    frequency = counts.sum(0) / max(1, counts.sum())
-    logits = (1 - frequency) / sampling.temperature
-    weights = np.exp(logits - logits.max()) * np.array([len(h) > 0 for h in holders])
-    if weights.sum() == 0:
+    usable = np.array([len(h) > 0 for h in holders])
+    if not usable.any():
         raise UserError(
             f"rare class sampling: no file has more than {sampling.min_pixels} pixels of any "
             "class; lower min_pixels"
         )
-    return ClassIndex(weights / weights.sum(), holders)
+    return ClassIndex(class_probabilities(counts.sum(0), usable, sampling.temperature), holders)

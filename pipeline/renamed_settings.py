@@ -31,8 +31,9 @@ def refuse_old_flags(cls: Any, words: Sequence[str]) -> None:
     flags = _old_flags(cls, "--")
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
-        if flag in flags:
-            raise UserError(f"{flag}: is now called {flags[flag]}; rename it")
+        for old, new in flags.items():
+            if flag == old or flag.startswith(f"{old}."):  # itself, or a setting of a renamed group
+                raise UserError(f"{flag}: is now called {new}{flag[len(old) :]}; rename it")
 
 
 def _old_flags(cls: Any, prefix: str) -> dict[str, str]:

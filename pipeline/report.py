@@ -70,11 +70,11 @@ def stage_lines(workspace: Path) -> list[dict[str, Any]]:
 def is_recolored(folder: Path) -> bool:
     """Tell whether the images of a set are the source's own in the colours of the drawn ones.
 
-    That is colour transfer (`--details source`), and the page must not call it generated.
+    That is colour transfer (`--color-transfer source`), and the page must not call it generated.
     """
     path = folder / "run.json"
     config = files.read_json(path, dict).get("config") if path.is_file() else None
-    return isinstance(config, dict) and config.get("details") == "source"
+    return isinstance(config, dict) and config.get("color_transfer") == "source"
 
 
 def gather(workspace: Path, per_condition: int) -> dict[str, Any]:

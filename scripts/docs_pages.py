@@ -94,8 +94,8 @@ def settings_page(package: str) -> str:
     lines = [
         f"# Settings: {PACKAGES[package]}",
         "",
-        "Every field is a flag of its program (`--large-area`) and a key of its YAML files "
-        "(`large_area`); a field of a group is `--group.field`.",
+        "Every field is a flag of its program (`--min-region-share`) and a key of its YAML files "
+        "(`min_region_share`); a field of a group is `--group.field`.",
     ]
     for name in settings_classes():
         module, _, kind = name.rpartition(".")

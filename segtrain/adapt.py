@@ -7,7 +7,7 @@ The test-time domain adaptation of PTDiffSeg (Gong et al., BMVC 2024): only the 
 everything else is frozen, and the result is a few kilobytes that segtrain/predict.py and
 segtrain/score.py take as `--scene` beside that checkpoint. Offline adapts on the whole target
 first; online predicts each picture before it learns from it, writes that prediction, and never
-looks back. The same command continues a stopped run.
+looks back. A stop signal saves the update at hand; the same command continues a stopped run.
 """
 
 import sys
@@ -18,7 +18,7 @@ from typing import Any, Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, images
+from pipeline import files
 from pipeline.config import (
     parse,
     require_between,
@@ -51,10 +51,6 @@ class Config:
     """Folder to write to."""
     mode: Literal["offline", "online"] = "offline"
     """Learn from the target as a whole, or picture by picture after predicting it."""
-    objective: Literal["pseudo", "entropy", "consistency"] = "pseudo"
-    """pseudo: labels of the moving average of the tokens, where it is confident; all classes it
-    names count the same. entropy: of the predictions. consistency: between a picture and its
-    mirror image at another size."""
     steps: int = 200
     """Updates; online makes one per picture instead."""
     batch_size: int = 2
@@ -64,7 +60,8 @@ class Config:
     ema_decay: float = 0.9
     """Of the tokens' moving average, which is what is saved."""
     confidence: float = 0.3
-    """Probability from which a pixel of the average's prediction counts as a label."""
+    """Probability from which a pixel of the average's prediction counts as a label; all classes of
+    an image count the same."""
     scene: int = 0
     """Number of the recipe's scene prompt to start from."""
     base: str = ""
@@ -76,6 +73,8 @@ class Config:
     """Only the first N pictures."""
     checkpoint_every: int = 50
     """Updates between checkpoints."""
+    log_every: int = 10
+    """Updates between log lines."""
     seed: int = 0
     """Seed of the order of the pictures."""
 
@@ -89,7 +88,7 @@ def check(config: Config) -> list[Path]:
     require_size(config.size_px, "--size-px")
     if not 0 <= config.scene < len(scenes):
         raise UserError(f"--scene {config.scene}: the recipe has scenes 0 to {len(scenes) - 1}")
-    require_positive(config, "learning_rate", "checkpoint_every")
+    require_positive(config, "learning_rate", "checkpoint_every", "log_every")
     require_between(config, 1, 10**7, "steps")
     require_between(config, 1, 1024, "batch_size")
     for name in ("ema_decay", "confidence"):
@@ -114,63 +113,25 @@ def stored_config(config: Config, pictures: list[Path], world: int) -> dict[str,
     """Return what makes two adaptations the same one."""
     recipe = require_trained(config.checkpoint)["recipe"]
     settings = {**to_mapping(config), "size_px": size_of(config, recipe)}
-    for name in ("output", "base", "checkpoint_every", "checkpoint"):
+    for name in ("output", "base", "checkpoint_every", "log_every", "checkpoint"):
         settings.pop(name)
     identity = run_identity(settings, data={"target": pictures}, processes=world)
     return {**identity, "weights": file_digest(config.checkpoint / WEIGHTS_FILE)}
-
-
-def objective_loss(config: Config, logits: Any, average: Any, images: Any) -> Any:
-    """Return the loss of the current tokens; `logits`, `average`: networks with their tokens."""
-    import torch
-    from torch.nn import functional
-
-    from segtrain.losses import consistency, entropy
-
-    if config.objective == "entropy":
-        return entropy(logits(images))
-    if config.objective == "consistency":
-        plain = logits(images)
-        other = functional.interpolate(images.flip(3), scale_factor=0.75, mode="bilinear")
-        mirrored = functional.interpolate(
-            logits(other).flip(3), size=plain.shape[2:], mode="bilinear"
-        )
-        return consistency(mirrored, plain) + consistency(plain, mirrored)
-    with torch.no_grad():
-        confidence, labels = average(images).softmax(1).max(1)
-    loss = functional.cross_entropy(logits(images.flip(3)).flip(3), labels, reduction="none")
-    return torch.stack(
-        [
-            class_mean(*parts, config.confidence)
-            for parts in zip(loss, labels, confidence, strict=True)
-        ]
-    ).mean()
-
-
-def class_mean(loss: Any, labels: Any, confidence: Any, threshold: float) -> Any:
-    """Return the mean over a picture's classes of their mean loss where it is confident.
-
-    `loss`, `labels` (class ids), `confidence` (0..1): HxW. 0 where no pixel reaches `threshold`.
-    In a mean over pixels the frequent classes teach themselves and crowd the others out.
-    """
-    sure = confidence >= threshold
-    counts = labels[sure].bincount().clamp_min(1)
-    return (loss[sure] / counts[labels[sure]]).sum() / max(len(labels[sure].unique()), 1)
 
 
 def run(config: Config, pictures: list[Path]) -> None:
     """Learn the tokens as `config` says, from the newest checkpoint of its folder."""
     import torch
     from safetensors.torch import save_file
-    from tqdm import tqdm
 
-    from pipeline import checkpoints, runs, seeding
-    from pipeline.averages import update_average
+    from pipeline import runs, seeding
+    from segtrain import loop
+    from segtrain.adaptation import Adaptation, ScenePrompt
     from segtrain.segmenter import Segmenter
 
     online = config.mode == "online"
     accelerator = runs.make_accelerator(config.output)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    world = accelerator.num_processes
     if online and world > 1:
         raise UserError("--mode online: goes picture by picture, in one process")
     steps = len(pictures) if online else config.steps
@@ -183,58 +144,37 @@ def run(config: Config, pictures: list[Path]) -> None:
     segmenter = Segmenter.from_pretrained(
         config.checkpoint, base=config.base, device=accelerator.device
     )
-    model, size_px = segmenter.model.requires_grad_(False), size_of(config, segmenter.recipe)
-    pad = model.backbone.extractor.pad  # before they are mirrored
-    scene = torch.nn.Module()
-    initial = model.backbone.text.scenes[config.scene].clone()
-    scene.tokens = torch.nn.Parameter(initial)
-    scene.register_buffer("average", initial.clone())
-    optimizer = torch.optim.Adam(scene.parameters(), lr=config.learning_rate)
-    first = checkpoints.load_checkpoint(config.output, {"scene": scene}, optimizer)
-
-    def network(tokens: Any) -> Any:
-        return lambda images: model.decode_head(model.extract_feat(images, scene=tokens))
-
-    rng = seeding.numpy_generator(config.seed, "order")
-    order = rng.permutation(len(pictures))
+    scene = ScenePrompt(segmenter, config.scene, config.confidence)
     names = list(name_predictions(config.target, pictures)) if online else []
-    bar = tqdm(range(first, steps), "adapt", disable=not accelerator.is_main_process)
-    for step in bar:
-        if online:
-            chosen = [int(order[step])]
-            model.scene = scene.average.clone()
-            target = config.output / "predictions" / names[chosen[0]]
-            files.make_folder(target.parent)
-            prediction = segmenter(pictures[chosen[0]], size_px=size_px)
-            files.write_bytes(target, images.encode_png(prediction))
-        else:
-            begin = (step * world + rank) * config.batch_size
-            chosen = [int(order[(begin + i) % len(order)]) for i in range(config.batch_size)]
-        groups = segmenter.prepare_by_size([pictures[index] for index in chosen], size_px)
-        loss = sum(  # each picture counts the same
-            len(images)
-            / len(chosen)
-            * objective_loss(config, network(scene.tokens), network(scene.average), pad(images))
-            for images, _ in groups
-        )
-        value = float(accelerator.reduce(loss.detach(), "mean"))
-        runs.check_finite(value, step, config.output)
-        optimizer.zero_grad()
-        loss.backward()
-        scene.tokens.grad = accelerator.reduce(scene.tokens.grad, "mean")
-        optimizer.step()
-        update_average([scene.average], [scene.tokens], 1 - config.ema_decay)
-        accelerator.log({"loss": value}, step=step + 1)
-        bar.set_postfix(loss=f"{value:.4f}")
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
-            if accelerator.is_main_process:
-                checkpoints.save_checkpoint(config.output, step + 1, {"scene": scene}, optimizer)
-            accelerator.wait_for_everyone()
+    task = Adaptation(
+        segmenter,
+        scene,
+        pictures,
+        seeding.numpy_generator(config.seed, "order").permutation(len(pictures)),
+        steps=steps,
+        batch_size=1 if online else config.batch_size,
+        ema_decay=config.ema_decay,
+        size_px=size_of(config, segmenter.recipe),
+        predictions=[config.output / "predictions" / name for name in names],
+    )
+    plan = loop.Plan(
+        folder=config.output,
+        iterations=steps,
+        batch_size=task.batch_size,
+        seed=config.seed,
+        workers=0,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        description="adapt",
+        remedy="lower --batch-size or --size-px if memory ends",
+    )
+    optimizer = torch.optim.Adam(scene.parameters(), lr=config.learning_rate)
+    loop.train(accelerator, scene, optimizer, task, plan)
     if accelerator.is_main_process:
         with files.replacing(config.output / SCENE_FILE) as temporary:
             save_file({"tokens": scene.average.half().cpu()}, temporary)
-        facts = {"diffusion": diffusion_base(segmenter.recipe), "config": stored}
-        files.write_json(config.output / "scene.json", facts)
+        record = {"diffusion": diffusion_base(segmenter.recipe), "config": stored}
+        files.write_json(config.output / "scene.json", record)
         runs.mark_finished(config.output, steps)
     accelerator.end_training()
 

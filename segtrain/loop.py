@@ -1,12 +1,15 @@
-"""The training loop: every draw and rate is a function of (seed, step), so resume is exact."""
+"""The training loop: all randomness and rates are functions of (seed, step), so resume is exact.
+
+`train` runs a `Task`: the training of a network here, that of a scene prompt in segtrain/adapt.py.
+"""
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,12 +21,12 @@ from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 from segtrain.recipe_checks import named_faults
 from segtrain.self_training import Teacher
 
-REMEDY = "mend the recipe's model or crop, or lower --batch-size if memory ends"
+FIRST_STEP_REMEDY = "mend the recipe's model or crop, or lower --batch-size if memory ends"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop needs to know beside the model and its data."""
+    """What the loop needs to know beside its task. Intervals are in updates."""
 
     folder: Path
     iterations: int
@@ -32,7 +35,11 @@ class Plan:
     workers: int
     checkpoint_every: int
     log_every: int
-    clip_norm: float | None
+    clip_norm: float | None = None
+    description: str = "segtrain"
+    """of the progress bar"""
+    remedy: str = FIRST_STEP_REMEDY
+    """of faults in the first step"""
 
 
 def _as_list(samples: list[Any]) -> list[Any]:
@@ -68,64 +75,108 @@ def training_loss(model: Any, network: Any, samples: list[Any]) -> torch.Tensor:
     return sum(value for name, value in losses.items() if "loss" in name)
 
 
+class Task(Protocol):
+    """What is trained; `train` does the rest."""
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """All that a checkpoint holds, by name."""
+
+    def batches(self, first: int, rank: int, world: int) -> Iterator[Any]:
+        """Yield the batch of this process for each step from `first` on."""
+
+    def loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
+        """Return the loss of a batch; `model` is the trained module, wrapped by accelerate."""
+
+    def after_update(self) -> None:
+        """Do what follows each update of the weights."""
+
+
+class Segmentation:
+    """The task of training `network` on samples of `draw`.
+
+    With a `teacher`, each batch is joined by as many unlabelled samples, which it labels.
+    """
+
+    def __init__(
+        self, network: Any, draw: Callable[..., Any], plan: Plan, teacher: Teacher | None = None
+    ) -> None:
+        self.network, self.draw, self.plan, self.teacher = network, draw, plan, teacher
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """The network, and the teacher's averaged weights."""
+        return {"model": self.network} | ({"teacher": self.teacher} if self.teacher else {})
+
+    def batches(self, first: int, rank: int, world: int) -> Iterator[Any]:
+        """Yield labelled and unlabelled samples for each step."""
+        plan = self.plan
+        labelled = batches(plan, self.draw, first, rank, world, plan.seed)
+        unlabelled: Iterator[Any] = itertools.repeat([])
+        if self.teacher:
+            seed = seeding.seed_of(plan.seed, "unlabelled")
+            unlabelled = batches(plan, self.teacher.draw, first, rank, world, seed)
+        return zip(labelled, unlabelled, strict=False)
+
+    def loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
+        """Return the summed losses of a batch."""
+        samples, unlabelled = batch
+        if self.teacher and step >= self.teacher.settings.start:
+            samples = samples + self.teacher.label(unlabelled)
+        return training_loss(model, self.network, samples)
+
+    def after_update(self) -> None:
+        """Move the teacher towards the network."""
+        if self.teacher:
+            self.teacher.follow()
+
+
 def train(
     accelerator: Accelerator,
-    network: Any,
+    network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    draw: Callable[..., Any],
-    rate_factor: Callable[[int], float],
+    task: Task,
     plan: Plan,
-    teacher: Teacher | None = None,
+    rate_factor: Callable[[int], float] = lambda step: 1.0,
 ) -> dict[str, Any]:
-    """Train `network` in place from its newest checkpoint. Returns facts of this call.
+    """Train `network` in place from the newest checkpoint of the folder.
 
-    A stop signal to any process ends all of them after the update at hand, which is saved.
-    With a `teacher`, each batch is joined by as many unlabelled samples, which it labels.
+    A stop signal to any process ends all of them after the update at hand, which is saved. Returns
+    `first_step`, where this call began, and the `seconds` that it took.
     """
     initial_rates = [group["lr"] for group in optimizer.param_groups]
     model, prepared = accelerator.prepare(network, optimizer)
-    network = accelerator.unwrap_model(model)
-    modules = {"model": network} | ({"teacher": teacher} if teacher else {})
-    scaler = accelerator.scaler
+    modules, scaler = dict(task.modules), accelerator.scaler
     first = checkpoints.load_checkpoint(plan.folder, modules, prepared.optimizer, scaler)
     model.train()
     rank, world = accelerator.process_index, accelerator.num_processes
     bar = tqdm(
         total=plan.iterations,
         initial=first,
-        desc="segtrain",
+        desc=plan.description,
         unit="it",
         disable=not accelerator.is_main_process,
     )
     started, loss_sum, counted = time.monotonic(), 0.0, 0
-    labelled = batches(plan, draw, first, rank, world, plan.seed)
-    unlabelled: Iterator[Any] = itertools.repeat([])
-    if teacher:
-        seed = seeding.seed_of(plan.seed, "unlabelled")
-        unlabelled = batches(plan, teacher.draw, first, rank, world, seed)
     with StopRequest().listening() as stop, bar:  # an error begins on a line of its own
-        pairs = zip(labelled, unlabelled, strict=False)
-        for step, (samples, more) in enumerate(pairs, start=first):
+        for step, batch in enumerate(task.batches(first, rank, world), start=first):
             torch.manual_seed(seeding.seed_of(plan.seed, "step", step, rank))  # dropout, drop path
             factor = rate_factor(step)
             for group, rate in zip(prepared.param_groups, initial_rates, strict=True):
                 group["lr"] = rate * factor
-            if teacher and step >= teacher.settings.start:
-                samples = samples + teacher.label(more)
             # What a recipe's parts raise together shows in their first step
-            with named_faults("first step", REMEDY) if step == first else nullcontext():
-                loss = training_loss(model, network, samples)
+            with named_faults("first step", plan.remedy) if step == first else nullcontext():
+                loss = task.loss(model, batch, step)
             # One exchange per update: all processes see the same loss and stop at the same step
-            facts = torch.stack([loss.detach(), loss.new_tensor(float(stop.signal_number))])
-            value, stopping = accelerator.reduce(facts, "mean").tolist()
+            numbers = torch.stack([loss.detach(), loss.new_tensor(float(stop.signal_number))])
+            value, stopping = accelerator.reduce(numbers, "mean").tolist()
             runs.check_finite(value, step, plan.folder)
             accelerator.backward(loss)
             if plan.clip_norm is not None:
                 accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
             prepared.step()
             prepared.zero_grad()
-            if teacher:
-                teacher.follow()
+            task.after_update()
             loss_sum, counted = loss_sum + value, counted + 1
             done = step + 1
             bar.update(1)

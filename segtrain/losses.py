@@ -56,9 +56,3 @@ def consistency(
 def divergence(of: torch.Tensor, from_: torch.Tensor) -> torch.Tensor:
     """Return KL(of || from) of log-probabilities BxKxHxW, a mean over pixels."""
     return (of.exp() * (of - from_)).sum(1).mean()
-
-
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the mean entropy of the predictions over pixels, in nats."""
-    logs = logits.log_softmax(1)
-    return -(logs.exp() * logs).sum(1).mean()

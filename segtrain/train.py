@@ -292,7 +292,8 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     accelerator.print(describe_sets(config, recipe, sets))
     model, teacher = place(config, model, accelerator, unlabelled)
     factor = recipes.learning_rate_factor(recipe.param_scheduler)
-    facts = loop.train(accelerator, model, optimizer, draw, factor, plan, teacher)
+    task = loop.Segmentation(model, draw, plan, teacher)
+    facts = loop.train(accelerator, model, optimizer, task, plan, factor)
     if accelerator.is_main_process:
         counts = {name: len(samples) for name, samples in sets.items()}
         checkpoints.save_trained(config.output, recipe, model, {"samples": counts})

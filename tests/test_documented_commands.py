@@ -161,7 +161,7 @@ class World:
                     "--stride-px",
                     "16",
                     "16",
-                    "--rcs-min-pixels",
+                    "--rare-classes.min-pixels",
                     "1",
                     "--crop-px",
                     "64",

@@ -73,8 +73,8 @@ def test_generation_draws_with_it(base, adapted, tmp_path):
     Image.fromarray(label).save(from_labels / "a.png")
     call(
         run.main, "--base", base, "--controlnet", adapted / "controlnet" / "controlnet",
-        "--layouts", from_labels, "--crop-px", 32, 64, "--tile-px", 16, 32, "--stride-px", 8, 16,
-        "--steps", 2, "--rcs-min-pixels", 4, "--n", 1, "--output", tmp_path / "set",
+        "--label-maps", from_labels, "--crop-px", 32, 64, "--tile-px", 16, 32, "--stride-px", 8, 16,
+        "--steps", 2, "--rare-classes.min-pixels", 4, "--n", 1, "--output", tmp_path / "set",
     )  # fmt: skip
     assert len(open_dataset(tmp_path / "set", labelled=True)) == 1
 

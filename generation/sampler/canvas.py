@@ -85,7 +85,7 @@ class Canvas:
         (top, left), height, width = self.corner_px(index), *(n * self.px for n in self.tile)
         window = (..., slice(top, top + height), slice(left, left + width))
         made = [denoiser.embed(k, part[window]) for k, part in enumerate(self.conditions)]
-        if len(self._embeddings) < self.config.cached_tiles:
+        if len(self._embeddings) < self.config.condition_cache_tiles:
             self._embeddings[index] = made
         return made
 
@@ -185,4 +185,4 @@ class Evaluator:
         if not pair:
             return output
         negative, positive = output.chunk(2)
-        return guided(negative, positive, self.config.guidance_scale, self.config.guidance_rescale)
+        return guided(negative, positive, self.config.guidance_scale)

@@ -92,7 +92,7 @@ class Control:
 class Denoiser:
     """U-Net and ControlNets as one function of (tiles, step, condition embeddings, texts).
 
-    From step `guide_from` on, the first texts of a pair are evaluated without control.
+    From step `guess_mode_step` on, the first texts of a pair are evaluated without control.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ class Denoiser:
         timesteps: torch.Tensor,
         attend: Callable[..., torch.Tensor] = native_attention,
         *,
-        guide_from: int | None = None,
+        guess_mode_step: int | None = None,
     ) -> None:
-        self.unet, self.controls, self.guide_from = unet, controls, guide_from
+        self.unet, self.controls, self.guess_mode_step = unet, controls, guess_mode_step
         self.device, self.dtype = unet.device, unet.dtype
         self.forward = self._forward
         self._networks = [unet, *(control.network for control in controls)]
@@ -169,7 +169,7 @@ class Denoiser:
                 time + self._added(network, self._pooled[rows], corners)
                 for network, time in zip(self._networks, times, strict=True)
             ]
-        guides = self.guide_from is not None and step >= self.guide_from
+        guides = self.guess_mode_step is not None and step >= self.guess_mode_step
         return self.forward(tiles.to(self.dtype), times, embeddings, rows, guides).float()
 
     def _added(self, network: Any, pooled: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:

@@ -85,17 +85,6 @@ class Paste:
         return torch.where(self.mask, noisy, latents)
 
 
-def guided(
-    unconditional: torch.Tensor, conditional: torch.Tensor, scale: float, rescale: float
-) -> torch.Tensor:
-    """Return the classifier-free guided prediction, BxCxhxw.
-
-    `rescale` mixes in a version with the contrast of `conditional`, per picture (Lin et al.,
-    Common Diffusion Noise Schedules, section 3.4).
-    """
-    mixed = unconditional + scale * (conditional - unconditional)
-    if rescale == 0:
-        return mixed
-    axes = (1, 2, 3)
-    contrast = conditional.std(axes, keepdim=True) / mixed.std(axes, keepdim=True).clamp(min=1e-8)
-    return mixed * (rescale * contrast + (1 - rescale))
+def guided(unconditional: torch.Tensor, conditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the prediction BxCxhxw of classifier-free guidance (Ho and Salimans, 2022)."""
+    return unconditional + scale * (conditional - unconditional)

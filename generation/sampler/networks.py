@@ -8,7 +8,8 @@ import torch
 
 from generation.sampler.denoiser import Control, Denoiser, native_attention
 from generation.sampler.structure_control import Detector
-from generation.settings import SCHEDULERS, Config, check_grid
+from generation.settings import SCHEDULERS, Config
+from generation.sizes import check_grid
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.latents import latent_factor
@@ -19,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Networks:
-    """The frozen networks on their device, and the solver of the run."""
+    """The frozen networks on their device, and the scheduler of the run."""
 
     scheduler: Any
     """Prototype with its timesteps set; every canvas works on a copy."""
@@ -27,17 +28,17 @@ class Networks:
     vae: Any
     text: PromptEncoder
     detector: Detector | None
-    """Finds the structure that a second ControlNet sees."""
+    """Detects the condition of the second ControlNet."""
     device: torch.device
     latent_px: int
-    unit: int
-    """Picture pixels per pixel of the U-Net's deepest level."""
+    size_multiple: int
+    """Image pixels per pixel of the U-Net's deepest level."""
 
-    def use_solver(self, config: Config) -> None:
-        """Change to the solver and the steps of `config`."""
+    def set_scheduler(self, config: Config) -> None:
+        """Change to the scheduler and the steps of `config`."""
         self.scheduler = build_scheduler(config, models.find_base(config.base))
         self.denoiser.set_timesteps(self.scheduler.timesteps)
-        self.denoiser.guide_from = guide_from(config)
+        self.denoiser.guess_mode_step = guess_mode_step(config)
 
 
 def find_attention(
@@ -79,16 +80,16 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     text.load()
     swapped = models.find_folder(config.unet, "unet") if config.unet else None
     unet = models.load_network("unet", base, swapped)
-    controls = [Control(_load_controlnet(base, config.controlnet), config.control_scale)]
-    if config.structure.kind != "none":
-        structure = config.structure
-        controls.append(Control(_load_controlnet(base, structure.controlnet), structure.scale))
+    controls = [Control(_load_controlnet(base, config.controlnet), config.controlnet_scale)]
+    if config.second_control.is_on:
+        second = config.second_control
+        controls.append(Control(_load_controlnet(base, second.controlnet), second.scale))
     vae = models.load_component(base, "vae")
     latent_px = latent_factor(vae)
-    unit = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
-    check_grid(config, latent_px, unit)
+    size_multiple = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
+    check_grid(config, latent_px, size_multiple)
     for module in (unet, vae, *(control.network for control in controls)):
-        align(module)
+        copy_out_of_mmap(module)
     for module in (unet, *(control.network for control in controls)):
         torch.nn.Module.to(module, device, dtype, memory_format=layout)  # diffusers' own warns
         module.requires_grad_(False).eval()
@@ -98,7 +99,9 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         vae.tile_sample_min_size = config.vae_tile_px
         vae.tile_latent_min_size = config.vae_tile_px // latent_px
     scheduler = build_scheduler(config, base)
-    denoiser = Denoiser(unet, controls, scheduler.timesteps, attend, guide_from=guide_from(config))
+    denoiser = Denoiser(
+        unet, controls, scheduler.timesteps, attend, guess_mode_step=guess_mode_step(config)
+    )
     if config.compile:
         denoiser.compile()
     return Networks(
@@ -106,23 +109,23 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         denoiser=denoiser,
         vae=vae,
         text=text,
-        detector=Detector(config.structure, device) if config.structure.kind != "none" else None,
+        detector=Detector(config.second_control, device) if config.second_control.is_on else None,
         device=device,
         latent_px=latent_px,
-        unit=unit,
+        size_multiple=size_multiple,
     )
 
 
-def guide_from(config: Config) -> int:
-    """Return the step from which guidance strengthens the control as well."""
-    return round(config.steps * config.guide_control_from)
+def guess_mode_step(config: Config) -> int:
+    """Return the step from which the unconditional branch runs without ControlNet."""
+    return round(config.steps * config.guess_mode_from)
 
 
 def _load_controlnet(base: str, name: str) -> Any:
     return models.load_network("controlnet", base, models.find_folder(name, "controlnet"))
 
 
-def align(module: torch.nn.Module) -> None:
+def copy_out_of_mmap(module: torch.nn.Module) -> None:
     """Copy weights that are mapped from a file into memory of their own.
 
     In the file they start at any address, in each process at another one, and on a CPU the last
@@ -133,8 +136,8 @@ def align(module: torch.nn.Module) -> None:
 
 
 def build_scheduler(config: Config, base: str) -> Any:
-    """Build the solver from the base's own scheduler config, with its timesteps set."""
-    class_name, changes = SCHEDULERS[config.solver]
+    """Build the scheduler from the base model's own config, with its timesteps set."""
+    class_name, changes = SCHEDULERS[config.scheduler]
     scheduler = models.load_scheduler(base, class_name, **changes)
     scheduler.set_timesteps(config.steps)
     return scheduler

@@ -16,7 +16,8 @@ from generation.sampler.canvas import Canvas, Evaluator
 from generation.sampler.color_transfer import transfer_details
 from generation.sampler.fusion import Paste
 from generation.sampler.networks import Networks
-from generation.settings import Config, padded_crop
+from generation.settings import Config
+from generation.sizes import padded_crop
 from pipeline import labels
 from pipeline.errors import UserError
 from pipeline.latents import (
@@ -88,9 +89,9 @@ class Sampler:
 
     def __init__(self, networks: Networks, config: Config) -> None:
         self.networks, self.config = networks, config
-        self.crop_px = padded_crop(config, networks.latent_px, networks.unit)
-        self.base_px = self._scaled(config.base_scale)
-        self.canvas_px = self._scaled(config.fusion_scale)
+        self.crop_px = padded_crop(config, networks.latent_px, networks.size_multiple)
+        self.base_px = self._scaled(config.base_pass_scale)
+        self.canvas_px = self._scaled(config.canvas_scale)
         self.base_pass = Evaluator(networks.denoiser, config, config.image_batch)
         self.tile_pass = Evaluator(networks.denoiser, config, config.tile_batch)
 
@@ -203,11 +204,11 @@ class Sampler:
             mask = tiles.held_mask(
                 request.label,
                 size,
-                min_share=config.large_area,
-                classes=config.held_ids,
+                min_share=config.min_region_share,
+                classes=config.base_pass_ids,
                 fusion=config.fusion,
             )
-            boxes = tiles.chosen_boxes(grid, tile, mask, config.tile_cover)
+            boxes = tiles.chosen_boxes(grid, tile, mask, config.tile_selection)
             held = torch.from_numpy(mask)[None, None].to(networks.device)
         noise = self._noise(size, generator)
         if base is not None:
@@ -255,6 +256,6 @@ class Sampler:
         pixels = decode_latents(self.networks.vae, canvas.latents)
         count = len(canvas.boxes) if tiles_total else 0
         counts = (count, tiles_total, (config.steps - canvas.first) * (1 + count))
-        window_px = config.details_window * request.label.shape[0]
-        details_px = window_px if config.details == "source" else 0.0
+        window_px = config.color_transfer_window * request.label.shape[0]
+        details_px = window_px if config.color_transfer == "source" else 0.0
         return Drawing(pixels, self.crop_px, request, details_px, counts)

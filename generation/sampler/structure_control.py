@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generation.detectors import DETECTORS, weights_in
-from generation.settings import Structure
+from generation.settings import SecondControl
 from pipeline.errors import UserError
 from pipeline.hub import is_pinned
 
@@ -26,11 +26,11 @@ MIN_RESOLUTION = 64  # controlnet_aux rounds the shorter side to a multiple of i
 class Detector:
     """Turns HxWx3 uint8 images into conditions 1x3xHxW in [0, 1]."""
 
-    def __init__(self, structure: Structure, device: "torch.device | str" = "cpu") -> None:
-        self.structure = structure
+    def __init__(self, control: SecondControl, device: "torch.device | str" = "cpu") -> None:
+        self.control = control
         self._model: Any = None
-        if structure.kind in DETECTORS:
-            self._model = load_detector(structure, device)
+        if control.kind in DETECTORS:
+            self._model = load_detector(control, device)
 
     def __call__(self, image: np.ndarray) -> "torch.Tensor":
         """Return the condition of one image, at its size, on the CPU."""
@@ -42,7 +42,7 @@ class Detector:
     def _edges(self, image: np.ndarray) -> np.ndarray:
         import cv2
 
-        lower, upper = self.structure.canny_thresholds
+        lower, upper = self.control.canny_thresholds
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         return cv2.Canny(grey, lower, upper)[..., None].repeat(3, axis=2)
 
@@ -57,27 +57,27 @@ class Detector:
         return np.array(Image.fromarray(found).convert("RGB").resize((width, height)))
 
 
-def load_detector(structure: Structure, device: "torch.device | str") -> Any:
+def load_detector(control: SecondControl, device: "torch.device | str") -> Any:
     """Load a detector of controlnet_aux onto a device, or say what is missing."""
-    source = DETECTORS[structure.kind]
+    source = DETECTORS[control.kind]
     try:
         import controlnet_aux
 
         detector = getattr(controlnet_aux, source.class_name)
     except (ImportError, RuntimeError, AttributeError) as error:  # torchvision raises the others
         raise UserError(
-            f"--structure.kind {structure.kind}: controlnet_aux cannot be imported ({error}); "
+            f"--second-control.kind {control.kind}: controlnet_aux cannot be imported ({error}); "
             "pip install 'streetforge[controlnet-aux]', or use canny"
         ) from None
     with tempfile.TemporaryDirectory() as place:
         for name in source.files:
-            _rewrite(_find_weights(structure.detector, name), Path(place) / name)
+            _rewrite(_find_weights(control.detector, name), Path(place) / name)
         try:
             return detector.from_pretrained(place).to(device)
         except Exception as error:  # whatever a library raises over weights that do not fit
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"--structure.detector {structure.detector}: not loaded ({reason}); give the "
+                f"--second-control.detector {control.detector}: not loaded ({reason}); give the "
                 f"folder that holds {', '.join(source.files)}"
             ) from None
 
@@ -93,8 +93,8 @@ def _find_weights(detector: str, name: str) -> Path:
     except Exception as error:  # of the network, the hub and the disk, many kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--structure.detector {detector}: {name} was not fetched ({reason}); try again, or "
-            "give a folder that holds it"
+            f"--second-control.detector {detector}: {name} was not fetched ({reason}); try again, "
+            "or give a folder that holds it"
         ) from None
 
 

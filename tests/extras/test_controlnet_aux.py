@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from generation.sampler.structure_control import Detector
-from generation.settings import Structure
+from generation.settings import SecondControl
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def image() -> np.ndarray:
 
 def check(kind: str, folder, image: np.ndarray) -> np.ndarray:
     """Return what our detector finds, as HxWx3 uint8; it must have the image's size."""
-    found = Detector(Structure(kind, "x", detector=str(folder)), "cpu")(image)
+    found = Detector(SecondControl(kind, "x", detector=str(folder)), "cpu")(image)
     assert found.shape == (1, 3, *image.shape[:2]) and found.dtype == torch.float32
     assert 0 <= float(found.min()) <= float(found.max()) <= 1
     return (found[0].movedim(0, -1).numpy() * 255).round().astype(np.uint8)
@@ -37,7 +37,7 @@ def test_soft_edges(controlnet_aux, image, tmp_path):
     torch.manual_seed(0)
     network = ControlNetHED_Apache2().eval()
     torch.save(network.state_dict(), tmp_path / "ControlNetHED.pth")
-    found = check("soft_edge", tmp_path, image)
+    found = check("softedge", tmp_path, image)
     assert np.array_equal(found, by_hand(controlnet_aux.HEDdetector(network), image))
 
 

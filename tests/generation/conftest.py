@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generation.settings import Config
+from generation.settings import Config, RareClasses
 
 CROP = (32, 64)
 
@@ -49,10 +49,11 @@ def label_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config(tiny_base: Path, tiny_controlnet: Path, label_folder: Path) -> Config:
     """Settings for the tiny networks: 32x64 crops, 16x32 tiles, 3 steps."""
     return Config(
-        n=4, base=str(tiny_base), controlnet=str(tiny_controlnet), layouts=str(label_folder),
-        crop_px=CROP, tile_px=(16, 32), stride_px=(8, 16), steps=3, solver="ddim", tile_batch=2,
-        large_area=0.05, held_classes=(), rcs_min_pixels=4, base_scale=0.5, fusion_scale=1.0,
-        guidance_interval=(0.0, 0.6), guide_control_from=0.5,
+        n=4, base=str(tiny_base), controlnet=str(tiny_controlnet), label_maps=str(label_folder),
+        crop_px=CROP, tile_px=(16, 32), stride_px=(8, 16), steps=3, scheduler="ddim", tile_batch=2,
+        min_region_share=0.05, base_pass_classes=(), rare_classes=RareClasses(min_pixels=4),
+        base_pass_scale=0.5, canvas_scale=1.0,
+        guidance_interval=(0.0, 0.6), guess_mode_from=0.5,
     )  # fmt: skip
 
 
@@ -61,12 +62,13 @@ def flags(tiny_config: Config) -> list[str]:
     """The same settings as command line flags of generation/run.py."""
     return [
         *("--base", tiny_config.base), *("--controlnet", tiny_config.controlnet),
-        *("--layouts", tiny_config.layouts), *("--crop-px", "32", "64"),
+        *("--label-maps", tiny_config.label_maps), *("--crop-px", "32", "64"),
         *("--tile-px", "16", "32"), *("--stride-px", "8", "16"), *("--steps", "3"),
-        *("--tile-batch", "2"), *("--large-area", "0.05"), "--held-classes",
-        *("--rcs-min-pixels", "4"), *("--solver", "ddim"), *("--base-scale", "0.5"),
-        *("--fusion-scale", "1"), *("--guidance-interval", "0", "0.6"),
-        *("--guide-control-from", "0.5"),
+        *("--tile-batch", "2"), *("--min-region-share", "0.05"), "--base-pass-classes",
+        *("--rare-classes.min-pixels", "4"), *("--scheduler", "ddim"),
+        *("--base-pass-scale", "0.5"), *("--canvas-scale", "1"),
+        *("--guidance-interval", "0", "0.6"),
+        *("--guess-mode-from", "0.5"),
     ]  # fmt: skip
 
 
@@ -82,5 +84,5 @@ def loaded(tiny_config: Config):
 @pytest.fixture
 def networks(loaded, tiny_config: Config):
     """The tiny networks, loaded once, with the solver of `tiny_config`."""
-    loaded.use_solver(tiny_config)
+    loaded.set_scheduler(tiny_config)
     return loaded

@@ -19,13 +19,13 @@ SETTINGS = [  # (flags, what the line says)
     (["--steps", 100000], "must be in 1..1000"),
     (["--seed", -1], "--seed -1: must be 0 or more"),
     (["--seed", 99999999999999999999999], "--seed"),
-    (["--fusion-scale", 1e9], "must be in 0.0625..16"),
-    (["--base-scale", "inf"], "--base-scale inf"),
-    (["--base-scale", 1e9], "must be in 0.0625..16"),
-    (["--base-scale", 1e-9], "must be in 0.0625..16"),
-    (["--rcs-temperature", "inf"], "--rcs-temperature inf"),
-    (["--rcs-temperature", "nan"], "--rcs-temperature nan"),
-    (["--rcs-temperature", 1e-300], "must be 0, or 1e-06 or more"),
+    (["--canvas-scale", 1e9], "must be in 0.0625..16"),
+    (["--base-pass-scale", "inf"], "--base-pass-scale inf"),
+    (["--base-pass-scale", 1e9], "must be in 0.0625..16"),
+    (["--base-pass-scale", 1e-9], "must be in 0.0625..16"),
+    (["--rare-classes.temperature", "inf"], "--rare-classes.temperature inf"),
+    (["--rare-classes.temperature", "nan"], "--rare-classes.temperature nan"),
+    (["--rare-classes.temperature", 1e-300], "must be in 1e-06..1000"),
     (["--crop-px", 1, 1, "--fusion", "none"], "both must be 8 or more"),
     (["--crop-px", 1, 1], "tile height exceeds the 1 px"),
     (["--crop-px", 0, 64], "both must be 1 or more"),
@@ -34,24 +34,27 @@ SETTINGS = [  # (flags, what the line says)
     (["--stride-px", 4, 4, "--crop-px", 4096, 8192], "more than 100000; make it larger"),
     (["--vae-tile-px", 7], "must be 0 or a multiple of 16"),
     (["--vae-tile-px", 24], "must be 0 or a multiple of 16"),
-    (["--layout-height-px", 1000000], "must be in 0..16384"),
-    (["--layout-height-px", 16384], "more than 40000000; make it smaller"),
-    (["--layout-pattern", "/etc/*.png"], "must be relative to --layouts"),
-    (["--layout-pattern", "../*.png"], "stay inside it"),
-    (["--layout-pattern", ""], "must be relative to --layouts"),
-    (["--layout-pattern", "**x"], "no label map matches"),
+    (["--label-height-px", 1000000], "must be in 0..16384"),
+    (["--label-height-px", 16384], "more than 40000000; make it smaller"),
+    (["--label-pattern", "/etc/*.png"], "must be relative to --label-maps"),
+    (["--label-pattern", "../*.png"], "stay inside it"),
+    (["--label-pattern", ""], "must be relative to --label-maps"),
+    (["--label-pattern", "**x"], "no label map matches"),
     (["--guidance-scale", "nan"], "--guidance-scale nan"),
     (["--guidance-scale", 0], "must be above 0"),
     (["--guidance-interval", 1, 0], "two shares in 0..1, in order"),
-    (["--control-scale", "inf"], "--control-scale inf"),
-    (["--large-area", "nan"], "--large-area nan"),
+    (["--controlnet-scale", "inf"], "--controlnet-scale inf"),
+    (["--min-region-share", "nan"], "--min-region-share nan"),
     (["--tile-batch", 9999999999], "must be in 1..4096"),
     (["--cpu-threads", 999999], "must be in 1..1024"),
-    (["--structure.scale", -3], "must be in 0..10"),
-    (["--structure.canny-thresholds", 9, 1], "two numbers of 0 or more, in order"),
-    (["--layouts", "/dev/null"], "no such folder of label maps"),
+    (["--second-control.scale", -3], "must be in 0..10"),
+    (["--second-control.canny-thresholds", 9, 1], "two numbers of 0 or more, in order"),
+    (["--label-maps", "/dev/null"], "no such folder of label maps"),
     (["--unet", "/etc"], "has no config.json"),
     (["--label-space", "/etc/passwd"], "not known; use one of"),
+    (["--solver", "ddim"], "--solver: is now called --scheduler; rename it"),
+    (["--rcs-min-pixels=9"], "--rcs-min-pixels: is now called --rare-classes.min-pixels"),
+    (["--structure.kind", "canny"], "is now called --second-control.kind; rename it"),
 ]
 
 
@@ -239,7 +242,7 @@ def test_damaged_cache_of_the_label_maps_is_measured_anew(call, made, tmp_path):
 def test_results_do_not_lie_with_the_label_maps(call, tiny_dataset):
     folder = tiny_dataset(1, 32, 64)
     for layouts, output in (("", "set"), ("", ""), ("labels", "")):
-        line = refused(call, "--layouts", folder / layouts, "--output", folder / output)
+        line = refused(call, "--label-maps", folder / layouts, "--output", folder / output)
         assert "lie in one another" in line
 
 
@@ -261,7 +264,7 @@ def test_start_with_a_wrong_setting_binds_nobody(call, tmp_path, monkeypatch):
 
 def test_changed_source_images_are_another_set(call, tiny_dataset, tmp_path):
     data, folder = tiny_dataset(2, 32, 64), tmp_path / "set"
-    arguments = ("--n", 1, "--steps", 1, "--layouts", data, "--details", "source")
+    arguments = ("--n", 1, "--steps", 1, "--label-maps", data, "--color-transfer", "source")
     assert call(*arguments, "--output", folder) == 0
     first, second = sorted((data / "images").rglob("*.png"))
     first.write_bytes(second.read_bytes())

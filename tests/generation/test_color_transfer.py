@@ -74,19 +74,19 @@ def test_sampler_takes_details_from_the_source(networks, tiny_config, make_label
     config = replace(tiny_config, crop_px=(33, 61))  # padded to the grid and cropped
     request = Request(label, "road", 0, source)
     plain = Sampler(networks, config).draw_all([request])[0].image
-    config = replace(config, details="source", details_window=0.2)
+    config = replace(config, color_transfer="source", color_transfer_window=0.2)
     sharp = Sampler(networks, config).draw_all([request])[0].image
     assert np.array_equal(sharp, transfer_details(plain, source, label, 0.2 * 33))
 
 
 def test_label_maps_without_pictures_of_their_size_are_refused(tiny_config, tiny_dataset, tmp_path):
-    config = replace(tiny_config, details="source", output=tmp_path / "out")
+    config = replace(tiny_config, color_transfer="source", output=tmp_path / "out")
     stretched = tiny_dataset(1, 32, 64, folder=tmp_path / "stretched")
     Image.new("RGB", (100, 90)).save(stretched / "images" / "0000" / "00000000.png")
-    for changes in ({}, {"details": "generated", "strength": 0.5}):
+    for changes in ({}, {"color_transfer": "none", "strength": 0.5}):
         with pytest.raises(UserError, match="label is 64x32 but its image is 100x90"):
-            read_inputs(replace(config, layouts=str(stretched), **changes))
-    with pytest.raises(UserError, match="--details source need their pictures"):
+            read_inputs(replace(config, label_maps=str(stretched), **changes))
+    with pytest.raises(UserError, match="--color-transfer source need their source images"):
         read_inputs(config)
-    with pytest.raises(UserError, match="--details-window 0: must be above 0"):
-        read_inputs(replace(config, details_window=0.0))
+    with pytest.raises(UserError, match="--color-transfer-window 0: must be above 0"):
+        read_inputs(replace(config, color_transfer_window=0.0))

@@ -101,11 +101,11 @@ def test_equals_the_stock_forward_passes(family, size):
     alone = denoiser(tiles, 1, embeddings, rows[3:])
     assert (alone - stock[3:]).norm() / stock.norm() <= 5e-6
 
-    denoiser.guide_from = 1
+    denoiser.guess_mode_step = 1
     guided = denoiser(tiles, 1, embeddings, rows)
     assert (guided - guess).norm() / guess.norm() <= 5e-6
     assert torch.equal(denoiser(tiles, 1, embeddings, rows[3:]), alone)
-    denoiser.guide_from = 2
+    denoiser.guess_mode_step = 2
     assert torch.equal(denoiser(tiles, 1, embeddings, rows), ours)
 
 

@@ -10,6 +10,7 @@ import pytest
 from generation import dry_run, layouts
 from generation.plan import Planner
 from generation.sampler.sampler import Sampler
+from generation.settings import RareClasses
 from generation.worker import Maker
 from pipeline import files, labels
 from pipeline.dataset import DatasetWriter, open_dataset
@@ -27,11 +28,11 @@ PROVENANCE = {
 def inputs(tiny_config):
     """(source, layouts, plan of twelve) of the tiny settings."""
     source = layouts.open_layouts(
-        tiny_config.layouts_folder, pattern="*.png", label_space="train_ids", height_px=0
+        tiny_config.label_maps_folder, pattern="*.png", label_space="train_ids", height_px=0
     )
     found = layouts.scan_layouts(source)
     counts = np.array([layout.counts for layout in found])
-    planner = Planner(counts, tiny_config.prompt, seed=0, temperature=0.01, min_pixels=4)
+    planner = Planner(counts, tiny_config.prompt, seed=0, sampling=RareClasses(min_pixels=4))
     return source, found, planner.draw_plan(12)
 
 
@@ -42,7 +43,7 @@ def drawn(tmp_path_factory, loaded, tiny_config, inputs):
     config = replace(tiny_config, output=tmp_path_factory.mktemp("drawn"))
     writer = DatasetWriter(config.output, config={"seed": 0})
     facts = {"digest": writer.digest, "revisions": {"base": "a", "unet": "b", "controlnet": "c"}}
-    loaded.use_solver(config)
+    loaded.set_scheduler(config)
     maker = Maker(Sampler(loaded, config), config, source, found, facts)
     for started in maker.make(plan[:1]) + maker.make(plan[1:2]):
         drawn = started.finish()
@@ -106,13 +107,13 @@ def test_forecast_without_a_picture_says_how_to_get_the_time(tiny_config, inputs
 
 
 @pytest.mark.parametrize(("fusion", "cover", "counts"), [
-    ("none", "needed", (0, 0)), ("aligned", "grid", (9, 9)), ("aligned", "needed", (6, 9)),
-    ("aligned", "adaptive", (2, 9)),
+    ("none", "uncovered", (0, 0)), ("aligned", "all", (9, 9)), ("aligned", "uncovered", (6, 9)),
+    ("aligned", "greedy", (2, 9)),
 ])  # fmt: skip
 def test_count_of_tiles(tiny_config, fusion, cover, counts):
     label = np.full((32, 64), 255, dtype=np.uint8)
     label[:16] = 10  # the first row of tiles is covered
-    config = replace(tiny_config, fusion=fusion, tile_cover=cover)
+    config = replace(tiny_config, fusion=fusion, tile_selection=cover)
     assert dry_run.count_tiles(label, config, 4, 8) == counts
 
 

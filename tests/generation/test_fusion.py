@@ -20,7 +20,7 @@ CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
 
 def with_solver(networks, config, **changes):
     config = replace(config, **changes)
-    networks.use_solver(config)
+    networks.set_scheduler(config)
     return networks, config
 
 
@@ -33,13 +33,15 @@ def problem(networks, tiny_config, make_label):
     text = networks.text.encode(["", "a city street scene"])
     noise = torch.randn((1, 4, *CANVAS), generator=generator)
     target = torch.randn((1, 4, *CANVAS), generator=generator)
-    mask = resizing.resize_nearest(tiles.large_components(label, tiny_config.large_area), CANVAS)
+    mask = resizing.resize_nearest(
+        tiles.large_components(label, tiny_config.min_region_share), CANVAS
+    )
     assert 0 < mask.sum() < mask.size
     return control, text, noise, target, mask
 
 
 @torch.no_grad()
-def fused(networks, config, problem, stride, batch=2, cover="grid"):
+def fused(networks, config, problem, stride, batch=2, cover="all"):
     control, text, noise, target, mask = problem
     boxes = tiles.chosen_boxes(tiles.tile_boxes(CANVAS, TILE, stride), TILE, mask, cover)
     held = torch.from_numpy(mask)[None, None]
@@ -73,9 +75,11 @@ def reference_run(family_base, tiny_config, tmp_path_factory):
     stock.scheduler.set_timesteps(20)
     assert int(stock.scheduler.timesteps[-1]) == 1
     config = replace(
-        tiny_config, base=str(base), controlnet=str(folder), fusion="reference", base_scale=0.5,
-        steps=20, guidance_scale=7.5, guidance_interval=(0.0, 1.0), guide_control_from=1.0,
-        control_scale=1.0, tile_batch=4, image_batch=2, negative_prompt="", large_area=0.05,
+        tiny_config, base=str(base), controlnet=str(folder), fusion="reference",
+        base_pass_scale=0.5, steps=20, guidance_scale=7.5, guidance_interval=(0.0, 1.0),
+        guess_mode_from=1.0,
+        controlnet_scale=1.0, tile_batch=4, image_batch=2, negative_prompt="",
+        min_region_share=0.05,
     )  # fmt: skip
     return config, stock
 
@@ -88,14 +92,15 @@ def test_reference_preset_equals_the_published_loop(reference_run, make_label, s
     """
     config, stock = reference_run
     config = replace(
-        config, crop_px=(16, 32), base_scale=1.0, fusion_scale=2.0,
+        config, crop_px=(16, 32), base_pass_scale=1.0, canvas_scale=2.0,
         stride_px=(stride[0] * 4, stride[1] * 4),
     )  # fmt: skip
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
     plain = Plain(
         unet=stock.unet, controlnet=stock.controlnet, vae=stock.vae, scheduler=stock.scheduler,
-        base=TILE, canvas=CANVAS, tile=TILE, stride=stride, large_area=0.05, guidance_scale=7.5,
-        control_scale=1.0,
+        base=TILE, canvas=CANVAS, tile=TILE, stride=stride, min_region_share=0.05,
+        guidance_scale=7.5,
+        controlnet_scale=1.0,
     )  # fmt: skip
     requests = [Request(make_label(32, 64, i)[8:24, 16:48], f"road {i}", i) for i in range(2)]
     latents, decode = [], sampler._decode
@@ -134,15 +139,15 @@ def test_skipping_covered_tiles_changes_nothing(networks, tiny_config, problem, 
     networks, config = with_solver(networks, tiny_config, fusion=preset)
     config = replace(config, tile_batch=1)
     boxes = tiles.tile_boxes(CANVAS, TILE, (2, 4))
-    assert len(tiles.chosen_boxes(boxes, TILE, problem[-1], "needed")) <= len(boxes) - 3
+    assert len(tiles.chosen_boxes(boxes, TILE, problem[-1], "uncovered")) <= len(boxes) - 3
     whole = fused(networks, config, problem, (2, 4), batch=1)
-    skipped = fused(networks, config, problem, (2, 4), batch=1, cover="needed")
+    skipped = fused(networks, config, problem, (2, 4), batch=1, cover="uncovered")
     assert torch.equal(whole, skipped)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "unipc"])
 def test_aligned_region_ends_on_the_reference_latent(networks, tiny_config, problem, solver):
-    networks, config = with_solver(networks, tiny_config, solver=solver, steps=6)
+    networks, config = with_solver(networks, tiny_config, scheduler=solver, steps=6)
     *_, target, mask = problem
     result = fused(networks, config, problem, (2, 4))
     held = torch.from_numpy(mask)[None, None].expand_as(result)
@@ -158,7 +163,7 @@ def test_held_region_follows_the_straight_path(tiny_config, solver, kind):
 
     Eight steps, since the DDIM of diffusers leaves its own grid if steps do not divide 1000.
     """
-    config = replace(tiny_config, solver=solver, steps=8)
+    config = replace(tiny_config, scheduler=solver, steps=8)
     scheduler = build_scheduler(config, config.base)
     # Zero terminal SNR cannot be expressed by noise predictions, so they get the plain schedule.
     changes = {"prediction_type": kind, "rescale_betas_zero_snr": kind != "epsilon"}
@@ -182,20 +187,16 @@ def test_tile_batch_changes_the_result_by_rounding_alone(networks, tiny_config, 
     assert torch.allclose(one, four, atol=1e-4)
 
 
-def test_rescaled_guidance_has_the_contrast_of_the_prompt():
+def test_guidance_is_classifier_free_guidance():
     generator = torch.Generator().manual_seed(0)
     negative, positive = torch.randn((2, 3, 4, 8, 8), generator=generator)
-    full = fusion.guided(negative, positive, 5.0, 1.0)
-    assert torch.allclose(full.std((1, 2, 3)), positive.std((1, 2, 3)), rtol=1e-4)
-    assert torch.equal(
-        fusion.guided(negative, positive, 5.0, 0.0), negative + 5 * (positive - negative)
-    )
+    assert torch.equal(fusion.guided(negative, positive, 5.0), negative + 5 * (positive - negative))
 
 
 @pytest.mark.parametrize("preset", ["aligned", "reference", "none"])
 def test_picture_depends_on_label_prompt_and_seed(networks, tiny_config, make_label, preset):
     config = replace(tiny_config, fusion=preset, steps=2)
-    networks.use_solver(config)
+    networks.set_scheduler(config)
     sampler = Sampler(networks, config)
     label, prompt = make_label(32, 64), "a city street scene with road"
     first = sampler.draw(label, prompt, 5)
@@ -207,8 +208,8 @@ def test_picture_depends_on_label_prompt_and_seed(networks, tiny_config, make_la
 
 
 def test_high_resolution_pass_is_reduced_to_the_crop(networks, tiny_config, make_label):
-    config = replace(tiny_config, fusion_scale=2.0, base_scale=1.0, steps=2)
-    networks.use_solver(config)
+    config = replace(tiny_config, canvas_scale=2.0, base_pass_scale=1.0, steps=2)
+    networks.set_scheduler(config)
     picture = Sampler(networks, config).draw(make_label(32, 64), "road", 0)
     assert picture.image.shape == (32, 64, 3)
     assert picture.tiles_total == 7 * 7

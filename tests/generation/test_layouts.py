@@ -85,7 +85,7 @@ def test_resizing_is_nearest_and_small_maps_are_refused_with_the_remedy(tmp_path
     label = source.read("a.png")
     assert label.shape == (64, 116) and set(np.unique(label)) == {0, 13, 255}
     found = layouts.scan_layouts(source)
-    with pytest.raises(UserError, match="--layout-height-px 72"):
+    with pytest.raises(UserError, match="--label-height-px 72"):
         layouts.check_sizes(source, found, (32, 128))
     layouts.check_sizes(
         opened(tmp_path, height_px=72),

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generation.plan import Planner, class_probabilities, noise_seed, place_crop
+from generation.plan import Planner, noise_seed, place_crop
 from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
-from generation.settings import Config, default_config
+from generation.settings import Config, RareClasses, default_config
 from pipeline.config import from_layers, from_mapping
 from pipeline.errors import UserError
 from pipeline.pocket.collection import LOOKS
 from pipeline.pocket.look import PLACES
+from pipeline.rare_classes import class_probabilities
 from pipeline.yaml_files import load_preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +27,8 @@ def planner(seed: int = 0, grammar: Grammar | None = None, **options) -> Planner
     counts[2, 15] = counts[4, 15] = 30
     counts[3, 12] = 20
     counts[1, 16] = 3
-    settings = {"temperature": 0.01, "min_pixels": 10, **options}
-    return Planner(counts, grammar or Grammar(), seed=seed, **settings)
+    sampling = RareClasses(**{"min_pixels": 10, **options})
+    return Planner(counts, grammar or Grammar(), seed=seed, sampling=sampling)
 
 
 def test_item_does_not_depend_on_n():
@@ -38,7 +39,7 @@ def test_item_does_not_depend_on_n():
 
 def test_fifty_thousand_items_take_a_second_of_one_core():
     counts = np.random.default_rng(0).integers(0, 1000, (25_000, 19))
-    draw = Planner(counts, Grammar(), seed=0, temperature=0.01, min_pixels=48).draw_plan
+    draw = Planner(counts, Grammar(), seed=0, sampling=RareClasses(min_pixels=48)).draw_plan
     started = time.process_time()
     assert len(draw(50_000)) == 50_000
     assert time.process_time() - started < 1
@@ -51,8 +52,8 @@ def test_layout_serves_the_drawn_class():
     assert not any(i.rare_class == 16 for i in plan)  # 3 pixels are too few
 
 
-def test_without_temperature_layouts_are_drawn_evenly():
-    plan = planner(temperature=0).draw_plan(600)
+def test_without_rare_class_sampling_label_maps_are_sampled_evenly():
+    plan = planner(enabled=False).draw_plan(600)
     assert {i.rare_class for i in plan} == {None}
     assert min(np.bincount([i.layout for i in plan])) > 60
 

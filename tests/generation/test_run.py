@@ -84,8 +84,10 @@ def test_labels_are_the_crops_of_the_layouts(finished, label_folder):
 def test_details_come_from_the_source_picture_of_the_crop(call, tiny_dataset, tmp_path):
     data = tiny_dataset(4, 48, 96)
     plain, sharp = tmp_path / "plain", tmp_path / "sharp"
-    assert call("--n", 3, "--layouts", data, "--output", plain) == 0
-    assert call("--n", 3, "--layouts", data, "--details", "source", "--output", sharp) == 0
+    assert call("--n", 3, "--label-maps", data, "--output", plain) == 0
+    assert (
+        call("--n", 3, "--label-maps", data, "--color-transfer", "source", "--output", sharp) == 0
+    )
     assert "details from the source pictures" in (sharp / "README.md").read_text()
     drawn = {s.id: read_pair(s)[0] for s in open_dataset(plain, labelled=True)}
     for sample in open_dataset(sharp, labelled=True):
@@ -221,7 +223,7 @@ def test_real_size_gta_labels_keep_void(call, tmp_path):
     (tmp_path / "gta").mkdir()
     image.save(tmp_path / "gta" / "00001.png")
     code = call(
-        "--layouts", tmp_path / "gta", "--label-space", "gta", "--layout-height-px", 64,
+        "--label-maps", tmp_path / "gta", "--label-space", "gta", "--label-height-px", 64,
         "--n", 2, "--steps", 1, "--output", tmp_path / "set",
     )  # fmt: skip
     assert code == 0
@@ -275,7 +277,7 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
         (["--plan-file", "plan.jsonl"], "is written by --dry-run"),
         (["--n", 0], "--n 0: must be in 1..1000000"),
         (["--n", -3], "--n -3: must be in 1..1000000"),
-        (["--layouts", "no/such"], "no/such: no such folder"),
+        (["--label-maps", "no/such"], "no/such: no such folder"),
         (["--base", "no/such"], "base model 'no/such'"),
         (["--controlnet", "no/such"], "has no config.json"),
         (["--unet", "no/such"], "has no config.json"),
@@ -285,8 +287,8 @@ def test_foreign_output_folder_is_refused(call, tmp_path):
         (["--tile-px", 64, 64], "tile height exceeds"),
         (["--stride-px", 20, 16], "leaves gaps"),
         (["--stride-px", 3, 16], "must be multiples of 4"),
-        (["--held-classes", "road", "moon"], "--held-classes 'moon': use road, sidewalk"),
-        (["--fusion", "reference", "--solver", "unipc"], "--fusion aligned"),
+        (["--base-pass-classes", "road", "moon"], "--base-pass-classes 'moon': use road, sidewalk"),
+        (["--fusion", "reference", "--scheduler", "unipc"], "--fusion aligned"),
     ],
 )
 def test_bad_settings_are_one_line_with_a_remedy(call, tmp_path, arguments, message):
@@ -323,5 +325,5 @@ def test_three_channel_controlnet_is_refused(call, tiny_controlnet, tmp_path):
 def test_colour_labels_are_refused(call, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (64, 32), (70, 130, 180)).save(tmp_path / "in" / "a.png")
-    with pytest.raises(UserError, match=r"a\.png: label.* RGB.*--layout-pattern"):
-        call("--layouts", tmp_path / "in", "--output", tmp_path / "set")
+    with pytest.raises(UserError, match=r"a\.png: label.* RGB.*--label-pattern"):
+        call("--label-maps", tmp_path / "in", "--output", tmp_path / "set")

@@ -12,7 +12,7 @@ from generation.sampler import canvas, structure_control
 from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
 from generation.sampler.sampler import Request, Sampler
-from generation.settings import Structure, check
+from generation.settings import SecondControl
 from pipeline.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_company_does_not_change_a_picture(networks, tiny_config, make_label, pr
 
 @pytest.mark.parametrize("crop", [(33, 65), (47, 50), (40, 96)])
 def test_odd_crops_are_padded_and_cropped(networks, tiny_config, make_label, crop):
-    config = replace(tiny_config, crop_px=crop, base_scale=0.5, fusion_scale=1.0)
+    config = replace(tiny_config, crop_px=crop, base_pass_scale=0.5, canvas_scale=1.0)
     sampler = Sampler(networks, config)
     height, width = sampler.crop_px
     assert height >= crop[0] and width >= crop[1] and height % 2 == width % 2 == 0
@@ -47,7 +47,7 @@ def test_odd_crops_are_padded_and_cropped(networks, tiny_config, make_label, cro
 
 
 def test_whole_frames_have_more_tiles(networks, tiny_config, make_label):
-    config = replace(tiny_config, crop_px=(64, 128), tile_cover="grid")
+    config = replace(tiny_config, crop_px=(64, 128), tile_selection="all")
     picture = Sampler(networks, config).draw(make_label(64, 128), "road", 0)
     assert picture.image.shape == (64, 128, 3)
     assert picture.tiles == picture.tiles_total == 7 * 7
@@ -65,7 +65,7 @@ def test_unguided_interval_equals_no_guidance(networks, tiny_config, make_label)
 def test_cached_embeddings_change_nothing(networks, tiny_config, make_label):
     request = make_label(32, 64), "road", 0
     images = [
-        Sampler(networks, replace(tiny_config, cached_tiles=n)).draw(*request).image
+        Sampler(networks, replace(tiny_config, condition_cache_tiles=n)).draw(*request).image
         for n in (0, 1, 256)
     ]
     assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
@@ -78,8 +78,8 @@ def test_adaptive_cover_holds_every_needed_pixel():
         for top, left in rng.integers(0, 14, (4, 2)):
             mask[top : top + 2, 2 * left : 2 * left + 3] = False
         grid = tiles.tile_boxes((16, 32), (8, 8), (2, 2))
-        chosen = tiles.chosen_boxes(grid, (8, 8), mask, "adaptive")
-        assert set(chosen) <= set(tiles.chosen_boxes(grid, (8, 8), mask, "needed"))
+        chosen = tiles.chosen_boxes(grid, (8, 8), mask, "greedy")
+        assert set(chosen) <= set(tiles.chosen_boxes(grid, (8, 8), mask, "uncovered"))
         for top, left in chosen:
             mask[top : top + 8, left : left + 8] = True
         assert mask.all()
@@ -123,8 +123,8 @@ def test_memory_running_out_outside_the_tiles_is_one_line(
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "unipc"])
 def test_start_from_a_picture(networks, tiny_config, make_label, source, solver, monkeypatch):
-    config = replace(tiny_config, solver=solver, steps=8, fusion="none", base_scale=1.0)
-    networks.use_solver(config)
+    config = replace(tiny_config, scheduler=solver, steps=8, fusion="none", base_pass_scale=1.0)
+    networks.set_scheduler(config)
     label = make_label(32, 64)
     start = Sampler(networks, replace(config, strength=0.5))._encode_picture(source)
     distances, latents, decode = [], [], drawing.decode_latents
@@ -151,8 +151,8 @@ def test_second_control(networks, tiny_config, tiny_base, make_label, source, tm
     second.save_pretrained(tmp_path / "canny")
     images = []
     for scale in (0.0, 1.0):
-        kind = Structure("canny", str(tmp_path / "canny"), scale)
-        config = replace(tiny_config, structure=kind)
+        kind = SecondControl("canny", str(tmp_path / "canny"), scale)
+        config = replace(tiny_config, second_control=kind)
         sampler = Sampler(loading.load_networks(config, torch.device("cpu")), config)
         request = Request(make_label(32, 64), "road", 0, source)
         images.append(sampler.draw_all([request])[0].image.astype(int))
@@ -161,7 +161,7 @@ def test_second_control(networks, tiny_config, tiny_base, make_label, source, tm
 
 
 def test_canny_finds_edges(source):
-    found = structure_control.Detector(Structure("canny", "x"))(source)
+    found = structure_control.Detector(SecondControl("canny", "x"))(source)
     assert found.shape == (1, 3, 32, 64) and set(found.unique().tolist()) == {0.0, 1.0}
 
 
@@ -173,11 +173,11 @@ def test_what_is_not_installed_or_named_is_one_line(tiny_config, monkeypatch):
     with pytest.raises(UserError, match="--attention xformers: .* is not installed"):
         loading.find_attention("xformers")
     with pytest.raises(UserError, match="controlnet_aux cannot be imported"):
-        structure_control.Detector(Structure("depth", "x"))
-    with pytest.raises(UserError, match="needs --structure.controlnet"):
-        check(replace(tiny_config, structure=Structure("canny")))
+        structure_control.Detector(SecondControl("depth", "x"))
+    with pytest.raises(UserError, match="needs --second-control.controlnet"):
+        replace(tiny_config, second_control=SecondControl("canny")).check()
     with pytest.raises(UserError, match="in order"):
-        check(replace(tiny_config, guidance_interval=(0.5, 0.2)))
+        replace(tiny_config, guidance_interval=(0.5, 0.2)).check()
 
 
 def test_large_pictures_are_decoded_in_tiles(tiny_config, make_label):

@@ -52,14 +52,14 @@ def test_equals_the_stock_pipeline(family, tiny_config, make_label, solver):
         tiny_config,
         base=str(base),
         controlnet=str(folder),
-        solver=solver,
+        scheduler=solver,
         steps=5,
         fusion="none",
-        base_scale=1.0,
+        base_pass_scale=1.0,
         guidance_scale=6.0,
         guidance_interval=(0.0, 1.0),
-        guide_control_from=1.0,
-        control_scale=0.8,
+        guess_mode_from=1.0,
+        controlnet_scale=0.8,
         negative_prompt="fog at night",
     )
     label, prompt = make_label(32, 64), "a city street scene with road and car"

@@ -19,7 +19,7 @@ from PIL import Image
 from generation import detectors
 from generation.sampler import denoiser, sampler, structure_control
 from generation.sampler import networks as loading
-from generation.settings import Structure
+from generation.settings import SecondControl
 from pipeline.errors import UserError
 
 
@@ -116,12 +116,12 @@ def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("kind", "stock"), [("depth", Midas), ("soft_edge", Hed)])
+@pytest.mark.parametrize(("kind", "stock"), [("depth", Midas), ("softedge", Hed)])
 @pytest.mark.parametrize("size", [(32, 64), (128, 200), (65, 64)])
 def test_condition_is_the_detectors_at_the_size_of_the_image(package, tmp_path, kind, stock, size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     torch.save({"gain": torch.tensor([0.5])}, tmp_path / stock.file)
-    detector = structure_control.Detector(Structure(kind, "x", detector=str(tmp_path)), "meta")
+    detector = structure_control.Detector(SecondControl(kind, "x", detector=str(tmp_path)), "meta")
     assert detector._model.device == "meta"  # where the networks are
     condition = detector(image)
     assert condition.shape == (1, 3, *size) and condition.dtype == torch.float32
@@ -138,7 +138,7 @@ def test_converted_weights_go_before_the_pickle(package, tmp_path, image):
 
     (tmp_path / Hed.file).write_bytes(b"never opened")
     save_file({"gain": torch.tensor([2.0])}, tmp_path / "ControlNetHED.safetensors")
-    detector = structure_control.Detector(Structure("soft_edge", "x", detector=str(tmp_path)))
+    detector = structure_control.Detector(SecondControl("softedge", "x", detector=str(tmp_path)))
     assert float(detector._model.model.gain.detach()) == 2
 
 
@@ -154,7 +154,7 @@ def test_weights_that_would_run_code_are_refused_unread(package, tmp_path, form)
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", payload)
     with pytest.raises(UserError, match=r"ControlNetHED\.pth: .*not\s+executed") as caught:
-        structure_control.Detector(Structure("soft_edge", "x", detector=str(tmp_path)))
+        structure_control.Detector(SecondControl("softedge", "x", detector=str(tmp_path)))
     assert "\n" not in str(caught.value) and not marker.exists()
 
 
@@ -179,18 +179,18 @@ class _Touch:
 )
 def test_weights_are_a_folder_that_has_them_or_a_pinned_id(detector, message):
     with pytest.raises(UserError, match=message):
-        detectors.check_detector(Structure("soft_edge", "x", detector=detector))
+        detectors.check_detector(SecondControl("softedge", "x", detector=detector))
 
 
 def test_revision_follows_the_weights(tmp_path):
-    chosen = Structure("soft_edge", "x", detector=str(tmp_path))
+    chosen = SecondControl("softedge", "x", detector=str(tmp_path))
     revisions = []
     for value in (1.0, 2.0):
         torch.save({"gain": torch.tensor([value])}, tmp_path / Hed.file)
         revisions.append(detectors.detector_revision(chosen))
     assert revisions[0] != revisions[1]
-    pinned = Structure("depth", "x").detector
-    assert detectors.detector_revision(Structure("depth", "x")) == pinned
+    pinned = SecondControl("depth", "x").detector
+    assert detectors.detector_revision(SecondControl("depth", "x")) == pinned
 
 
 def memory_efficient_attention(

@@ -47,5 +47,5 @@ def test_only_wholly_covered_tiles_are_left_out():
     mask = np.zeros((8, 16), dtype=bool)
     mask[:, :9] = True
     boxes = tiles.tile_boxes((8, 16), (8, 8), (8, 4))
-    assert tiles.chosen_boxes(boxes, (8, 8), mask, "needed") == [(0, 4), (0, 8)]
-    assert tiles.chosen_boxes(boxes, (8, 8), mask, "adaptive") == [(0, 8)]
+    assert tiles.chosen_boxes(boxes, (8, 8), mask, "uncovered") == [(0, 4), (0, 8)]
+    assert tiles.chosen_boxes(boxes, (8, 8), mask, "greedy") == [(0, 8)]

@@ -45,7 +45,7 @@ def test_size_of_a_folder_without_config_files_is_not_known(tmp_path):
 def test_settings_of_the_built_in_model():
     config = default_config("pocket")
     assert (config.crop_px, config.tile_px, config.stride_px) == ((128, 256), (64, 128), (32, 64))
-    assert (config.steps, config.guidance_scale, config.fusion_scale) == (10, 3.0, 1.0)
+    assert (config.steps, config.guidance_scale, config.canvas_scale) == (10, 3.0, 1.0)
     assert config.negative_prompt == "a city street scene with road, in clear weather by day"
     assert config.prompt.max_classes == 4 and "autumn" in config.prompt.conditions
 

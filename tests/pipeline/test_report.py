@@ -67,19 +67,21 @@ def test_empty_workspace_gives_a_page_of_notes(tmp_path: Path) -> None:
     assert page.count("Not in this workspace yet") == 8
 
 
-@pytest.mark.parametrize("details", ["source", "generated"])
-def test_recoloured_source_images_are_not_called_generated(workspace: Path, details: str) -> None:
+@pytest.mark.parametrize("color_transfer", ["source", "none"])
+def test_recoloured_source_images_are_not_called_generated(
+    workspace: Path, color_transfer: str
+) -> None:
     record = json.loads((workspace / "generated" / "run.json").read_text())
-    record["config"] = {"details": details, "models": {}}
+    record["config"] = {"color_transfer": color_transfer, "models": {}}
     (workspace / "generated" / "run.json").write_text(json.dumps(record))
     page = report.render(report.gather(workspace, 2))
     words = ("source + recoloured source", "points from recoloured source images",
              "source images in generated colours", "colour transfer")  # fmt: skip
     drawn = ("source + generated", "points from generated images", "labelled images generated")
     for text in words:
-        assert (text in page) == (details == "source"), text
+        assert (text in page) == (color_transfer == "source"), text
     for text in drawn:
-        assert (text in page) == (details != "source"), text
+        assert (text in page) == (color_transfer != "source"), text
 
 
 def test_missing_workspace_is_one_line(tmp_path: Path, run_program) -> None:

@@ -32,7 +32,7 @@ PROGRAMS = {
         f"export {kind}": ("pipeline.export", f"--data D --output O --workers 1 --format {kind}")
         for kind in FORMATS
     },
-    "generation": ("generation.run", "--layouts D --n 1 --output O --dry-run"),
+    "generation": ("generation.run", "--label-maps D --n 1 --output O --dry-run"),
     "training": (
         "segtrain.train",
         f"{ROOT}/configs/segtrain/segformer_pocket.py --source D --output O",

@@ -1,7 +1,9 @@
 """Test-time adaptation: only scene tokens learn, runs resume, results are used."""
 
 import dataclasses
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.prompt_encoder import Conditioning
 from pipeline.seeding import DrawnSamples
 from segtrain import adapt, checkpoints, predict, recipes, score
+from segtrain.adaptation import Adaptation, ScenePrompt, class_mean
 from segtrain.loop import training_loss
 from segtrain.mixing import SelfTraining
 from segtrain.segmenter import Segmenter
@@ -45,21 +48,19 @@ def config(trained: Path, source: Path, tmp_path: Path) -> adapt.Config:
     )
 
 
-@pytest.mark.parametrize("objective", ["pseudo", "entropy", "consistency"])
-def test_each_objective_changes_the_tokens_and_lowers_its_loss(config, objective, tmp_path) -> None:
-    config = dataclasses.replace(config, objective=objective, steps=12, batch_size=6)
+def test_learning_changes_the_tokens_and_lowers_the_loss(config) -> None:
+    config = dataclasses.replace(config, steps=12, batch_size=6)
     tokens = _adapt(config)
     segmenter = Segmenter.from_pretrained(config.checkpoint)
     before = segmenter.model.backbone.text.scenes[0]
     assert tokens.shape == before.shape and not torch.allclose(tokens.float(), before, atol=1e-3)
     assert (config.output / checkpoints.SCENE_FILE).stat().st_size < 8192
     images, _ = segmenter.prepare(adapt.check(config))
-    model = segmenter.model.requires_grad_(False)
+    scene = ScenePrompt(segmenter, 0, config.confidence)
 
     def loss(tokens: torch.Tensor) -> float:
-        network = lambda images: model.decode_head(model.extract_feat(images, scene=tokens))  # noqa: E731
-        first = lambda images: model.decode_head(model.extract_feat(images, scene=before))  # noqa: E731
-        return float(adapt.objective_loss(config, network, first, images))
+        scene.tokens.data = tokens
+        return float(scene([images]))
 
     assert loss(tokens.float()) < loss(before)
 
@@ -67,7 +68,7 @@ def test_each_objective_changes_the_tokens_and_lowers_its_loss(config, objective
 def test_four_steps_equal_two_a_stop_and_two(config, tmp_path, monkeypatch) -> None:
     straight = _adapt(config)
     resumed = dataclasses.replace(config, output=tmp_path / "resumed")
-    calls, real = iter(range(100)), adapt.objective_loss
+    calls, real = iter(range(100)), Adaptation.loss
 
     def stopping(*arguments: object) -> torch.Tensor:
         if next(calls) == 3:
@@ -75,12 +76,35 @@ def test_four_steps_equal_two_a_stop_and_two(config, tmp_path, monkeypatch) -> N
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapt, "objective_loss", stopping)
+        patch.setattr(Adaptation, "loss", stopping)
         with pytest.raises(KeyboardInterrupt):
             _adapt(resumed)
     assert torch.equal(_adapt(resumed), straight)
     with pytest.raises(UserError, match="holds another run"):
-        _adapt(dataclasses.replace(resumed, objective="entropy"))
+        _adapt(dataclasses.replace(resumed, ema_decay=0.6))
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_stop_signal_saves_the_update_and_the_same_command_continues(
+    config, mode, tmp_path, monkeypatch
+) -> None:
+    config = dataclasses.replace(config, mode=mode, checkpoint_every=100)
+    straight = _adapt(config)
+    stopped = dataclasses.replace(config, output=tmp_path / "stopped")
+    calls, real = iter(range(100)), Adaptation.loss
+
+    def signalled(*arguments: object) -> torch.Tensor:
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adaptation, "loss", signalled)
+        with pytest.raises(SystemExit) as stop:
+            _adapt(stopped)
+    assert stop.value.code == 143
+    assert [p.name for p in sorted((stopped.output / "checkpoints").iterdir())] == ["step-00000002"]
+    assert torch.equal(_adapt(stopped), straight)
 
 
 def test_online_predicts_each_picture_before_it_learns_from_it(config, tmp_path) -> None:
@@ -109,9 +133,7 @@ def test_pictures_of_any_size_and_place_are_adapted_to(config, mode, tmp_path, m
         path = tmp_path / f"target/s{index}.png"
         Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(path)
         writer.append_row({"id": f"s{index}", "status": "ok", "image_file_name": path.name})
-    config = dataclasses.replace(
-        config, target=tmp_path / "target", mode=mode, batch_size=3, objective="entropy"
-    )
+    config = dataclasses.replace(config, target=tmp_path / "target", mode=mode, batch_size=3)
     straight = _adapt(config)
     resumed = dataclasses.replace(config, output=tmp_path / "resumed")
     real = run_checkpoints.save_checkpoint
@@ -212,9 +234,9 @@ def test_classes_count_the_same_in_a_pseudo_label() -> None:
     labels = torch.tensor([[3, 3, 3, 3], [3, 3, 7, 9]])
     loss = torch.where(labels == 7, 6.0, torch.where(labels == 3, 2.0, 100.0))
     confidence = torch.where(labels == 9, 0.2, 0.8)
-    value = adapt.class_mean(loss, labels, confidence, 0.5)
+    value = class_mean(loss, labels, confidence, 0.5)
     torch.testing.assert_close(value, torch.tensor(4.0))  # not 16 / 7, and nothing of class 9
-    assert adapt.class_mean(loss, labels, confidence, 0.9) == 0
+    assert class_mean(loss, labels, confidence, 0.9) == 0
 
 
 def test_bad_input_of_adaptation(config: adapt.Config, tmp_path: Path) -> None:
