@@ -50,7 +50,7 @@ def networks() -> dict[str, Any]:
 
 
 def speed(repeats: int, pictures: int, batch: int) -> dict[str, Any]:
-    """Return seconds per picture of each network and ratios to the faithful one."""
+    """Return seconds per image of each network and ratios to the faithful one."""
     torch.manual_seed(0)
     images = torch.rand(pictures // batch, batch, 3, 128, 256) * 2 - 1
     encoder, times = PromptEncoder(models.find_base("pocket")), {}
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=1, help="pictures segmented at once")
+    parser.add_argument("--batch", type=int, default=1, help="images segmented at once")
     parser.add_argument("--peak", choices=("streamed", "concatenated"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:

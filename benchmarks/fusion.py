@@ -108,7 +108,7 @@ def differences(
 ) -> tuple[float, float, float]:
     """Return relative differences of the base pass, of the second pass alone, and of both.
 
-    Between the passes the picture is rounded to 8 bits, where a difference in the last bit can
+    Between the passes the image is rounded to 8 bits, where a difference in the last bit can
     become one of 1/255; so the second pass is compared from the same base pass as well.
     """
     base, ours = our_latents(sampler, label, 0)
@@ -203,7 +203,7 @@ def flops(unet: Any, controlnet: Any, tile: tuple[int, int], px: int) -> tuple[i
 
 
 def work(crops: list[np.ndarray], model: str, steps: int) -> dict[str, float]:
-    """Return ours / published FLOPs of a picture, mean over crops, and the share of tiles skipped.
+    """Return ours / published FLOPs of an image, mean over crops, and the share of tiles skipped.
 
     The canvas has twice the tile's height and width; the base pass is one tile.
     """

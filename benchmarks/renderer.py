@@ -22,7 +22,7 @@ from pipeline.pocket_city import SPLITS, render_sample
 
 
 def rate(split: str, n: int) -> float:
-    """Return pictures per second of processor time."""
+    """Return images per second of processor time."""
     started = time.process_time()
     for index in range(n):
         render_sample(index, split, (128, 256))
@@ -32,12 +32,12 @@ def rate(split: str, n: int) -> float:
 def main() -> int | None:
     """Print the table and what it was measured on."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n", type=int, default=120, help="pictures of each split and repeat")
+    parser.add_argument("--n", type=int, default=120, help="images of each split and repeat")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     if min(options.n, options.repeats) < 1:
         raise UserError("--n and --repeats: must be 1 or more")
-    print("| split | pictures per second and core |\n|---|---|")
+    print("| split | images per second and core |\n|---|---|")
     for split in sorted(SPLITS):
         render_sample(0, split, (128, 256))  # imports
         rates = [rate(split, options.n) for _ in range(options.repeats)]

@@ -28,11 +28,11 @@ from pipeline.labels import CLASS_NAMES
 
 MIN_PIXELS = 300
 CLASSES = ("road", "sidewalk", "building", "vegetation", "terrain", "sky", "car")
-Colors = dict[tuple[str, str], list[np.ndarray]]  # (look, class) -> mean colours, one per picture
+Colors = dict[tuple[str, str], list[np.ndarray]]  # (look, class) -> mean colours, one per image
 
 
 def class_colors(folder: str) -> Colors:
-    """Return the mean RGB (0..255) of each class in each picture with `MIN_PIXELS` of it."""
+    """Return the mean RGB (0..255) of each class in each image with `MIN_PIXELS` of it."""
     colors: Colors = defaultdict(list)
     for sample in open_dataset(folder, labelled=True):
         image, label = read_pair(sample)

@@ -30,7 +30,7 @@ GAP = 6
 
 
 def titled(picture: np.ndarray, title: str) -> np.ndarray:
-    """Return the picture under a white strip with its title."""
+    """Return the image under a white strip with its title."""
     strip = np.full((22, picture.shape[1], 3), 255, dtype=np.uint8)
     cv2.putText(strip, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
     return np.concatenate([strip, picture])
@@ -51,7 +51,7 @@ def grid(cells: list[np.ndarray], columns: int) -> np.ndarray:
 
 
 def generated_cells(generated: list[str], source: Path, conditions: list[str]) -> list[np.ndarray]:
-    """Return label, source and generated pictures of the first sample of each condition."""
+    """Return label, source and generated images of the first sample of each condition."""
     others = [{s.id: s for s in open_dataset(name, labelled=True)} for name in generated[1:]]
     first = {}
     for sample in open_dataset(generated[0], labelled=True):
@@ -62,7 +62,7 @@ def generated_cells(generated: list[str], source: Path, conditions: list[str]) -
         image, label = read_pair(sample)
         original = source_image(sample, source)
         if original is None:
-            raise UserError(f"--source {source}: no picture behind {sample.id}; give its layouts")
+            raise UserError(f"--source {source}: no image behind {sample.id}; give its layouts")
         more = [read_image(samples[sample.id].image) for samples in others]
         column = np.concatenate([colorize(label), original, image, *more])
         cells.append(titled(column, condition.replace("_", " ")))

@@ -109,7 +109,7 @@ def cost_row(run: Path) -> str:
 
 
 def test_cost(run: Path) -> dict[str, float]:
-    """Return trained parameters of a network, and its pictures per second at test."""
+    """Return trained parameters of a network, and its images per second at test."""
     import numpy as np
 
     from segtrain.segmenter import Segmenter

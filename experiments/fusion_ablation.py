@@ -58,7 +58,7 @@ def run(*words: object) -> None:
 
 
 def folder_of(output: Path, name: str) -> Path:
-    """Return the folder of a variant's pictures."""
+    """Return the folder of a variant's images."""
     return output / "".join(c if c.isalnum() else "_" for c in name)
 
 
@@ -122,7 +122,7 @@ def main() -> None:
 def write_table(
     arguments: argparse.Namespace, variants: dict[str, str], folders: dict[str, Path]
 ) -> None:
-    """Print the table and write it beside the pictures."""
+    """Print the table and write it beside the images."""
     (entry,) = load(arguments.output / "oracle.json").values()
     looks = files.read_json(arguments.output / "looks.json")["generated"]
     rows = []

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True)
     parser.add_argument("--targets", type=Path, nargs="+", required=True)
     parser.add_argument("--confidence", type=float, default=0.3, help="as of segtrain/adapt.py")
-    parser.add_argument("--limit", type=int, help="the first N pictures of each target")
+    parser.add_argument("--limit", type=int, help="the first N images of each target")
     options = parser.parse_args()
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: must be 1 or more")

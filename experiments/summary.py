@@ -128,7 +128,7 @@ def choice_table(scores: Scores) -> str:
 
 
 def oracle_table(oracle: Scores) -> str:
-    """Return what the oracle sees: all classes and the small ones, per picture set."""
+    """Return what the oracle sees: all classes and the small ones, per image set."""
     seen = oracle["oracle"]["targets"]
     small = [CLASS_NAMES[i] for i in SMALL_CLASSES]
     rows = []
@@ -179,7 +179,7 @@ def main() -> None:
         print("## What an oracle segmenter sees, IoU in percent\n")
         print(oracle_table(oracle))
     if scores and adherence:
-        print(f"## Style Swap\n\nRendered pictures: top-1 {adherence['rendered']['top1']} %.\n")
+        print(f"## Style Swap\n\nRendered images: top-1 {adherence['rendered']['top1']} %.\n")
         print(arm_table(arms, scores, swap, adherence))
     if "diffusion" in arms:
         print(f"Diffusion backbone, five-target mIoU: {arms['diffusion']['mean_miou']:.1f}\n")

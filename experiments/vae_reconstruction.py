@@ -32,7 +32,7 @@ from pipeline.rows import sample_id
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the peak signal-to-noise ratio of two uint8 pictures in dB."""
+    """Return the peak signal-to-noise ratio of two uint8 images in dB."""
     error = np.mean((a.astype(np.float32) - b.astype(np.float32)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
