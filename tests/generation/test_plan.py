@@ -12,10 +12,11 @@ from generation.plan import Planner, noise_seed, place_crop
 from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
 from generation.settings import Config, RareClasses, default_config
 from pipeline.config import from_layers, from_mapping
+from pipeline.dataset import Sample
 from pipeline.errors import UserError
 from pipeline.pocket.collection import LOOKS
 from pipeline.pocket.look import PLACES
-from pipeline.rare_classes import class_probabilities
+from pipeline.rare_classes import RareClassSampling, class_probabilities, index_classes
 from pipeline.yaml_files import load_preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,3 +209,18 @@ def test_prompts_of_the_reference_preset_are_the_published_ones():
     scene = "A city street scene with road terrain car, in {} weather."
     words = ("snowy", "rainy", "sunny", "foggy", "night")
     assert found == {"road terrain car", *map(scene.format, words)}
+
+
+def test_training_and_generation_sample_classes_with_the_same_probabilities(tmp_path):
+    counts = np.random.default_rng(0).integers(0, 9000, (6, 19))
+    counts[:, 16] = 0  # a class that no file holds
+    samples = [
+        Sample(str(i), tmp_path, None, {"class_pixels": row}) for i, row in enumerate(counts)
+    ]
+    sampling = RareClassSampling(temperature=0.01, min_pixels=3000)
+    index = index_classes(samples, sampling)
+    planner = Planner(counts, Grammar(), seed=0, sampling=sampling)
+    assert np.array_equal(index.probabilities, planner.probabilities)
+    assert index.probabilities[16] == 0 and index.probabilities.sum() == pytest.approx(1)
+    for files, layouts in zip(index.files_with_class, planner.serving, strict=True):
+        assert np.array_equal(files, layouts)
