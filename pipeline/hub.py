@@ -5,6 +5,7 @@ precision. What a machine has already is found without asking the hub.
 """
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -63,6 +64,35 @@ def fetch(base: str) -> Path:
             f"run `hf download {repository} --revision {commit}` where the hub is reachable, or "
             "give a folder"
         ) from error
+
+
+def fetch_files(name: str, patterns: Sequence[str]) -> Path:
+    """Return the folder of some files of a pinned hub id, downloaded if they are not here.
+
+    Raises `UserError` if they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, commit = name.rpartition("@")
+    options = {"revision": commit, "allow_patterns": list(patterns)}
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True, **options))
+        if all((folder / pattern).is_file() for pattern in patterns):
+            return folder
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path(snapshot_download(repository, **options))
+    except Exception as error:  # of the hub's client, its transport and the network below
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"{name}: is not in this machine's cache and cannot be fetched ({reason}); run "
+            f"`hf download {repository} --revision {commit}` where the hub is reachable, or give a "
+            "folder"
+        ) from error
+    if absent := [pattern for pattern in patterns if not (folder / pattern).is_file()]:
+        raise UserError(f"{name}: has no {absent[0]}; give a revision with safetensors")
+    return folder
 
 
 def choose_files(names: list[str]) -> list[str]:

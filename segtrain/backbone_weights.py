@@ -33,13 +33,14 @@ def load_backbone(backbone: Any, path: Path) -> None:
 
     prefix = shared_prefix(read_shapes(path))
     weights = {name.removeprefix(prefix): value for name, value in load_file(path).items()}
-    wanted = backbone.state_dict()
+    part = getattr(backbone, "pretrained_part", backbone)  # without what is added to it
+    wanted = part.state_dict()
     require_fit(
         {n: tuple(w.shape) for n, w in weights.items()},
         {n: tuple(w.shape) for n, w in wanted.items()},
         path,
     )
-    backbone.load_state_dict(weights)
+    part.load_state_dict(weights)
 
 
 def shared_prefix(names: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Segmentation heads for mmsegmentation: DAFormer's fusion head and Mask2Former.
+"""Segmentation heads for mmsegmentation: DAFormer's fusion head, DeepLabV2 and Mask2Former.
 
 mmsegmentation has no DAFormer head, and its Mask2Former needs mmdetection and compiled operators;
 transformers has pixel decoder, masked attention and matched losses in plain PyTorch.
@@ -54,6 +54,31 @@ class DAFormerHead(BaseDecodeHead):
         ]
         hidden = torch.cat(self.context(torch.cat(embedded, dim=1)), dim=1)
         return self.cls_seg(self.fuse(hidden))
+
+
+class DeepLabV2Head(BaseDecodeHead):
+    """DeepLabV2's head (Chen et al., TPAMI 2018): a sum of classifiers of several dilations.
+
+    Learners of the field take two of its four dilations, (6, 12).
+    """
+
+    def __init__(self, *, dilations: tuple[int, ...] = (6, 12, 18, 24), **options: Any) -> None:
+        super().__init__(channels=1, dropout_ratio=0, **options)
+        self.conv_seg = None  # the base class's classifier
+        self.classifiers = torch.nn.ModuleList(
+            torch.nn.Conv2d(self.in_channels, self.num_classes, 3, padding=d, dilation=d)
+            for d in dilations
+        )
+
+    def init_weights(self) -> None:
+        """Draw small weights, as DeepLab does; there is no classifier of the base class."""
+        for classifier in self.classifiers:
+            torch.nn.init.normal_(classifier.weight, std=0.01)
+
+    def forward(self, inputs: Any) -> torch.Tensor:
+        """Return logits BxKxhxw at the size of the level that `in_index` names."""
+        features = self._transform_inputs(inputs)
+        return torch.stack([classify(features) for classify in self.classifiers]).sum(0)
 
 
 class MaskDecoder(Mask2FormerPreTrainedModel):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.rare_classes import ClassIndex
+from segtrain.class_mixing import ClassMixing, paste_classes
 
 TRIES = 10
 
@@ -58,19 +59,34 @@ class MixedSamples:
         *,
         rare: Mapping[str, ClassIndex] | None = None,
         min_pixels: int = 0,
+        class_mixing: ClassMixing | None = None,
     ) -> None:
         """`datasets` and `shares` by the names of the sets; the last set takes what the others
         leave. `rare`: the classes of the sets by name. A crop is drawn up to ten times until it has
-        more than half of `min_pixels` of the class, as in DAFormer."""
+        more than half of `min_pixels` of the class, as in DAFormer. With `class_mixing` some
+        samples receive classes of a sample of another set, or of their own if it is the only one.
+        """
         self.datasets = dict(datasets)
         self.names = list(self.datasets)
         shares = shares or {}
         self.bounds = np.cumsum([shares[name] for name in self.names[:-1]])
         self.rare, self.min_pixels = rare or {}, min_pixels
+        self.class_mixing = class_mixing
 
     def __call__(self, rng: np.random.Generator) -> Any:
-        """Return one sample as packed by the transforms of its set."""
+        """Return one sample as packed by the transforms of its set.
+
+        Its `set` among the metadata is the set's name.
+        """
         name = self.names[int(np.searchsorted(self.bounds, rng.random(), side="right"))]
+        sample = self._draw_from(name, rng)
+        sample["data_samples"].set_metainfo({"set": name})
+        if self.class_mixing and rng.random() < self.class_mixing.probability:
+            others = [other for other in self.names if other != name] or [name]
+            paste_classes(sample, self._draw_from(str(rng.choice(others)), rng), rng)
+        return sample
+
+    def _draw_from(self, name: str, rng: np.random.Generator) -> Any:
         dataset = self.datasets[name]
         if name not in self.rare:
             return self._transformed(dataset, int(rng.integers(len(dataset))), rng)

@@ -21,7 +21,7 @@ SECTIONS = {
 }  # fmt: skip
 USED = (  # what a training by segtrain/train.py reads; the rest serves mmengine's Runner
     "model", "sets", "train_pipeline", "test_pipeline", "test_resolution", "optim_wrapper",
-    "param_scheduler", "train_cfg.max_iters", "train_dataloader.batch_size",
+    "param_scheduler", "class_mixing", "train_cfg.max_iters", "train_dataloader.batch_size",
 )  # fmt: skip
 OPTIM_WRAPPER = ("type", "optimizer", "paramwise_cfg", "clip_grad")
 SCHEDULERS = {

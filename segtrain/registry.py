@@ -36,12 +36,21 @@ from pipeline.dataset import open_dataset  # noqa: E402
 from segtrain.backbones.efficientnet import EfficientNetBackbone  # noqa: E402
 from segtrain.diffusion.backbone import DiffusionBackbone  # noqa: E402
 from segtrain.diffusion.segmentor import DiffusionSegmentor  # noqa: E402
-from segtrain.heads import DAFormerHead, Mask2FormerHead  # noqa: E402
+from segtrain.generalization.hrda import HRDASegmentor  # noqa: E402
+from segtrain.generalization.segmentor import Segmentor  # noqa: E402
+from segtrain.heads import DAFormerHead, DeepLabV2Head, Mask2FormerHead  # noqa: E402
 from segtrain.transforms import Resize, prepare, with_reader  # noqa: E402
 
 PARTS = (
-    DAFormerHead, DiffusionBackbone, DiffusionSegmentor, EfficientNetBackbone, Mask2FormerHead,
-)  # fmt: skip
+    DAFormerHead,
+    DeepLabV2Head,
+    DiffusionBackbone,
+    DiffusionSegmentor,
+    EfficientNetBackbone,
+    HRDASegmentor,
+    Mask2FormerHead,
+    Segmentor,
+)
 for part in PARTS:
     MODELS.register_module(name=f"Streetforge{part.__name__}", module=part, force=True)
 TRANSFORMS.register_module(name="StreetforgeResize", module=Resize, force=True)

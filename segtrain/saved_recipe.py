@@ -24,7 +24,10 @@ OURS = (
     "StreetforgeDiffusionBackbone",
     "StreetforgeDiffusionSegmentor",
     "StreetforgeDAFormerHead",
+    "StreetforgeDeepLabV2Head",
     "StreetforgeEfficientNetBackbone",
+    "StreetforgeHRDASegmentor",
+    "StreetforgeSegmentor",
     "StreetforgeMask2FormerHead",
 )
 PARTS = frozenset(
@@ -64,6 +67,7 @@ TRANSFORMS = (
     "StreetforgeResize", "Resize", "ResizeShortestEdge", "ResizeToMultiple", "Pad", "PackSegInputs",
 )  # fmt: skip
 TEXTS = ("scenes", "templates", "class_names", "base", "unet")  # free text
+INITIAL = ("pretrained", "feature_distance")  # options about weights that a training began with
 LARGEST_NUMBER = 2**17  # so that no loop is endless; the size of a network: segtrain/checkpoints
 LONGEST_TEXT = 2000
 MOST_OVERLAP = 32  # windows that see a pixel, along an edge
@@ -76,7 +80,7 @@ def allow(*names: str) -> None:
 
 
 def portable(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe as it is saved: nothing to import, no weights to start from.
+    """Return a recipe as it is saved: nothing to import, no weights to start from or to stay near.
 
     The trained weights are beside it, so what the training began with is not needed again.
     """
@@ -90,7 +94,7 @@ def _without_initial_weights(value: Any) -> Any:
         return [_without_initial_weights(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {k: _without_initial_weights(v) for k, v in value.items() if k != "pretrained"}
+    kept = {k: _without_initial_weights(v) for k, v in value.items() if k not in INITIAL}
     if isinstance(init := kept.get("init_cfg"), dict) and init.get("type") == "Pretrained":
         del kept["init_cfg"]
     return kept

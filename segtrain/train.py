@@ -40,6 +40,7 @@ from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest, run_identity
 from pipeline.rare_classes import RareClassSampling, index_classes
 from segtrain.backbone_weights import load_backbone, read_shapes
+from segtrain.class_mixing import read_class_mixing
 from segtrain.mixing import MixedSamples, SelfTraining, seeded_globals
 from segtrain.recipe_checks import check_sample, named_faults
 from segtrain.recipes import diffusion_models, require_recipe
@@ -156,6 +157,8 @@ def identify(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict
         "backbone_weights": file_digest(weights) if weights else None,
         **{name: plain[name] for name in ("model", "optim_wrapper", "param_scheduler")},
     }
+    if plain.get("class_mixing"):
+        settings["class_mixing"] = plain["class_mixing"]
     for name in models_of:
         settings["model"]["backbone"].pop(name)
     settings["model_files"] = {
@@ -183,6 +186,7 @@ def check_run(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dic
     from pipeline import runs
 
     files.require_writable(config.output)
+    require_initial_weights(config, recipe)
     with named_faults(str(config.recipe)):
         models.check_loadable(*diffusion_models(recipe["model"]["backbone"]).items())
     if os.environ.get("RANK", "0") != "0":
@@ -190,6 +194,18 @@ def check_run(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dic
     identity = identify(config, recipe, sets)
     runs.refuse_other_run(config.output, identity)
     return identity
+
+
+def require_initial_weights(config: Config, recipe: Any) -> None:
+    """Raise `UserError` if features are to stay near those of weights that nobody gave."""
+    model = recipe["model"]
+    named = model["backbone"].get("pretrained") or model["backbone"].get("init_cfg")
+    if model.get("feature_distance") is not None and not (config.backbone_weights or named):
+        raise UserError(
+            f"{config.recipe}: feature_distance holds the backbone near its initial weights, and "
+            "random ones are worth nothing; give --backbone-weights FILE, or --cfg-options "
+            "model.feature_distance=None"
+        )
 
 
 def build_samples(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> MixedSamples:
@@ -212,6 +228,7 @@ def build_samples(config: Config, recipe: Any, sets: dict[str, list[Sample]]) ->
         {one.name: one.share for one in parts},
         rare=rare,
         min_pixels=config.rare_classes.min_pixels,
+        class_mixing=read_class_mixing(recipe),
     )
 
 
@@ -241,6 +258,8 @@ def build_network(config: Config, recipe: Any) -> tuple[Any, Any]:
         optimizer = build_optimizer(recipe, model)
     if config.backbone_weights:
         load_backbone(model.backbone, config.backbone_weights)
+        if hasattr(model, "keep_reference"):  # of segtrain.generalization
+            model.keep_reference()
     return model, optimizer
 
 

@@ -62,6 +62,8 @@ MMSEG_USERS = {
     "segtrain/registry.py", "segtrain/mmcv_stand_in.py", "segtrain/heads.py", "segtrain/recipes.py",
     "segtrain/transforms.py", "segtrain/self_training.py", "segtrain/segmenter.py",
     "segtrain/export.py", "segtrain/diffusion/segmentor.py",
+    "segtrain/pretrained.py", "segtrain/generalization/segmentor.py",
+    "segtrain/generalization/hrda.py",
 }  # fmt: skip
 
 
@@ -94,7 +96,9 @@ ROOMS: dict[str, set[str]] = {
     "generation/sampler": {
         "generation/run.py", "generation/worker.py", "generation/street_pipeline.py",
     },
+    "segtrain/backbones": {"segtrain/pretrained.py", "segtrain/registry.py"},
     "segtrain/diffusion": {"segtrain/registry.py", "segtrain/visualise.py"},
+    "segtrain/generalization": {"segtrain/registry.py"},
     "finetune/tasks": {
         "finetune/unet.py", "finetune/controlnet.py", "finetune/prior.py", "finetune/vae.py",
     },
@@ -106,6 +110,7 @@ TORCH_ROOMS = (
     "generation/quality",
     "segtrain/backbones",
     "segtrain/diffusion",
+    "segtrain/generalization",
     "finetune/tasks",
 )
 TORCH_FILES = {

@@ -6,7 +6,7 @@ their own, so a learner pretrained on ImageNet trains on a laptop.
 
 import torch
 
-from pipeline.efficientnet import CHANNELS, STRIDES, EfficientNetLite0, load_imagenet
+from pipeline.efficientnet import EfficientNetLite0, load_imagenet
 from pipeline.errors import UserError
 
 LEVELS = (1, 2, 4, 6)
@@ -17,26 +17,27 @@ class EfficientNetBackbone(torch.nn.Module):
     """Maps images Bx3xHxW, normalised by ImageNet's mean and deviation, to four feature maps.
 
     `pretrained`: "imagenet" takes the weights of the extra `imagenet`; None starts from random
-    ones. A trained network is saved without it.
+    ones. A trained network is saved without it. `num_levels`: the first so many of the four levels;
+    stages after the last of them are left out.
     """
 
-    channels = tuple(CHANNELS[level] for level in LEVELS)
-    """24, 40, 112 and 320: `in_channels` of a head."""
-    strides = tuple(STRIDES[level] for level in LEVELS)
-
-    def __init__(self, *, pretrained: str | None = None) -> None:
+    def __init__(self, *, pretrained: str | None = None, num_levels: int = 4) -> None:
         super().__init__()
         if pretrained not in (None, "imagenet"):
             raise UserError(f"backbone.pretrained {pretrained!r}: must be imagenet or None")
+        if num_levels not in range(1, len(LEVELS) + 1):
+            raise UserError(f"backbone.num_levels {num_levels!r}: must be within 1..{len(LEVELS)}")
         self.pretrained = pretrained
-        self.network = EfficientNetLite0()
+        self.levels = LEVELS[:num_levels]
+        self.network = EfficientNetLite0(depth=self.levels[-1] + 1)
 
     def init_weights(self) -> None:
         """Load the ImageNet weights if the recipe asks for them."""
         if self.pretrained:
-            self.network.load_state_dict(load_imagenet().state_dict())
+            weights = load_imagenet(depth=self.levels[-1] + 1).state_dict()
+            self.network.load_state_dict(weights)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return maps of 24, 40, 112 and 320 channels at strides 4, 8, 16 and 32."""
         outputs = self.network(images)
-        return [outputs[level] for level in LEVELS]
+        return [outputs[level] for level in self.levels]

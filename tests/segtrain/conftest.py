@@ -41,6 +41,11 @@ model = dict(
     {model}
 )
 """
+WHOLE_FRAMES = """
+test_pipeline = [
+    dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs"),
+]
+"""
 SEGFORMER_MODEL = """
     backbone=dict(embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),
     decode_head=dict(in_channels=[8, 8, 8, 8], channels=16),
@@ -128,7 +133,8 @@ def shrink(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Callable[[
     def write(name: str, model: str) -> Path:
         path = folder / f"tiny_{name}.py"
         base = str(RECIPES / f"{name}.py")
-        path.write_text(TINY_SEGFORMER.format(base=base, data=str(source), model=model))
+        text = TINY_SEGFORMER.format(base=base, data=str(source), model=model)
+        path.write_text(text + WHOLE_FRAMES)
         return path
 
     return write
