@@ -23,9 +23,9 @@ from pipeline.catalogue import specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
-    "export", "files", "generation", "pocket-city", "real-data", "results",
-    "segmentation"))]  # fmt: skip
-AFTER_README = ("docs/export.md", "docs/segmentation.md")
+    "export", "files", "generation", "pocket-city", "quality", "real-data",
+    "results", "segmentation"))]  # fmt: skip
+AFTER_README = ("docs/export.md", "docs/quality.md", "docs/segmentation.md")
 ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1",
             "--training.gradient-accumulation", "1", "--training.workers", "0")  # fmt: skip

@@ -1,0 +1,210 @@
+"""Filters of labels against maps worked out by hand, and the program that writes a filtered set."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from generation import filter as program
+from generation import score
+from generation.quality import repair
+from generation.quality.fidelity import Counts
+from pipeline.dataset import DatasetWriter, open_dataset, read_rows
+from pipeline.errors import UserError
+from pipeline.labels import colorize
+
+HERE = Path(__file__).parent
+ROAD, CAR, SKY, VOID = 0, 13, 10, 255
+
+
+def costs_of(*planes: tuple[int, list[list[float]]]) -> np.ndarray:
+    shape = np.shape(planes[0][1])
+    costs = np.full((19, *shape), 9.0, np.float32)
+    for class_id, values in planes:
+        costs[class_id] = values
+    return costs
+
+
+def test_freemask_drops_above_the_limit_of_the_own_class() -> None:
+    label = np.array([[ROAD, ROAD, CAR, CAR, VOID]], np.uint8)
+    costs = costs_of((ROAD, [[0.1, 1.1, 0, 0, 0]]), (CAR, [[0, 0, 1.1, 2.1, 0]]))
+    limits = np.zeros(19)
+    limits[ROAD], limits[CAR] = 1.0, 2.0
+    assert repair.drop_hard(label, costs, limits).tolist() == [[ROAD, VOID, CAR, VOID, VOID]]
+
+
+def test_the_band_filter_leaves_the_inside_alone() -> None:
+    label = np.array([[ROAD] * 4 + [CAR] * 4], np.uint8)
+    seen = [[CAR, ROAD, ROAD, CAR, CAR, CAR, CAR, ROAD]]
+    costs = np.full((19, 1, 8), 9.0, np.float32)
+    np.put_along_axis(costs, np.array(seen)[None], 0.0, 0)
+    expected = [[ROAD, ROAD, ROAD, VOID, CAR, CAR, CAR, CAR]]
+    assert repair.drop_band(label, costs, 1).tolist() == expected
+
+
+def test_a_vote_drops_what_others_show_and_keeps_what_none_shows() -> None:
+    label = np.array([[CAR, CAR, CAR, VOID]], np.uint8)
+    seen = [
+        np.array([[CAR, ROAD, ROAD, ROAD]]),
+        np.array([[CAR, CAR, ROAD, ROAD]]),
+        np.array([[ROAD, CAR, ROAD, ROAD]]),
+    ]
+    found = [one.tolist()[0] for one in repair.drop_outvoted(label, seen, 0.5)]
+    assert found[0] == [CAR, VOID, CAR, VOID]
+    assert found[1] == [CAR, CAR, CAR, VOID]
+    assert found[2] == [VOID, CAR, CAR, VOID]
+    assert repair.drop_outvoted(label, seen[2:], 0.5)[0].tolist() == label.tolist()
+
+
+def test_transport_moves_a_misplaced_object_and_keeps_its_area() -> None:
+    """The car is one pixel to the right of where the label has it."""
+    label = np.array([[CAR, CAR, ROAD, ROAD, ROAD, VOID]], np.uint8)
+    costs = costs_of((CAR, [[5, 0, 0, 5, 5, 0]]), (ROAD, [[0, 5, 5, 0, 0, 0]]))
+    found = repair.transport(label, costs, stay=1.0, temperature=0.1)
+    assert found.tolist() == [[ROAD, CAR, CAR, ROAD, ROAD, VOID]]
+    assert np.array_equal(repair.transport(label, costs, stay=20.0, temperature=0.1), label)
+    biased = costs.copy()
+    biased[CAR] += 8.0  # a network that rarely says car: the areas bring it back
+    assert np.array_equal(repair.transport(label, biased, stay=1.0, temperature=0.1), found)
+    assert np.array_equal(repair.transport(np.full((1, 6), CAR, np.uint8), costs, stay=0.0,
+                                           temperature=0.1), np.full((1, 6), CAR))  # fmt: skip
+
+
+def row(condition: str, right: int, labelled: int, loss: float) -> dict:
+    areas = np.zeros((3, 19), np.int64)
+    areas[:, ROAD] = right, right, labelled
+    losses = np.zeros(19)
+    losses[ROAD] = loss
+    counts = Counts(areas, areas, np.zeros((2, 19), np.int64), losses)
+    return {"condition": condition, "fidelity": {"judge": counts.to_row()}}
+
+
+def test_calibration_is_of_class_and_condition() -> None:
+    rows = [row("day", 9, 10, 1.0), row("day", 9, 10, 3.0), row("night", 5, 10, 20.0)]
+    losses, recalls = repair.mean_losses(rows, "judge", min_pixels=1)
+    assert losses["day"][ROAD] == pytest.approx(0.2) and losses["night"][ROAD] == 2.0
+    assert recalls["day"][ROAD] == pytest.approx(0.9) and recalls["night"][ROAD] == 0.5
+    assert repair.relative_score(rows[2], "judge", recalls) == 1.0, "usual for the night"
+    losses, _ = repair.mean_losses(rows, "judge", min_pixels=15)  # the night has too few pixels
+    assert losses["night"][ROAD] == pytest.approx(24 / 30)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """A function that runs the filter, or another program, in this process."""
+    monkeypatch.syspath_prepend(str(HERE))
+
+    def run(*arguments: object, main: Callable[[], int | None] = program.main) -> int:
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        return main() or 0
+
+    return run
+
+
+@pytest.fixture
+def scored(call, tmp_path: Path) -> Path:
+    """Three images of one label map, a car on a road under a sky; the third has no car."""
+    label = np.full((32, 64), SKY, np.uint8)
+    label[16:] = ROAD
+    label[18:26, 20:36] = CAR
+    writer = DatasetWriter(tmp_path / "data", config={})
+    for index in range(3):
+        shown = label.copy()
+        if index == 2:
+            shown[label == CAR] = ROAD
+        condition = {"condition": ("day", "day", "night")[index]}
+        writer.write(index, colorize(shown), label, condition)
+    judge = tmp_path / "judge"
+    judge.mkdir()
+    words = ("--segmenters", judge, "--segmenter-class", "toy_segmenter:ToySegmenter")
+    data = tmp_path / "data"
+    assert call("--data", data, *words, "--costs", "--costs-stride", 1, main=score.main) == 0
+    return data
+
+
+def test_the_vote_drops_the_missing_car(call, scored: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in scored.rglob("*") if p.is_file()}
+    words = ("--data", scored, "--output", tmp_path / "out", "--preset", "vote")
+    assert call(*words) == 0
+    samples = open_dataset(tmp_path / "out", labelled=True)
+    old = [np.array(Image.open(s.label)) for s in open_dataset(scored, labelled=True)]
+    new = [np.array(Image.open(s.label)) for s in samples]
+    assert np.array_equal(new[0], old[0]) and np.array_equal(new[1], old[1])
+    assert (new[2][old[2] == CAR] == VOID).all()
+    assert np.array_equal(new[2][old[2] != CAR], old[2][old[2] != CAR])
+    assert samples[2].row["class_pixels"][CAR] == 0
+    report = json.loads((tmp_path / "out/filter.json").read_text())
+    assert report["night"]["dropped_by_class"]["car"] == 100
+    assert report["day"]["dropped"] == 0
+    assert report["all"]["dropped_by_class"]["car"] == pytest.approx(33.33)
+    assert {p: p.read_bytes() for p in before} == before, "the scored set stays as it is"
+    assert call(*words) == 0
+    with pytest.raises(UserError, match="vote_share: 0.5 -> 0.9"):
+        call(*words, "--vote-share", 0.9)
+
+
+def test_rejected_images_keep_a_row_with_the_reason(call, scored: Path, tmp_path: Path) -> None:
+    """Calibrated over all conditions, the image without its car shows too little of it."""
+    words = ("--data", scored, "--output", tmp_path / "out", "--preset", "none")
+    assert call(*words, "--reject-below", 0.99) == 0
+    assert [s.id for s in open_dataset(tmp_path / "out", labelled=True)] == ["00000000", "00000001"]
+    rejected = read_rows(tmp_path / "out")["00000002"]
+    assert rejected["status"] == "withdrawn" and "of what is usual" in rejected["error"]
+    report = json.loads((tmp_path / "out/filter.json").read_text())
+    assert report["night"]["rejected"] == 1 and report["night"]["dropped"] == 100
+
+
+def test_a_stopped_filter_continues(call, scored: Path, tmp_path: Path, monkeypatch) -> None:
+    words = ("--data", scored, "--preset", "transport")
+    assert call(*words, "--output", tmp_path / "straight") == 0
+    write, calls = program.write_sample, []
+
+    def dying(*arguments, **named) -> None:
+        calls.append(0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(*arguments, **named)
+
+    monkeypatch.setattr(program, "write_sample", dying)
+    with pytest.raises(KeyboardInterrupt):
+        call(*words, "--output", tmp_path / "stopped")
+    monkeypatch.setattr(program, "write_sample", write)
+    assert call(*words, "--output", tmp_path / "stopped") == 0
+    found = [
+        {str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+        for f in (tmp_path / "straight", tmp_path / "stopped")
+    ]
+    assert found[0] == found[1]
+
+
+BAD = [  # (flags, what the line says)
+    (["--factor", 0], "--factor 0: must be above 0"),
+    (["--vote-share", 2], "--vote-share 2: must be in 0..1"),
+    (["--temperature", -1], "--temperature -1: must be above 0"),
+    (["--preset", "magic"], "magic"),
+    (["--segmenter", "other"], "the scores are of judge; name one of them"),
+    (["--quality", "nowhere"], "3 samples have no scores; run generation/score.py"),
+    (["--reject-attribute", "time"], "--reject-attribute time: was not scored"),
+    (["--output", "DATA/filtered"], "lies in --data or around it"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), BAD, ids=lambda v: str(v)[:40])
+def test_bad_input_is_one_line(call, scored: Path, tmp_path: Path, flags, said) -> None:
+    flags = [str(f).replace("DATA", str(scored)) for f in flags]
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        call("--data", scored, "--output", tmp_path / "out", *flags)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out/run.json").exists()
+
+
+def test_damaged_costs_are_named(call, scored: Path, tmp_path: Path) -> None:
+    path = next((scored / "quality/costs").rglob("00000001.npz"))
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="00000001.npz: cannot be read"):
+        call("--data", scored, "--output", tmp_path / "out")
