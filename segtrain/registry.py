@@ -34,6 +34,7 @@ from mmseg.registry import DATASETS, MODELS, TRANSFORMS  # noqa: E402
 from pipeline import labels  # noqa: E402
 from pipeline.dataset import open_dataset  # noqa: E402
 from segtrain.backbones.efficientnet import EfficientNetBackbone  # noqa: E402
+from segtrain.backbones.foundation import FoundationBackbone  # noqa: E402
 from segtrain.diffusion.backbone import DiffusionBackbone  # noqa: E402
 from segtrain.diffusion.segmentor import DiffusionSegmentor  # noqa: E402
 from segtrain.generalization.hrda import HRDASegmentor  # noqa: E402
@@ -47,6 +48,7 @@ PARTS = (
     DiffusionBackbone,
     DiffusionSegmentor,
     EfficientNetBackbone,
+    FoundationBackbone,
     HRDASegmentor,
     Mask2FormerHead,
     Segmentor,

@@ -26,6 +26,7 @@ OURS = (
     "StreetforgeDAFormerHead",
     "StreetforgeDeepLabV2Head",
     "StreetforgeEfficientNetBackbone",
+    "StreetforgeFoundationBackbone",
     "StreetforgeHRDASegmentor",
     "StreetforgeSegmentor",
     "StreetforgeMask2FormerHead",

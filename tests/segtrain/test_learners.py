@@ -36,6 +36,9 @@ LEARNERS = {
     "mask2former_gta": f"{MIT} decode_head=dict(in_channels=[8] * 4, feature_size=32, "
     "dim_feedforward=16, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, "
     "num_attention_heads=2, num_queries=5, train_num_points=64)",
+    "dinov2_lora_gta": "backbone=dict(architecture=dict(hidden_size=8, num_hidden_layers=4, "
+    "num_attention_heads=2), out_layers=(0, 1, 2, 3), rank=2), "
+    "decode_head=dict(in_channels=[8] * 4, channels=8)",
     "daformer_shade_gta": f"{MIT_DAFORMER} style_hallucination=dict({STYLES})",
     "flexseg_gta": MIT_DAFORMER,
     "class_mixing_gta": MIT_DAFORMER,
@@ -46,7 +49,8 @@ Shrink = Callable[[str, str], Path]
 def initial_weights(path: Path, folder: Path) -> Path:
     """Write random weights for the backbone of a recipe, to start from and to stay near."""
     torch.manual_seed(5)
-    state = recipes.build_model(recipes.load_recipe(path)).backbone.state_dict()
+    backbone = recipes.build_model(recipes.load_recipe(path)).backbone
+    state = getattr(backbone, "pretrained_part", backbone).state_dict()
     save_file({name: value.clone() for name, value in state.items()}, folder / "initial")
     return (folder / "initial").rename(folder / "initial.safetensors")
 
