@@ -33,8 +33,8 @@ from generation.inputs import read_inputs
 from generation.sampler.networks import load_networks
 from generation.sampler.sampler import Sampler
 from generation.settings import default_config
-from generation.worker import Maker
-from generation.writer import Saver
+from generation.worker import SampleMaker
+from generation.writer import WriterThread
 from pipeline import files
 from pipeline.claims import Claims
 from pipeline.dataset import DatasetWriter
@@ -57,14 +57,16 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
     config = dataclasses.replace(default_config("pocket"), n=n, output=folder / "inputs")
     inputs = read_inputs(config)
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
-    maker = Maker(sampler, config, inputs.source, inputs.layouts, {})
+    maker = SampleMaker(sampler, config, inputs.source, inputs.layouts, {})
     maker.make(inputs.plan[:1])[0].finish()
     seconds: dict[str, list[float]] = {"written": [], "dropped": []}
     for repeat in range(repeats):
         for kind in seconds:
             target = DatasetWriter(folder / f"{kind}{repeat}", config={})
             start = time.perf_counter()
-            with Saver(target if kind == "written" else Nowhere(), lambda batch: None) as saver:
+            with WriterThread(
+                target if kind == "written" else Nowhere(), lambda batch: None
+            ) as saver:
                 for item in inputs.plan:
                     for started in maker.make([item]):
                         saver.put(started)

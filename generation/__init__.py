@@ -1,1 +1,1 @@
-"""Stage 3: label maps in, a labelled dataset of generated street pictures out."""
+"""Stage 3: label maps in, a labelled dataset of generated street images out."""

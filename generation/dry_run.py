@@ -34,7 +34,7 @@ LATENT_PX, SIZE_MULTIPLE = (
     64,
 )  # of Stable Diffusion, for a base model that is not on this disk yet
 THREADS = 8
-BYTES_PER_PIXEL = 2.2  # PNG picture and label together
+BYTES_PER_PIXEL = 2.2  # PNG image and label together
 
 
 def disk_estimate(config: Config, num_missing: int) -> int:
@@ -73,9 +73,9 @@ def summary(config: Config, plan: list[PlanItem], num_layouts: int, num_missing:
     classes = ["(any)" if i.rare_class is None else CLASS_NAMES[i.rare_class] for i in plan]
     lines = [
         f"samples: {config.n}, of which {num_missing} are missing in {config.output}",
-        f"layouts: {num_layouts} in {config.label_maps_folder}",
-        f"picture: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "
-        f"details {config.color_transfer}",
+        f"label maps: {num_layouts} in {config.label_maps_folder}",
+        f"image: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "
+        f"color transfer {config.color_transfer}",
         *_counts("conditions", [item.condition for item in plan]),
         *_counts("drawn for class", classes),
         f"disk: about {disk_estimate(config, num_missing) / 1e6:.1f} MB needed, "
@@ -218,7 +218,7 @@ def forecast(
     counts = np.array([count_tiles(label, config, latent_px, size_multiple) for label, _ in drawn])
     evaluations = config.steps * (1 + counts[:, 0].mean())
     lines = [
-        f"network evaluations: {evaluations:.0f} a picture = {config.steps} steps x (1 base pass + "
+        f"network evaluations: {evaluations:.0f} an image = {config.steps} steps x (1 base pass + "
         f"{counts[:, 0].mean():.1f} of {counts[0, 1]} tiles), mean of {len(drawn)} label maps; "
         f"{evaluations * len(missing):.3g} in all",
         _time(config, evaluations, len(missing)),
@@ -235,13 +235,13 @@ def _time(config: Config, evaluations: float, num_missing: int) -> str:
     done = [row for row in rows if row.get("status") == "ok" and row.get("evaluations")]
     if not done:
         return (
-            "time: not known before a first picture; make some in the same folder with a small "
+            "time: not known before a first image; make some in the same folder with a small "
             "--n, then repeat --dry-run"
         )
     rate = sum(row["seconds"] for row in done) / sum(row["evaluations"] for row in done)
     seconds = rate * evaluations
     hours = seconds * num_missing / 3600
     return (
-        f"time: about {hours:.2f} h of one process, {seconds:.2f} s a picture, by the {len(done)} "
-        f"pictures in {config.output}; processes share it"
+        f"time: about {hours:.2f} h of one process, {seconds:.2f} s an image, by the {len(done)} "
+        f"images in {config.output}; processes share it"
     )

@@ -48,7 +48,7 @@ class LayoutSource:
     """256 entries from the folder's ids to train ids, void 255 (see `labels.label_space`)."""
     height_px: int
     pictures: tuple[Path, ...] = ()
-    """The picture of each map, in a dataset folder."""
+    """The image of each map, in a dataset folder."""
 
     def read(self, name: str) -> np.ndarray:
         """Read one map as HxW uint8 train ids with void 255, resized to `height_px` if set."""
@@ -64,7 +64,7 @@ class LayoutSource:
         return resize_nearest(label, (self.height_px, width))
 
     def read_picture(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """Read the picture of map `index` as HxWx3 uint8 of `size`, by Lanczos.
+        """Read the image of map `index` as HxWx3 uint8 of `size`, by Lanczos.
 
         They differ by `height_px` only, see `check_pictures`.
         """
@@ -240,7 +240,7 @@ def check_sizes(source: LayoutSource, layouts: list[Layout], crop: tuple[int, in
 
 
 def check_pictures(source: LayoutSource) -> None:
-    """Raise `UserError` naming the first picture that is cut short or not of its map's size.
+    """Raise `UserError` naming the first image that is cut short or not of its map's size.
 
     One of another size or shape would be stretched, and its pixels not be where the map says.
     """

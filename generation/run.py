@@ -1,4 +1,4 @@
-"""Draw a labelled dataset of n street scenes from label maps.
+"""Generate a labelled dataset of n street scenes from label maps.
 
     python generation/run.py --n 8                              # small, right after set-up
     python generation/run.py --n 50000                          # one process
@@ -6,11 +6,12 @@
     torchrun --nproc-per-node 2 -- generation/run.py --n 100    # two CPU processes; mind the --
     python generation/run.py --n 50000 --dry-run --plan-file plan.jsonl   # what would be done
 
-The same command continues a stopped run; a larger --n adds to it. Given once more while a run is at
-work, here or on another machine that shares the output folder, it helps: processes divide the work
-among themselves and none waits for another. OUTPUT/status.json says how far all of them are. Exit
-codes: 0 complete, or the rest is with other processes, 2 bad input or setting, 3 some samples could
-not be drawn, 130/143 stopped by SIGINT/SIGTERM; launchers make 1 of all but 0.
+The same command continues a stopped run; a larger --n adds to it. Running the same command again
+while a run is active adds a worker, on this or another machine that shares the output folder.
+Workers divide the missing samples among themselves and do not wait for each other.
+OUTPUT/status.json holds the progress of all workers. Exit codes: 0 complete, or other workers have
+the rest; 2 bad input or setting; 3 some samples could not be generated; 130/143 stopped by
+SIGINT/SIGTERM. Launchers turn every code but 0 into 1.
 """
 
 import importlib.metadata
@@ -108,8 +109,8 @@ def draw_missing(
 
     sampler = Sampler(load_networks(config, device), config)
     facts = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
-    maker = worker.Maker(sampler, config, inputs.source, inputs.layouts, facts)
-    return worker.run_share(
+    maker = worker.SampleMaker(sampler, config, inputs.source, inputs.layouts, facts)
+    return worker.work_until_done(
         lambda indices: maker.make([inputs.plan[index] for index in indices]),
         folder,
         inputs.rows,

@@ -1,10 +1,10 @@
 """The generator as a class for notebooks, in the manner of a diffusers pipeline.
 
     pipe = StreetPipeline.from_pretrained()                # the pocket model; .to("cuda") elsewhere
-    picture = pipe(label, "a city street scene with road and car, in snowy weather").images[0]
+    image = pipe(label, "a city street scene with road and car, in snowy weather").images[0]
 
 It draws exactly what `generation/run.py` draws: the label, prompt and seed of a row give the row's
-picture, by the same settings on the same kind of device.
+image, by the same settings on the same kind of device.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ Seed = torch.Generator | int | np.integer | None
 
 @dataclass
 class StreetPipelineOutput(BaseOutput):
-    """The pictures of one call and the seed of each, which repeats it as `generator`.
+    """The images of one call and the seed of each, which repeats it as `generator`.
 
     `images`: PIL images, or BxHxWx3 float32 in 0..1.
     """
@@ -50,7 +50,7 @@ class StreetPipelineOutput(BaseOutput):
 class StreetPipeline:
     """Draws street scenes from label maps. `settings` are those of `generation/run.py`.
 
-    Weights are read for the first picture, straight to the device.
+    Weights are read for the first image, straight to the device.
     """
 
     def __init__(self, settings: Config, device: str | torch.device = "cpu") -> None:
@@ -107,7 +107,7 @@ class StreetPipeline:
         output_type: Literal["pil", "np"] = "pil",
         return_dict: bool = True,
     ) -> StreetPipelineOutput | tuple[Any]:
-        """Draw one picture per label and prompt; a single one is used for all.
+        """Draw one image per label and prompt; a single one is used for all.
 
         `label`: HxW train ids with void 255, or the path of such a PNG. `generator`: a seed, or a
         torch.Generator, which stands for its seed when fresh and gives new seeds after that.
@@ -140,7 +140,7 @@ class StreetPipeline:
         if self.settings.needs_source_images != (image is not None):
             word = "needs" if image is None else "does not use"
             raise UserError(
-                f"image: the pipeline {word} a source picture, by structure, strength and details"
+                f"image: the pipeline {word} a source image, by structure, strength and details"
             )
         source = None if image is None else as_source(image)
         for one in maps if source is not None else ():
@@ -174,7 +174,7 @@ class StreetPipeline:
         with _threads(settings.cpu_threads, self.device):
             self._networks.set_scheduler(settings)
             request = Request(label, prompt, seed, source)
-            picture = Sampler(self._networks, settings).draw_all([request])[0]
+            picture = Sampler(self._networks, settings).generate_all([request])[0]
         if picture.image is None:
             raise UserError(f"seed {seed}: {picture.problem}; try another seed or other settings")
         return picture.image
@@ -260,7 +260,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _seed(generator: Seed) -> int:
-    """Return the seed a picture starts from; a generator moves on, so it never gives one twice."""
+    """Return the seed an image starts from; a generator moves on, so it never gives one twice."""
     if isinstance(generator, int | np.integer):
         if not 0 <= generator < 2**64:
             raise UserError(f"generator {generator}: a seed must be in 0..{2**64 - 1}")
@@ -277,7 +277,7 @@ def _seed(generator: Seed) -> int:
 
 @contextlib.contextmanager
 def _threads(count: int, device: torch.device) -> Iterator[None]:
-    """Use the settings' number of threads on a CPU: it changes the last bits of a picture."""
+    """Use the settings' number of threads on a CPU: it changes the last bits of an image."""
     before = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(count)

@@ -17,7 +17,7 @@ from generation.layouts import Layout, LayoutSource
 from generation.plan import Crop, PlanItem, describe, noise_seed
 from generation.progress import Progress
 from generation.settings import Config
-from generation.writer import Drawn, Saver, Started, Writer
+from generation.writer import FinishedSample, PendingSample, Writer, WriterThread
 from pipeline.claims import Claims
 from pipeline.metadata import MetadataIndex
 from pipeline.rows import sample_id
@@ -26,12 +26,12 @@ from pipeline.stopping import StopRequest
 if TYPE_CHECKING:
     from generation.sampler.sampler import Sampler
 
-ATTEMPTS = 3  # a picture that is not finite or constant is drawn anew twice
+ATTEMPTS = 3  # an image that is not finite or constant is drawn anew twice
 MAX_CLAIMS = 8  # samples claimed at once, while many are missing
 GRACE_S = 8.0  # a sample that takes longer than this after a stop signal is dropped
 
 
-class Maker:
+class SampleMaker:
     """Makes single samples from plan items."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Maker:
         picture = self.source.read_picture(item.layout, (layout.height, layout.width))
         return label, row, Crop(*row["crop"]).of(picture)
 
-    def make(self, items: Sequence[PlanItem]) -> list[Started]:
+    def make(self, items: Sequence[PlanItem]) -> list[PendingSample]:
         """Start to draw samples together.
 
         One that comes out unusable must be made again, up to ATTEMPTS times; then its row says why
@@ -75,7 +75,7 @@ class Maker:
             prepared.append((item.index, label, row))
         drawings = self.sampler.start(requests)
 
-        def finish(place: int) -> Drawn | None:
+        def finish(place: int) -> FinishedSample | None:
             picture, (index, label, row) = drawings[place].picture(), prepared[place]
             now = time.perf_counter()
             row["seconds"] = round((now - max(started, self._last)) / len(items), 3)
@@ -89,12 +89,14 @@ class Maker:
             row |= {"tiles": picture.tiles, "tiles_total": picture.tiles_total}
             row |= {"evaluations": picture.evaluations}
             row["drawn_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-            return Drawn(index, picture.image, label, row)
+            return FinishedSample(index, picture.image, label, row)
 
-        return [Started(item.index, partial(finish, place)) for place, item in enumerate(items)]
+        return [
+            PendingSample(item.index, partial(finish, place)) for place, item in enumerate(items)
+        ]
 
 
-class Dealer:
+class WorkQueue:
     """Gives out missing samples that no other process has claimed."""
 
     def __init__(self, rows: MetadataIndex, claims: Claims, group: int = 1) -> None:
@@ -141,8 +143,8 @@ class Dealer:
                 yield taken[first : first + self.group]
 
 
-def run_share(
-    make: Callable[[list[int]], Sequence[Drawn | Started]],
+def work_until_done(
+    make: Callable[[list[int]], Sequence[FinishedSample | PendingSample]],
     writer: Writer,
     rows: MetadataIndex,
     claims: Claims,
@@ -156,15 +158,15 @@ def run_share(
     """
     progress = Progress(rows, claims, show=show_progress)
 
-    def saved(batch: Sequence[Drawn]) -> None:
+    def saved(batch: Sequence[FinishedSample]) -> None:
         for drawn in batch:
             claims.release(sample_id(drawn.index))
         progress.update()
 
     writer.process_index = claims.take_number("metadata")
     try:
-        with StopRequest(GRACE_S).listening() as stop, Saver(writer, saved) as saver:
-            groups = iter(Dealer(rows, claims, group))
+        with StopRequest(GRACE_S).listening() as stop, WriterThread(writer, saved) as saver:
+            groups = iter(WorkQueue(rows, claims, group))
             while not stop.signal_number:
                 indices = next(groups, []) or saver.take_again(group)
                 if not indices:

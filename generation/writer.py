@@ -21,7 +21,7 @@ PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is
 
 
 @dataclass(frozen=True)
-class Drawn:
+class FinishedSample:
     """A sample to be written. `image` is None if it failed; then the row says why in `error`."""
 
     index: int
@@ -31,28 +31,28 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Started:
+class PendingSample:
     """A sample that is still being drawn. `finish` waits for it; None says: draw it again."""
 
     index: int
-    finish: Callable[[], Drawn | None]
+    finish: Callable[[], FinishedSample | None]
 
 
-class Saver:
+class WriterThread:
     """Finishes and commits samples in the order they come, together when several wait.
 
     `saved` is called in the thread with what has just been committed. An error of the thread is
     raised by the next `put` or at the end of the context; what came before it is on the disk.
     """
 
-    def __init__(self, writer: Writer, saved: Callable[[Sequence[Drawn]], None]) -> None:
+    def __init__(self, writer: Writer, saved: Callable[[Sequence[FinishedSample]], None]) -> None:
         self.writer, self.saved = writer, saved
-        self._queue: queue.Queue[Drawn | Started | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[FinishedSample | PendingSample | None] = queue.Queue(QUEUE)
         self._again: deque[int] = deque()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "WriterThread":
         self._thread.start()
         return self
 
@@ -61,7 +61,7 @@ class Saver:
         self._thread.join()
         self._raise()
 
-    def put(self, sample: Drawn | Started) -> None:
+    def put(self, sample: FinishedSample | PendingSample) -> None:
         """Hand over a sample; wait while too many are unwritten."""
         self._raise()
         self._queue.put(sample)
@@ -77,7 +77,7 @@ class Saver:
             raise self._error
 
     def _work(self) -> None:
-        batch: list[Drawn | Started | None] = [None]
+        batch: list[FinishedSample | PendingSample | None] = [None]
         while True:
             batch = [self._queue.get()]
             with contextlib.suppress(queue.Empty):
@@ -93,13 +93,13 @@ class Saver:
             if batch[-1] is None:
                 return
 
-    def _finish(self, batch: list[Drawn | Started]) -> list[Drawn]:
-        finished = [s.finish() if isinstance(s, Started) else s for s in batch]
+    def _finish(self, batch: list[FinishedSample | PendingSample]) -> list[FinishedSample]:
+        finished = [s.finish() if isinstance(s, PendingSample) else s for s in batch]
         places = zip(batch, finished, strict=True)
         self._again.extend(sample.index for sample, drawn in places if drawn is None)
         return [drawn for drawn in finished if drawn is not None]
 
-    def _save(self, batch: list[Drawn]) -> None:
+    def _save(self, batch: list[FinishedSample]) -> None:
         if not batch:  # nothing drawn: the folder stays as it is
             return
         for pause_s in (*PAUSES_S, None):

@@ -15,7 +15,7 @@ import torch
 
 from generation import tiles
 from generation.sampler.denoiser import Denoiser
-from generation.sampler.fusion import Paste, guided, noise_levels
+from generation.sampler.fusion import RegionConstraint, guided, noise_levels
 from generation.settings import Config
 from pipeline.errors import UserError
 
@@ -23,7 +23,7 @@ Job = tuple["Canvas", int]  # a canvas and one of its tiles
 
 
 class Canvas:
-    """One picture during one denoising pass, in latent pixels.
+    """One image during one denoising pass, in latent pixels.
 
     `noise`: 1xCxhxw, standard normal. `conditions`: per ControlNet the condition 1xKxHxW of the
     whole canvas in pixels. `rows`: the rows of (negative, prompt) among the primed texts, or the
@@ -40,7 +40,7 @@ class Canvas:
         rows: Sequence[int],
         tile: tuple[int, int],
         boxes: list[tiles.Box],
-        paste: Paste | None = None,
+        paste: RegionConstraint | None = None,
         start: torch.Tensor | None = None,
     ) -> None:
         self.config, self.conditions, self.rows = config, conditions, rows
@@ -109,7 +109,7 @@ class Canvas:
 
 
 def first_step(config: Config) -> int:
-    """Return the solver step at which a picture of `config.strength` starts."""
+    """Return the solver step at which an image of `config.strength` starts."""
     return config.steps - max(1, round(config.steps * config.strength))
 
 
@@ -119,7 +119,7 @@ def guided_step(config: Config, number: int) -> bool:
     return config.guidance_scale != 1 and first <= number / config.steps < last
 
 
-class Evaluator:
+class TileBatcher:
     """Calls the networks with `batch` tiles at a time and halves `batch` when memory runs out."""
 
     def __init__(self, denoiser: Denoiser, config: Config, batch: int) -> None:
@@ -148,7 +148,7 @@ class Evaluator:
             done += len(group)
 
     def _call_size(self, num_tiles: int) -> int:
-        """Return the tiles per call; compiled calls and those of several pictures are fixed."""
+        """Return the tiles per call; compiled calls and those of several images are fixed."""
         if self.config.image_batch > 1 or self.config.compile:
             return self.batch
         return math.ceil(num_tiles / math.ceil(num_tiles / self.batch))

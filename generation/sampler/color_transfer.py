@@ -1,8 +1,8 @@
-"""Details from the source picture, colours from the generated one.
+"""Details from the source image, colours from the generated one.
 
 A small diffusion model knows better what a foggy street looks like than what a car looks like.
-Where the label map comes with its picture, that picture has every edge in its place. Each class of
-it gets the mean and the contrast that the class has in the generated picture, in a window around
+Where the label map comes with its image, that image has every edge in its place. Each class of
+it gets the mean and the contrast that the class has in the generated image, in a window around
 each pixel (Reinhard et al., Color Transfer between Images, 2001, "Statistics and color
 correction"; local and per region as in Tai et al., Local Color Transfer via Probabilistic
 Segmentation, CVPR 2005).

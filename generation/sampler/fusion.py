@@ -34,7 +34,7 @@ def noise_levels(scheduler: Any) -> list[Level]:
     return levels
 
 
-def prediction_towards(
+def prediction_for_x0(
     target: torch.Tensor, latents: torch.Tensor, level: Level, prediction_type: str
 ) -> torch.Tensor:
     """Return the model output whose implied x0 is `target`, at noisy `latents` of `level`."""
@@ -50,7 +50,7 @@ def prediction_towards(
 
 
 @dataclass
-class Paste:
+class RegionConstraint:
     """Holds the masked region of one canvas on the reference latent.
 
     `mask`: 1x1xhxw bool, `target`: 1xCxhxw reference latent, `generator`: CPU source of the
@@ -68,7 +68,7 @@ class Paste:
         """Return the prediction of the whole canvas that the solver shall use."""
         if self.preset != "aligned":
             return prediction
-        held = prediction_towards(self.target, latents, level, prediction_type)
+        held = prediction_for_x0(self.target, latents, level, prediction_type)
         return torch.where(self.mask, held, prediction)
 
     def after_step(self, latents: torch.Tensor, scheduler: Any, step: int) -> torch.Tensor:

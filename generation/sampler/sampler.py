@@ -1,4 +1,4 @@
-"""The sampler: base pass, reference latent, tiled high-resolution pass, picture.
+"""The sampler: base pass, reference latent, tiled high-resolution pass, image.
 
 Networks are called in fixed shapes (padded with zeros), so a sample's bytes do not depend on what
 else is made. Noise comes from CPU generators in float32, one per sample; solver arithmetic stays
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from generation import tiles
-from generation.sampler.canvas import Canvas, Evaluator
+from generation.sampler.canvas import Canvas, TileBatcher
 from generation.sampler.color_transfer import transfer_details
-from generation.sampler.fusion import Paste
+from generation.sampler.fusion import RegionConstraint
 from generation.sampler.networks import Networks
 from generation.settings import Config
 from generation.sizes import padded_crop
@@ -33,7 +33,7 @@ from pipeline.resizing import resize_lanczos, resize_nearest
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. `label`: HxW train ids of the crop; `source`: HxWx3 picture, where needed."""
+    """What to draw. `label`: HxW train ids of the crop; `source`: HxWx3 image, where needed."""
 
     label: np.ndarray
     prompt: str
@@ -42,7 +42,7 @@ class Request:
 
 
 @dataclass
-class Picture:
+class GeneratedImage:
     """A finished sample. `image`: HxWx3 uint8 of the crop's size, None if it is unusable."""
 
     image: np.ndarray | None
@@ -50,12 +50,12 @@ class Picture:
     tiles: int
     tiles_total: int
     evaluations: int
-    """Network evaluations of one picture or tile, each with its guidance pair."""
+    """Network evaluations of one image or tile, each with its guidance pair."""
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A picture whose pixels may still be on their way from the device."""
+class PendingImage:
+    """An image whose pixels may still be on their way from the device."""
 
     pixels: torch.Tensor
     """1x3xHxW in [-1, 1], of the canvas."""
@@ -65,47 +65,47 @@ class Drawing:
     details_px: float
     """Window of the transfer of the source's details, 0 for none."""
     counts: tuple[int, int, int]
-    """The picture's tiles, tiles in all and evaluations."""
+    """The image's tiles, tiles in all and evaluations."""
 
-    def picture(self) -> Picture:
+    def picture(self) -> GeneratedImage:
         """Wait for the pixels; check them and bring them to the size of the crop."""
         pixels = self.pixels.cpu()
         image, problem = tensor_to_images(pixels)[0], ""
         if not bool(torch.isfinite(pixels).all()):
-            problem = "the picture is not finite"
+            problem = "the image is not finite"
         elif int(image.max()) - int(image.min()) < 2:
-            problem = "the picture is constant"
+            problem = "the image is constant"
         height, width = self.request.label.shape
         image = resize_lanczos(image, self.padded_px)[:height, :width]
         if self.details_px and not problem:
             assert self.request.source is not None
             label, source = self.request.label, self.request.source
             image = transfer_details(image, source, label, self.details_px)
-        return Picture(None if problem else image, problem, *self.counts)
+        return GeneratedImage(None if problem else image, problem, *self.counts)
 
 
 class Sampler:
-    """Draws pictures for label crops, `config.image_batch` at a time."""
+    """Draws images for label crops, `config.image_batch` at a time."""
 
     def __init__(self, networks: Networks, config: Config) -> None:
         self.networks, self.config = networks, config
         self.crop_px = padded_crop(config, networks.latent_px, networks.size_multiple)
         self.base_px = self._scaled(config.base_pass_scale)
         self.canvas_px = self._scaled(config.canvas_scale)
-        self.base_pass = Evaluator(networks.denoiser, config, config.image_batch)
-        self.tile_pass = Evaluator(networks.denoiser, config, config.tile_batch)
+        self.base_pass = TileBatcher(networks.denoiser, config, config.image_batch)
+        self.tile_pass = TileBatcher(networks.denoiser, config, config.tile_batch)
 
-    def draw(self, label: np.ndarray, prompt: str, seed: int) -> Picture:
-        """Return the picture of an HxW crop of train ids; all noise comes from `seed`."""
-        return self.draw_all([Request(label, prompt, seed)])[0]
+    def draw(self, label: np.ndarray, prompt: str, seed: int) -> GeneratedImage:
+        """Return the image of an HxW crop of train ids; all noise comes from `seed`."""
+        return self.generate_all([Request(label, prompt, seed)])[0]
 
-    def draw_all(self, requests: Sequence[Request]) -> list[Picture]:
-        """Return the pictures of up to `config.image_batch` requests, drawn together."""
+    def generate_all(self, requests: Sequence[Request]) -> list[GeneratedImage]:
+        """Return the images of up to `config.image_batch` requests, drawn together."""
         return [drawing.picture() for drawing in self.start(requests)]
 
     @torch.no_grad()
-    def start(self, requests: Sequence[Request]) -> list[Drawing]:
-        """Draw as `draw_all` does, but do not wait for an accelerator to decode the pictures."""
+    def start(self, requests: Sequence[Request]) -> list[PendingImage]:
+        """Draw as `generate_all` does, but do not wait for an accelerator to decode the images."""
         assert 0 < len(requests) <= self.config.image_batch
         try:
             return self._start_all(requests)
@@ -115,7 +115,7 @@ class Sampler:
                 "the tiles; decode in tiles of 512, say, or use smaller --crop-px or --image-batch"
             ) from None
 
-    def _start_all(self, requests: Sequence[Request]) -> list[Drawing]:
+    def _start_all(self, requests: Sequence[Request]) -> list[PendingImage]:
         config, networks = self.config, self.networks
         asked, requests = requests, [self._pad(request) for request in requests]
         text = self._encode([request.prompt for request in requests])
@@ -212,7 +212,7 @@ class Sampler:
             held = torch.from_numpy(mask)[None, None].to(networks.device)
         noise = self._noise(size, generator)
         if base is not None:
-            paste = Paste(held, target, config.fusion, generator)
+            paste = RegionConstraint(held, target, config.fusion, generator)
         return Canvas(
             config,
             networks.scheduler,
@@ -238,7 +238,7 @@ class Sampler:
     def _encode_picture(
         self, picture: np.ndarray, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Return the latent of a picture, a random one of its posterior with a generator."""
+        """Return the latent of an image, a random one of its posterior with a generator."""
         pixels = images_to_tensor([picture]).to(self.networks.device)
         if generator is None:
             return encode_latents(self.networks.vae, pixels)
@@ -251,11 +251,11 @@ class Sampler:
         sampled = self.config.fusion == "reference"
         return self._encode_picture(enlarged, generator if sampled else None)
 
-    def _decode(self, canvas: Canvas, request: Request, tiles_total: int) -> Drawing:
+    def _decode(self, canvas: Canvas, request: Request, tiles_total: int) -> PendingImage:
         config = self.config
         pixels = decode_latents(self.networks.vae, canvas.latents)
         count = len(canvas.boxes) if tiles_total else 0
         counts = (count, tiles_total, (config.steps - canvas.first) * (1 + count))
         window_px = config.color_transfer_window * request.label.shape[0]
         details_px = window_px if config.color_transfer == "source" else 0.0
-        return Drawing(pixels, self.crop_px, request, details_px, counts)
+        return PendingImage(pixels, self.crop_px, request, details_px, counts)

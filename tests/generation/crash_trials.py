@@ -38,7 +38,7 @@ from generation.plan import noise_seed
 from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
 from generation.worker import ATTEMPTS
-from generation.writer import Drawn
+from generation.writer import FinishedSample
 from pipeline import files
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.metadata import read_rows
@@ -54,13 +54,15 @@ DELAYS: dict[int, float] = {}
 """Seconds that a sample takes beside those of `generate`."""
 
 
-def draw(index: int) -> Drawn:
+def draw(index: int) -> FinishedSample:
     """Invent a sample, for tests of the writer alone."""
     rng = np.random.default_rng(index)
     label = rng.integers(0, 19, SIZE, dtype=np.uint8)
     if index == SURPRISE:
-        return Drawn(index, None, label, {"error": "the image is constant"})
-    return Drawn(index, rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8), label, {"seed": index})
+        return FinishedSample(index, None, label, {"error": "the image is constant"})
+    return FinishedSample(
+        index, rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8), label, {"seed": index}
+    )
 
 
 class InventingSampler:
@@ -74,12 +76,12 @@ class InventingSampler:
         time.sleep(sum(self.seconds + DELAYS.get(INDEX[r.seed], 0) for r in requests))
         return [SimpleNamespace(picture=functools.partial(self.draw, r)) for r in requests]
 
-    def draw(self, request: drawing.Request) -> drawing.Picture:
+    def draw(self, request: drawing.Request) -> drawing.GeneratedImage:
         shape = (*request.label.shape, 3)
         image = np.random.default_rng(request.seed).integers(0, 255, shape, dtype=np.uint8)
         if INDEX[request.seed] == SURPRISE:
-            return drawing.Picture(None, "the image is constant", 0, 0, 1)
-        return drawing.Picture(image, "", 0, 0, 1)
+            return drawing.GeneratedImage(None, "the image is constant", 0, 0, 1)
+        return drawing.GeneratedImage(image, "", 0, 0, 1)
 
 
 def generate(folder: Path, n: int, seconds: float = 0.0) -> int:

@@ -1,4 +1,4 @@
-"""The source's details in the generated picture's colours."""
+"""The source's details in the generated image's colours."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 
 @pytest.fixture
 def scene(make_label):
-    """A source picture, a generated one and their label map, 64x96."""
+    """A source image, a generated one and their label map, 64x96."""
     rng = np.random.default_rng(0)
     label = make_label(64, 96)
     source = rng.integers(60, 200, (64, 96, 3), dtype=np.uint8)
@@ -35,7 +35,7 @@ def test_a_picture_gives_itself_its_own_details(scene):
 
 
 def test_each_class_gets_mean_and_contrast_of_the_generated_picture(scene):
-    """With a window wider than the picture the statistics are those of the whole class."""
+    """With a window wider than the image the statistics are those of the whole class."""
     source, generated, label = scene
     result = transfer_details(generated, source, label, 1000.0)
     for class_id in (0, 10, 255):
@@ -49,7 +49,7 @@ def test_each_class_gets_mean_and_contrast_of_the_generated_picture(scene):
 
 
 def test_colours_stay_within_their_class(scene):
-    """What the generated picture shows beyond a class's border has no part in it."""
+    """What the generated image shows beyond a class's border has no part in it."""
     source, generated, label = scene
     other = generated.copy()
     other[label == 10] = 255 - other[label == 10]
@@ -73,9 +73,9 @@ def test_sampler_takes_details_from_the_source(networks, tiny_config, make_label
     label, source = make_label(33, 61), rng.integers(0, 256, (33, 61, 3), dtype=np.uint8)
     config = replace(tiny_config, crop_px=(33, 61))  # padded to the grid and cropped
     request = Request(label, "road", 0, source)
-    plain = Sampler(networks, config).draw_all([request])[0].image
+    plain = Sampler(networks, config).generate_all([request])[0].image
     config = replace(config, color_transfer="source", color_transfer_window=0.2)
-    sharp = Sampler(networks, config).draw_all([request])[0].image
+    sharp = Sampler(networks, config).generate_all([request])[0].image
     assert np.array_equal(sharp, transfer_details(plain, source, label, 0.2 * 33))
 
 

@@ -11,7 +11,7 @@ from generation import dry_run, layouts
 from generation.plan import Planner
 from generation.sampler.sampler import Sampler
 from generation.settings import RareClasses
-from generation.worker import Maker
+from generation.worker import SampleMaker
 from pipeline import files, labels
 from pipeline.dataset import DatasetWriter, open_dataset
 from pipeline.errors import UserError
@@ -44,7 +44,7 @@ def drawn(tmp_path_factory, loaded, tiny_config, inputs):
     writer = DatasetWriter(config.output, config={"seed": 0})
     facts = {"digest": writer.digest, "revisions": {"base": "a", "unet": "b", "controlnet": "c"}}
     loaded.set_scheduler(config)
-    maker = Maker(Sampler(loaded, config), config, source, found, facts)
+    maker = SampleMaker(Sampler(loaded, config), config, source, found, facts)
     for started in maker.make(plan[:1]) + maker.make(plan[1:2]):
         drawn = started.finish()
         writer.write(drawn.index, drawn.image, drawn.label, drawn.row)
@@ -90,9 +90,9 @@ def test_forecast_counts_the_tiles_that_will_be_drawn(drawn, inputs):
     source, found, plan = inputs
     text = dry_run.forecast(plan[:2], source, found, config)
     mean = np.mean([row["evaluations"] for row in rows])
-    assert f"network evaluations: {mean:.0f} a picture" in text
+    assert f"network evaluations: {mean:.0f} an image" in text
     seconds = sum(row["seconds"] for row in rows) / 2
-    hours, each = re.search(r"about ([\d.]+) h .*, ([\d.]+) s a picture, by the 2", text).groups()
+    hours, each = re.search(r"about ([\d.]+) h .*, ([\d.]+) s an image, by the 2", text).groups()
     assert float(each) == pytest.approx(seconds, abs=0.01)
     assert rows[0]["prompt"] in text
     assert float(hours) == pytest.approx(seconds * 2 / 3600, abs=0.01)

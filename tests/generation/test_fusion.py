@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from benchmarks.plain_fusion import Plain
 from generation import tiles
 from generation.sampler import fusion
-from generation.sampler.canvas import Canvas, Evaluator
+from generation.sampler.canvas import Canvas, TileBatcher
 from generation.sampler.networks import build_scheduler, load_networks
 from generation.sampler.sampler import Request, Sampler
 from pipeline import labels, resizing
@@ -45,13 +45,13 @@ def fused(networks, config, problem, stride, batch=2, cover="all"):
     control, text, noise, target, mask = problem
     boxes = tiles.chosen_boxes(tiles.tile_boxes(CANVAS, TILE, stride), TILE, mask, cover)
     held = torch.from_numpy(mask)[None, None]
-    paste = fusion.Paste(held, target, config.fusion, torch.Generator().manual_seed(9))
+    paste = fusion.RegionConstraint(held, target, config.fusion, torch.Generator().manual_seed(9))
     networks.denoiser.prime(text, config.tile_px)
     canvas = Canvas(
         config, networks.scheduler, noise=noise, conditions=[control], rows=(0, 1), tile=TILE,
         boxes=boxes, paste=paste,
     )  # fmt: skip
-    Evaluator(networks.denoiser, config, batch).denoise([canvas])
+    TileBatcher(networks.denoiser, config, batch).denoise([canvas])
     return canvas.latents
 
 
@@ -107,7 +107,7 @@ def test_reference_preset_equals_the_published_loop(reference_run, make_label, s
     sampler._decode = lambda done, *rest: latents.append(done.latents) or decode(done, *rest)
     bases, enlarge = [], sampler._reference_latent
     sampler._reference_latent = lambda base, rng: bases.append(base) or enlarge(base, rng)
-    sampler.draw_all(requests)
+    sampler.generate_all(requests)
     for request, base, ours in zip(requests, bases, latents, strict=True):
         held = plain.large_regions(request.label)
         assert 0 < int(held.sum()) < held.numel()
@@ -177,7 +177,7 @@ def test_held_region_follows_the_straight_path(tiny_config, solver, kind):
     for step, timestep in enumerate(scheduler.timesteps):
         alpha, sigma = levels[step]
         assert torch.allclose(latents, alpha * target + sigma * noise, atol=2e-3)
-        prediction = fusion.prediction_towards(target, latents, levels[step], kind)
+        prediction = fusion.prediction_for_x0(target, latents, levels[step], kind)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
 
 

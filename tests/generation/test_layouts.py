@@ -114,7 +114,7 @@ def test_dataset_folder_gives_its_labels(tiny_dataset):
 def test_pictures_of_another_size_than_their_maps_are_refused(tiny_dataset, tmp_path):
     folder = tiny_dataset(3, 16, 32, folder=tmp_path / "set")
     layouts.check_pictures(opened(folder))
-    layouts.check_pictures(opened(folder, height_px=8))  # maps and pictures are scaled alike
+    layouts.check_pictures(opened(folder, height_px=8))  # maps and images are scaled alike
     picture = folder / "images" / "0000" / "00000001.png"
     whole = picture.read_bytes()
     save(picture, np.zeros((90, 100, 3)))

@@ -88,7 +88,7 @@ def test_details_come_from_the_source_picture_of_the_crop(call, tiny_dataset, tm
     assert (
         call("--n", 3, "--label-maps", data, "--color-transfer", "source", "--output", sharp) == 0
     )
-    assert "details from the source pictures" in (sharp / "README.md").read_text()
+    assert "details from the source images" in (sharp / "README.md").read_text()
     drawn = {s.id: read_pair(s)[0] for s in open_dataset(plain, labelled=True)}
     for sample in open_dataset(sharp, labelled=True):
         image, label = read_pair(sample)
@@ -157,16 +157,16 @@ def test_killed_run_continues_to_the_same_set(call, finished, flags, tmp_path):
 
 
 def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monkeypatch):
-    make = worker.Maker.make
+    make = worker.SampleMaker.make
 
     def make_and_stop(self, items):
         os.kill(os.getpid(), signal.SIGTERM)
         return make(self, items)
 
-    monkeypatch.setattr(worker.Maker, "make", make_and_stop)
+    monkeypatch.setattr(worker.SampleMaker, "make", make_and_stop)
     assert call("--n", 4, "--output", tmp_path / "set") == 128 + signal.SIGTERM
     assert len(hashes(tmp_path / "set")) == 1
-    monkeypatch.setattr(worker.Maker, "make", make)
+    monkeypatch.setattr(worker.SampleMaker, "make", make)
     assert call("--n", 4, "--output", tmp_path / "set") == 0
     assert hashes(tmp_path / "set") == hashes(finished)
 

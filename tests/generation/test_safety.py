@@ -17,7 +17,7 @@ import pytest
 from generation import progress, worker
 from generation import writer as writing
 from generation.progress import Progress
-from generation.writer import Drawn, Saver
+from generation.writer import FinishedSample, WriterThread
 from pipeline import files
 from pipeline.claims import LEASE_S, Claims
 from pipeline.dataset import DatasetWriter
@@ -227,7 +227,7 @@ def test_metadata_files_are_used_again(tmp_path):
 def test_writer_error_stops_the_loop_and_keeps_what_came_before(tmp_path, monkeypatch):
     writer, kept = DatasetWriter(tmp_path / "set", config={}), []
     monkeypatch.setattr(writing, "PAUSES_S", ())
-    with pytest.raises(OSError, match="full"), Saver(writer, kept.extend) as saver:
+    with pytest.raises(OSError, match="full"), WriterThread(writer, kept.extend) as saver:
         saver.put(trials.draw(0))
         while not kept:
             time.sleep(0.01)
@@ -253,12 +253,12 @@ def test_drawing_waits_when_too_much_is_unwritten(tmp_path, monkeypatch):
 
     monkeypatch.setattr(writer, "write_all", slow)
     many, put = 3 * writing.QUEUE, []
-    with Saver(writer, lambda batch: None) as saver:
+    with WriterThread(writer, lambda batch: None) as saver:
 
         def draw() -> None:
             for index in range(many):
                 image, label = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
-                saver.put(Drawn(index, image, label, {}))
+                saver.put(FinishedSample(index, image, label, {}))
                 put.append(index)
 
         drawing = threading.Thread(target=draw)
@@ -295,7 +295,7 @@ def test_claims_cost_little(tmp_path):
     with Claims(tmp_path) as claims:
         rows = MetadataIndex(tmp_path, 64)
         started = time.process_time()
-        for (index,) in worker.Dealer(rows, claims):
+        for (index,) in worker.WorkQueue(rows, claims):
             rows.ok.add(index)
             claims.release(worker.sample_id(index))
         assert time.process_time() - started < 0.1  # 8 ms on an idle machine
@@ -305,7 +305,7 @@ def test_claims_cost_little(tmp_path):
 def test_groups_are_full_while_enough_is_missing(tmp_path):
     with Claims(tmp_path) as claims:
         rows, seen = MetadataIndex(tmp_path, 8), []
-        for group in worker.Dealer(rows, claims, 3):
+        for group in worker.WorkQueue(rows, claims, 3):
             rows.ok.update(group)
             seen.append(group)
     assert seen == [[0, 1, 2], [3, 4, 5], [6, 7]]

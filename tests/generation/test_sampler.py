@@ -1,4 +1,4 @@
-"""Pictures drawn together, on any canvas, from a picture, with a second control."""
+"""Images drawn together, on any canvas, from an image, with a second control."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 
 @pytest.fixture
 def source():
-    """A picture with edges."""
+    """An image with edges."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (4, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
 
@@ -28,9 +28,9 @@ def test_company_does_not_change_a_picture(networks, tiny_config, make_label, pr
     config = replace(tiny_config, fusion=preset, image_batch=3)
     sampler = Sampler(networks, config)
     requests = [Request(make_label(32, 64, i), f"road {i}", i) for i in range(3)]
-    together = sampler.draw_all(requests)
-    other_order = sampler.draw_all(requests[::-1])[::-1]
-    alone = [sampler.draw_all([request])[0] for request in requests]
+    together = sampler.generate_all(requests)
+    other_order = sampler.generate_all(requests[::-1])[::-1]
+    alone = [sampler.generate_all([request])[0] for request in requests]
     for a, b, c in zip(together, other_order, alone, strict=True):
         assert np.array_equal(a.image, b.image) and np.array_equal(a.image, c.image)
     assert not np.array_equal(together[0].image, together[1].image)
@@ -89,14 +89,14 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
     request = make_label(32, 64), "road", 0
     config = replace(tiny_config, tile_batch=8)
     expected = Sampler(networks, config).draw(*request).image
-    evaluate = canvas.Evaluator._evaluate
+    evaluate = canvas.TileBatcher._evaluate
 
     def small_device(self, group, number, size):
         if size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return evaluate(self, group, number, size)
 
-    monkeypatch.setattr(canvas.Evaluator, "_evaluate", small_device)
+    monkeypatch.setattr(canvas.TileBatcher, "_evaluate", small_device)
     sampler = Sampler(networks, config)
     image = sampler.draw(*request).image
     assert sampler.tile_pass.batch == 2
@@ -105,7 +105,7 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
     def no_device(self, group, number, size):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(canvas.Evaluator, "_evaluate", no_device)
+    monkeypatch.setattr(canvas.TileBatcher, "_evaluate", no_device)
     with pytest.raises(UserError, match="a single tile"):
         sampler.draw(*request)
 
@@ -134,7 +134,7 @@ def test_start_from_a_picture(networks, tiny_config, make_label, source, solver,
     for strength in (0.25, 0.5, 0.99):
         sampler = Sampler(networks, replace(config, strength=strength))
         latents.clear()
-        picture = sampler.draw_all([Request(label, "road", 0, source)])[0]
+        picture = sampler.generate_all([Request(label, "road", 0, source)])[0]
         assert picture.evaluations == max(1, round(8 * strength))
         distances.append(float((latents[0] - start).norm()))
     assert distances[0] < distances[1] < distances[2]
@@ -155,7 +155,7 @@ def test_second_control(networks, tiny_config, tiny_base, make_label, source, tm
         config = replace(tiny_config, second_control=kind)
         sampler = Sampler(loading.load_networks(config, torch.device("cpu")), config)
         request = Request(make_label(32, 64), "road", 0, source)
-        images.append(sampler.draw_all([request])[0].image.astype(int))
+        images.append(sampler.generate_all([request])[0].image.astype(int))
     plain = Sampler(networks, tiny_config).draw(make_label(32, 64), "road", 0).image
     assert np.abs(images[0] - plain).max() <= 1 < np.abs(images[1] - plain).max()
 

@@ -64,7 +64,7 @@ def test_equals_the_stock_pipeline(family, tiny_config, make_label, solver):
     )
     label, prompt = make_label(32, 64), "a city street scene with road and car"
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
-    ours = sampler.draw_all([Request(label, prompt, 11)])[0].image
+    ours = sampler.generate_all([Request(label, prompt, 11)])[0].image
 
     ids = torch.from_numpy(np.where(label == 255, 19, label)).long()
     control = torch.stack([ids == channel for channel in range(20)]).float()[None]

@@ -92,7 +92,7 @@ def test_threads_of_the_process_stay_as_they_are(pipe, label):
     ({"label": np.zeros((32, 64))}, "give HxW whole numbers"),
     ({"label": Image.new("RGB", (64, 32))}, "mode RGB"),
     ({"label": np.zeros((8, 64), np.uint8)}, "tile height exceeds"),
-    ({"image": np.zeros((32, 64, 3), np.uint8)}, "does not use a source picture"),
+    ({"image": np.zeros((32, 64, 3), np.uint8)}, "does not use a source image"),
     ({"prompt": ["a", "b"], "generator": [1, 2, 3]}, "equally many"),
     ({"output_type": "jpg"}, "use 'pil' or 'np'"),
     ({"num_inference_steps": 0}, "--steps 0: must be in 1..1000"),
@@ -161,7 +161,7 @@ def test_xl_base_is_saved_and_drawn_alike(family_base, tmp_path, label):
 
 def test_starts_from_a_source_picture(tiny_config, label):
     pipe = StreetPipeline(replace(tiny_config, strength=0.5))
-    with pytest.raises(UserError, match="needs a source picture"):
+    with pytest.raises(UserError, match="needs a source image"):
         pipe(label, "road")
     pictures = [
         pipe(label, "road", generator=0, image=np.full((32, 64, 3), value, np.uint8)).images[0]
