@@ -180,6 +180,8 @@ class World:
         program, options = program_of(words)
         if program == "benchmarks/random_base.py":
             return  # full size: tests/finetune/test_real_size.py
+        if program == "segtrain/pretrained.py":
+            return  # weights of full size: tests/segtrain/test_pretrained.py
         options = self.toy(program, options)
         name = program.removesuffix(".py").replace("/", ".")
         with pytest.MonkeyPatch.context() as patch:

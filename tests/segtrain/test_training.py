@@ -209,6 +209,7 @@ def test_self_training_resumes_and_changes_the_network(
 
 def test_a_share_is_the_probability_of_its_set() -> None:
     import numpy as np
+    from mmseg.structures import SegDataSample
 
     class Fake:
         def __init__(self, name: str, size: int) -> None:
@@ -221,13 +222,15 @@ def test_a_share_is_the_probability_of_its_set() -> None:
             assert 0 <= index < self.size
             return self.name
 
-        def pipeline(self, info: str) -> str:
-            return info
+        def pipeline(self, info: str) -> dict:
+            return {"of": info, "data_samples": SegDataSample()}
 
     sizes = {"generated": 1000, "night": 1, "source": 3}
     shares = {"generated": 0.25, "night": 0.15, "source": 0.6}
     draw = mixing.MixedSamples({name: Fake(name, size) for name, size in sizes.items()}, shares)
-    drawn = [draw(np.random.default_rng(i)) for i in range(4000)]
+    samples = [draw(np.random.default_rng(i)) for i in range(4000)]
+    assert all(sample["data_samples"].set == sample["of"] for sample in samples)
+    drawn = [sample["of"] for sample in samples]
     for name, share in shares.items():
         assert abs(drawn.count(name) / 4000 - share) < 0.03
 
