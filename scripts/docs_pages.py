@@ -26,7 +26,7 @@ PACKAGES = {
     "segtrain": "segmentation",
     "pipeline": "tools and shared settings",
 }
-GUIDE = ("pocket-city", "real-data", "generation", "segmentation", "export", "files")
+GUIDE = ("pocket-city", "real-data", "generation", "quality", "segmentation", "export", "files")
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "datasets/README.md",
          "pipeline/pocket/weights/README.md")  # fmt: skip
 RESULTS = {"Results": "experiments/results", "Performance": "benchmarks/results"}
