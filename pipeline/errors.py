@@ -8,11 +8,14 @@ stopped by SIGINT/SIGTERM.
 from __future__ import annotations  # so that doctor.py starts on any Python
 
 import io
+import os
+import select
 import sys
 from collections.abc import Callable
 
 EXIT_BAD_INPUT = 2
 EXIT_INCOMPLETE = 3
+EXIT_READER_GONE = 141  # as a shell shows SIGPIPE
 PREFIX = "streetforge: "
 LONGEST = 4000  # characters of a message
 
@@ -34,18 +37,30 @@ def _end_progress_bars() -> None:
         bar.close()
 
 
+def _reader_is_gone() -> bool:
+    """Tell whether who reads our output has closed it (`| head`), and write no more of it then."""
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    if gone:  # what is still in the buffer is written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
 def guard(main: Callable[[], int | None]) -> None:
     """Run `main` and leave the process with its exit code; `UserError` becomes one stderr line.
 
     So does a file that the system refuses (its rights, its name, its kind, a full disk): readers
     and writers that know a better remedy say it themselves. `--debug` anywhere on the command line
-    shows the traceback instead.
+    shows the traceback instead. A reader of the output that leaves ends the program quietly.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise SystemExit(EXIT_READER_GONE) from None
         if "--debug" in sys.argv or not (isinstance(error, UserError) or error.filename):
             raise
         message = str(error)

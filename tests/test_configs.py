@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.pocket.splits import TARGETS as FIVE
 from pipeline.stages import FOLDER, load_recipe
 from pipeline.yaml_files import load_preset
+from tests.test_readme import help_of
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_YAMLS = sorted(
@@ -62,6 +64,14 @@ def test_pipeline_recipe_names_programs_and_configs_that_exist(path: Path) -> No
         for word in stage.command:
             if word.startswith("configs/"):
                 assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=name_of)
+def test_pipeline_recipe_gives_options_that_its_programs_have(path: Path) -> None:
+    stages = load_recipe(path).stages
+    given = {(s.command[0], word) for s in stages for word in s.command if word[:2] == "--"}
+    for program, option in sorted(given):
+        assert re.search(rf"{re.escape(option)}\b", help_of(program)), f"{program} has no {option}"
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=name_of)

@@ -1,12 +1,15 @@
 """What ends a program reaches the user as one printable line."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import EXIT_BAD_INPUT, LONGEST, UserError, guard
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
@@ -73,3 +76,20 @@ def test_the_line_of_a_fault_does_not_hang_on_a_progress_bar(capsys) -> None:
     with pytest.raises(SystemExit):
         guard(main)
     assert capsys.readouterr().err.splitlines()[-1] == "streetforge: x: must be y"
+
+
+def test_a_reader_that_leaves_ends_the_program_quietly():
+    program = (
+        "from pipeline.errors import guard\n"
+        "def main():\n"
+        "    for _ in range(100_000):\n"
+        "        print('a line of help')\n"
+        "guard(main)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
