@@ -20,3 +20,13 @@ def describe(*packages: str) -> dict[str, Any]:
         "commit": commit,
         "date": date.today().isoformat(),
     }
+
+
+def heading(command: str) -> str:
+    """Return the lines above a Markdown table: machine, versions, commit, date and command."""
+    facts = describe("torch", "diffusers", "accelerate", "mmsegmentation")
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"Machine: {facts['machine']}. Versions: {versions}. Commit {facts['commit']}, "
+        f"{facts['date']}.\n\nCommand: `{command}`\n"
+    )

@@ -8,12 +8,9 @@ Every cell is a mean over seeds with its standard deviation.
 """
 
 import argparse
-import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.machine import heading
 from pipeline.errors import UserError, guard
 from pipeline.files import read_json
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
@@ -124,20 +122,6 @@ def sets_table(scores: Path) -> str:
     return table(header, rows)
 
 
-def heading() -> str:
-    """Return machine, versions, commit and command."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    names = ("torch", "diffusers", "accelerate", "mmsegmentation")
-    packages = ", ".join(f"{name} {version(name)}" for name in names)
-    return (
-        f"Machine: {platform.machine()}, {platform.system()}. Python {platform.python_version()}, "
-        f"{packages}. Commit {commit}.\n\n"
-        "Command: `python pipeline/run.py --recipe pocket_ladder`\n"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -151,7 +135,7 @@ def main() -> None:
             f"--workspace {options.workspace}: holds no score of the ladder yet; run the recipe "
             "pocket_ladder first"
         )
-    print(heading())
+    print(heading("python pipeline/run.py --recipe pocket_ladder"))
     columns = {
         "five targets": five_targets,
         "small classes": small_classes,

@@ -4,12 +4,9 @@ python experiments/summary.py --workspace runs/experiment > experiments/results/
 """
 
 import argparse
-import platform
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.machine import heading
 from pipeline.errors import guard
 from pipeline.files import read_json
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
@@ -140,21 +138,6 @@ def oracle_table(oracle: Scores) -> str:
     return table(["pictures", "mIoU", "small, mean", *small], rows)
 
 
-def heading() -> str:
-    """Return machine, versions, commit and command."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = ", ".join(
-        f"{p} {version(p)}" for p in ("torch", "diffusers", "accelerate", "mmsegmentation")
-    )
-    return (
-        f"Machine: {platform.machine()}, CPU only. Python {platform.python_version()}, {packages}. "
-        f"Commit {commit}.\n\n"
-        f"Command: `python pipeline/run.py --recipe pocket_experiment`\n"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -166,7 +149,7 @@ def main() -> None:
         load(folder / f"{n}.json") for n in ("main", "arms", "oracle", "oracle_swap", "dev")
     )
     adherence = merged(folder / "adherence.json", folder / "adherence_direct.json")
-    print(heading())
+    print(heading("python pipeline/run.py --recipe pocket_experiment"))
     if choices:
         print("## Development target and held-out renders, mIoU in percent\n")
         print(choice_table(choices))
