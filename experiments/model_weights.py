@@ -18,8 +18,29 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files
 from pipeline.base_defaults import SETTINGS_FILE
-from pipeline.errors import guard
+from pipeline.errors import UserError, guard
 from pipeline.models import check_fit, find_base, find_folder
+from pipeline.reading import read_json
+
+RECORD = "weights.json"
+
+
+def check_places(sources: dict[str, Path], output: Path) -> None:
+    """Raise `UserError` unless all that OUTPUT holds may be replaced, and nothing is read there."""
+    for setting, source in sources.items():
+        for target in (output / "base", output / "controlnet"):
+            here, there = source.resolve(), target.resolve()
+            if here.is_relative_to(there) or there.is_relative_to(here):
+                raise UserError(
+                    f"--output {output}: {target} would replace {setting} {source} or lie in it; "
+                    "choose another folder"
+                )
+    for target in (output / "base", output / "controlnet"):
+        if target.is_symlink() or (target.exists() and not (output / RECORD).is_file()):
+            raise UserError(
+                f"--output {output}: holds {target.name} and no {RECORD} of this program; choose "
+                "another folder"
+            )
 
 
 def main() -> None:
@@ -29,19 +50,28 @@ def main() -> None:
     for name in ("base", "controlnet", "defaults", "output"):
         parser.add_argument(f"--{name}", required=True, type=Path)
     options = parser.parse_args()
-    base = Path(find_base(str(options.base)))
+    base, output = Path(find_base(str(options.base))), options.output
+    if not base.is_dir():
+        raise UserError(f"--base {options.base}: is no folder; give the one of a trained base")
     controlnet = find_folder(str(options.controlnet), "controlnet")
     check_fit(f"--controlnet {options.controlnet}", "controlnet", controlnet, str(base))
-    files.require_writable(options.output)
-    for source, name in ((base, "base"), (controlnet, "controlnet")):
-        target = options.output / name
-        if target.exists():
-            shutil.rmtree(target)
-        shutil.copytree(source, target)
-    files.write_bytes(options.output / "base" / SETTINGS_FILE, options.defaults.read_bytes())
-    weights = sorted(options.output.rglob("*.safetensors"))
-    sizes = {str(p.parent.relative_to(options.output)): p.stat().st_size for p in weights}
-    files.write_json(options.output / "weights.json", sizes | {"total": sum(sizes.values())})
+    settings = files.json_bytes(read_json(options.defaults, dict, remedy="mend --defaults"))
+    sources = {"--base": base, "--controlnet": controlnet, "--defaults": options.defaults}
+    check_places(sources, output)
+    files.require_writable(output)
+    staging = files.temporary_name(output / "staging")
+    try:
+        shutil.copytree(base, staging / "base")
+        shutil.copytree(controlnet, staging / "controlnet")
+        files.write_bytes(staging / "base" / SETTINGS_FILE, settings)
+        weights = sorted(staging.rglob("*.safetensors"))
+        sizes = {str(p.parent.relative_to(staging)): p.stat().st_size for p in weights}
+        files.write_json(output / RECORD, sizes | {"total": sum(sizes.values())})
+        for name in ("base", "controlnet"):
+            shutil.rmtree(output / name, ignore_errors=True)
+            (staging / name).rename(output / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 if __name__ == "__main__":

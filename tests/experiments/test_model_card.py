@@ -1,6 +1,7 @@
 """The folder and the card of a trained pocket model, from files written by hand."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -77,3 +78,32 @@ def test_the_folder_is_a_base_with_its_settings(tiny_base, tiny_controlnet, tmp_
     assert sizes["base/unet"] == (
         output / "base" / "unet" / "diffusion_pytorch_model.safetensors"
     ).stat().st_size  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["parent", "inside", "controlnet", "defaults", "run"])
+def test_nothing_that_is_read_or_of_others_is_replaced(
+    place, tiny_base, tiny_controlnet, tmp_path, monkeypatch
+):
+    base, controlnet = tmp_path / "mine" / "base", tmp_path / "mine" / "controlnet"
+    shutil.copytree(tiny_base, base)
+    shutil.copytree(tiny_controlnet, controlnet)
+    defaults = base / "defaults.json" if place == "defaults" else tmp_path / "defaults.json"
+    write_json(defaults, {"generation": {"steps": 3}})
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    output = {"inside": base / "out", "controlnet": controlnet}.get(place, tmp_path / "mine")
+    if place == "run":  # a run that trained a base of its own
+        base = tiny_base
+        controlnet = tiny_controlnet
+    words = ("--base", base, "--controlnet", controlnet, "--defaults", defaults)
+    with pytest.raises(UserError, match="choose another folder"):
+        run(model_weights, monkeypatch, *words, "--output", output)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_bad_defaults_replace_nothing(tiny_base, tiny_controlnet, tmp_path, monkeypatch):
+    defaults = tmp_path / "defaults.json"
+    defaults.write_text("{")
+    words = ("--base", tiny_base, "--controlnet", tiny_controlnet, "--defaults", defaults)
+    with pytest.raises(UserError, match="defaults.json: broken JSON"):
+        run(model_weights, monkeypatch, *words, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
