@@ -28,7 +28,14 @@ from generation.quality import fidelity, repair, score_rows, segmenters, tables
 from generation.quality.score_rows import Row
 from pipeline import files, images, labels
 from pipeline.config import parse, require_between, require_positive, to_mapping
-from pipeline.dataset import DatasetWriter, Sample, open_dataset, read_rows, write_card
+from pipeline.dataset import (
+    SHARD_SIZE,
+    DatasetWriter,
+    Sample,
+    open_dataset,
+    read_rows,
+    write_card,
+)
 from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision
 from pipeline.markdown import code
@@ -129,6 +136,12 @@ class Filter:
         if self.config.preset == "none":
             return [(label, label) for label in before]
         if self.config.preset == "vote":
+            for sample, label in zip(group, before, strict=True):
+                if not np.array_equal(label, before[0]):
+                    raise UserError(
+                        f"{sample.label}: is not the label map of {group[0].label}, though its "
+                        "row says so by label_sha256; see pipeline/verify.py --repair"
+                    )
             seen = [self._costs(s, label).argmin(0) for s, label in zip(group, before, strict=True)]
             after = repair.drop_outvoted(before[0], seen, self.config.vote_share)
         else:
@@ -168,12 +181,14 @@ def run(config: Config, samples: list[Sample], rows: dict[str, Row], segmenter: 
     identity |= {"data": data_revision(samples), "segmenter": segmenter}
     writer = DatasetWriter(config.output, config=identity)
     done, judge = set(read_rows(config.output)), Filter(config, rows, segmenter)
+    shards = {sample.id: f"{i // SHARD_SIZE:04d}" for i, sample in enumerate(samples)}
     for group in tqdm(groups_of(samples), desc="filter", unit="label map", leave=False):
         if {sample.id for sample in group} <= done:
             continue
         for sample, pair in zip(group, judge.labels_of(group), strict=True):
             if sample.id not in done:
-                write_sample(config.output, writer, sample, *pair, reason=judge.reason(sample))
+                reason = judge.reason(sample)
+                write_sample(writer, sample, shards[sample.id], *pair, reason=reason)
     report = report_of(config.output, rows)
     text = markdown_of(config, report)
     files.write_json(config.output / "filter.json", report)
@@ -183,23 +198,29 @@ def run(config: Config, samples: list[Sample], rows: dict[str, Row], segmenter: 
 
 
 def write_sample(
-    folder: Path,
     writer: DatasetWriter,
     sample: Sample,
+    shard: str,
     before: np.ndarray,
     after: np.ndarray,
     *,
     reason: str,
 ) -> None:
-    """Write label, image and row of a sample; of a rejected one the row alone."""
+    """Write label, image and row of a sample; of a rejected one the row alone.
+
+    Its files are named after it: two samples may share one label map, and a row of somebody else
+    may call a file like one that belongs to the folder.
+    """
     row = {"status": "ok"} | {k: v for k, v in sample.row.items() if k != "row_sha256"}
     row["label_changes"] = repair.changes(before, after).tolist()
     if reason:
         writer.append_row(row | {"status": "withdrawn", "error": reason})
         return
     data = images.encode_png(after)
-    files.write_bytes(folder / row["label_file_name"], data)
-    files.place(sample.image, folder / row["image_file_name"])
+    row["label_file_name"] = f"labels/{shard}/{sample.id}.png"
+    row["image_file_name"] = f"images/{shard}/{sample.id}{sample.image.suffix}"
+    files.write_bytes(writer.folder / row["label_file_name"], data)
+    files.place(sample.image, writer.folder / row["image_file_name"])
     row["label_sha256"] = files.sha256(data)
     row["class_pixels"] = labels.count_classes(after).tolist()
     writer.append_row(row)

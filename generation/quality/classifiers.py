@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from generation.quality import looks
@@ -68,9 +69,17 @@ def load(folder: Path, attributes: Sequence[str]) -> tuple[dict[str, Classifier]
     record = files.read_json(folder / RECORD, dict)
     found = {}
     for attribute in attributes:
-        names = record[attribute]["names"]
-        model = looks.build(len(names))
-        model.load_state_dict(load_file(_weights(folder, attribute)))
+        path = _weights(folder, attribute)
+        try:
+            names = [str(name) for name in record[attribute]["names"]]
+            model = looks.build(len(names))
+            model.load_state_dict(load_file(path))
+            _ = record[attribute]["heldout"]["top1"]
+        except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"{path}: does not fit {RECORD} or is damaged ({type(error).__name__}); delete "
+                f"the folder {folder} and score again"
+            ) from None
         found[attribute] = Classifier(model.eval(), names)
     return found, record
 

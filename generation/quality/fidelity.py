@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from pipeline.images import MAX_PIXELS
 from pipeline.iou import AREAS, areas_of
 from pipeline.labels import NUM_CLASSES, VOID
 
@@ -48,6 +49,23 @@ def from_row(row: Mapping[str, Any]) -> Counts:
     """Return the counts of a row of `Counts.to_row`."""
     whole = (np.array(row[name], dtype=np.int64) for name in ("areas", "band", "objects"))
     return Counts(*whole, np.array(row["loss"], dtype=np.float64))
+
+
+def check_row(row: Any) -> None:
+    """Raise `ValueError` unless a row is one of `Counts.to_row`, of all classes."""
+    try:
+        counts = from_row(row)
+        score = row["miou"]
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"the counts of a network lack sound values ({error})") from None
+    shapes = [part.shape for part in (counts.areas, counts.band, counts.objects, counts.loss)]
+    if shapes != [(AREAS, NUM_CLASSES), (AREAS, NUM_CLASSES), (2, NUM_CLASSES), (NUM_CLASSES,)]:
+        raise ValueError(f"the counts of a network are not those of {NUM_CLASSES} classes")
+    whole = (counts.areas, counts.band, counts.objects)
+    if any(part.min() < 0 or part.max() > MAX_PIXELS for part in whole):
+        raise ValueError("the counts of a network are no numbers of pixels")
+    if not np.isfinite(counts.loss).all() or not isinstance(score, int | float | None):
+        raise ValueError("the loss or mIoU of a network is no number")
 
 
 def total(counts: Iterable[Counts], num_classes: int = NUM_CLASSES) -> Counts:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 HASH_SIDE = 16  # the hash has HASH_SIDE^2 bits
+HASH_DIGITS = HASH_SIDE**2 // 4
 BLOCK = 512  # rows of the table of distances that is in memory
 
 

@@ -10,19 +10,25 @@ appended when the files that belong to it are on the disk.
 
 import io
 import json
+import math
 import os
+import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from generation.quality import fidelity, pixels
 from pipeline import files
 from pipeline.dataset import SHARD_SIZE, Sample, repair_tail
 from pipeline.errors import UserError
+from pipeline.paths import check_relative
 from pipeline.reading import parse_json, read_bytes
 
 MAX_BYTES = 8 << 30
+MAX_FEATURES_BYTES = 1 << 30  # of a block
 
 Row = dict[str, Any]
 
@@ -58,14 +64,45 @@ def read_rows(folder: Path, part: str) -> dict[str, Row]:
     return rows
 
 
+def check_row(row: Row) -> None:
+    """Raise `ValueError` unless all that programs read of a row is what it must be."""
+    for name in ("brightness", "contrast", "sharpness"):
+        if type(row.get(name)) not in (int, float) or not math.isfinite(row[name]):
+            raise ValueError(f"its {name} is no number")
+    for name in ("condition", "hash"):
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"its {name} is no text")
+    if not re.fullmatch(f"[0-9a-f]{{{pixels.HASH_DIGITS}}}", row["hash"]):
+        raise ValueError(f"its hash has not {pixels.HASH_DIGITS} hexadecimal digits")
+    for name in ("fidelity", "costs", "attributes"):
+        if not isinstance(row.get(name, {}), dict):
+            raise ValueError(f"its {name} are no mapping")
+    for counts in row.get("fidelity", {}).values():
+        fidelity.check_row(counts)
+    for path in row.get("costs", {}).values():
+        check_relative(path)
+    for seen in row.get("attributes", {}).values():
+        if not isinstance(seen, dict) or not isinstance(seen.get("seen"), str):
+            raise ValueError("its attributes lack what is seen")
+
+
 def current_rows(folder: Path, part: str, samples: Iterable[Sample]) -> dict[str, Row]:
-    """Return the rows of the samples that have one, in their order."""
+    """Return the rows of the samples that have one, in their order, checked."""
     rows = read_rows(folder, part)
-    return {
+    current = {
         sample.id: rows[sample.id]
         for sample in samples
         if sample.id in rows and rows[sample.id].get("state") == state_of(sample)
     }
+    for key, row in current.items():
+        try:
+            check_row(row)
+        except ValueError as error:
+            raise UserError(
+                f"{folder}: the row {key} of {part}.jsonl is broken ({error}); delete that line "
+                "and run generation/score.py again"
+            ) from None
+    return current
 
 
 class Appender:
@@ -102,6 +139,22 @@ def costs_file(segmenter: str, sample: Sample, index: int) -> str:
     return f"costs/{segmenter}/{index // SHARD_SIZE:04d}/{sample.id}.npz"
 
 
+def read_arrays(path: Path, names: Iterable[str], limit: int, remedy: str) -> list[np.ndarray]:
+    """Return arrays of an .npz file that may be of somebody else; `limit`: of their bytes in all.
+
+    No object is unpickled. Raises `UserError`, which `remedy` ends, for a missing or damaged file.
+    """
+    content = io.BytesIO(read_bytes(path, limit, remedy))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            if sum(member.file_size for member in archive.infolist()) > limit:
+                raise ValueError
+        with np.load(content, allow_pickle=False) as stored:
+            return [stored[name] for name in names]
+    except Exception as error:  # a damaged archive raises all kinds
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {remedy}") from None
+
+
 def features_content(
     folder: Path, part: str, samples: Sequence[Sample], features: Mapping[str, np.ndarray]
 ) -> tuple[Path, bytes]:
@@ -119,16 +172,14 @@ def read_features(
     """Return the features NxD float64 of all samples, in their order, by network."""
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for path in sorted((folder / "features" / part).glob("*.npz")):
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                columns = [stored[f"features_{i}"] for i in range(len(names))]
-                keys = zip(stored["ids"].tolist(), stored["states"].tolist(), strict=True)
-                found |= zip(keys, zip(*columns, strict=True), strict=True)
-        except Exception as error:  # a damaged archive raises all kinds
-            raise UserError(
-                f"{path}: cannot be read ({type(error).__name__}); delete the folder {folder} and "
-                "score again"
-            ) from None
+        remedy = f"delete the folder {folder} and score again"
+        wanted = ("ids", "states", *(f"features_{i}" for i in range(len(names))))
+        ids, states, *columns = read_arrays(path, wanted, MAX_FEATURES_BYTES, remedy)
+        sound = ids.ndim == 1 and ids.shape == states.shape
+        if not sound or any(c.ndim != 2 or len(c) != len(ids) for c in columns):
+            raise UserError(f"{path}: holds no features; {remedy}")
+        keys = zip(ids.tolist(), states.tolist(), strict=True)
+        found |= zip(keys, zip(*columns, strict=True), strict=True)
     keys = [(sample.id, state_of(sample)) for sample in samples]
     if absent := [key[0] for key in keys if key not in found]:
         raise UserError(

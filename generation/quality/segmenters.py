@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from generation.quality.score_rows import read_arrays
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
@@ -21,6 +22,7 @@ from pipeline.labels import CLASS_NAMES, NUM_CLASSES
 TRAINED = "segtrain.segmenter:Segmenter"
 TRANSFORMERS = "generation.quality.transformers_segmenter:TransformersSegmenter"
 STEPS = 16  # of a stored cost per nat: uint8 holds costs up to 15.9
+MOST_OVERHEAD = 1 << 16  # bytes of a file of costs beside them
 UNNAMED = 20.0  # cost of a class that a network does not know
 
 
@@ -100,15 +102,11 @@ def decode_costs(path: Path, size: tuple[int, int]) -> np.ndarray:
     import cv2
 
     remedy = "run generation/score.py again with --costs into another --output"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            values, stride = stored["costs"], int(stored["stride"])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such costs; {remedy}") from None
-    except Exception as error:  # a damaged archive raises all kinds
-        raise UserError(f"{path}: cannot be read ({type(error).__name__}); {remedy}") from None
-    cells = tuple(len(range(stride // 2, side, stride)) for side in size)
-    if values.dtype != np.uint8 or values.shape != (NUM_CLASSES, *cells):
+    limit = NUM_CLASSES * size[0] * size[1] + MOST_OVERHEAD
+    values, steps = read_arrays(path, ("costs", "stride"), limit, remedy)
+    stride = int(steps) if steps.shape == () and steps.dtype.kind in "iu" else 0
+    cells = [len(range(stride // 2, side, stride)) for side in size] if stride > 0 else []
+    if values.dtype != np.uint8 or values.shape != (NUM_CLASSES, *cells) or 0 in values.shape:
         raise UserError(f"{path}: does not fit the label of {size[1]}x{size[0]} px; {remedy}")
     planes = values.astype(np.float32) / STEPS
     if stride == 1:

@@ -9,6 +9,7 @@ from pipeline import files, models
 from pipeline.config import require_between, require_extra, require_positive
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
+from pipeline.paths import check_stem
 
 PARTS = ("data", "source", "reference")
 
@@ -85,6 +86,11 @@ def check_settings(config: Config) -> None:
         raise UserError("--reference: distances need --features, pocket for example")
     if config.looks and not config.attributes:
         raise UserError("--attributes: name at least one, condition for example")
+    for name in config.attributes:
+        try:
+            check_stem(name)
+        except ValueError as error:  # it names the file of a classifier
+            raise UserError(f"--attributes: {error}; name a field of rows") from None
     repeated = [name for name in config.features if config.features.count(name) > 1]
     if repeated:
         raise UserError(f"--features {repeated[0]}: is named twice")

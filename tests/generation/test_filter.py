@@ -1,6 +1,7 @@
 """Filters of labels against maps worked out by hand, and the program that writes a filtered set."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -201,6 +202,123 @@ def test_bad_input_is_one_line(call, scored: Path, tmp_path: Path, flags, said) 
         call("--data", scored, "--output", tmp_path / "out", *flags)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out/run.json").exists()
+
+
+def rewritten(path: Path, change: Callable[[list[dict]], None]) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def scored_rows_of(folder: Path, change: Callable[[list[dict]], None], call) -> None:
+    """Change the rows of a set and score it anew."""
+
+    def unsealed(rows: list[dict]) -> None:
+        change(rows)
+        for row in rows:
+            row.pop("row_sha256", None)
+
+    rewritten(folder / "metadata-000.jsonl", unsealed)
+    words = ("--segmenters", folder.parent / "judge", "--costs", "--costs-stride", 1)
+    toy = ("--segmenter-class", "toy_segmenter:ToySegmenter")
+    assert call("--data", folder, *words, *toy, main=score.main) == 0
+
+
+def test_samples_that_share_a_label_file_get_their_own(call, scored: Path, tmp_path: Path) -> None:
+    def share(rows: list[dict]) -> None:
+        for row in rows:
+            row["label_file_name"] = rows[0]["label_file_name"]
+
+    words = ("--data", scored, "--preset", "vote", "--output")
+    assert call(*words, tmp_path / "own") == 0
+    scored_rows_of(scored, share, call)
+    assert call(*words, tmp_path / "shared") == 0
+    found = [
+        {str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*.png")}
+        for f in (tmp_path / "own", tmp_path / "shared")
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["run.json", "classes.json", "README.md"])
+def test_no_row_names_a_file_of_the_folder(call, scored: Path, tmp_path: Path, name) -> None:
+    def rename(rows: list[dict]) -> None:
+        (scored / name).write_bytes((scored / rows[1]["label_file_name"]).read_bytes())
+        rows[1]["label_file_name"] = name
+
+    scored_rows_of(scored, rename, call)
+    for _ in range(2):
+        assert call("--data", scored, "--output", tmp_path / "out") == 0
+    assert (tmp_path / "out" / name).read_text()
+    assert len(open_dataset(tmp_path / "out", labelled=True)) == 3
+
+
+def test_the_vote_is_among_images_of_one_label_map(call, scored: Path, tmp_path: Path) -> None:
+    def lie(rows: list[dict]) -> None:
+        for kind in ("image", "label"):
+            path = scored / rows[1][f"{kind}_file_name"]
+            Image.open(path).resize((32, 16), 0).save(path)
+        rows[1] |= {"image_sha256": "0" * 64, "height": 16, "width": 32}
+
+    scored_rows_of(scored, lie, call)
+    with pytest.raises(UserError, match="00000001.png: is not the label map of"):
+        call("--data", scored, "--output", tmp_path / "out", "--preset", "vote")
+
+
+BROKEN = [  # (where in a row of scores, what stands there)
+    (("condition",), None),
+    (("brightness",), "light"),
+    (("hash",), "ff"),
+    (("fidelity",), [1]),
+    (("fidelity", "judge"), 3),
+    (("fidelity", "judge", "areas"), [[1, 2], [3]]),
+    (("fidelity", "judge", "areas"), [[10**30] * 19] * 3),
+    (("fidelity", "judge", "band"), [[-1] * 19] * 3),
+    (("fidelity", "judge", "loss"), ["x"] * 19),
+    (("fidelity", "judge", "loss"), [float("nan")] * 19),
+    (("fidelity", "judge", "miou"), "high"),
+    (("costs",), 3),
+    (("costs", "judge"), 3),
+    (("costs", "judge"), "../../costs.npz"),
+    (("attributes",), {"condition": 3}),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), BROKEN, ids=lambda v: str(v)[:40])
+def test_broken_rows_of_scores_are_one_line(call, scored: Path, tmp_path, place, value) -> None:
+    def spoil(rows: list[dict]) -> None:
+        inner = rows[1]
+        for name in place[:-1]:
+            inner = inner[name]
+        inner[place[-1]] = value
+
+    rewritten(scored / "quality/data.jsonl", spoil)
+    with pytest.raises(UserError, match=r"row 00000001 of data.jsonl is broken \(.*delete") as got:
+        call("--data", scored, "--output", tmp_path / "out")
+    assert "\n" not in str(got.value) and not (tmp_path / "out").exists()
+
+
+COSTS = [
+    {"costs": np.zeros((19, 32, 64), np.uint8), "stride": np.uint16(0)},
+    {"costs": np.zeros((19, 0, 0), np.uint8), "stride": np.int64(-2)},
+    {"costs": np.zeros((19, 32, 64), np.uint8), "stride": np.ones(2, np.uint16)},
+    {"costs": np.zeros((19, 320, 640), np.uint8), "stride": np.uint16(1)},  # a bomb, in small
+    {"costs": np.array([{}], object), "stride": np.uint16(1)},
+    None,  # a pipe
+]
+
+
+@pytest.mark.parametrize("arrays", COSTS, ids=range(len(COSTS)))
+def test_hostile_costs_are_one_line(call, scored: Path, tmp_path: Path, arrays) -> None:
+    path = next((scored / "quality/costs").rglob("00000001.npz"))
+    path.unlink()
+    if arrays is None:
+        os.mkfifo(path)
+    else:
+        np.savez_compressed(path, **arrays)
+    with pytest.raises(UserError, match="00000001.npz: .*; run generation/score.py again") as got:
+        call("--data", scored, "--output", tmp_path / "out")
+    assert "\n" not in str(got.value)
 
 
 def test_damaged_costs_are_named(call, scored: Path, tmp_path: Path) -> None:
