@@ -44,7 +44,11 @@ def with_base_defaults(cls: type[T], stage: str, allowed: tuple[str, ...]) -> Ca
                 f"(it may set {', '.join(allowed)})"
             )
         own = {name: value for name, value in settings.items() if name in known}
-        return from_mapping(cls, own, f"{path}: {stage}", told)
+        try:
+            return from_mapping(cls, own, f"{path}: {stage}", told)
+        except UserError as error:  # ranges name the flag, which nobody gave
+            named = str(error).startswith(str(path))
+            raise error if named else UserError(f"{path}: {stage}: {error}") from None
 
     return defaults
 

@@ -28,7 +28,7 @@ FOLDER = CONFIGS / "pipeline"
 IN_CHECKOUT = CONFIGS.parent == ROOT
 LAUNCHERS = ("python", "accelerate")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage: it names its log file
-MAX_REPEATS = 1000  # stages that one entry stands for
+MAX_STAGES = 1000  # of a recipe, repeated ones counted
 LONGEST = 10_000  # characters of a text with its fields filled in
 FACTS: dict[str, Any] = {
     "seconds": (int, float),
@@ -127,10 +127,14 @@ def load_recipe(
     folder = workspace or Path(text.workspace)
     values = _fill_values(text.values or {}, given or {}, folder, path)
     stages: list[Stage] = []
+    names: set[str] = set()
     for entry, own_values in _repeated(text.stages, values, path):
         _check_stage(entry, path)
-        if entry.name in [s.name for s in stages]:
+        if len(stages) == MAX_STAGES:
+            raise UserError(f"{path}: makes more than {MAX_STAGES} stages; list fewer values")
+        if entry.name in names:
             raise UserError(f"{path}: two stages are called {entry.name}; rename one")
+        names.add(entry.name)
         stages.append(_build_stage(entry, own_values, stages, path))
     return Recipe(folder, tuple(stages))
 
@@ -161,6 +165,8 @@ def _build_stage(
         raise UserError(f"{path}: command of {entry.name}: {error}; close every quote") from None
     words = tuple(locate(_fill(word, values, path)) for word in split)
     output = Path(_fill(entry.output, values, path))
+    _require_within(entry, output, path)
+    read = [Path(word) for word in words if not word.startswith("-")]
     return Stage(
         name=entry.name,
         about=entry.about,
@@ -168,7 +174,7 @@ def _build_stage(
         command=words,
         output=output,
         marker=output / entry.done,
-        inputs=tuple(stage.name for stage in before if _reads(words, stage.output)),
+        inputs=tuple(stage.name for stage in before if _reads(read, stage.output)),
         cpu_processes=entry.cpu_processes,
         compiled=entry.compiled,
     )
@@ -195,8 +201,8 @@ def _repeated(
                 raise UserError(
                     f"{path}: each of {entry.name!r}: {name} must list texts or whole numbers"
                 )
-        if math.prod(map(len, each.values())) > MAX_REPEATS:
-            raise UserError(f"{path}: each of {entry.name!r}: makes more than {MAX_REPEATS} stages")
+        if math.prod(map(len, each.values())) > MAX_STAGES:
+            raise UserError(f"{path}: each of {entry.name!r}: makes more than {MAX_STAGES} stages")
         for chosen in itertools.product(*each.values()):
             own = values | dict(zip(each, map(str, chosen), strict=True))
             name, about = (_fill(t, own, path) if each else t for t in (entry.name, entry.about))
@@ -221,7 +227,12 @@ def _check_stage(entry: StageText, path: Path) -> None:
         raise UserError(
             f"{path}: cpu_processes of {entry.name} is {entry.cpu_processes}; it must be 1 or more"
         )
-    if ".." in Path(entry.output).parts or ".." in Path(entry.done).parts or entry.done[:1] == "/":
+    _require_within(entry, Path(entry.output), path)
+
+
+def _require_within(entry: StageText, output: Path, path: Path) -> None:
+    """Raise `UserError` for an output, with its fields filled in or not, that leads elsewhere."""
+    if ".." in output.parts or ".." in Path(entry.done).parts or entry.done[:1] == "/":
         raise UserError(
             f"{path}: output and done of {entry.name} must not lead out of their folder by '..' "
             "or '/'; name the file within it"
@@ -286,7 +297,6 @@ def _is_time(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-def _reads(words: tuple[str, ...], output: Path) -> bool:
-    """Tell whether a word of a command names `output`, something in it or a folder above it."""
-    paths = [Path(word) for word in words if not word.startswith("-")]
+def _reads(paths: Sequence[Path], output: Path) -> bool:
+    """Tell whether a path of a command is `output`, something in it or a folder above it."""
     return any(output == p or output in p.parents or p in output.parents for p in paths if p.parts)

@@ -74,12 +74,13 @@ def read_weights(path: Path) -> dict[str, Any]:
         "U8": torch.uint8, "BOOL": torch.bool,
     }  # fmt: skip
     state = StateDict(path)
-    return {
-        name: torch.frombuffer(bytearray(state.read(name).tobytes()), dtype=dtypes[stored.dtype])
-        .clone()
-        .reshape(stored.shape)
-        for name, stored in state.tensors.items()
-    }
+    found = {}
+    for name, stored in state.tensors.items():
+        found[name] = torch.empty(stored.shape, dtype=dtypes[stored.dtype])
+        if found[name].numel():  # torch.frombuffer takes no empty buffer
+            data = bytearray(state.read(name).tobytes())
+            found[name] = torch.frombuffer(data, dtype=dtypes[stored.dtype]).reshape(stored.shape)
+    return found
 
 
 def convert(config: Config) -> dict[str, Any]:

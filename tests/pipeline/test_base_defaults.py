@@ -116,3 +116,10 @@ def test_settings_that_no_base_may_bring_are_one_line(own_base, content, message
     with pytest.raises(UserError, match=message) as caught:
         default_config(own_base(content))
     assert "\n" not in str(caught.value)
+
+
+def test_a_value_out_of_range_names_the_file_of_the_base(own_base):
+    base = own_base(json.dumps({"finetune": {"max_classes": -3}}))
+    read = with_base_defaults(controlnet.Config, "finetune", finetune_settings.SET_BY_BASE)
+    with pytest.raises(UserError, match=r"streetforge.json: finetune: --max-classes -3: must be"):
+        read(base)

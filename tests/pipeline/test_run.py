@@ -103,6 +103,30 @@ def test_each_repeats_a_stage(tmp_path: Path) -> None:
     assert score.inputs == ("train-a-0", "train-a-1")
 
 
+@pytest.mark.parametrize("filled", ["values: {up: ..}", "each"])
+def test_no_filled_in_output_leads_out_of_its_folder(tmp_path: Path, filled: str) -> None:
+    own = "each: {up: ['..']}" if filled == "each" else "about: ''"
+    stage = f"{{name: a, command: x.py, output: '{{workspace}}/{{up}}/b', {own}}}"
+    path = tmp_path / "recipe.yaml"
+    head = "" if filled == "each" else f"{filled}\n"
+    path.write_text(f"{head}workspace: {tmp_path}/ws\nstages:\n  - {stage}\n")
+    with pytest.raises(UserError, match=r"must not lead out of their folder by '\.\.'"):
+        load_recipe(path)
+
+
+def test_all_stages_of_a_recipe_are_counted(tmp_path: Path) -> None:
+    numbers = list(range(600))
+    each = f"each: {{k: {numbers}}}"
+    stages = [
+        f"  - {{name: '{name}{{k}}', command: x.py, output: '{name}{{k}}', {each}}}\n"
+        for name in "ab"
+    ]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"workspace: {tmp_path}/ws\nstages:\n{''.join(stages)}")
+    with pytest.raises(UserError, match="makes more than 1000 stages; list fewer values"):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize(
     ("each", "rule"),
     [

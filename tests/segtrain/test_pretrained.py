@@ -182,3 +182,11 @@ def test_weights_of_the_hub_are_pinned_and_named(mit, tmp_path: Path, monkeypatc
     assert asked == [("nvidia/mit-b5", "0" * 40)]
     with pytest.raises(UserError, match="has no other.bin"):
         hub.fetch_files(name, ("other.bin",))
+
+
+def test_an_empty_tensor_of_a_pickle_is_read(tmp_path: Path) -> None:
+    state = {"none": torch.zeros(0, 3), "one": torch.tensor(2.5), "two": torch.ones(2, 1)}
+    torch.save(state, tmp_path / "a.pth")
+    found = pretrained.read_weights(tmp_path / "a.pth")
+    assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in state.items()}
+    assert found["one"] == 2.5 and (found["two"] == 1).all()
