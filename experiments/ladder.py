@@ -20,10 +20,10 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import heading
 from pipeline.errors import UserError, guard
-from pipeline.files import read_json
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 from pipeline.markdown import table
 from pipeline.pocket.splits import TARGETS
+from pipeline.reading import expecting, read_json
 
 RUNGS = {
     "nothing": "nothing (source only)",
@@ -49,8 +49,12 @@ def load(folder: Path) -> dict[tuple[str, int], list[Entry]]:
     parts: dict[tuple[str, int, int], list[Entry]] = {}
     for path in sorted(folder.glob("*/*.json")):
         if found := re.fullmatch(r"(\w+)_(\d+)_(\d+)", path.stem):
-            (entry,) = read_json(path)["checkpoints"]
-            parts.setdefault((found[1], int(found[2]), int(found[3])), []).append(entry["targets"])
+            with expecting(path):
+                (entry,) = read_json(path)["checkpoints"]
+                targets = dict(entry["targets"])
+                for values in targets.values():
+                    mean([values["miou"], *(v for v in values["iou"].values() if v is not None)])
+            parts.setdefault((found[1], int(found[2]), int(found[3])), []).append(targets)
     wanted = max(map(len, parts.values()), default=0)
     entries: dict[tuple[str, int], list[Entry]] = {}
     for (rung, updates, _), targets in sorted(parts.items()):
@@ -123,6 +127,7 @@ def sets_table(scores: Path) -> str:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -135,6 +140,14 @@ def main() -> None:
             f"--workspace {options.workspace}: holds no score of the ladder yet; run the recipe "
             "pocket_ladder first"
         )
+    with expecting(options.workspace / "scores"):
+        print_tables(options.workspace, entries, options.photographs)
+
+
+def print_tables(
+    workspace: Path, entries: dict[tuple[str, int], list[Entry]], photographs: Path | None
+) -> None:
+    """Print all tables."""
     print(heading("python pipeline/run.py --recipe pocket_ladder"))
     columns = {
         "five targets": five_targets,
@@ -144,10 +157,10 @@ def main() -> None:
     }
     print("## The ladder, mIoU in percent, mean ± standard deviation over seeds\n")
     print(rungs_table(entries, columns))
-    if seen := sets_table(options.workspace / "scores"):
+    if seen := sets_table(workspace / "scores"):
         print("## What the oracle and the look classifier see in each set, percent\n")
         print(seen)
-    if options.photographs and (found := load(options.photographs / "scores")):
+    if photographs and (found := load(photographs / "scores")):
         (name,) = next(iter(found.values()))[0]["targets"]
         print(f"## On photographs ({name}), mIoU in percent\n")
         print(rungs_table(found, {name: on(name)}))

@@ -19,9 +19,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files
 from pipeline.errors import UserError, guard
-from pipeline.files import read_json
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 from pipeline.markdown import code, table
+from pipeline.reading import expecting, read_json
 
 TRAININGS = {
     "vae": "autoencoder",
@@ -113,6 +113,12 @@ def main() -> None:
     workspace, output = options.workspace, options.output
     if not (workspace / "model" / "weights.json").exists():
         raise UserError(f"--workspace {workspace}: has no model; run the recipe pocket_model first")
+    with expecting(workspace):
+        write_card(workspace, output)
+
+
+def write_card(workspace: Path, output: Path) -> None:
+    """Write the card and what it shows."""
     files.require_writable(output)
     (output / "training").mkdir(exist_ok=True)
     for stage in TRAININGS:

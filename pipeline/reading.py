@@ -7,9 +7,11 @@ be a regular file, so that no pipe or device can hold a program up. Nothing here
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -168,6 +170,16 @@ def parse_json(data: bytes | str, kind: type | None = None) -> Any:
     if kind is not None and (truth or not isinstance(value, kind)):
         raise ValueError(f"holds {type(value).__name__}, not {KINDS.get(kind, kind.__name__)}")
     return value
+
+
+@contextlib.contextmanager
+def expecting(where: Path, remedy: str = "restore it or make it again") -> Iterator[None]:
+    """Turn what a block raises over values that a file lacks into a `UserError` naming `where`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = shortened(f"{type(error).__name__} {error}", 120)
+        raise UserError(f"{where}: lacks what is read of it ({reason}); {remedy}") from None
 
 
 def read_json(

@@ -43,3 +43,26 @@ def test_an_empty_workspace_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["ladder.py", "--workspace", str(tmp_path)])
     with pytest.raises(UserError, match="no score of the ladder"):
         ladder.main()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"checkpoints": 3}',
+        '{"checkpoints": [{}]}',
+        '{"checkpoints": [{"targets": {"dev": 3}}]}',
+        '{"checkpoints": [{"targets": {"dev": {"miou": "x", "iou": {}}}}]}',
+        '{"checkpoints": [{"targets": {"dev": {"miou": 1.0, "iou": {}}}}]}',
+        '{"checkpoints": ',
+    ],
+)
+def test_damaged_scores_are_one_line(content, tmp_path, monkeypatch):
+    path = tmp_path / "scores" / "five" / "nothing_2000_0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["ladder.py", "--workspace", str(tmp_path)])
+    with pytest.raises(UserError, match="scores.*; restore it") as caught:
+        ladder.main()
+    assert "\n" not in str(caught.value)

@@ -107,3 +107,10 @@ def test_bad_defaults_replace_nothing(tiny_base, tiny_controlnet, tmp_path, monk
     with pytest.raises(UserError, match="defaults.json: broken JSON"):
         run(model_weights, monkeypatch, *words, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "model/weights.json", "timings.json"])
+def test_a_damaged_workspace_is_one_line(name, workspace, monkeypatch):
+    (workspace / name).write_text("{}")
+    with pytest.raises(UserError, match="lacks what is read of it"):
+        run(model_card, monkeypatch, "--workspace", workspace, "--output", workspace / "card")
