@@ -27,6 +27,7 @@ import numpy as np
 from generation.quality import fidelity, repair, score_rows, segmenters, tables
 from generation.quality.score_rows import Row
 from pipeline import files, images, labels
+from pipeline.claims import Claims, require_idle
 from pipeline.config import parse, require_between, require_positive, to_mapping
 from pipeline.dataset import (
     SHARD_SIZE,
@@ -175,12 +176,28 @@ def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 def run(config: Config, samples: list[Sample], rows: dict[str, Row], segmenter: str) -> None:
     """Write what is missing of the filtered set, then the report."""
-    from tqdm import tqdm
-
     identity = {k: v for k, v in to_mapping(config).items() if k not in ("output", "quality")}
     identity |= {"data": data_revision(samples), "segmenter": segmenter}
     writer = DatasetWriter(config.output, config=identity)
-    done, judge = set(read_rows(config.output)), Filter(config, rows, segmenter)
+    judge = Filter(config, rows, segmenter)
+    require_idle(config.output)  # a second filter would append every row a second time
+    with Claims(config.output):
+        write_missing(config, samples, writer, judge)
+    report = report_of(config.output, rows)
+    text = markdown_of(config, report)
+    files.write_json(config.output / "filter.json", report)
+    files.write_bytes(config.output / "filter.md", text.encode())
+    write_card(config.output, "Filtered labels", text)
+    print(text)
+
+
+def write_missing(
+    config: Config, samples: list[Sample], writer: DatasetWriter, judge: Filter
+) -> None:
+    """Write the samples that have no row yet, those of one label map after one another."""
+    from tqdm import tqdm
+
+    done = set(read_rows(config.output))
     shards = {sample.id: f"{i // SHARD_SIZE:04d}" for i, sample in enumerate(samples)}
     for group in tqdm(groups_of(samples), desc="filter", unit="label map", leave=False):
         if {sample.id for sample in group} <= done:
@@ -189,12 +206,6 @@ def run(config: Config, samples: list[Sample], rows: dict[str, Row], segmenter: 
             if sample.id not in done:
                 reason = judge.reason(sample)
                 write_sample(writer, sample, shards[sample.id], *pair, reason=reason)
-    report = report_of(config.output, rows)
-    text = markdown_of(config, report)
-    files.write_json(config.output / "filter.json", report)
-    files.write_bytes(config.output / "filter.md", text.encode())
-    write_card(config.output, "Filtered labels", text)
-    print(text)
 
 
 def write_sample(

@@ -15,6 +15,7 @@ from generation import filter as program
 from generation import score
 from generation.quality import repair
 from generation.quality.fidelity import Counts
+from pipeline.claims import Claims
 from pipeline.dataset import DatasetWriter, open_dataset, read_rows
 from pipeline.errors import UserError
 from pipeline.labels import colorize
@@ -319,6 +320,16 @@ def test_hostile_costs_are_one_line(call, scored: Path, tmp_path: Path, arrays) 
     with pytest.raises(UserError, match="00000001.npz: .*; run generation/score.py again") as got:
         call("--data", scored, "--output", tmp_path / "out")
     assert "\n" not in str(got.value)
+
+
+def test_a_second_filter_of_one_folder_waits(call, scored: Path, tmp_path: Path) -> None:
+    words = ("--data", scored, "--output", tmp_path / "out")
+    assert call(*words) == 0
+    before = (tmp_path / "out/metadata-000.jsonl").read_bytes()
+    with Claims(tmp_path / "out"), pytest.raises(UserError, match="is writing to it; wait"):
+        call(*words)
+    assert call(*words) == 0 and not (tmp_path / "out/claims").exists()
+    assert (tmp_path / "out/metadata-000.jsonl").read_bytes() == before
 
 
 def test_damaged_costs_are_named(call, scored: Path, tmp_path: Path) -> None:
