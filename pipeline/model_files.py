@@ -86,6 +86,13 @@ def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
+def require_stock_classes(folder: str | Path) -> None:
+    """Raise `UserError` if FOLDER/config.json asks for anything but stock classes."""
+    path = Path(folder) / "config.json"
+    if path.is_file():
+        refuse_code(path, read_json(path, dict))
+
+
 def _check_size(path: Path, name: str, value: Any, *, many: bool) -> None:
     if many and not (isinstance(value, list) and 0 < len(value) <= MOST_LEVELS):
         raise UserError(f"{path}: {name} must be a list of 1 to {MOST_LEVELS} numbers; restore it")

@@ -17,6 +17,7 @@ import torch
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.latents import encode_latents, images_to_tensor
+from pipeline.model_files import require_stock_classes
 
 SIZE_PX = (128, 256)  # images are scaled to it for convolutional networks
 SQUARE_PX = (224, 224)  # and to this for transformers
@@ -56,8 +57,11 @@ def _imagenet(device: Any) -> Extract:
 def _transformers(folder: str, device: Any) -> Extract:
     from transformers import AutoModel
 
+    require_stock_classes(folder)
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"--features {folder}: is no vision model ({reason})") from None

@@ -15,6 +15,7 @@ from generation.quality.segmenters import by_train_id
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
+from pipeline.model_files import require_stock_classes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says none
 
@@ -34,9 +35,10 @@ class TransformersSegmenter:
         """Load a local folder; raises `UserError` if it is none, or names no street class."""
         from transformers import AutoModelForSemanticSegmentation
 
+        require_stock_classes(folder)
         try:
             model = AutoModelForSemanticSegmentation.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
             ).to(device)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().partition("\n")[0]

@@ -1,9 +1,12 @@
 """Counts of one image against maps worked out by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
 from generation.quality import fidelity, pixels, segmenters
+from pipeline.errors import UserError
 
 ROAD, CAR, POLE, VOID = 0, 13, 5, 255
 
@@ -119,3 +122,20 @@ def test_near_duplicates_are_found_across_blocks(monkeypatch) -> None:
     differing = {(i, j): bin(int(hashes[i], 16) ^ int(hashes[j], 16)).count("1") for i, j in exact}
     assert {p[:2]: p[2] for p in pixels.near_duplicates(hashes, 256)} == differing
     assert pixels.near_duplicates([], 6) == []
+
+
+@pytest.mark.parametrize("key", ["auto_map", "quantization_config", "use_kernels"])
+@pytest.mark.parametrize("kind", ["segmenter", "features"])
+def test_a_folder_of_transformers_runs_no_code_of_its_own(key: str, kind: str, tmp_path) -> None:
+    from generation.quality import features
+    from generation.quality.transformers_segmenter import TransformersSegmenter
+
+    ran = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
+    value = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"} if key == "auto_map" else {"a": 1}
+    config = {"model_type": "made_up", key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    load = TransformersSegmenter.from_pretrained if kind == "segmenter" else features.load
+    with pytest.raises(UserError, match=f"{key} asks for more than stock classes"):
+        load(str(tmp_path), device="cpu")
+    assert not ran.exists()
