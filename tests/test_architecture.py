@@ -119,9 +119,9 @@ TORCH_FILES = {
     "finetune/losses.py", "finetune/previews.py", "finetune/strategies.py",
     "finetune/tokenizer.py", "generation/street_pipeline.py", "pipeline/averages.py",
     "pipeline/checkpoint_files.py", "pipeline/checkpoints.py", "pipeline/efficientnet.py",
-    "pipeline/runs.py", "segtrain/adaptation.py", "segtrain/heads.py", "segtrain/loop.py",
-    "segtrain/losses.py",
-    "segtrain/registry.py", "segtrain/scoring.py", "segtrain/segmenter.py",
+    "pipeline/runs.py", "pipeline/transformers_segmenter.py", "segtrain/adaptation.py",
+    "segtrain/heads.py", "segtrain/loop.py", "segtrain/losses.py", "segtrain/registry.py",
+    "segtrain/scoring.py", "segtrain/segmenter.py",
     "segtrain/self_training.py", "segtrain/transforms.py",
 }  # fmt: skip
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft", "mmseg", "mmengine", "mmcv"}

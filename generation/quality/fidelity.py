@@ -14,9 +14,7 @@ import numpy as np
 from pipeline.images import MAX_PIXELS
 from pipeline.iou import AREAS, areas_of
 from pipeline.labels import NUM_CLASSES, VOID
-
-FOUND_SHARE = 0.5  # of an object's pixels that must be named rightly for the object to be found
-LEAST_PX = 4  # smaller components are crumbs of the label map, not objects
+from pipeline.small_objects import small_objects
 
 
 @dataclass(frozen=True)
@@ -122,27 +120,6 @@ def band_px(height: int, width: int, share: float) -> int:
     return max(1, round(share * float(np.hypot(height, width))))
 
 
-def small_objects(label: np.ndarray, predicted: np.ndarray, largest_px: float) -> np.ndarray:
-    """Return 2xK numbers of small objects, found and all.
-
-    An object is a connected component (8 neighbours) of a class with `LEAST_PX` to `largest_px`
-    pixels. It is found if at least `FOUND_SHARE` of its pixels are predicted as its class.
-    """
-    counts = np.zeros((2, NUM_CLASSES), np.int64)
-    for class_id in np.unique(label):
-        if class_id >= NUM_CLASSES:
-            continue
-        mask = (label == class_id).astype(np.uint8)
-        _, parts, facts, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        sizes = facts[:, cv2.CC_STAT_AREA]
-        right = np.bincount(parts[predicted == class_id], minlength=len(sizes))
-        small = (sizes >= LEAST_PX) & (sizes <= largest_px)
-        small[0] = False  # what is not of the class
-        counts[0, class_id] = (right[small] >= FOUND_SHARE * sizes[small]).sum()
-        counts[1, class_id] = small.sum()
-    return counts
-
-
 def label_loss(costs: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return the cost HxW of the class that the label names; 0 where it is void."""
     ids = np.where(label == VOID, 0, label).astype(np.intp)
@@ -160,6 +137,6 @@ def measure(
     return Counts(
         areas_of(predicted, label),
         areas_of(predicted, np.where(band, label, VOID).astype(np.uint8)),
-        small_objects(label, predicted, small_share * label.size),
+        small_objects(label, predicted, small_share * label.size)[:2],  # found, all
         np.bincount(label[valid], loss[valid], minlength=256)[:NUM_CLASSES],
     )

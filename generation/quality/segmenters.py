@@ -17,13 +17,12 @@ import numpy as np
 from generation.quality.score_rows import read_arrays
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_NAMES, NUM_CLASSES
+from pipeline.labels import NUM_CLASSES
 
 TRAINED = "segtrain.segmenter:Segmenter"
-TRANSFORMERS = "generation.quality.transformers_segmenter:TransformersSegmenter"
+TRANSFORMERS = "pipeline.transformers_segmenter:TransformersSegmenter"
 STEPS = 16  # of a stored cost per nat: uint8 holds costs up to 15.9
 MOST_OVERHEAD = 1 << 16  # bytes of a file of costs beside them
-UNNAMED = 20.0  # cost of a class that a network does not know
 
 
 class Segmenter(Protocol):
@@ -112,12 +111,3 @@ def decode_costs(path: Path, size: tuple[int, int]) -> np.ndarray:
     if stride == 1:
         return planes
     return np.stack([cv2.resize(plane, size[::-1]) for plane in planes])
-
-
-def by_train_id(costs: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Reorder costs CxHxW of classes `names` to the 19 train ids; an unknown class costs much."""
-    ordered = np.full((NUM_CLASSES, *costs.shape[1:]), UNNAMED, np.float32)
-    for place, name in enumerate(names):
-        if name in CLASS_NAMES:
-            ordered[CLASS_NAMES.index(name)] = costs[place]
-    return ordered

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from generation.quality import fidelity, pixels, segmenters
+from pipeline import transformers_segmenter
 from pipeline.errors import UserError
+from pipeline.small_objects import small_objects
 
 ROAD, CAR, POLE, VOID = 0, 13, 5, 255
 
@@ -74,7 +76,7 @@ def test_an_object_is_small_by_its_area_and_found_by_half_of_it() -> None:
     predicted = np.zeros_like(label)
     predicted[0, 0:3] = POLE
     predicted[0, 6:8] = POLE
-    assert fidelity.small_objects(label, predicted, 10)[:, POLE].tolist() == [1, 2]
+    assert small_objects(label, predicted, 10)[:, POLE].tolist() == [1, 2, 5, 12]
 
 
 def test_rows_give_counts_back_and_counts_add_up() -> None:
@@ -97,9 +99,9 @@ def test_stored_costs_come_back(tmp_path) -> None:
 
 def test_foreign_classes_are_matched_by_name() -> None:
     costs = np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 2, 2), np.float32)
-    ordered = segmenters.by_train_id(costs, ["car", "unicorn", "road"])
+    ordered = transformers_segmenter.by_train_id(costs, ["car", "unicorn", "road"])
     assert (ordered[13] == 0).all() and (ordered[0] == 2).all()
-    assert (np.delete(ordered, [0, 13], 0) == segmenters.UNNAMED).all()
+    assert (np.delete(ordered, [0, 13], 0) == transformers_segmenter.UNNAMED).all()
 
 
 def test_light_contrast_and_sharpness() -> None:
@@ -128,7 +130,7 @@ def test_near_duplicates_are_found_across_blocks(monkeypatch) -> None:
 @pytest.mark.parametrize("kind", ["segmenter", "features"])
 def test_a_folder_of_transformers_runs_no_code_of_its_own(key: str, kind: str, tmp_path) -> None:
     from generation.quality import features
-    from generation.quality.transformers_segmenter import TransformersSegmenter
+    from pipeline.transformers_segmenter import TransformersSegmenter
 
     ran = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")

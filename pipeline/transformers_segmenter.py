@@ -1,4 +1,4 @@
-"""A segmentation network of transformers (SegFormer, UperNet, ...) as a judge.
+"""A segmentation network of transformers (SegFormer, UperNet, ...).
 
 Its classes are matched by name to the 19 of Cityscapes. Images are normalised by the folder's
 preprocessor_config.json and keep their size. Only safetensors are read.
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from generation.quality.segmenters import by_train_id
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.labels import CLASS_NAMES
+from pipeline.labels import CLASS_NAMES, NUM_CLASSES
 from pipeline.model_files import require_stock_classes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says none
+UNNAMED = 20.0  # cost of a class that a network does not know
 
 
 class TransformersSegmenter:
@@ -62,3 +62,12 @@ class TransformersSegmenter:
             logits.float(), images[0].shape[:2], mode="bilinear", align_corners=False
         )
         return [by_train_id(one, self.names) for one in -logits.log_softmax(1).cpu().numpy()]
+
+
+def by_train_id(costs: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Reorder costs CxHxW of classes `names` to the 19 train ids; an unknown class costs much."""
+    ordered = np.full((NUM_CLASSES, *costs.shape[1:]), UNNAMED, np.float32)
+    for place, name in enumerate(names):
+        if name in CLASS_NAMES:
+            ordered[CLASS_NAMES.index(name)] = costs[place]
+    return ordered
