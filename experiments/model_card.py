@@ -21,6 +21,7 @@ from pipeline import files
 from pipeline.errors import UserError, guard
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 from pipeline.markdown import code, table
+from pipeline.output_folders import require_writable
 from pipeline.reading import expecting, read_json
 
 TRAININGS = {
@@ -119,7 +120,7 @@ def main() -> None:
 
 def write_card(workspace: Path, output: Path) -> None:
     """Write the card and what it shows."""
-    files.require_writable(output)
+    require_writable(output)
     (output / "training").mkdir(exist_ok=True)
     for stage in TRAININGS:
         rows = (workspace / stage / "metrics.jsonl").read_text().splitlines()

@@ -20,6 +20,7 @@ from pipeline import files
 from pipeline.base_defaults import SETTINGS_FILE
 from pipeline.errors import UserError, guard
 from pipeline.models import check_fit, find_base, find_folder
+from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 
 RECORD = "weights.json"
@@ -58,7 +59,7 @@ def main() -> None:
     settings = files.json_bytes(read_json(options.defaults, dict, remedy="mend --defaults"))
     sources = {"--base": base, "--controlnet": controlnet, "--defaults": options.defaults}
     check_places(sources, output)
-    files.require_writable(output)
+    require_writable(output)
     staging = files.temporary_name(output / "staging")
     try:
         shutil.copytree(base, staging / "base")

@@ -18,6 +18,7 @@ from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.identity import run_identity
 from pipeline.models import find_local, grid_px
+from pipeline.output_folders import RUN, check_output, require_same
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -111,10 +112,10 @@ def start_run(
     check_dataset(samples)
 
     from pipeline.models import check_loadable
-    from pipeline.runs import is_finished, make_accelerator, open_run, refuse_other_run
+    from pipeline.runs import is_finished, make_accelerator, open_run
 
     if is_finished(folder, config.training.steps):
-        refuse_other_run(folder, _identity(config, samples, models))
+        require_same(folder, RUN, _identity(config, samples, models))
         print(f"{folder}: finished already, nothing to do")
         return None
     check_loadable(*models.values())
@@ -137,14 +138,10 @@ def _print_plan(config: RunSettings, samples: list[Sample]) -> None:
 
 
 def _require_output(config: RunSettings) -> Path:
-    """Return the run folder; raise `UserError` if none is given or if it lies in the data."""
+    """Return the run folder; raise `UserError` if none is given or if no run may be there."""
     if config.output is None:
         raise UserError("--output: no folder given; name the folder the run shall be written to")
-    for data in config.data:
-        if Path(data).resolve() in config.output.resolve().parents:
-            raise UserError(
-                f"--output {config.output}: lies in --data {data}; choose another folder"
-            )
+    check_output(config.output, RUN, inputs={"--data": [Path(data) for data in config.data]})
     return config.output
 
 

@@ -1,9 +1,7 @@
 """What a run will do, told before it starts and without torch: rows of the plan, and its price."""
 
 import json
-import os
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +21,10 @@ from pipeline import files, models
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
 from pipeline.metadata import read_rows
+from pipeline.output_files import check_output_file
+from pipeline.output_folders import require_writable
 from pipeline.prompt_encoder import is_cut, load_tokenizers
-from pipeline.reading import parse_json, shortened
+from pipeline.reading import parse_json
 from pipeline.rows import MAX_ROW_BYTES, sample_id
 
 NUM_SAMPLED = 16  # label maps read for a forecast
@@ -93,7 +93,7 @@ def write_plan(
 ) -> None:
     """Write what is known of every sample before it is drawn, one JSON row each, in id order."""
     check_plan_file(path)
-    files.require_writable(path.parent)
+    require_writable(path.absolute().parent, "--plan-file")
     read = lru_cache(4 * THREADS)(source.read)
 
     def line(item: PlanItem) -> str:
@@ -111,22 +111,8 @@ def write_plan(
 
 
 def check_plan_file(path: Path) -> None:
-    """Raise `UserError` unless a plan may be written to `path`: a new file, or an older plan.
-
-    Whatever else is there is somebody's and stays.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--plan-file {shortened(path)}: cannot be written ({reason}); choose another name"
-        ) from None
-    if not stat.S_ISREG(mode) or not _is_plan(path):
-        what = "is a folder" if stat.S_ISDIR(mode) else "exists and is no plan of this program"
-        raise UserError(f"--plan-file {path}: {what}; name a new file, for example plan.jsonl")
+    """Raise `UserError` unless a plan may be written to `path`: a new file, or an older plan."""
+    check_output_file(path, _is_plan, "plan", setting="--plan-file")
 
 
 def _is_plan(path: Path) -> bool:

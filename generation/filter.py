@@ -40,6 +40,7 @@ from pipeline.dataset import (
 from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision
 from pipeline.markdown import code
+from pipeline.output_folders import DATASET, check_output, require_writable
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ def check(config: Config) -> tuple[list[Sample], dict[str, Row], str]:
     require_between(config, 0, 1, "vote_share", "reject_below")
     require_between(config, 0, 0.25, "band_share")
     require_between(config, 0, 100, "stay")
-    here, there = config.output.resolve(), config.data.resolve()
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise UserError(f"--output {config.output}: lies in --data or around it; choose another")
+    check_output(config.output, DATASET, inputs={"--data": config.data})
     samples = open_dataset(config.data, labelled=True)
     rows = score_rows.current_rows(config.scores, "data", samples)
     remedy = f"run generation/score.py --data {config.data} --costs first"
@@ -106,7 +105,7 @@ def check(config: Config) -> tuple[list[Sample], dict[str, Row], str]:
         raise UserError(f"{config.scores}: holds no costs of {name}; {remedy}")
     if attribute and any(attribute not in r.get("attributes", {}) for r in rows.values()):
         raise UserError(f"--reject-attribute {attribute}: was not scored; see --looks of score.py")
-    files.require_writable(config.output)
+    require_writable(config.output)
     return samples, rows, name
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from generation import detectors, layouts
-from generation.output import CACHE_NAME, check_output
+from generation.output import CACHE_NAME
 from generation.plan import PlanItem, Planner
 from generation.settings import Config, run_mapping
 from generation.sizes import check_canvas, check_grid
@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.identity import run_identity
 from pipeline.labels import CONTROL_CHANNELS
 from pipeline.metadata import MetadataIndex
+from pipeline.output_folders import DATASET, check_output
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def read_inputs(config: Config) -> Inputs:
     """Check all settings and files and draw the plan."""
     config.check()
     check_canvas(config)
+    check_output(config.output, DATASET, inputs={"--label-maps": config.label_maps_folder})
     check_models(config)
-    check_output(config.output, config.label_maps_folder)
     source = layouts.open_layouts(
         config.label_maps_folder,
         pattern=config.label_pattern,

@@ -39,6 +39,7 @@ from pipeline.claims import Claims
 from pipeline.config import parse
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.metadata import repair_tail
+from pipeline.output_folders import require_writable
 from pipeline.rows import sample_id
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
@@ -70,7 +71,7 @@ def open_output(config: Config, inputs: Inputs, process_index: int) -> RunFolder
     folder.refuse_other(inputs.rows)
     if process_index == 0:
         dry_run.require_disk(config, len(inputs.missing))
-        files.require_writable(config.output)
+        require_writable(config.output)
         files.sweep_temporaries(config.output)
         folder.restore(inputs.rows)
         cache = config.output / CACHE_NAME

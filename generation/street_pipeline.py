@@ -26,6 +26,7 @@ from pipeline import base_defaults, files, labels, models
 from pipeline.config import from_layers, from_mapping, to_mapping, with_base
 from pipeline.errors import UserError
 from pipeline.images import read_image
+from pipeline.output_folders import require_writable
 from pipeline.yaml_files import load_preset
 
 SETTINGS_FILE = "street_pipeline.json"
@@ -183,7 +184,7 @@ class StreetPipeline:
         """Write a stock ControlNet pipeline folder of diffusers, with our settings beside it."""
         import diffusers
 
-        files.require_writable(Path(folder))
+        require_writable(Path(folder), "folder")
         base = models.find_base(self.settings.base)
         index = models.load_index(base)
         control = models.find_folder(self.settings.controlnet, "controlnet")

@@ -19,6 +19,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files
 from pipeline.config import parse
 from pipeline.errors import UserError, guard
+from pipeline.output_folders import (
+    MODEL,
+    check_output,
+    require_same,
+    require_writable,
+    write_marker,
+)
 from pipeline.torch_pickle import StateDict
 
 CONDITION_ENTRY = "controlnet_cond_embedding.conv_in.weight"
@@ -73,13 +80,12 @@ def main() -> int | None:
         )
     target = config.output / f"{config.weights.stem.removeprefix('pytorch_')}.safetensors"
     print(f"{target}: {len(state.tensors)} tensors, {num_bytes / 1e6:.1f} MB")
-    old = config.output / "config.json"
-    if old.exists() and files.read_json(old, dict) != settings:
-        raise UserError(f"{config.output}: holds another model; choose another --output")
+    check_output(config.output, MODEL)
+    require_same(config.output, MODEL, settings)
     if not call.dry_run:
-        files.require_writable(config.output)
+        require_writable(config.output)
         write_safetensors(target, state)
-        files.write_json(config.output / "config.json", settings)
+        write_marker(config.output, MODEL, settings)  # last: with it the model is whole
     return 0
 
 

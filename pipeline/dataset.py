@@ -21,11 +21,20 @@ import yaml
 
 from pipeline import files, images, labels, parallel
 from pipeline.class_stats import require_classes
+from pipeline.config import digest
 from pipeline.errors import UserError
 from pipeline.images import read_image as read_image  # beside read_pair
 from pipeline.markdown import plain
 from pipeline.metadata import is_dataset, metadata_files, repair_tail
 from pipeline.metadata import read_rows as read_rows
+from pipeline.output_folders import (
+    DATASET,
+    check_output,
+    require_same,
+    require_writable,
+    stored_config,
+    write_marker,
+)
 from pipeline.paths import Enclosure, find_files, say_hidden
 from pipeline.proof import Proof
 from pipeline.rows import encode_row, is_ok, sample_id, seal
@@ -206,8 +215,8 @@ class DatasetWriter:
 
     Each process opens its own writer. `process_index` numbers its metadata file, which it alone
     may append to; it may be set later, before the first row. `config` is stored in `run.json`; a
-    folder written with another config is refused with a field-by-field difference. `facts`
-    (versions, say) are stored beside it and never compared.
+    folder is refused by the rules of `pipeline.output_folders`. `facts` (versions, say) are stored
+    beside it and never compared.
     """
 
     def __init__(
@@ -218,44 +227,25 @@ class DatasetWriter:
         process_index: int = 0,
         facts: dict[str, Any] | None = None,
     ) -> None:
-        from pipeline.config import differences, digest
-
         self.folder, self.process_index = folder, process_index
         self._clean = False  # the metadata file is known to end with a whole row
-        files.require_writable(folder)
-        run_file, classes_file = folder / "run.json", folder / "classes.json"
         self.digest = digest(config)
-        record = {**(facts or {}), "config": config, "digest": self.digest}
-        if not run_file.exists():
-            others = any(files.TEMPORARY_MARK not in path.name for path in folder.iterdir())
-            if others and not run_file.exists():  # a run that starts beside us writes it first
-                self._restore(run_file, record, "is not empty and has no run.json")
-            files.create(run_file, files.json_bytes(record))
-        stored = read_record(folder)
-        if stored is None:
-            self._restore(run_file, record, "has a damaged run.json")
-        lines = differences(stored["config"], config) if stored else []
-        if lines:
-            raise UserError(
-                f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another "
-                "folder, or repeat the command it was made with"
-            )
+        check_output(folder, DATASET)
+        require_same(folder, DATASET, config, row_digests=self._row_digests())
+        require_writable(folder)
+        write_marker(folder, DATASET, config, facts=facts)
+        classes_file = folder / "classes.json"
         if not classes_file.exists():
             palette = labels.PALETTE.tolist()
             files.write_json(
                 classes_file, {"names": list(labels.CLASS_NAMES), "palette": palette, "void": 255}
             )
 
-    def _restore(self, path: Path, record: dict[str, Any], problem: str) -> None:
-        """Write run.json anew if the rows prove that they are of this run, else raise."""
-        digests = {row.get("digest") for row in read_rows(self.folder).values()}
-        if digests != {self.digest}:
-            raise UserError(
-                f"{self.folder}: {problem}; restore that file from a copy, repeat the very command "
-                "that made the folder, or choose another folder"
-            )
-        files.write_json(path, record)
-        print(f"notice: {path}: written anew, all rows are of this run", file=sys.stderr)
+    def _row_digests(self) -> set[str] | None:
+        """Return of which runs the rows are; None where the folder says it itself."""
+        if stored_config(self.folder, DATASET) is not None:
+            return None
+        return {str(row.get("digest")) for row in read_rows(self.folder).values()}
 
     @property
     def metadata(self) -> Path:
@@ -318,15 +308,6 @@ class DatasetWriter:
                 os.truncate(path, size or 0)  # rows that may not last are not there
             raise
         self._clean = True
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a folder's run.json, None if it is absent or damaged."""
-    try:
-        record = files.read_json(folder / "run.json", dict)
-    except UserError:
-        return None
-    return record if isinstance(record.get("config"), dict) else None
 
 
 def card_header(title: str, configs: list[dict[str, Any]] | None = None) -> str:

@@ -23,8 +23,9 @@ from pipeline.catalogue import archives
 from pipeline.catalogue.fetching import RemoteFile, fetch, verify
 from pipeline.catalogue.git_source import GitSource, check_git, fetch_git
 from pipeline.catalogue.specs import load_spec
-from pipeline.config import from_mapping, parse
+from pipeline.config import differences, from_mapping, parse
 from pipeline.errors import UserError, guard
+from pipeline.output_folders import DOWNLOAD, check_output, has_marker, refuse_differences
 from pipeline.reading import shortened
 
 DRIVE = "https://drive.usercontent.google.com/download"
@@ -202,12 +203,13 @@ def main() -> int | None:
         "dataset": config.dataset,
         "revision": pinned.revision if pinned else "",
     }
-    marker = config.output / "download.json"
-    if marker.exists() and facts.items() <= files.read_json(marker, dict).items():
+    check_output(config.output, DOWNLOAD)
+    if has_marker(config.output, DOWNLOAD):
+        stored = files.read_json(config.output / DOWNLOAD.marker, dict)
+        stated = {name: stored.get(name) for name in facts}
+        refuse_differences(config.output, DOWNLOAD, differences(stated, facts))
         print(f"{config.output}: is complete already")
         return 0
-    if config.output.is_file() or (config.output.is_dir() and any(config.output.iterdir())):
-        raise UserError(f"--output {config.output}: must be a new or empty folder")
     if call.dry_run:
         names = [hub.repo] if hub else [file.address or file.name for file in sources.archives()]
         print("\n".join(f"would fetch {name} for {config.output}" for name in names))

@@ -29,7 +29,6 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files, images, labels, parallel
 from pipeline.config import (
-    differences,
     digest,
     parse,
     require_positive,
@@ -44,6 +43,15 @@ from pipeline.exports import (
     shards,
 )
 from pipeline.exports.job import Job, facts
+from pipeline.output_folders import (
+    EXPORT,
+    check_output,
+    refuse_differences,
+    require_same,
+    require_writable,
+    stored_config,
+    write_marker,
+)
 
 WRITERS: dict[str, Callable[[Job], str]] = {
     "mmseg": folders.write_mmseg,
@@ -92,9 +100,7 @@ def check(config: Config) -> None:
             f"--split {config.split}: must be small letters, digits and _, beginning with a letter"
         )
     require_positive(config, "shard_samples", "shard_mb", "workers")
-    output, data = Path(config.output).resolve(), Path(config.data).resolve()
-    if output.is_relative_to(data) or data.is_relative_to(output):
-        raise UserError(f"--output {output}: lies in --data or holds it; choose a folder beside it")
+    check_output(Path(config.output), EXPORT, inputs={"--data": Path(config.data)})
     if config.format == "parquet":
         shards.require_parquet()
 
@@ -143,25 +149,19 @@ def check_files(sample: Sample) -> Sample:
 def open_output(config: Config, samples: list[Sample]) -> Path:
     """Record what this export is; an output that holds something else is refused."""
     folder = Path(config.output)
-    files.require_writable(folder)
+    require_writable(folder)
     split = "" if config.format in ONE_SPLIT else f"-{config.split}"
-    path = folder / f"export{split}.json"
+    marker = f"export{split}.json"
     settings = {k: v for k, v in to_mapping(config).items() if k not in ("output", "workers")}
     record = {**settings, "data": str(Path(config.data).resolve()), "samples": len(samples)}
     record["rows"] = digest([facts(sample) for sample in samples])
-    others = [files.read_json(other, dict) for other in sorted(folder.glob("export*.json"))]
-    if path.exists() and (lines := differences(files.read_json(path, dict), record)):
-        raise UserError(
-            f"{folder}: holds another export ({'; '.join(lines[:6])}); choose another --output"
-        )
-    foreign = any(files.TEMPORARY_MARK not in p.name for p in folder.iterdir()) and not others
-    if foreign or any(other.get("format") != config.format for other in others):
-        raise UserError(
-            f"{folder}: holds something else than a {config.format} export; choose another --output"
-        )
+    require_same(folder, EXPORT, record, marker=marker)
+    for other in sorted(folder.glob(EXPORT.marker)):  # of other splits
+        form = (stored_config(folder, EXPORT, other.name) or {}).get("format")
+        if form != config.format:
+            refuse_differences(folder, EXPORT, [f"format: {form!r} -> {config.format!r}"])
     files.sweep_temporaries(folder)
-    if not path.exists():
-        files.write_json(path, record)
+    write_marker(folder, EXPORT, record, marker=marker)
     return folder
 
 

@@ -227,16 +227,3 @@ def storage_errors(folder: Path, need_bytes: Callable[[], int]) -> Iterator[None
             f"{error.filename or folder}: cannot be written ({error.strerror}); {remedy} and "
             "repeat the command, all finished samples are kept"
         ) from None
-
-
-def require_writable(folder: Path) -> None:
-    """Create `folder` and prove that a file can be written there, or raise `UserError`."""
-    probe = temporary_name(folder / ".probe")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder or free it"
-        ) from None

@@ -40,11 +40,18 @@ from pipeline.catalogue.specs import (
     protocol_facts,
 )
 from pipeline.config import differences, digest, parse, require_between, show
-from pipeline.dataset import SHARD_SIZE, DatasetWriter, prove_checked, read_record, write_card
+from pipeline.dataset import SHARD_SIZE, DatasetWriter, prove_checked, write_card
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.exports.daformer import write_daformer_stats
 from pipeline.markdown import code, plain
 from pipeline.metadata import read_rows
+from pipeline.output_folders import (
+    DATASET,
+    check_output,
+    require_apart,
+    require_writable,
+    stored_config,
+)
 from pipeline.parallel import MOST_WORKERS, in_processes
 from pipeline.paths import STORES_VARIABLE, is_declared
 from pipeline.preflight import report
@@ -160,7 +167,7 @@ def convert_all(
 
 def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) -> None:
     """Write train id labels and class statistics as DAFormer's converters do, below `target`."""
-    files.require_writable(target)
+    require_writable(target)
     counts = []
     for row in rows:
         source = Path(row["original_label"])
@@ -207,10 +214,10 @@ def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
 
 def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
     """Tell whether a folder is of these settings, but of an earlier content of the label space."""
-    stored = read_record(folder)  # the writer says, or mends, what is wrong with a damaged one
+    stored = stored_config(folder, DATASET)  # the writer mends a damaged one
     if stored is None:
         return False
-    lines = differences(stored["config"], settings)
+    lines = differences(stored, settings)
     return bool(lines) and all(line.startswith("label_space_content") for line in lines)
 
 
@@ -221,12 +228,7 @@ def open_writer(
 
     If only the content of the label space changed, the rows go: all labels are converted anew.
     """
-    root, folder = Path(config.root).resolve(), Path(config.output).resolve()
-    if folder.is_relative_to(root) and not config.write_into_source:
-        raise UserError(
-            f"{folder}: lies in the source tree {root}; choose another --output, or allow it with "
-            "--write-into-source True"
-        )
+    folder = Path(config.output).resolve()
     merged = labels.merged_classes(listing.label_space)
     facts: dict[str, Any] = {"streetforge": __version__, "protocol": protocol_facts(spec)}
     if merged:  # for whoever scores in the set's own classes, see labels.classes_of_folder
@@ -290,8 +292,13 @@ def main() -> int | None:
         return None
     if not config.output:
         raise UserError("--output: no folder given; name the dataset folder to write")
+    output = Path(config.output)
+    if config.root and not config.write_into_source:
+        way_out = ", or allow it with --write-into-source True"
+        require_apart(output, {"--root": Path(config.root)}, way_out=way_out)
+    check_output(output, DATASET)
     spec, listing = open_selection(config)
-    num_pairs, faults, output = len(listing.pairs), [], Path(config.output)
+    num_pairs, faults = len(listing.pairs), []
     settings, done = settings_of(config, listing), []
     if not is_mapped_otherwise(settings, output):
         done = [r for r in read_rows(output).values() if r.get("status") == "ok"]

@@ -21,6 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
+from pipeline.output_files import open_output_file
 from pipeline.stages import read_record
 
 TEMPLATE = "page.html.j2"
@@ -168,6 +169,13 @@ def render(context: dict[str, Any]) -> str:
     return environment.get_template(TEMPLATE).render(**context)
 
 
+def is_report(path: Path) -> bool:
+    """Tell whether a regular file begins as a report does."""
+    with open(path, "rb") as handle:
+        start = handle.read(2000)
+    return b"<!doctype html>" in start and b"<title>Streetforge: " in start
+
+
 def main() -> int | None:
     """Write the report."""
     config, call = parse(Config, __doc__)
@@ -180,9 +188,7 @@ def main() -> int | None:
         show(config)
         print(f"would write {output}")
         return 0
-    files.require_writable(output.absolute().parent)
-    if output.is_dir():
-        raise UserError(f"{output}: is a folder; name the HTML file by --output")
+    open_output_file(output, is_report, "report")
     text = render(gather(config.workspace.resolve(), config.per_condition))
     page = text.encode(errors="xmlcharrefreplace")  # names of files may hold what is no text
     if len(page) > LARGEST_MB * 1_000_000:

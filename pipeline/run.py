@@ -27,6 +27,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files
 from pipeline.config import parse, require_between
 from pipeline.errors import PREFIX, UserError, guard
+from pipeline.output_folders import require_writable
 from pipeline.stages import (
     IN_CHECKOUT,
     Recipe,
@@ -278,7 +279,7 @@ def main() -> int | None:
             print(f"# {stage.name}: {stage.about} ({reason or 'complete, skipped'})")
             print(shlex.join(["python", *prefix[1:], *stage.command]) + "\n")
         return 0
-    files.require_writable(recipe.workspace)
+    require_writable(recipe.workspace, "--workspace")
     signal.signal(signal.SIGTERM, stop_on_sigterm)
     started = time.monotonic()
     for number, (stage, reason) in enumerate(planned, start=1):

@@ -19,11 +19,14 @@ from accelerate.tracking import GeneralTracker, on_main_process
 
 from pipeline import files
 from pipeline.checkpoints import latest_checkpoint
-from pipeline.config import differences, digest
 from pipeline.errors import UserError
-from pipeline.output_folders import check_run_folder
-
-LEFT_BEHIND = ("checkpoints", "logs", "metrics.jsonl", "tensorboard")  # of an interrupted start
+from pipeline.output_folders import (
+    RUN,
+    check_output,
+    require_same,
+    require_writable,
+    write_marker,
+)
 
 
 class JsonlTracker(GeneralTracker):
@@ -92,42 +95,6 @@ def make_accelerator(
     return accelerator
 
 
-def refuse_other_run(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless `folder` is new, empty or holds the run of `config`."""
-    path = folder / "config.json"
-    if not path.exists():
-        found = folder.iterdir() if folder.is_dir() else ()
-        others = sorted(p.name for p in found if not _is_ours(p))
-        if not others or path.exists():  # the main process of this run may just have started it
-            check_run_folder(folder)
-            return
-        what = "is a dataset folder" if (folder / "run.json").exists() else f"holds {others[0]}"
-        raise UserError(
-            f"{folder}: {what} and no run of this program (no config.json); choose another --output"
-        )
-    stored = files.read_json(path)
-    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
-        raise UserError(
-            f"{path}: is not the config of a run, is this a model folder? choose another --output"
-        )
-    lines = differences(stored["config"], dict(config))
-    if lines:
-        empty = all(p == path or _is_ours(p) for p in folder.iterdir())
-        empty = empty and latest_checkpoint(folder) is None
-        begun = "delete it, nothing was made yet" if empty else "repeat the command that began it"
-        raise UserError(
-            f"{folder}: holds another run ({'; '.join(lines[:6])}); choose another --output, "
-            f"or {begun}"
-        )
-    check_run_folder(folder)
-
-
-def _is_ours(path: Path) -> bool:
-    """Tell whether a run may leave this behind before its config, or a launcher or desktop did."""
-    hidden = path.name.startswith(".") or files.TEMPORARY_MARK in path.name
-    return hidden or path.name in LEFT_BEHIND or path.suffix in (".log", ".out", ".err")
-
-
 def open_run(
     folder: Path,
     config: Mapping[str, Any],
@@ -135,17 +102,15 @@ def open_run(
     is_main: bool,
     settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Start or continue the run in `folder`; another config is refused with the differences.
+    """Start or continue the run in `folder`, by the rules of `pipeline.output_folders`.
 
     `settings`, with the paths that a config leaves out, are recorded beside it, never compared.
     """
-    refuse_other_run(folder, config)
-    files.require_writable(folder)
-    path = folder / "config.json"
-    if is_main and not path.exists():
-        recorded = {"settings": dict(settings)} if settings else {}
-        config = dict(config)
-        files.write_json(path, {"config": config, "digest": digest(config), **recorded})
+    check_output(folder, RUN)
+    require_same(folder, RUN, config)
+    require_writable(folder)
+    if is_main:
+        write_marker(folder, RUN, config, facts={"settings": dict(settings)} if settings else {})
 
 
 def is_finished(folder: Path, steps: int) -> bool:

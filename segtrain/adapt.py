@@ -29,6 +29,7 @@ from pipeline.config import (
 from pipeline.dataset import find_images
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest, run_identity
+from pipeline.output_folders import RUN, check_output, require_writable
 from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,
@@ -81,6 +82,7 @@ class Config:
 
 def check(config: Config) -> list[Path]:
     """Find bad input before torch or weights load. Returns the pictures."""
+    check_output(config.output, RUN, inputs={"--target": config.target})
     saved = require_trained(config.checkpoint)
     if not saved["diffusion"]:
         raise UserError(f"{config.checkpoint}: has no scene prompt; its backbone is no diffusion")
@@ -96,7 +98,7 @@ def check(config: Config) -> list[Path]:
             raise UserError(f"--{name.replace('_', '-')}: must be at least 0 and below 1")
     if config.limit is not None:
         require_positive(config, "limit")
-    files.require_writable(config.output)
+    require_writable(config.output)
     pictures = find_images(config.target)[: config.limit]
     if config.mode == "online":
         name_predictions(config.target, pictures)

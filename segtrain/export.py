@@ -24,7 +24,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files, labels, models
 from pipeline.config import parse, show
-from pipeline.errors import UserError, guard
+from pipeline.errors import guard
+from pipeline.output_files import open_output_file
 from segtrain.checkpoints import load_trained, require_trained
 from segtrain.recipes import with_tuples
 
@@ -50,9 +51,7 @@ def check(config: Config) -> None:
     if config.base:
         models.find_base(config.base)
     for name in (CONFIG_FILE, MODEL_FILE):
-        if (config.output / name).exists():
-            raise UserError(f"{config.output / name}: is there already; choose another --output")
-    files.require_writable(config.output)
+        open_output_file(config.output / name, None, name)
 
 
 def stock_config(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/predict.py ...
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -25,10 +25,11 @@ import numpy as np
 
 from pipeline import files, images, labels, models
 from pipeline.config import parse, require_positive, to_mapping
-from pipeline.dataset import find_images, is_dataset
+from pipeline.dataset import find_images
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
 from pipeline.images import read_image
+from pipeline.output_folders import RUN, check_output, require_writable
 from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,
@@ -115,6 +116,8 @@ def is_current(prediction: Path, picture: Path) -> bool:
 
 def check(config: Config) -> dict[Path, Path]:
     """Find bad input before torch or weights load. Returns the pictures by relative name."""
+    found = find_images(config.images)
+    check_output(config.output, RUN, inputs={"--images": config.images})
     recipe = require_trained(config.checkpoint)["recipe"]
     require_size(config.size_px, "--size-px")
     if config.scene:
@@ -127,20 +130,8 @@ def check(config: Config) -> dict[Path, Path]:
         raise UserError(f"--opacity {config.opacity}: must be within 0..1")
     if config.limit is not None:
         require_positive(config, "limit")
-    pictures = find_images(config.images)[: config.limit]
-    inside = config.output.resolve().is_relative_to(config.images.resolve())
-    if inside and not is_dataset(config.images):
-        raise UserError(
-            f"{config.output}: lies in --images, where the next run would take what this one "
-            "writes for images; choose another --output"
-        )
-    files.require_writable(config.output)
-    written = any((config.output / kind).exists() for kind in get_args(Kind))
-    if written and not (config.output / "config.json").exists():  # a run writes it first
-        raise UserError(
-            f"{config.output}: holds predictions without a record of their settings "
-            "(config.json); choose another --output"
-        )
+    pictures = found[: config.limit]
+    require_writable(config.output)
     named = name_predictions(config.images, pictures)
     plan(config, named)
     require_pictures(pictures, recipe, size_of(config, recipe))

@@ -21,6 +21,8 @@ from pipeline import files, hub
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.model_files import read_header
+from pipeline.output_files import check_output_file
+from pipeline.output_folders import require_writable
 from segtrain.backbone_weights import require_fit
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import require_recipe
@@ -43,8 +45,9 @@ class Config:
 def check(config: Config) -> None:
     """Find bad input before torch or weights load."""
     require_recipe(config.recipe)
-    if config.output.suffix != ".safetensors" or config.output.exists():
-        raise UserError(f"--output {config.output}: must be a new file ending in .safetensors")
+    check_output_file(config.output, None, "file of weights")
+    if config.output.suffix != ".safetensors":
+        raise UserError(f"--output {config.output}: must end in .safetensors; rename it")
     if hub.is_pinned(config.weights):
         return
     path = Path(config.weights)
@@ -130,7 +133,7 @@ def main() -> int | None:
         return 0
     from safetensors.torch import save_file
 
-    files.require_writable(config.output.parent)
+    require_writable(config.output.absolute().parent)
     state = {name: value.contiguous().clone() for name, value in convert(config).items()}
     with files.replacing(config.output) as temporary:
         save_file(state, temporary)

@@ -23,6 +23,8 @@ from pipeline import files, labels, models
 from pipeline.config import parse, require_positive, show
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError, guard
+from pipeline.output_files import check_output_file
+from pipeline.output_folders import require_writable
 from segtrain.checkpoints import require_scene, require_trained
 from segtrain.prediction_names import name_predictions, require_predictions_of
 from segtrain.protocol import protocol_of, require_pictures, require_size
@@ -55,6 +57,7 @@ class Config:
 
 def check(config: Config) -> list[list[Sample]]:
     """Find bad input before torch or weights load. Returns the samples of each target."""
+    check_output_file(config.output, is_scores, "score file")
     if not config.checkpoint and not config.predictions:
         raise UserError("--checkpoint: give at least one output folder of segtrain/train.py")
     if config.predictions and (config.checkpoint or config.scene or len(config.targets) != 1):
@@ -63,8 +66,6 @@ def check(config: Config) -> list[list[Sample]]:
         raise UserError("--targets: give at least one labelled dataset folder")
     if config.limit is not None:
         require_positive(config, "limit")
-    if config.output.is_dir():
-        raise UserError(f"{config.output}: is a folder; --output names a JSON file")
     require_size(config.size_px, "--size-px")
     recipes = [require_trained(folder)["recipe"] for folder in config.checkpoint]
     if config.scene:
@@ -85,8 +86,16 @@ def check(config: Config) -> list[list[Sample]]:
         for path in written(config, targets[0]).values():
             if not path.is_file():
                 raise UserError(f"{path}: no such prediction; --limit scores the first pictures")
-    files.require_writable(config.output.parent)
+    require_writable(config.output.absolute().parent)
     return targets
+
+
+def is_scores(path: Path) -> bool:
+    """Tell whether a regular file is one that this program wrote."""
+    try:
+        return "checkpoints" in files.read_json(path, dict)
+    except UserError:
+        return False
 
 
 def written(config: Config, samples: list[Sample]) -> dict[Path, Path]:

@@ -21,7 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import tyro
 
-from pipeline import files, models
+from pipeline import models
 from pipeline.config import (
     parse,
     require_between,
@@ -38,6 +38,7 @@ from pipeline.dataset import (
 )
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest, run_identity
+from pipeline.output_folders import RUN, check_output, require_same, require_writable
 from pipeline.rare_classes import RareClassSampling, index_classes
 from segtrain.backbone_weights import load_backbone, read_shapes
 from segtrain.class_mixing import read_class_mixing
@@ -102,6 +103,7 @@ def check(config: Config) -> dict[str, list[Sample]]:
     """Find bad input before torch or weights load. Returns the samples of each set."""
     require_recipe(config.recipe)
     parts = sets_of(config)
+    check_output(config.output, RUN, inputs=inputs_of(config, parts))
     require_positive(config, "checkpoint_every", "log_every")
     for name, most in (("iterations", 10**9), ("batch_size", 2**16)):
         if getattr(config, name) is not None:
@@ -126,6 +128,17 @@ def check(config: Config) -> dict[str, list[Sample]]:
     for samples in sets.values():
         check_dataset(samples)
     return sets
+
+
+def inputs_of(config: Config, parts: list[NamedSet]) -> dict[str, list[Path]]:
+    """Return the folders that a training reads, by the setting that names them."""
+    folders: dict[str, list[Path]] = {}
+    for one in parts:
+        setting = f"--{one.name}" if one.name in ("source", "generated") else "--sets"
+        folders.setdefault(setting, []).append(one.folder)
+    if config.self_training.target:
+        folders["--self-training.target"] = [Path(config.self_training.target)]
+    return folders
 
 
 def sets_of(config: Config) -> list[NamedSet]:
@@ -183,16 +196,14 @@ def check_run(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dic
 
     Raises `UserError` for models that cannot be loaded, and if the folder holds another run.
     """
-    from pipeline import runs
-
-    files.require_writable(config.output)
+    require_writable(config.output)
     require_initial_weights(config, recipe)
     with named_faults(str(config.recipe)):
         models.check_loadable(*diffusion_models(recipe["model"]["backbone"]).items())
     if os.environ.get("RANK", "0") != "0":
         return None
     identity = identify(config, recipe, sets)
-    runs.refuse_other_run(config.output, identity)
+    require_same(config.output, RUN, identity)
     return identity
 
 

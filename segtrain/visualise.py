@@ -24,6 +24,7 @@ from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import CLASS_NAMES
 from pipeline.latents import images_to_tensor
+from pipeline.output_files import open_output_file
 from segtrain.diffusion.options import Categories, Text
 
 
@@ -82,6 +83,11 @@ def heat(attention: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap(scaled, cv2.COLORMAP_INFERNO)[..., ::-1]
 
 
+def sheets_of(config: Config) -> list[Path]:
+    """Return the file of each tap's sheet."""
+    return [config.output / f"{name.replace(':', '-')}.png" for name in config.taps]
+
+
 def check(config: Config) -> list[Path]:
     """Find bad input before torch or weights load. Returns the pictures."""
     require_positive(config, "limit")
@@ -95,7 +101,8 @@ def check(config: Config) -> list[Path]:
         raise UserError("--taps: name at least one; see segtrain/diffusion/taps.py")
     if not config.timesteps or min(config.timesteps) < 0 or max(config.timesteps) > 999:
         raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
-    files.require_writable(config.output)
+    for target in sheets_of(config):
+        open_output_file(target, lambda _: True, "image")
     pictures = find_images(config.images)[: config.limit]
     check_images(pictures)
     return pictures
@@ -156,8 +163,7 @@ def main() -> int | None:
         return 0
     pictures = [read_image(path) for path in paths]
     found = extract(config, pictures)
-    for tap, name in enumerate(config.taps):
-        target = config.output / f"{name.replace(':', '-')}.png"
+    for tap, target in enumerate(sheets_of(config)):
         files.write_bytes(target, images.encode_png(sheet(config, tap, pictures, found)))
         print(target)
     return 0

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generation.quality import segmenters
-from pipeline import files, models
+from pipeline import models
 from pipeline.config import require_between, require_extra, require_positive
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
+from pipeline.output_folders import RUN, check_output, require_writable
 from pipeline.paths import check_stem
 
 PARTS = ("data", "source", "reference")
@@ -78,6 +79,8 @@ def check_settings(config: Config) -> None:
     require_between(config, 0, 128, "duplicate_bits")
     require_between(config, 1, 64, "costs_stride")
     require_between(config, 1, 4096, "batch_size")
+    apart = {} if config.output is None else {"--data": config.data}
+    check_output(config.folder, RUN, inputs=apart)  # `quality` in --data is no input of any reader
     if config.source and not config.segmenters:
         raise UserError("--source: gives the ceiling of --segmenters; name at least one")
     if config.costs and not config.segmenters:
@@ -134,7 +137,7 @@ def open_parts(config: Config) -> dict[str, list[Sample]]:
         parts["reference"] = spread(found, config.reference_most)
     for samples in parts.values():
         check_dataset(samples)
-    files.require_writable(config.folder)
+    require_writable(config.folder)
     return parts
 
 

@@ -243,11 +243,11 @@ def test_shares_lie_between_nothing_and_everything(call, tiny_controlnet, tiny_d
 def test_folder_of_something_else_is_no_place_for_a_run(call, tiny_base, tiny_dataset):
     data = tiny_dataset(n=1)
     before = sorted(data.rglob("*"))
-    with pytest.raises(UserError, match="is a dataset folder and no run.*choose another --output"):
+    with pytest.raises(UserError, match="lies in --data .*choose another --output"):
         call(unet, "--data", data, "--output", data)
-    with pytest.raises(UserError, match="is not the config of a run.*choose another --output"):
+    with pytest.raises(UserError, match="is damaged, or not of a run.*choose another --output"):
         call(unet, "--data", data, "--output", tiny_base / "unet")
-    with pytest.raises(UserError, match="lies in --data .*; choose another folder"):
+    with pytest.raises(UserError, match="lies in --data .*; choose another --output"):
         call(unet, "--data", data, "--output", data / "runs" / "one")
     assert sorted(p for p in data.rglob("*") if p.name != "checked.json") == before
 

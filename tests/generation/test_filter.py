@@ -192,7 +192,7 @@ BAD = [  # (flags, what the line says)
     (["--segmenter", "other"], "the scores are of judge; name one of them"),
     (["--quality", "nowhere"], "3 samples have no scores; run generation/score.py"),
     (["--reject-attribute", "time"], "--reject-attribute time: was not scored"),
-    (["--output", "DATA/filtered"], "lies in --data or around it"),
+    (["--output", "DATA/filtered"], "lies in --data"),
 ]
 
 

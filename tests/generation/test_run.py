@@ -265,7 +265,7 @@ def test_other_settings_or_models_are_refused(call, finished, tiny_controlnet, t
 
 def test_foreign_output_folder_is_refused(call, tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="holds mine.txt and has no run.json"):
         call("--output", tmp_path)
     with pytest.raises(UserError, match="is a file"):
         call("--output", tmp_path / "mine.txt")
@@ -299,10 +299,10 @@ def test_bad_settings_are_one_line_with_a_remedy(call, tmp_path, arguments, mess
 
 
 def test_unwritable_output_is_found_before_weights(call, tmp_path, monkeypatch):
-    def refuse(folder):
+    def refuse(folder, setting="--output"):
         raise UserError(f"{folder}: cannot be written; choose another folder or free it")
 
-    monkeypatch.setattr(files, "require_writable", refuse)
+    monkeypatch.setattr(run, "require_writable", refuse)
     monkeypatch.setattr(loading, "load_networks", None)
     with pytest.raises(UserError, match="cannot be written"):
         call("--output", tmp_path / "set")

@@ -89,7 +89,7 @@ def test_folder_of_another_run_is_refused_with_the_difference(tmp_path: Path) ->
         DatasetWriter(tmp_path / "d", config={"seed": 3, "x": {"y": 2}})
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="is not empty and has no run.json"):
+    with pytest.raises(UserError, match="holds thesis.txt and has no run.json"):
         DatasetWriter(tmp_path / "e", config={})
 
 

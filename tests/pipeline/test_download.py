@@ -572,7 +572,7 @@ def test_output_must_be_new_and_disk_faults_are_named(
     assert names(output.parent) == []
     output.mkdir()
     (output / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="must be a new or empty folder"):
+    with pytest.raises(UserError, match="holds mine.txt and has no download.json"):
         run(get, "--archive", archive)
     assert tree(output) == {"mine.txt": b"x"}
 

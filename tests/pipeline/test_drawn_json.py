@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from generation.output import RunFolder
-from pipeline import errors, labels, model_files, reading, report, runs, verify
+from pipeline import errors, labels, model_files, output_folders, reading, report, runs, verify
 from pipeline import stages as recipes
 from pipeline.errors import UserError
 from pipeline.metadata import scan_rows
+from pipeline.output_folders import require_same, stored_config
 from pipeline.reporting import scores as report_scores
 
 LEAVES = st.one_of(
@@ -137,7 +137,8 @@ READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
     "timings of a run": ("timings.json", TIMINGS, recipes.read_record),
     "scores": ("scores.json", SCORES, report_scores.read_scores),
     "config of a training": (
-        "config.json", RUN, lambda path: runs.refuse_other_run(path.parent, RUN["config"])),
+        "config.json", RUN,
+        lambda path: require_same(path.parent, output_folders.RUN, RUN["config"])),
     "mark of a finished training": (
         "finished.json", {"steps": 3}, lambda path: runs.is_finished(path.parent, 3)),
     "classes of a folder": ("run.json", RUN, lambda path: labels.classes_of_folder(path.parent)),
@@ -147,14 +148,8 @@ READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
         "classes.json", {"names": ["road"], "palette": [[1, 2, 3]]},
         lambda path: [str(fault) for fault in verify.check_classes(path.parent)]),
     "a generated set's run": (
-        "run.json", RUN, lambda path: RunFolder._stored(_folder(path.parent))),
+        "run.json", RUN, lambda path: stored_config(path.parent, output_folders.DATASET)),
 }  # fmt: skip
-
-
-def _folder(path: Path) -> RunFolder:
-    folder = RunFolder.__new__(RunFolder)
-    folder.folder = path
-    return folder
 
 
 @pytest.mark.parametrize("name", READERS)

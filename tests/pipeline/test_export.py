@@ -410,10 +410,10 @@ def test_bad_data_and_outputs_are_refused(
         run("mmseg", data=tiny_dataset(1, 8, 8, labelled=False))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="holds thesis.txt and has no"):
         run("mmseg", output=tmp_path / "mine")
     run("mmseg")
-    with pytest.raises(UserError, match="something else than a fiftyone export"):
+    with pytest.raises(UserError, match="another export .format: 'mmseg' -> 'fiftyone'"):
         run("fiftyone")
     with pytest.raises(UserError, match="another export .*rows: "):
         run("mmseg", data=tiny_dataset(2, 8, 8))

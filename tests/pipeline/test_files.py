@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import files, images
 from pipeline.errors import UserError
+from pipeline.output_folders import require_writable
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_png_bytes_depend_on_pixels_alone() -> None:
 
 def test_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="cannot be written.*choose another folder"):
-        files.require_writable(tmp_path / "file" / "sub")
-    files.require_writable(tmp_path / "new")
+    with pytest.raises(UserError, match="cannot be written.*choose another --output"):
+        require_writable(tmp_path / "file" / "sub")
+    require_writable(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []

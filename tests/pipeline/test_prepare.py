@@ -190,7 +190,7 @@ def test_other_selection_or_changed_tree_is_refused(
     gta_tree(4)
     with pytest.raises(UserError, match="holds another run .pictures: '3, "):
         run(monkeypatch, root, tmp_path / "out")
-    with pytest.raises(UserError, match="lies in the source tree .*--write-into-source True"):
+    with pytest.raises(UserError, match="lies in --root .*--write-into-source True"):
         run(monkeypatch, root, root / "prepared")
 
 

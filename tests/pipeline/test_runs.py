@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from pipeline import checkpoint_files, checkpoints, runs
 from pipeline.errors import UserError
+from pipeline.output_folders import RUN, check_output
 
 
 def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -113,7 +114,9 @@ def test_other_config_is_refused_with_the_difference(tmp_path: Path) -> None:
 def test_folder_of_something_else_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
     what = "is a dataset folder" if name == "run.json" else f"holds {name}"
-    with pytest.raises(UserError, match=f"{what} and no run.*choose another --output") as caught:
+    with pytest.raises(
+        UserError, match=f"{what} and has no config.json.*choose another --output"
+    ) as caught:
         runs.open_run(tmp_path, {"steps": 5}, is_main=True)
     assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == [name]
 
@@ -121,7 +124,7 @@ def test_folder_of_something_else_is_refused_in_one_line(tmp_path: Path, name: s
 @pytest.mark.parametrize("text", ['{"_class_name": "UNet2DConditionModel"}', "[1]"])
 def test_config_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json: is not the config of a run.*--output"):
+    with pytest.raises(UserError, match=r"config\.json: is damaged, or not of a run.*--output"):
         runs.open_run(tmp_path, {"steps": 5}, is_main=True)
     assert (tmp_path / "config.json").read_text() == text
 
@@ -131,10 +134,10 @@ def test_rests_of_an_interrupted_start_are_continued(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     for name in ("metrics.jsonl", ".DS_Store", "config.json.part-1-0", "train.log"):
         (tmp_path / name).touch()
-    runs.refuse_other_run(tmp_path, {"steps": 5})
+    check_output(tmp_path, RUN)
     runs.open_run(tmp_path, {"steps": 5}, is_main=True)
     runs.open_run(tmp_path, {"steps": 5}, is_main=False)
-    runs.refuse_other_run(tmp_path / "new", {"steps": 5})
+    check_output(tmp_path / "new", RUN)
     assert not (tmp_path / "new").exists()
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import runs
 from pipeline.errors import UserError
+from pipeline.output_folders import RUN, check_output, require_same
 from pipeline.rare_classes import RareClassSampling
 from segtrain import score, train
 
@@ -63,10 +63,10 @@ def test_missing_things_are_named(source: Path, tiny_recipe: Path, tmp_path: Pat
 
 def test_output_of_another_program_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dataset folder"):
-        runs.refuse_other_run(source, {})
+        check_output(source, RUN)
     (tmp_path / "config.json").write_text(json.dumps({"config": {"steps": 3}}))
     with pytest.raises(UserError, match="holds another run"):
-        runs.refuse_other_run(tmp_path, {"seed": 1})
+        require_same(tmp_path, RUN, {"seed": 1})
 
 
 def test_dry_run_and_errors_need_no_torch(

@@ -29,7 +29,7 @@ def exported(tmp_path_factory, tiny_recipe: Path, source: Path) -> tuple[Path, P
     out = export.Config(checkpoint=folder / "run", output=folder / "mmseg")
     export.check(out)
     export.run(out)
-    with pytest.raises(UserError, match="config.py: is there already; choose another --output"):
+    with pytest.raises(UserError, match="config.py: exists already; choose another --output"):
         export.check(out)
     return folder / "run", folder / "mmseg"
 

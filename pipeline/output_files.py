@@ -1,0 +1,49 @@
+"""May a program write this file? It may replace what it wrote itself, and nothing else.
+
+Folders have a rule of their own, in `pipeline.output_folders`.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.output_folders import SETTING, require_writable
+from pipeline.reading import shortened
+
+IsOwn = Callable[[Path], bool]
+"""Tells whether a regular file is an earlier result of the program."""
+
+
+def check_output_file(
+    path: Path, is_own: IsOwn | None, what: str, *, setting: str = SETTING
+) -> None:
+    """Raise `UserError` unless `path` is free or holds an earlier result of the program.
+
+    `what` is the noun of the result. Without `is_own` nothing is ever replaced.
+    """
+    remedy = f"choose another {setting}"
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{setting} {shortened(path)}: cannot be written ({reason}); {remedy}"
+        ) from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{setting} {path}: is a folder; {remedy}")
+    if is_own is None:
+        raise UserError(f"{setting} {path}: exists already; {remedy}")
+    if not stat.S_ISREG(mode) or not is_own(path):
+        raise UserError(f"{setting} {path}: exists and is no {what} of this program; {remedy}")
+
+
+def open_output_file(
+    path: Path, is_own: IsOwn | None, what: str, *, setting: str = SETTING
+) -> None:
+    """Check a file as `check_output_file` does, and prove that its folder can be written to."""
+    check_output_file(path, is_own, what, setting=setting)
+    require_writable(path.absolute().parent, setting)
