@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from finetune.network_sizes import UNET_GROUPS, TextToImageSizes
-from pipeline.latents import latent_factor
 from pipeline.models import load_component, load_scheduler
+from pipeline.size_grid import vae_scale_factor
 
 PREVIEW_STEPS, PREVIEW_GUIDANCE, PREVIEW_COLUMNS = 15, 3.0, 4
 
@@ -47,7 +47,7 @@ def build_text_to_image(
     """
     attention = ["CrossAttnDownBlock2D"] * (len(sizes.channels) - 1)
     unet = UNet2DConditionModel(
-        sample_size=min(crop_px) // latent_factor(vae),  # stock pipelines compare a number
+        sample_size=min(crop_px) // vae_scale_factor(vae),  # stock pipelines compare a number
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
         down_block_types=("DownBlock2D", *attention),

@@ -15,8 +15,9 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from finetune.crops import TrainingItem
 from finetune.losses import diffusion_loss, min_snr_weights, noisy_latents
 from pipeline import models
-from pipeline.latents import images_to_tensor, latent_factor, sample_latents
+from pipeline.latents import images_to_tensor, sample_latents
 from pipeline.prompt_encoder import PromptEncoder
+from pipeline.size_grid import vae_scale_factor
 
 WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Batch = tuple[torch.Tensor, torch.Tensor | None, Sequence[str]]
@@ -95,7 +96,7 @@ class FrozenBase:
 
     def text_arguments(self, captions: Sequence[str], latents: torch.Tensor) -> dict[str, Any]:
         """Return the networks' keyword arguments for `captions` at the size of `latents`."""
-        factor = latent_factor(self.vae)
+        factor = vae_scale_factor(self.vae)
         height, width = latents.shape[-2:]
         return self.text.encode(captions).arguments((height * factor, width * factor))
 

@@ -26,6 +26,7 @@ from finetune.start import open_samples, require_crop_multiple, start_run
 from pipeline.config import parse, require_between
 from pipeline.errors import UserError, guard
 from pipeline.models import find_base, find_folder, read_config
+from pipeline.size_grid import size_grid
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def crop_multiple(config: Config, vae: Path, init: str | None) -> int:
     if init:
         channels = read_config(Path(init) / "unet", "unet")["block_out_channels"]
     latent_levels = len(read_config(vae, "vae")["block_out_channels"])
-    return 2 ** (latent_levels - 1 + len(channels) - 1)
+    return size_grid(latent_levels, len(channels)).size_multiple
 
 
 def main() -> int | None:

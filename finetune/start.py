@@ -17,8 +17,9 @@ from pipeline.config import Invocation, require_extra, show, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.identity import run_identity
-from pipeline.models import find_local, grid_px
+from pipeline.models import find_local
 from pipeline.output_folders import RUN, check_output, require_same
+from pipeline.size_grid import read_size_grid, require_multiple
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,18 +48,14 @@ def open_samples(folders: tuple[str, ...], *, labelled: bool) -> list[Sample]:
 
 def require_crop_multiple(crop: Crop, multiple: int, why: str) -> None:
     """Raise `UserError` unless both sides of a crop are multiples of `multiple`, due to `why`."""
-    if any(side % multiple for side in crop.size_px):
-        height, width = crop.size_px
-        raise UserError(
-            f"--crop.size-px {height} {width}: height and width must be multiples of {multiple} "
-            f"{why}"
-        )
+    require_multiple("--crop.size-px", crop.size_px, multiple, why)
 
 
 def require_crop_of_base(config: BaseModelSettings, base: str) -> None:
     """Raise `UserError` unless crops fit the networks of `base`; a hub id not on disk passes."""
     if (folder := find_local(base)) is not None:
-        require_crop_multiple(config.crop, grid_px(folder)[1], f"for --base {config.base}")
+        grid = read_size_grid(folder / "vae", folder / "unet")
+        require_crop_multiple(config.crop, grid.size_multiple, f"for --base {config.base}")
 
 
 def require_disk(num_crops: int, crop: Crop, output: Path | None, *, labelled: bool) -> None:

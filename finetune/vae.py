@@ -23,6 +23,7 @@ from finetune.start import open_samples, require_crop_multiple, require_memory, 
 from pipeline.config import parse, require_between, require_extra
 from pipeline.errors import UserError, guard
 from pipeline.models import find_folder, read_config
+from pipeline.size_grid import size_grid
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def crop_multiple(config: Config, init_folder: Path | None) -> int:
     if init_folder:
         channels = read_config(init_folder, "vae")["block_out_channels"]
     halving = 2 if config.scale_weight else 1  # the latent is halved for one term of the loss
-    return 2 ** (len(channels) - 1) * halving
+    return size_grid(len(channels), 1).vae_scale_factor * halving
 
 
 def main() -> int | None:

@@ -26,13 +26,10 @@ from pipeline.output_folders import require_writable
 from pipeline.prompt_encoder import is_cut, load_tokenizers
 from pipeline.reading import parse_json
 from pipeline.rows import MAX_ROW_BYTES, sample_id
+from pipeline.size_grid import STABLE_DIFFUSION, SizeGrid, read_size_grid
 
 NUM_SAMPLED = 16  # label maps read for a forecast
 NUM_EXAMPLES = 3
-LATENT_PX, SIZE_MULTIPLE = (
-    8,
-    64,
-)  # of Stable Diffusion, for a base model that is not on this disk yet
 THREADS = 8
 BYTES_PER_PIXEL = 2.2  # PNG image and label together
 
@@ -128,13 +125,11 @@ def _is_plan(path: Path) -> bool:
     return "source_label" in row and "fusion" in row and "status" not in row
 
 
-def count_tiles(
-    label: np.ndarray, config: Config, latent_px: int, size_multiple: int
-) -> tuple[int, int]:
+def count_tiles(label: np.ndarray, config: Config, grid: SizeGrid) -> tuple[int, int]:
     """Return how many tiles the label crop leaves to draw, and how many its canvas has."""
     if config.fusion == "none":
         return 0, 0
-    whole = padded_crop(config, latent_px, size_multiple)
+    whole, latent_px = padded_crop(config, grid), grid.vae_scale_factor
     canvas = tuple(round(side * config.canvas_scale) // latent_px for side in whole)
     tile, stride = (
         (size[0] // latent_px, size[1] // latent_px) for size in (config.tile_px, config.stride_px)
@@ -197,11 +192,11 @@ def forecast(
     """
     if not missing:
         return "nothing is missing"
-    latent_px, size_multiple = LATENT_PX, SIZE_MULTIPLE
+    grid = STABLE_DIFFUSION
     if (home := models.find_local(models.find_base(config.base))) is not None:
-        latent_px, size_multiple = models.grid_px(home)
+        grid = read_size_grid(home / "vae", home / "unet")
     drawn = sample_rows(missing, source, layouts, config)
-    counts = np.array([count_tiles(label, config, latent_px, size_multiple) for label, _ in drawn])
+    counts = np.array([count_tiles(label, config, grid) for label, _ in drawn])
     evaluations = config.steps * (1 + counts[:, 0].mean())
     lines = [
         f"network evaluations: {evaluations:.0f} an image = {config.steps} steps x (1 base pass + "

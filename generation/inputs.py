@@ -19,6 +19,7 @@ from pipeline.identity import run_identity
 from pipeline.labels import CONTROL_CHANNELS
 from pipeline.metadata import MetadataIndex
 from pipeline.output_folders import DATASET, check_output
+from pipeline.size_grid import read_size_grid
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def check_models(config: Config) -> None:
         models.check_fit(f"--second-control.controlnet {folder}", "controlnet", folder, base)
     home = models.find_local(base)
     if home is not None:
-        check_grid(config, *models.grid_px(home))
+        check_grid(config, read_size_grid(home / "vae", home / "unet"))
 
 
 def check_loadable(config: Config) -> None:

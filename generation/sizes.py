@@ -1,12 +1,12 @@
 """Sizes of crop, passes and tiles: what the networks' grid allows, and how crops are padded to it.
 
-`latent_px`: image pixels per latent pixel. `size_multiple`: image pixels per pixel of the U-Net's
-deepest level; heights and widths that the U-Net sees must be multiples of it.
+The grid is that of `pipeline.size_grid`.
 """
 
 from generation.settings import Config
 from pipeline.errors import UserError
 from pipeline.images import MAX_PIXELS
+from pipeline.size_grid import SizeGrid, require_multiple
 
 MAX_TILES = 100_000  # of one image
 
@@ -42,46 +42,40 @@ def check_canvas(config: Config) -> None:
         )
 
 
-def check_grid(config: Config, latent_px: int, size_multiple: int) -> None:
+def check_grid(config: Config, grid: SizeGrid) -> None:
     """Raise `UserError` unless tiles and strides fit the grid; canvases are padded to it."""
-    smallest = size_multiple  # below it nothing is left in the U-Net's deepest level
+    smallest = grid.size_multiple  # below it nothing is left in the U-Net's deepest level
     if min(config.crop_px) < smallest:
         raise UserError(
             f"--crop-px {config.crop_px[0]} {config.crop_px[1]}: both must be {smallest} or more "
             "for this base model"
         )
     # Tiles of the autoencoder overlap by a quarter; other sizes would not meet where they should.
-    if config.vae_tile_px % (4 * latent_px):
+    vae_tile_multiple = 4 * grid.vae_scale_factor
+    if config.vae_tile_px % vae_tile_multiple:
         raise UserError(
-            f"--vae-tile-px {config.vae_tile_px}: must be 0 or a multiple of {4 * latent_px} for "
-            "this base model, 512 say"
+            f"--vae-tile-px {config.vae_tile_px}: must be 0 or a multiple of {vae_tile_multiple} "
+            "for this base model, 512 say"
         )
     if config.fusion == "none":
         return
-    sizes = {
-        "--tile-px: a tile": (config.tile_px, size_multiple),
-        "--stride-px: the stride": (config.stride_px, latent_px),
-    }
-    for name, (size, multiple) in sizes.items():
-        if size[0] % multiple or size[1] % multiple:
-            raise UserError(
-                f"{name} is {size[0]}x{size[1]} px, but height and width must be multiples of "
-                f"{multiple} for this base model"
-            )
+    why = "for this base model"
+    require_multiple("--tile-px", config.tile_px, grid.size_multiple, why)
+    require_multiple("--stride-px", config.stride_px, grid.vae_scale_factor, why)
 
 
-def padded_crop(config: Config, latent_px: int, size_multiple: int) -> tuple[int, int]:
+def padded_crop(config: Config, grid: SizeGrid) -> tuple[int, int]:
     """Return the height and width to which label crops are padded, the crop's own if it fits.
 
-    The smallest ones for which the base pass is a multiple of `size_multiple` and the
-    high-resolution pass of `latent_px` pixels (see `check_grid`).
+    The smallest ones for which the base pass is a multiple of the grid's `size_multiple` and the
+    high-resolution pass of its `vae_scale_factor` (see `check_grid`).
     """
 
     def padded(length: int) -> int:
         while (
-            round(length * config.base_pass_scale) % size_multiple
-            or round(length * config.base_pass_scale) < size_multiple
-            or round(length * config.canvas_scale) % latent_px
+            round(length * config.base_pass_scale) % grid.size_multiple
+            or round(length * config.base_pass_scale) < grid.size_multiple
+            or round(length * config.canvas_scale) % grid.vae_scale_factor
         ):
             length += 1
         return length

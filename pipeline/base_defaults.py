@@ -15,6 +15,7 @@ from pipeline.config import from_mapping
 from pipeline.errors import UserError
 from pipeline.models import find_base
 from pipeline.reading import read_json
+from pipeline.size_grid import size_grid
 
 T = TypeVar("T")
 SETTINGS_FILE = "streetforge.json"
@@ -68,8 +69,8 @@ def native_size(base: str) -> tuple[int, int] | None:
         return None
     if not all(type(n) is int and 0 < n <= 4096 for n in size):
         return None
-    latent_px = 2 ** (len(levels) - 1)
-    return size[0] * latent_px, size[1] * latent_px
+    factor = size_grid(len(levels), 1).vae_scale_factor
+    return size[0] * factor, size[1] * factor
 
 
 def read_config(base: str, part: str) -> dict[str, Any] | None:

@@ -38,8 +38,3 @@ def sample_latents(
 def decode_latents(vae: Any, latents: "torch.Tensor") -> "torch.Tensor":
     """Decode scaled latents BxCxhxw to images Bx3xHxW, about [-1, 1]."""
     return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
-
-
-def latent_factor(vae: Any) -> int:
-    """Return how many image pixels one latent pixel spans per axis."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)

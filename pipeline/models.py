@@ -272,16 +272,3 @@ def revision(folder: str | Path) -> str:
     if isinstance(found, dict):
         return digest(found)
     return found.partition("@")[2] or found
-
-
-def grid_px(base: Path) -> tuple[int, int]:
-    """Return the image pixels per pixel of the latent, and of the U-Net's deepest level.
-
-    Read from the config files of a base model's folder.
-    """
-    levels = [
-        len(model_files.read_config(base / part, part)["block_out_channels"])
-        for part in ("vae", "unet")
-    ]
-    latent_px = 2 ** (levels[0] - 1)
-    return latent_px, latent_px * 2 ** (levels[1] - 1)

@@ -23,8 +23,9 @@ from finetune.loop import Loss, Task
 from finetune.losses import reconstruction_loss
 from finetune.network_sizes import AutoencoderSizes
 from finetune.start import Run
-from pipeline.latents import images_to_tensor, latent_factor
+from pipeline.latents import images_to_tensor
 from pipeline.seeding import numpy_generator
+from pipeline.size_grid import vae_scale_factor
 
 NUM_SCALED = 64  # crops that the scale of the latents is measured on
 
@@ -75,7 +76,7 @@ class AutoencoderTask(Task):
             halve=weights.scale > 0,
             discriminate=weights.adversarial > 0,
         )
-        self.latent_channels, self.factor = vae.config.latent_channels, latent_factor(vae)
+        self.latent_channels, self.factor = vae.config.latent_channels, vae_scale_factor(vae)
         self.perceptual = Perceptual().to(self.device) if weights.perceptual else None
 
     def loss(

@@ -12,8 +12,8 @@ from generation.settings import SCHEDULERS, Config
 from generation.sizes import check_grid
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.latents import latent_factor
 from pipeline.prompt_encoder import PromptEncoder
+from pipeline.size_grid import SizeGrid, size_grid_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -30,9 +30,7 @@ class Networks:
     detector: Detector | None
     """Detects the condition of the second ControlNet."""
     device: torch.device
-    latent_px: int
-    size_multiple: int
-    """Image pixels per pixel of the U-Net's deepest level."""
+    grid: SizeGrid
 
     def set_scheduler(self, config: Config) -> None:
         """Change to the scheduler and the steps of `config`."""
@@ -85,9 +83,8 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         second = config.second_control
         controls.append(Control(_load_controlnet(base, second.controlnet), second.scale))
     vae = models.load_component(base, "vae")
-    latent_px = latent_factor(vae)
-    size_multiple = latent_px * 2 ** (len(unet.config.block_out_channels) - 1)
-    check_grid(config, latent_px, size_multiple)
+    grid = size_grid_of(vae, unet)
+    check_grid(config, grid)
     for module in (unet, vae, *(control.network for control in controls)):
         copy_out_of_mmap(module)
     for module in (unet, *(control.network for control in controls)):
@@ -97,7 +94,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     if config.vae_tile_px:
         vae.enable_tiling()
         vae.tile_sample_min_size = config.vae_tile_px
-        vae.tile_latent_min_size = config.vae_tile_px // latent_px
+        vae.tile_latent_min_size = config.vae_tile_px // grid.vae_scale_factor
     scheduler = build_scheduler(config, base)
     denoiser = Denoiser(
         unet, controls, scheduler.timesteps, attend, guess_mode_step=guess_mode_step(config)
@@ -111,8 +108,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         text=text,
         detector=Detector(config.second_control, device) if config.second_control.is_on else None,
         device=device,
-        latent_px=latent_px,
-        size_multiple=size_multiple,
+        grid=grid,
     )
 
 

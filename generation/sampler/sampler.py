@@ -89,7 +89,7 @@ class Sampler:
 
     def __init__(self, networks: Networks, config: Config) -> None:
         self.networks, self.config = networks, config
-        self.crop_px = padded_crop(config, networks.latent_px, networks.size_multiple)
+        self.crop_px = padded_crop(config, networks.grid)
         self.base_px = self._scaled(config.base_pass_scale)
         self.canvas_px = self._scaled(config.canvas_scale)
         self.base_pass = TileBatcher(networks.denoiser, config, config.image_batch)
@@ -160,7 +160,8 @@ class Sampler:
         return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
 
     def _latent(self, size_px: tuple[int, int]) -> tuple[int, int]:
-        return size_px[0] // self.networks.latent_px, size_px[1] // self.networks.latent_px
+        factor = self.networks.grid.vae_scale_factor
+        return size_px[0] // factor, size_px[1] // factor
 
     def _pad(self, request: Request) -> Request:
         """Continue the border of the crop to the size that fits the networks' grid."""

@@ -19,9 +19,10 @@ from torch.nn import functional
 from pipeline import models
 from pipeline.config import require_extra
 from pipeline.errors import UserError
-from pipeline.latents import decode_latents, encode_latents, latent_factor
+from pipeline.latents import decode_latents, encode_latents
 from pipeline.lora import add_adapter
 from pipeline.prompt_encoder import Conditioning
+from pipeline.size_grid import size_grid_of
 from segtrain.diffusion.aggregation import Feature
 from segtrain.diffusion.options import Training
 from segtrain.diffusion.taps import Taps, as_map, check_taps
@@ -63,7 +64,7 @@ class DiffusionExtractor(torch.nn.Module):
         self._models = (unet, vae)  # a tuple: not registered as submodules
         self._prepare(training or Training())
         self._list_trained()
-        self.size_multiple = latent_factor(vae) * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.grid = size_grid_of(vae, unet)
 
     def _prepare(self, training: Training) -> None:
         """Let the wanted part of the U-Net learn."""
@@ -124,13 +125,13 @@ class DiffusionExtractor(torch.nn.Module):
         return [found[key] for key in sorted(found)]
 
     def pad(self, images: torch.Tensor) -> torch.Tensor:
-        """Repeat the right and lower edge of images up to a multiple of the total stride."""
-        height, width = images.shape[-2:]
-        pad = (0, -width % self.size_multiple, 0, -height % self.size_multiple)
+        """Repeat the right and lower edge of images up to the size grid."""
+        below, right = self.grid.padding(images.shape[-2:])
+        pad = (0, right, 0, below)
         return functional.pad(images, pad, mode="replicate") if any(pad) else images
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the latents BxCxhxw of images, padded to a multiple of the total stride."""
+        """Return the latents BxCxhxw of images, padded to the size grid."""
         with torch.no_grad():
             return encode_latents(self.vae, self.pad(images))
 
@@ -146,11 +147,11 @@ class DiffusionExtractor(torch.nn.Module):
 
         `context`: text states of one prompt, of one per image, or, with `masks` PxBx1xhxw of P
         paths, of P prompts. `latents`: what `encode` returned for the images, if at hand. The edge
-        is repeated up to a multiple of the total stride, and maps are cropped to the share of the
+        is repeated up to the size grid, and maps are cropped to the share of the
         image, rounded up.
         """
         size = images.shape[-2:]
-        padded = tuple(side + -side % self.size_multiple for side in size)
+        padded = [side + pad for side, pad in zip(size, self.grid.padding(size), strict=True)]
         latents, found = self._read_autoencoder(images, latents)
         for name, value in found.items():
             for level in range(len(self.levels)):  # the same at all of them
@@ -258,7 +259,7 @@ class DiffusionExtractor(torch.nn.Module):
     def _smallest(self) -> torch.Tensor:
         """Return an image of two pixels a side at the deepest level."""
         parameter = next(self.unet.parameters())
-        side = 2 * self.size_multiple
+        side = 2 * self.grid.size_multiple
         return torch.zeros(1, 3, side, side, device=parameter.device, dtype=parameter.dtype)
 
 

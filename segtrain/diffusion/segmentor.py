@@ -237,11 +237,8 @@ class DiffusionSegmentor(EncoderDecoder):
         chosen = sorted(present[i] for i in order)
         if not chosen:
             return None
-        height, width = labels.shape[-2:]
-        multiple = self.backbone.extractor.size_multiple
-        padded = functional.pad(
-            labels.float(), (0, -width % multiple, 0, -height % multiple), value=255
-        )
+        below, right = self.backbone.extractor.grid.padding(labels.shape[-2:])
+        padded = functional.pad(labels.float(), (0, right, 0, below), value=255)
         small = functional.interpolate(padded, size=latents.shape[-2:], mode="nearest")[:, 0]
         masks = torch.stack([(small == k).to(latents.dtype) for k in chosen])
         return {"class_ids": chosen, "masks": masks}

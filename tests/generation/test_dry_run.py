@@ -16,6 +16,7 @@ from pipeline import files, labels
 from pipeline.dataset import DatasetWriter, open_dataset
 from pipeline.errors import UserError
 from pipeline.rows import sample_id
+from pipeline.size_grid import SizeGrid
 
 PROVENANCE = {
     "prompt", "negative_prompt", "seed", "attempt", "condition", "time", "place", "rare_class",
@@ -114,7 +115,7 @@ def test_count_of_tiles(tiny_config, fusion, cover, counts):
     label = np.full((32, 64), 255, dtype=np.uint8)
     label[:16] = 10  # the first row of tiles is covered
     config = replace(tiny_config, fusion=fusion, tile_selection=cover)
-    assert dry_run.count_tiles(label, config, 4, 8) == counts
+    assert dry_run.count_tiles(label, config, SizeGrid(4, 8)) == counts
 
 
 @pytest.mark.parametrize("dry", [True, False])

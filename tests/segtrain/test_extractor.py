@@ -103,7 +103,7 @@ def test_early_exit_equals_the_full_pass_and_skips_the_rest(
 
 def test_odd_sizes_are_padded_and_cropped(tiny_base: Path, text: Conditioning) -> None:
     extractor = load_extractor(str(tiny_base), taps=TAPS)
-    image, multiple = _image(37, 51), extractor.size_multiple
+    image, multiple = _image(37, 51), extractor.grid.size_multiple
     size = [-(-side // multiple) * multiple for side in (37, 51)]
     padded = torch.nn.functional.pad(image, (0, size[1] - 51, 0, size[0] - 37), mode="replicate")
     for feature, whole in zip(extractor(image, text), extractor(padded, text), strict=True):

@@ -156,7 +156,7 @@ def test_a_picture_of_any_size_is_that_picture_with_its_edge_repeated(tiny_base:
     taps = ["up_blocks.0.resnets.0.conv2", "up_blocks.1"]
     features = {"taps": taps, "aggregation": "direct", "pyramid": [8, 8, 8]}
     model = _build(tiny_base, features=features).eval()
-    multiple = model.backbone.extractor.size_multiple
+    multiple = model.backbone.extractor.grid.size_multiple
     images = torch.rand(1, 3, 2 * multiple - 5, 3 * multiple - 3) * 2 - 1
     size = images.shape[-2:]
     metas = [{"img_shape": size, "pad_shape": size, "ori_shape": size}]
