@@ -25,7 +25,6 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np
 
 from generation.quality import fidelity, repair, score_rows, segmenters, tables
-from generation.quality.score_rows import Row
 from pipeline import files, images, labels
 from pipeline.claims import Claims, require_idle
 from pipeline.config import parse, require_between, require_positive, to_mapping
@@ -41,6 +40,7 @@ from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision
 from pipeline.markdown import code
 from pipeline.output_folders import DATASET, check_output, require_writable
+from pipeline.score_rows import Row
 
 
 @dataclass(frozen=True)

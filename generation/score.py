@@ -25,6 +25,7 @@ from pipeline.config import parse, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision, model_revision
+from pipeline.score_rows import Row
 
 PATHS = ("data", "output", "limit", "source", "reference", "looks", "segmenters")
 
@@ -83,7 +84,7 @@ def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> 
 def write_summary(
     config: Config,
     parts: dict[str, list[Sample]],
-    rows: dict[str, list[score_rows.Row]],
+    rows: dict[str, list[Row]],
     heldout: dict[str, Any],
 ) -> None:
     """Write summary.json and summary.md, and print the latter."""

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from generation.quality import features, fidelity, looks, pixels, score_rows, segmenters
 from generation.quality.classifiers import Classifier
-from generation.quality.score_rows import Row
 from generation.quality.settings import Config, segmenter_names
 from pipeline import files, labels
 from pipeline.dataset import Sample, read_image, require_same_size
+from pipeline.score_rows import Row, state_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Judges:
 
 
 def _begin(sample: Sample, image: np.ndarray) -> Row:
-    row = {"id": sample.id, "state": score_rows.state_of(sample)}
+    row = {"id": sample.id, "state": state_of(sample)}
     row["condition"] = condition_of(sample)
     return row | pixels.statistics(image) | {"hash": pixels.difference_hash(image)}
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from generation.quality import fidelity
 from generation.quality.fidelity import Counts, from_row, total
-from generation.quality.score_rows import Row
 from pipeline.labels import NUM_CLASSES, VOID
+from pipeline.score_rows import Row
 
 ITERATIONS = 50
 CELLS = 20_000  # pixels from which the potentials of the classes are found

@@ -16,7 +16,6 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,43 +24,10 @@ from pipeline import files
 from pipeline.dataset import SHARD_SIZE, Sample, repair_tail
 from pipeline.errors import UserError
 from pipeline.paths import check_relative
-from pipeline.reading import parse_json, read_bytes
+from pipeline.reading import read_bytes
+from pipeline.score_rows import Row, read_rows, state_of
 
-MAX_BYTES = 8 << 30
 MAX_FEATURES_BYTES = 1 << 30  # of a block
-
-Row = dict[str, Any]
-
-
-def state_of(sample: Sample) -> str:
-    """Return what tells the files of a sample from others under the same id."""
-    digests = [str(sample.row.get(f"{kind}_sha256") or "") for kind in ("image", "label")]
-    return "-".join(d[:16] for d in digests) if digests[0] else str(sample.state)
-
-
-def read_rows(folder: Path, part: str) -> dict[str, Row]:
-    """Return the rows of a part by id, of all processes; a torn last line is none.
-
-    Of several rows with one id the last one counts, that of the newest files.
-    """
-    rows: dict[str, Row] = {}
-    for path in [folder / f"{part}.jsonl", *sorted(folder.glob(f"{part}-[0-9]*.jsonl"))]:
-        if not path.exists():
-            continue
-        lines = read_bytes(path, MAX_BYTES).split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = parse_json(line, dict) if line else None
-            except ValueError as error:
-                if number == len(lines):
-                    continue
-                raise UserError(
-                    f"{path}:{number}: broken row ({error}); delete that line and run "
-                    "generation/score.py again"
-                ) from None
-            if row and isinstance(row.get("id"), str):
-                rows[row["id"]] = row
-    return rows
 
 
 def check_row(row: Row) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from generation.quality import distances, pixels
-from generation.quality.score_rows import Row
 from pipeline.dataset import Sample
+from pipeline.score_rows import Row
 
 MOST_PAIRS = 100  # of near-duplicates that are listed
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from generation.quality import fidelity
 from generation.quality.fidelity import Counts, ratio, rounded
-from generation.quality.score_rows import Row
 from pipeline.iou import score_of
 from pipeline.labels import CLASS_NAMES
+from pipeline.score_rows import Row
 
 STATISTICS = ("brightness", "contrast", "sharpness")
 WARNING = (

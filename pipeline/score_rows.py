@@ -1,0 +1,46 @@
+"""Rows of scores of a dataset folder, as generation/score.py writes them beside it.
+
+One row per sample, by its id: data.jsonl when all is done, data-000.jsonl of each process before.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset import Sample
+from pipeline.errors import UserError
+from pipeline.reading import parse_json, read_bytes
+
+MAX_BYTES = 8 << 30
+
+Row = dict[str, Any]
+
+
+def state_of(sample: Sample) -> str:
+    """Return what tells the files of a sample from others under the same id."""
+    digests = [str(sample.row.get(f"{kind}_sha256") or "") for kind in ("image", "label")]
+    return "-".join(d[:16] for d in digests) if digests[0] else str(sample.state)
+
+
+def read_rows(folder: Path, part: str) -> dict[str, Row]:
+    """Return the rows of a part by id, of all processes; a torn last line is none.
+
+    Of several rows with one id the last one counts, that of the newest files.
+    """
+    rows: dict[str, Row] = {}
+    for path in [folder / f"{part}.jsonl", *sorted(folder.glob(f"{part}-[0-9]*.jsonl"))]:
+        if not path.exists():
+            continue
+        lines = read_bytes(path, MAX_BYTES).split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = parse_json(line, dict) if line else None
+            except ValueError as error:
+                if number == len(lines):
+                    continue
+                raise UserError(
+                    f"{path}:{number}: broken row ({error}); delete that line and run "
+                    "generation/score.py again"
+                ) from None
+            if row and isinstance(row.get("id"), str):
+                rows[row["id"]] = row
+    return rows
