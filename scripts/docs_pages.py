@@ -26,7 +26,8 @@ PACKAGES = {
     "segtrain": "segmentation",
     "pipeline": "tools and shared settings",
 }
-GUIDE = ("pocket-city", "real-data", "generation", "quality", "segmentation", "export", "files")
+GUIDE = ("pocket-city", "real-data", "generation", "performance", "scale", "quality",
+         "segmentation", "export", "files")  # fmt: skip
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "datasets/README.md",
          "pipeline/pocket/weights/README.md")  # fmt: skip
 RESULTS = {"Results": "experiments/results", "Performance": "benchmarks/results"}

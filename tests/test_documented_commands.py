@@ -23,8 +23,8 @@ from pipeline.catalogue import specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
-    "export", "files", "generation", "pocket-city", "quality", "real-data",
-    "results", "segmentation"))]  # fmt: skip
+    "export", "files", "generation", "performance", "pocket-city", "quality", "real-data",
+    "results", "scale", "segmentation"))]  # fmt: skip
 AFTER_README = ("docs/export.md", "docs/quality.md", "docs/segmentation.md")
 ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1",
