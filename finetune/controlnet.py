@@ -27,9 +27,9 @@ from finetune.crops import LabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, Training
 from finetune.start import open_samples, require_crop_of_base, require_disk, start_run
 from pipeline.base_defaults import with_base_defaults
+from pipeline.captions import CaptionSettings, check_template
 from pipeline.config import parse, require_between
 from pipeline.errors import UserError, guard
-from pipeline.labels import NUM_CLASSES
 from pipeline.models import check_fit, find_base, find_folder
 from pipeline.rare_classes import RareClassSampling
 
@@ -41,6 +41,10 @@ class Config(BaseModelSettings):
     RENAMED: ClassVar[dict[str, str]] = {
         "mix_with_init": "init_weight",
         "half_weights": "save_fp16",
+        "caption_template": "caption.template",
+        "class_separator": "caption.class_separator",
+        "class_last": "caption.class_last",
+        "max_classes": "caption.max_classes",
     }
 
     data: tuple[str, ...] = ()
@@ -51,15 +55,8 @@ class Config(BaseModelSettings):
     """run folder; OUTPUT/controlnet is written"""
     init: str | None = None
     """ControlNet to continue from (pocket or a folder); None copies the U-Net's encoder"""
-    caption_template: str = "{classes}"
-    """caption of a crop; {classes} becomes the names of its classes in train id order. If the text
-    window is too short for all of them, the commonest are left out"""
-    class_separator: str = " "
-    """text between two class names"""
-    class_last: str | None = None
-    """text before the last class name; None takes the separator"""
-    max_classes: int = 0
-    """name at most this many classes of a crop, sampled at random; 0 names all"""
+    caption: CaptionSettings = field(default_factory=CaptionSettings)
+    """captions of crops; generation should name classes in the same way (`prompt`)"""
     caption_dropout: float = 0.1
     """share of samples trained with the empty prompt, for classifier-free guidance"""
     color_jitter: float = 0.0
@@ -80,7 +77,8 @@ class Config(BaseModelSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_between(self, 0, 1, "caption_dropout", "color_jitter", "init_weight")
-        require_between(self, 0, NUM_CLASSES, "max_classes")
+        self.caption.check("caption.")
+        check_template("--caption.template", self.caption.template, ("classes",))
         self.rare_classes.check()
 
     def check(self) -> None:
@@ -109,13 +107,7 @@ def main() -> int | None:
     require_crop_of_base(config, base)
     unet_folder = find_network("--unet", config.unet, "unet", base)
     init_folder = find_network("--init", config.init, "controlnet", base)
-    captions = Captions(
-        base,
-        config.caption_template,
-        config.class_separator,
-        last=config.class_last,
-        max_classes=config.max_classes,
-    )
+    captions = Captions(base, config.caption)
     crops = LabelledCrops(samples, config.crop, captions, config.color_jitter, config.rare_classes)
 
     def check() -> None:

@@ -13,13 +13,7 @@ from typing import ClassVar, Literal
 from pipeline.config import require_between, require_positive
 from pipeline.errors import UserError
 
-SET_BY_BASE = (  # a base model may bring these
-    "crop",
-    "caption_template",
-    "class_separator",
-    "class_last",
-    "max_classes",
-)
+SET_BY_BASE = ("crop", "caption")  # a base model may bring these
 LARGEST_COUNT = 10**9  # far beyond what trains: a typing error ends here and not in memory
 LARGEST_CROP_PX, LARGEST_SCALE = 8192, 32
 WIDEST_AVERAGE = 0.28  # the limit of power functions, Karras et al., CVPR 2024, figure 5

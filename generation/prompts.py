@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.captions import join_class_names, present_classes
+from pipeline.captions import CaptionSettings, check_template
 from pipeline.errors import UserError
 
 PLACEHOLDERS = ("classes", "condition", "time", "place")
@@ -60,41 +60,25 @@ PLACES = {
 
 
 @dataclass(frozen=True)
-class Grammar:
+class Grammar(CaptionSettings):
     """How a prompt is put together. Empty parts vanish with their comma."""
 
     template: str = "a city street scene with {classes}, {condition} {time}, {place}"
     """May name {classes}, {condition}, {time} and {place}."""
-    class_separator: str = " "
-    """Between class names."""
-    class_last: str = " "
-    """Before the last class name."""
-    class_min_share: float = 0.0
-    """Classes covering less than this share of the crop are not named."""
-    max_classes: int = 0
-    """Name at most this many classes, drawn at random per sample; 0 names all."""
     conditions: dict[str, Condition] = field(default_factory=_conditions)
     """Conditions by name."""
     places: dict[str, float] = field(default_factory=lambda: dict(PLACES))
     """Places and their relative shares; a list means even ones, empty text says nothing."""
 
-    def check(self) -> None:
+    def check(self, prefix: str = "prompt.") -> None:
         """Raise `UserError` for a grammar that cannot be used."""
-        if self.max_classes < 0:
-            raise UserError(f"prompt.max_classes {self.max_classes}: must be 0 or more")
-        if not 0 <= self.class_min_share <= 1:
-            raise UserError(f"prompt.class_min_share {self.class_min_share:g}: must be in 0..1")
+        super().check(prefix)
         shares = {name: condition.share for name, condition in self.conditions.items()}
         _check_shares("prompt.conditions", shares)
         _check_shares("prompt.places", self.places)
         for name, condition in self.conditions.items():
             _check_shares(f"prompt.conditions.{name}.times", condition.times)
-            template = condition.template or self.template
-            plain = re.sub("{(" + "|".join(PLACEHOLDERS) + ")}", "", template)
-            if "{" in plain or "}" in plain:
-                raise UserError(
-                    f"prompt template {template!r}: knows only {sorted(PLACEHOLDERS)} in braces"
-                )
+            check_template("prompt template", condition.template or self.template, PLACEHOLDERS)
 
 
 def _check_shares(where: str, shares: Mapping[str, float]) -> None:
@@ -111,10 +95,7 @@ def _check_shares(where: str, shares: Mapping[str, float]) -> None:
 
 def join_classes(label: np.ndarray, grammar: Grammar, rng: np.random.Generator) -> str:
     """Return the class part for an HxW map of train ids: names in train id order, void skipped."""
-    classes = present_classes(
-        label, rng, max_classes=grammar.max_classes, min_share=grammar.class_min_share
-    )
-    return join_class_names(classes, grammar.class_separator, grammar.class_last)
+    return grammar.join_class_names(grammar.sample_classes(label, rng))
 
 
 def render_prompt(grammar: Grammar, classes: str, *, condition: str, time: str, place: str) -> str:

@@ -15,6 +15,7 @@ from pipeline.config import from_mapping
 from pipeline.errors import UserError
 from pipeline.models import find_base
 from pipeline.reading import read_json
+from pipeline.renamed_settings import refuse_old_key
 from pipeline.size_grid import size_grid
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ def with_base_defaults(cls: type[T], stage: str, allowed: tuple[str, ...]) -> Ca
         settings = read_json(path, dict).get(stage, {})
         if not isinstance(settings, dict):
             raise UserError(f"{path}: {stage}: is no mapping of settings; mend it or remove it")
+        for name in settings:
+            refuse_old_key(cls, name, f"{path}: {stage}")
         if strange := sorted(set(settings) - set(allowed)):
             raise UserError(
                 f"{path}: {stage}: {strange[0]!r} is not for a base model to set; remove it "

@@ -5,10 +5,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from finetune import controlnet
 from finetune.captions import Captions
 from finetune.crops import jitter_colors, sample_image_crop, sample_labelled_crop
 from finetune.losses import diffusion_target, logit_normal_timesteps, noisy_latents
 from finetune.settings import Crop, Training, learning_rate
+from pipeline.captions import CaptionSettings
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.models import POCKET_BASE
@@ -48,13 +50,17 @@ def test_rare_class_sampling_prefers_rare_classes_and_centres_on_them(tmp_path):
     assert all(hits)
 
 
+def captions_of(base=POCKET_BASE, **settings):
+    return Captions(str(base), CaptionSettings(**settings))
+
+
 def test_caption_lists_classes_in_train_id_order_without_void():
     label = np.array([[255, 13, 0], [11, 0, 10]], np.uint8)
     rng = np.random.default_rng(0)
-    assert Captions(str(POCKET_BASE), "{classes}", " ")(label, rng) == "road sky person car"
-    long = Captions(str(POCKET_BASE), "a scene with {classes}", ", ")
+    assert captions_of()(label, rng) == "road sky person car"
+    long = captions_of(template="a scene with {classes}", class_separator=", ")
     assert long(label, rng) == "a scene with road, sky, person, car"
-    some = Captions(str(POCKET_BASE), "{classes}", ", ", last=" and ", max_classes=3)
+    some = captions_of(class_separator=", ", class_last=" and ", max_classes=3)
     assert {some(label, rng) for _ in range(50)} == {
         "road, sky and person",
         "road, sky and car",
@@ -67,7 +73,8 @@ def test_a_short_text_window_leaves_out_common_classes_and_cuts_nothing(tiny_bas
     """The tiny base has a window of 24 tokens; `rare` is what Cityscapes has the least of."""
     from transformers import CLIPTokenizer
 
-    captions = Captions(str(tiny_base), "a city street scene with {classes}", ", ")
+    template = "a city street scene with {classes}"
+    captions = captions_of(tiny_base, template=template, class_separator=", ")
     captions.check()
     assert "of 19 classes" in capsys.readouterr().err
     every = np.arange(20, dtype=np.uint8).reshape(4, 5)
@@ -79,15 +86,15 @@ def test_a_short_text_window_leaves_out_common_classes_and_cuts_nothing(tiny_bas
     tokenizer = CLIPTokenizer.from_pretrained(tiny_base / "tokenizer")
     assert len(tokenizer(text).input_ids) <= 24
     with pytest.raises(UserError, match="is cut after the 24 tokens"):
-        Captions(str(tiny_base), "a city street scene with " * 6 + "{classes}", " ").check()
+        captions_of(tiny_base, template=template * 6).check()
 
 
 @pytest.mark.parametrize(
     "template", ["a {class}", "a street {", "}", "{classes} {0}", "{{classes}}"]
 )
 def test_a_template_knows_only_its_placeholder(template):
-    with pytest.raises(UserError, match="--caption-template .*may hold only {classes}"):
-        Captions(str(POCKET_BASE), template, " ")
+    with pytest.raises(UserError, match="--caption.template .*may hold only {classes}"):
+        controlnet.Config(caption=CaptionSettings(template=template))
 
 
 def test_positions_partition_over_ranks_and_do_not_depend_on_restarts():

@@ -60,7 +60,7 @@ def test_settings_of_a_family(family_base, family, guidance):
     assert StreetPipeline.from_pretrained(base).settings.tile_px == (64, 64)
     allowed = finetune_settings.SET_BY_BASE
     tuned = with_base_defaults(controlnet.Config, "finetune", allowed)(base)
-    assert tuned.crop.size_px == (64, 64) and tuned.caption_template == "{classes}"
+    assert tuned.crop.size_px == (64, 64) and tuned.caption.template == "{classes}"
 
 
 def test_flag_goes_before_file_and_file_before_base(tmp_path, family_base):
@@ -90,23 +90,24 @@ def own_base(tiny_base, tmp_path):
 def test_any_base_may_bring_settings(own_base):
     given = {
         "generation": {"tile_px": [32, 48], "prompt": {"max_classes": 2}},
-        "finetune": {"class_separator": "; "},
+        "finetune": {"caption": {"class_separator": "; "}},
     }
     base = own_base(json.dumps(given))
     config = default_config(base)
     assert config.tile_px == (32, 48) and config.prompt.max_classes == 2
     allowed = finetune_settings.SET_BY_BASE
     tuned = with_base_defaults(controlnet.Config, "finetune", allowed)(base)
-    assert tuned.class_separator == "; "
+    assert tuned.caption.class_separator == "; "
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"generation": {"output": "/tmp/x"}}', "'output' is not for a base model to set"),
-        ('{"generation": {"layouts": "/etc"}}', "'layouts' is not for a base model to set"),
+        ('{"generation": {"layouts": "/etc"}}', "'layouts' is now called 'label_maps'"),
         ('{"generation": {"colour": 1}}', "'colour' is not for a base model to set"),
         ('{"generation": {"steps": "many"}}', "expected int"),
+        ('{"generation": {"rcs_temperature": 1}}', "now called 'rare_classes.temperature'"),
         ('{"generation": [1]}', "is no mapping of settings"),
         ("[]", "streetforge.json"),
         ('{"generation"', "streetforge.json"),
@@ -119,7 +120,7 @@ def test_settings_that_no_base_may_bring_are_one_line(own_base, content, message
 
 
 def test_a_value_out_of_range_names_the_file_of_the_base(own_base):
-    base = own_base(json.dumps({"finetune": {"max_classes": -3}}))
+    base = own_base(json.dumps({"finetune": {"caption": {"max_classes": -3}}}))
     read = with_base_defaults(controlnet.Config, "finetune", finetune_settings.SET_BY_BASE)
-    with pytest.raises(UserError, match=r"streetforge.json: finetune: --max-classes -3: must be"):
+    with pytest.raises(UserError, match="json: finetune: --caption.max-classes -3: must be"):
         read(base)
