@@ -1,18 +1,20 @@
-"""Score trained segmentation networks on labelled target folders: per-class IoU and mIoU.
+"""Score segmentation networks on labelled target folders.
 
     accelerate launch segtrain/score.py --checkpoint runs/mine/segtrain/source \\
         --targets runs/mine/targets/acdc runs/mine/targets/dark_zurich \\
         --output runs/mine/scores.json
 
-A folder that pipeline/prepare.py wrote is tested as the field tests that set: at the scale of its
-protocol and over its own classes. A class that is predicted but in no label counts as 0, as in
-cityscapesscripts and mmsegmentation. The table goes to the screen and, as markdown, beside the
-JSON file. On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py ... A small
+Per-class IoU, mIoU with its confidence interval, Boundary IoU, small objects and calibration, for
+each target and each condition in it. A folder that pipeline/prepare.py wrote is tested as the field
+tests that set: at the scale of its protocol and over its own classes. A class that is predicted but
+in no label counts as 0, as in cityscapesscripts and mmsegmentation. The tables go to the screen and
+beside the JSON file, as do the counts of each image, from which segtrain/compare.py computes paired
+tests. On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py ... A small
 version for the CPU: --limit 10.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,28 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files, labels, models
-from pipeline.config import parse, require_positive, show
-from pipeline.dataset import Sample, check_dataset, open_dataset
+from pipeline.config import parse, require_between, require_positive, show
 from pipeline.errors import UserError, guard
+from pipeline.iou import score_of
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import require_writable
-from segtrain.checkpoints import require_scene, require_trained
-from segtrain.prediction_names import name_predictions, require_predictions_of
-from segtrain.protocol import protocol_of, require_pictures, require_size
+from segtrain.checkpoints import require_scene
+from segtrain.evaluation.predictions import locate, space_of
+from segtrain.evaluation.rows import Part, merge, read_rows, rows_file
+from segtrain.evaluation.score_tables import score_tables
+from segtrain.evaluation.segmenters import (
+    Predict,
+    describe,
+    describe_predictions,
+    load,
+    of_predictions,
+    require_network,
+)
+from segtrain.evaluation.streaming import score_images, worst_samples
+from segtrain.evaluation.summary import collect, network_score
+from segtrain.evaluation.targets import Target, open_targets, require_blind, unique_names
+from segtrain.prediction_names import require_predictions_of
+from segtrain.protocol import require_size
 
 
 @dataclass(frozen=True)
@@ -35,14 +51,29 @@ class Config:
     """Settings of one scoring."""
 
     checkpoint: tuple[Path, ...] = ()
-    """Output folders of segtrain/train.py."""
+    """Networks: output folders of segtrain/train.py, or folders of transformers whose class names
+    are those of Cityscapes."""
     predictions: Path | None = None
-    """Folder of predicted train ids to score in place of a checkpoint: `ids` of
-    segtrain/predict.py, or `predictions` of segtrain/adapt.py --mode online. Needs one target."""
+    """Folder of predicted label maps to score in place of a checkpoint: `ids` of
+    segtrain/predict.py, `predictions` of segtrain/adapt.py --mode online, or any folder with PNG
+    files that are called like Cityscapes frames. Needs one target."""
+    prediction_space: str = ""
+    """Label space of the predictions, a name in datasets/labelspaces. Empty: train ids, or
+    Cityscapes label ids if all files end in _labelIds.png."""
     targets: tuple[Path, ...] = ()
     """Labelled dataset folders to score on."""
+    select_on: Path | None = None
+    """Labelled development set: of the networks, only the one with the best mIoU there is scored.
+    None scores all, each as its training left it."""
+    select_on_target: bool = False
+    """Let --select-on be a target; every table with its scores then says so."""
     output: Path = Path("scores.json")
-    """JSON file to write; the table goes beside it as .md."""
+    """JSON file to write. Its tables go beside it as .md, the counts of each image as
+    .rows.jsonl."""
+    figures: bool = False
+    """Also draw the confusion matrix and the worst images of each target, into OUTPUT.figures."""
+    worst: int = 8
+    """Number of worst images in a figure."""
     scene: Path | None = None
     """Output folder of segtrain/adapt.py, learned through the one checkpoint that is scored."""
     base: str = ""
@@ -52,42 +83,75 @@ class Config:
     prepared target, at the resolution that the recipe names, or by the recipe where there is
     none."""
     limit: int | None = None
-    """Use the first N pictures of each target only."""
+    """Use the first N images of each target only."""
 
 
-def check(config: Config) -> list[list[Sample]]:
-    """Find bad input before torch or weights load. Returns the samples of each target."""
+@dataclass(frozen=True)
+class Plan:
+    """What a scoring reads, checked."""
+
+    targets: list[Target]
+    development: Target | None = None
+    """of --select-on"""
+    is_target: bool = False
+    """the development set is a target"""
+    predicted: dict[Path, Path] = field(default_factory=dict)
+    """file of each image, with --predictions"""
+
+    @property
+    def all(self) -> list[Target]:
+        """Targets, then the development set."""
+        return [*self.targets, *([self.development] if self.development else [])]
+
+
+def check(config: Config) -> Plan:
+    """Find bad input before torch or weights load."""
     check_output_file(config.output, is_scores, "score file")
+    check_settings(config)
+    if config.scene:
+        require_scene(config.scene)
+    if config.base:
+        models.find_base(config.base)
+    for folder in config.checkpoint:
+        require_network(folder, (), None)
+    targets = open_targets(config.targets, config.limit)
+    plan = Plan(targets)
+    if config.select_on:
+        (development,) = open_targets((config.select_on,), config.limit)
+        is_target = require_blind(development, targets, config.select_on_target)
+        plan = Plan(targets, development, is_target)
+    for folder in config.checkpoint:
+        require_network(folder, plan.all, config.size_px)
+    if config.predictions:
+        require_predictions_of(config.predictions, config.targets[0])
+        predicted = locate(config.predictions, config.targets[0], targets[0].samples)
+        plan = Plan(targets, predicted=predicted)
+    require_writable(config.output.absolute().parent)
+    return plan
+
+
+def check_settings(config: Config) -> None:
+    """Raise `UserError` for settings that do not go together or are out of range."""
     if not config.checkpoint and not config.predictions:
         raise UserError("--checkpoint: give at least one output folder of segtrain/train.py")
     if config.predictions and (config.checkpoint or config.scene or len(config.targets) != 1):
         raise UserError("--predictions: goes with one target, without --checkpoint and --scene")
     if not config.targets:
         raise UserError("--targets: give at least one labelled dataset folder")
+    if config.scene and len(config.checkpoint) > 1:
+        raise UserError("--scene: goes with the checkpoint it was learned through; name one")
+    if config.select_on and len(config.checkpoint) < 2:
+        raise UserError("--select-on: chooses among networks; give two or more by --checkpoint")
+    if config.select_on_target and not config.select_on:
+        raise UserError("--select-on-target: has no meaning without --select-on; leave it out")
+    if config.prediction_space:
+        if not config.predictions:
+            raise UserError("--prediction-space: goes with --predictions; leave it out")
+        labels.label_space(config.prediction_space)
     if config.limit is not None:
         require_positive(config, "limit")
+    require_between(config, 1, 100, "worst")
     require_size(config.size_px, "--size-px")
-    recipes = [require_trained(folder)["recipe"] for folder in config.checkpoint]
-    if config.scene:
-        require_scene(config.scene)
-        if len(config.checkpoint) > 1:
-            raise UserError("--scene: goes with the checkpoint it was learned through; name one")
-    if config.base:
-        models.find_base(config.base)
-    targets = [open_dataset(folder, labelled=True)[: config.limit] for folder in config.targets]
-    for folder, samples in zip(config.targets, targets, strict=True):
-        check_dataset(samples)
-        protocol = protocol_of(folder)
-        for recipe in recipes:
-            size_px = config.size_px or protocol.size_px(recipe)
-            require_pictures(samples, recipe, size_px)
-    if config.predictions:
-        require_predictions_of(config.predictions, config.targets[0])
-        for path in written(config, targets[0]).values():
-            if not path.is_file():
-                raise UserError(f"{path}: no such prediction; --limit scores the first pictures")
-    require_writable(config.output.absolute().parent)
-    return targets
 
 
 def is_scores(path: Path) -> bool:
@@ -98,75 +162,137 @@ def is_scores(path: Path) -> bool:
         return False
 
 
-def written(config: Config, samples: list[Sample]) -> dict[Path, Path]:
-    """Return where the prediction of each picture is, with `--predictions`."""
-    if not config.predictions:
-        return {}
-    names = name_predictions(config.targets[0], [sample.image for sample in samples])
-    return {picture: config.predictions / name for name, picture in names.items()}
+class Scoring:
+    """One run: networks one after another, each on all targets, rows first and scores last."""
 
+    def __init__(self, config: Config, plan: Plan) -> None:
+        from accelerate import Accelerator
 
-def run(config: Config, targets: list[list[Sample]]) -> None:
-    """Score every checkpoint on every target and write the result."""
-    from accelerate import Accelerator
+        from pipeline import runs
 
-    from pipeline import runs
-    from segtrain import scoring
-    from segtrain.segmenter import Segmenter
+        self.config, self.plan = config, plan
+        self.accelerator = Accelerator(cpu=runs.only_cpu())
+        self.is_main = self.accelerator.is_main_process
+        self.entries: list[dict[str, Any]] = []
+        folders = config.checkpoint or (config.predictions or Path(),)
+        self.networks = dict(zip(unique_names(folders), folders, strict=True))
 
-    accelerator = Accelerator(cpu=runs.only_cpu())
-    target_names = scoring.unique_names(config.targets)
-    protocols = [protocol_of(folder) for folder in config.targets]
-    results: list[dict[str, Any]] = []
+    def run(self) -> None:
+        """Score and write the result."""
+        chosen: dict[str, Any] = {}
+        if self.plan.development:
+            name, chosen = self.select(self.plan.development)
+            self.networks = {name: self.networks[name]}
+        with Part(self.config.output, self.accelerator.process_index) as part:
+            for name, folder in self.networks.items():
+                self.score_network(name, folder, part)
+                if chosen:
+                    self.entries[-1]["selection"] = chosen
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            numbers = [len(target.samples) for target in self.plan.targets]
+            merge(self.config.output, numbers * len(self.networks), self.accelerator.num_processes)
+            self.write()
+        self.accelerator.wait_for_everyone()
 
-    def predictors(folder: Path) -> list[scoring.Predict]:
-        """Return for each target how a picture becomes a prediction."""
-        if config.predictions:
-            paths = written(config, targets[0])
-            return [lambda path, _: labels.read_label(paths[path])]
-        segmenter = Segmenter.from_pretrained(
-            folder, scene=config.scene, base=config.base, device=accelerator.device
-        )
-        sizes = [config.size_px or p.size_px(segmenter.recipe) for p in protocols]
-        return [
-            lambda path, image, size_px=size_px: segmenter(image, size_px=size_px, name=path)
-            for size_px in sizes
-        ]
+    def load(self, folder: Path, targets: list[Target]) -> list[Predict]:
+        """Return how the images of each target become predictions."""
+        if self.config.predictions:
+            paths = self.plan.predicted
+            space = space_of(list(paths.values()), self.config.prediction_space)
+            return [of_predictions(paths, space)]
+        device, size_px = self.accelerator.device, self.config.size_px
+        options = {"scene": self.config.scene, "base": self.config.base}
+        return load(folder, targets, size_px, device, **options)
 
-    folders = config.checkpoint or (config.predictions,)
-    for folder, name in zip(folders, scoring.unique_names(folders), strict=True):
-        parts = zip(target_names, predictors(folder), targets, protocols, strict=True)
-        scores = {
-            target: scoring.score_target(predict, samples, accelerator, target, protocol)
-            for target, predict, samples, protocol in parts
+    def select(self, development: Target) -> tuple[str, dict[str, Any]]:
+        """Return the network with the best mIoU on the development set, and how it was found."""
+        scores: dict[str, float] = {}
+        for name, folder in self.networks.items():
+            (predict,) = self.load(folder, [development])
+            areas, _ = score_images(predict, development, name, self.accelerator, None, 0)
+            scores[name] = score_of(areas, 0, development.protocol.class_names)["miou"] or 0.0
+        best = max(scores, key=lambda name: scores[name])
+        self.accelerator.print(f"{best} is the best of {len(scores)} on {development.name}")
+        return best, {
+            "rule": "best",
+            "on": development.name,
+            "candidates": scores,
+            "is_target": self.plan.is_target,
         }
-        mean = scoring.mean_miou(scores)
-        results.append(
-            {"name": name, "checkpoint": str(folder), "targets": scores, "mean_miou": mean}
-        )
-    document = {"targets": target_names, "limit": config.limit, "checkpoints": results}
-    if config.size_px:
-        document["size_px"] = list(config.size_px)
-    if config.scene:
-        document["scene"] = str(config.scene)
-    if accelerator.is_main_process:
-        text = scoring.table(document)
-        files.write_json(config.output, document)
-        files.write_bytes(config.output.with_suffix(".md"), f"{text}\n".encode())
+
+    def score_network(self, name: str, folder: Path, part: Part) -> None:
+        """Write the rows of a network on all targets."""
+        targets = self.plan.targets
+        facts = describe_predictions(folder) if self.config.predictions else describe(folder)
+        self.entries.append({"name": name, **facts})
+        worst = self.config.worst if self.config.figures else 0
+        for predict, target in zip(self.load(folder, targets), targets, strict=True):
+            _, poorest = score_images(predict, target, name, self.accelerator, part, worst)
+            if worst:
+                self.draw_worst(name, target, predict, poorest)
+
+    def draw_worst(
+        self, name: str, target: Target, predict: Predict, poorest: list[tuple[float, str]]
+    ) -> None:
+        """Predict the worst images of all processes again and draw them."""
+        from accelerate.utils import gather_object
+
+        from segtrain.evaluation import figures
+
+        poorest = gather_object(poorest)
+        if self.is_main:
+            samples = worst_samples(target, poorest, self.config.worst)
+            path = figures.path_of(self.config.output, name, target.name, "worst")
+            figures.draw_worst(path, samples, predict)
+
+    def write(self) -> None:
+        """Compute the scores from the rows, write them and print their tables."""
+        output, targets = self.config.output, self.plan.targets
+        classes = {target.name: target.protocol.class_names for target in targets}
+        sizes = {name: len(names) for name, names in classes.items()}
+        found = collect(read_rows(rows_file(output), sizes))
+        results = [{**e, **network_score(found[e["name"]], classes)} for e in self.entries]
+        document: dict[str, Any] = {
+            "targets": [target.name for target in targets],
+            "sets": {target.name: target.facts() for target in targets},
+            "limit": self.config.limit,
+            "checkpoints": results,
+        }
+        if self.config.size_px:
+            document["size_px"] = list(self.config.size_px)
+        if self.config.scene:
+            document["scene"] = str(self.config.scene)
+        if self.config.figures:
+            from segtrain.evaluation import figures
+
+            for name, images in found.items():
+                for target, one in images.items():
+                    path = figures.path_of(output, name, target, "confusion")
+                    figures.draw_confusion(path, one.total().confusion, classes[target])
+        text = score_tables(document)
+        files.write_json(output, document)
+        files.write_bytes(output.with_suffix(".md"), f"{text}\n".encode())
         print(text)
-    accelerator.wait_for_everyone()
+
+
+def run(config: Config, plan: Plan) -> None:
+    """Score every checkpoint on every target and write the result."""
+    Scoring(config, plan).run()
 
 
 def main() -> int | None:
     """Run the command line."""
     config, call = parse(Config, __doc__)
-    targets = check(config)
+    plan = check(config)
     if call.dry_run:
         show(config)
-        for folder, samples in zip(config.targets, targets, strict=True):
-            print(f"would score {len(samples)} pictures of {folder}")
+        if plan.development:
+            print(f"would choose among {len(config.checkpoint)} networks on {config.select_on}")
+        for target in plan.targets:
+            print(f"would score {len(target.samples)} images of {target.folder}")
         return 0
-    run(config, targets)
+    run(config, plan)
     return 0
 
 

@@ -52,7 +52,6 @@ class Segmenter:
             segmenter.model.scene = tokens.to(segmenter.device)
         return segmenter
 
-    @torch.no_grad()
     def __call__(
         self, image: Image, *, size_px: Size | None = None, name: str | Path = ""
     ) -> np.ndarray:
@@ -62,14 +61,28 @@ class Segmenter:
         the recipe's own scaling; the logits are scaled back as mmsegmentation does it. Raises
         `UserError`, with `name`, for a picture that the network cannot take.
         """
+        found = self._predict(image, size_px, name)
+        return found.pred_sem_seg.data[0].byte().cpu().numpy()
+
+    def with_confidence(
+        self, image: Image, *, size_px: Size | None = None, name: str | Path = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a call does, and the probability HxW float32 of the predicted classes."""
+        found = self._predict(image, size_px, name)
+        logits = found.seg_logits.data.float()
+        confidence = (logits.amax(0) - logits.logsumexp(0)).exp()
+        return found.pred_sem_seg.data[0].byte().cpu().numpy(), confidence.cpu().numpy()
+
+    @torch.no_grad()
+    def _predict(self, image: Image, size_px: Size | None, name: str | Path) -> Any:
+        """Return mmsegmentation's record of a prediction."""
         name = name or (image if isinstance(image, str | Path) else "the picture")
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         with self._naming(name):
             inputs, samples = self.prepare([pixels], size_px)
             require_sight(*inputs.shape[-2:], self.recipe)
             inputs = _pad_small(inputs, samples)
-            result = self.model.predict(inputs, samples)
-            return result[0].pred_sem_seg.data[0].byte().cpu().numpy()
+            return self.model.predict(inputs, samples)[0]
 
     @torch.no_grad()
     def costs(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:

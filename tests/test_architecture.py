@@ -98,6 +98,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "segtrain/backbones": {"segtrain/pretrained.py", "segtrain/registry.py"},
     "segtrain/diffusion": {"segtrain/registry.py", "segtrain/visualise.py"},
+    "segtrain/evaluation": {"segtrain/score.py", "segtrain/compare.py", "segtrain/stress_test.py"},
     "segtrain/generalization": {"segtrain/registry.py"},
     "finetune/tasks": {
         "finetune/unet.py", "finetune/controlnet.py", "finetune/prior.py", "finetune/vae.py",
@@ -121,7 +122,7 @@ TORCH_FILES = {
     "pipeline/checkpoint_files.py", "pipeline/checkpoints.py", "pipeline/efficientnet.py",
     "pipeline/runs.py", "pipeline/transformers_segmenter.py", "segtrain/adaptation.py",
     "segtrain/heads.py", "segtrain/loop.py", "segtrain/losses.py", "segtrain/registry.py",
-    "segtrain/scoring.py", "segtrain/segmenter.py",
+    "segtrain/segmenter.py",
     "segtrain/self_training.py", "segtrain/transforms.py",
 }  # fmt: skip
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft", "mmseg", "mmengine", "mmcv"}

@@ -15,7 +15,7 @@ from generation import card
 from generation.prompts import Condition, Grammar
 from generation.settings import Config
 from pipeline import dataset, labels, report
-from segtrain import scoring
+from segtrain.evaluation import score_tables
 
 HOSTILE = (
     '"><img src=x onerror=a()>', "<script>a()</script>", "[x](javascript:a())", "a | b",
@@ -77,7 +77,7 @@ def test_a_score_table_keeps_its_cells(words: str) -> None:
         "targets": [words],
         "checkpoints": [{"name": words, "targets": {words: entry}, "mean_miou": entry["miou"]}],
     }
-    page = rendered(scoring.table(scores))
+    page = rendered(score_tables.score_tables(scores))
     assert Elements(page).tags <= {"table", "thead", "tbody", "tr", "th", "td", "p"}, page
     assert page.count("<th") - page.count("<thead") == 3 + 2
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipeline import iou, labels, prepare
 from pipeline.dataset import open_dataset
-from segtrain import predict, score, scoring
+from segtrain import predict, score
+from segtrain.evaluation import score_tables, summary
 from segtrain.mmcv_stand_in import install_stand_in
 from segtrain.prediction_names import cityscapes_names, name_predictions
 from segtrain.protocol import Protocol
@@ -179,7 +180,7 @@ def test_mean_counts_each_target_once_and_skips_empty_ones() -> None:
         "b": {"miou": 30.0},
         "c": {"miou": None},
     }
-    assert scoring.mean_miou(targets) == 20.0
+    assert summary.mean_miou(targets) == 20.0
 
 
 def test_table_shows_conditions_dashes_and_the_number_of_classes() -> None:
@@ -192,7 +193,7 @@ def test_table_shows_conditions_dashes_and_the_number_of_classes() -> None:
             {"name": "run", "targets": {"acdc": target, "camvid": own}, "mean_miou": 50.0}
         ],
     }
-    lines = [line.replace(" ", "") for line in scoring.table(scores).splitlines()]
+    lines = [line.replace(" ", "") for line in score_tables.score_tables(scores).splitlines()]
     assert lines[0] == "|mIoU%(classes)|acdc|acdc/fog|camvid|mean|"
     assert lines[2] == "|run|50.0(2)|50.0(2)|-(0)|50.0|"
     assert "|train|-|-|-|" in lines and "|tree|-|-|7.0|" in lines

@@ -96,7 +96,7 @@ def test_predictions_score_as_the_network_that_made_them(trained, source, tmp_pa
     ):
         with pytest.raises(UserError, match=text):
             score.check(dataclasses.replace(folder, **changes))
-    first = next(iter(score.written(folder, open_dataset(source, labelled=True)).values()))
+    first = next(iter(score.check(folder).predicted.values()))
     Image.fromarray(np.zeros((3, 5), np.uint8)).save(first)
     with pytest.raises(UserError, match=r"its prediction \(3, 5\)"):
         score.run(folder, score.check(folder))

@@ -1,0 +1,1 @@
+"""Counts of images, rows, scores, confidence intervals, tables and figures of evaluations."""

@@ -1,0 +1,128 @@
+"""What is scored: trained networks of ours, networks of transformers, or predicted label maps."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files, labels
+from pipeline.errors import UserError
+from pipeline.identity import file_digest
+from pipeline.model_files import require_stock_classes
+from pipeline.reading import read_json
+from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, require_trained
+from segtrain.evaluation.targets import Target
+from segtrain.protocol import Size, require_pictures, tested_size
+
+Predict = Callable[[Path, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+"""From an image's path and HxWx3 RGB to HxW train ids and, if known, HxW confidences of 0..1."""
+WHOLE: dict[str, Any] = {"model": {"test_cfg": {"mode": "whole"}}, "test_pipeline": []}
+"""Stands for the recipe of a network of transformers."""
+
+
+def is_transformers(folder: Path) -> bool:
+    """Tell whether a folder holds a network of transformers, by its config.json."""
+    path = folder / "config.json"
+    if (folder / RECIPE_FILE).exists() or not path.is_file():
+        return False
+    return bool(read_json(path, dict).get("architectures"))
+
+
+def require_network(folder: Path, targets: Sequence[Target], size_px: Size | None) -> None:
+    """Raise `UserError` unless a folder holds a network that takes the images of the targets."""
+    if is_transformers(folder):
+        require_stock_classes(folder)
+        for target in targets:
+            require_pictures(target.samples, WHOLE, size_px or target.protocol.low_px)
+        return
+    recipe = require_trained(folder)["recipe"]
+    for target in targets:
+        require_pictures(target.samples, recipe, size_px or target.protocol.size_px(recipe))
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what a score file says of a network: its kind, weights, seed and how it was chosen."""
+    facts: dict[str, Any] = {"checkpoint": str(folder)}
+    if is_transformers(folder):
+        return facts | {"kind": "transformers", "selection": {"rule": "not recorded"}}
+    facts |= {"kind": "trained", "weights": file_digest(folder / WEIGHTS_FILE)}
+    path = folder / "config.json"
+    config = files.read_json(path, dict).get("config") if path.is_file() else None
+    seed = config.get("seed") if isinstance(config, dict) else None
+    if type(seed) is int:
+        facts["seed"] = seed
+    trained = isinstance(config, dict)
+    return facts | {"selection": {"rule": "last iterate" if trained else "not recorded"}}
+
+
+def describe_predictions(folder: Path) -> dict[str, Any]:
+    """Return what a score file says of predicted label maps."""
+    unknown = {"rule": "not recorded"}
+    return {"checkpoint": str(folder), "kind": "predictions", "selection": unknown}
+
+
+def load(
+    folder: Path, targets: Sequence[Target], size_px: Size | None, device: Any, **options: Any
+) -> list[Predict]:
+    """Load a network and return how it predicts the images of each target.
+
+    `options` are those of `Segmenter.from_pretrained`: scene and base.
+    """
+    if is_transformers(folder):
+        return _load_transformers(folder, targets, size_px, device)
+    from segtrain.segmenter import Segmenter
+
+    segmenter = Segmenter.from_pretrained(folder, device=device, **options)
+
+    def at(size: Size | None) -> Predict:
+        return lambda path, image: segmenter.with_confidence(image, size_px=size, name=path)
+
+    return [at(size_px or target.protocol.size_px(segmenter.recipe)) for target in targets]
+
+
+def _load_transformers(
+    folder: Path, targets: Sequence[Target], size_px: Size | None, device: Any
+) -> list[Predict]:
+    """Do what `load` does for transformers; sizes are those of the protocol's low resolution."""
+    from pipeline.transformers_segmenter import TransformersSegmenter
+
+    segmenter = TransformersSegmenter.from_pretrained(folder, device=device)
+
+    def at(size: Size | None) -> Predict:
+        return lambda _, image: _from_costs(segmenter, image, size)
+
+    return [at(size_px or target.protocol.low_px) for target in targets]
+
+
+def _from_costs(
+    segmenter: Any, image: np.ndarray, size_px: Size | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict an image scaled into `size_px`; costs are scaled back, as logits of ours are."""
+    import cv2
+
+    height, width = image.shape[:2]
+    inside = tested_size(height, width, WHOLE, size_px)
+    scaled = image if inside == (height, width) else cv2.resize(image, inside[::-1])
+    (costs,) = segmenter.costs([scaled])
+    if inside != (height, width):
+        costs = np.stack([cv2.resize(plane, (width, height)) for plane in costs])
+    return costs.argmin(0).astype(np.uint8), np.exp(-costs.min(0)).clip(0, 1)
+
+
+def of_predictions(paths: Mapping[Path, Path], space: str) -> Predict:
+    """Return how predicted label maps are read: the file of each image, in a label space."""
+    table = labels.label_space(space) if space else None
+
+    def read(path: Path, _: np.ndarray) -> tuple[np.ndarray, None]:
+        try:
+            return labels.read_label(paths[path], table), None
+        except UserError as error:
+            if "outside 0.." not in str(error):
+                raise
+            raise UserError(
+                f"{paths[path]}: holds ids that are no train ids; give --prediction-space "
+                "cityscapes_ids, or another label space"
+            ) from None
+
+    return read
