@@ -19,7 +19,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -32,18 +31,80 @@ from generation.inputs import (
     read_inputs,
     row_revisions,
 )
+from generation.outcome import Outcome
 from generation.output import CACHE_NAME, RunFolder
 from generation.settings import Config, default_config
 from pipeline import files
 from pipeline.claims import Claims
 from pipeline.config import parse
-from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
+from pipeline.errors import UserError, guard
 from pipeline.metadata import repair_tail
 from pipeline.output_folders import require_writable
-from pipeline.rows import sample_id
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 WAIT_S = 1800
+
+
+def main() -> int | None:
+    """Run the program; see the module docstring."""
+    config, call = parse(Config, __doc__, defaults=default_config)
+    process_index = int(os.environ.get("RANK", "0"))
+    is_main = process_index == 0
+    if call.dry_run:
+        print_plan(config)
+        return 0
+
+    # Inputs: what is wrong with settings, models or label maps is found here, before torch
+    if config.plan_file:
+        raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
+    if not is_main:
+        wait_for(config.output / CACHE_NAME)
+    inputs = read_inputs(config)
+
+    with files.storage_errors(
+        config.output, lambda: dry_run.disk_estimate(config, config.n - inputs.rows.done)
+    ):
+        # Models: can they be loaded?
+        if inputs.missing:
+            check_loadable(config)
+        if is_main:
+            print_warnings(config, inputs)
+
+        # Output folder
+        folder = open_output(config, inputs)
+        if is_main:
+            prepare_output(config, inputs, folder)
+
+        # Work, shared with other processes, and report
+        outcome = work(config, inputs, folder, is_main=is_main)
+    outcome.print(is_main=is_main)
+    return outcome.exit_code
+
+
+def print_plan(config: Config) -> None:
+    """Print what a run would do; write it to `plan_file` if that is set."""
+    if config.plan_file:
+        dry_run.check_plan_file(Path(config.plan_file))
+    inputs = read_inputs(config)
+    if warning := layouts.mostly_void(inputs.layouts):
+        print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
+    print(dry_run.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
+    missing = [inputs.plan[index] for index in inputs.missing]
+    print(dry_run.forecast(missing, inputs.source, inputs.layouts, config))
+    if config.plan_file:
+        path = Path(config.plan_file)
+        dry_run.write_plan(path, inputs.plan, inputs.source, inputs.layouts, config)
+
+
+def print_warnings(config: Config, inputs: Inputs) -> None:
+    """Print a line on label maps that are mostly void, and one on prompts that will be cut."""
+    if warning := layouts.mostly_void(inputs.layouts):
+        print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
+    if inputs.missing:
+        missing = [inputs.plan[index] for index in inputs.missing]
+        samples = dry_run.sample_rows(missing, inputs.source, inputs.layouts, config)
+        if warning := dry_run.cut_prompts([row for _, row in samples], config):
+            print(f"streetforge: {warning}", file=sys.stderr)
 
 
 def wait_for(path: Path) -> None:
@@ -55,62 +116,60 @@ def wait_for(path: Path) -> None:
         time.sleep(0.2)
 
 
-def open_output(config: Config, inputs: Inputs, process_index: int) -> RunFolder:
-    """Open the output folder; the main process prepares it, the others wait for that."""
+def open_output(config: Config, inputs: Inputs) -> RunFolder:
+    """Return the output folder, which holds nothing or this very run; nothing is written yet."""
     identity = identify(config, inputs)
-    facts = {
+    about = {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "paths": {k: getattr(config, k) for k in ("base", "unet", "controlnet", "label_maps")},
     }
     folder = RunFolder(
         config.output,
         identity,
-        facts,
+        about,
         lambda: card.write_dataset_card(config, row_revisions(identity), len(inputs.layouts)),
     )
     folder.refuse_other(inputs.rows)
-    if process_index == 0:
-        dry_run.require_disk(config, len(inputs.missing))
-        require_writable(config.output)
-        files.sweep_temporaries(config.output)
-        folder.restore(inputs.rows)
-        cache = config.output / CACHE_NAME
-        layouts.save_scan(inputs.source, inputs.layouts, inputs.images, cache)
     return folder
 
 
-def pick_device(config: Config) -> Any:
-    """Return the device of this process: the accelerator of its local rank, or the CPU.
-
-    No process group is made: processes that need not meet cannot wait for each other.
-    """
-    import torch
-
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is None:
-        torch.set_num_threads(config.cpu_threads)
-        return torch.device("cpu")
-    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
-    if rank >= count:
-        raise UserError(
-            f"LOCAL_RANK={rank} but {count} {device.type} device(s) are visible; start one process "
-            "per device"
-        )
-    torch.accelerator.set_device_index(rank)
-    return torch.device(device.type, rank)
+def prepare_output(config: Config, inputs: Inputs, folder: RunFolder) -> None:
+    """Make the folder ready for all processes; those that wait for the scan of the maps go on."""
+    dry_run.require_disk(config, len(inputs.missing))
+    require_writable(config.output)
+    files.sweep_temporaries(config.output)
+    folder.restore(inputs.rows)
+    layouts.save_scan(inputs.source, inputs.layouts, inputs.images, config.output / CACHE_NAME)
 
 
-def draw_missing(
+def work(config: Config, inputs: Inputs, folder: RunFolder, *, is_main: bool) -> Outcome:
+    """Generate what is missing and no other process has claimed; return how that ended."""
+    rows, stop_code = inputs.rows, 0
+    with Claims(config.output) as claims:
+        if inputs.missing:
+            stop_code = generate_missing(config, inputs, folder, claims, show_progress=is_main)
+        others = claims.others("metadata")
+        rows.update()  # after `others`: a process that ended in between has written all its rows
+        complete = all(map(rows.is_done, rows.missing()))
+        is_last = claims.end(complete=complete)
+    if complete and is_last and not stop_code:
+        for path in config.output.glob("metadata-*.jsonl"):
+            repair_tail(path)
+    return Outcome.of(
+        rows, others, is_last=is_last, had_work=bool(inputs.missing), stop_code=stop_code
+    )
+
+
+def generate_missing(
     config: Config, inputs: Inputs, folder: RunFolder, claims: Claims, *, show_progress: bool
 ) -> int:
-    """Load the networks and make what is missing; return 0, or the code of a stop signal."""
-    device = pick_device(config)
-    from generation.sampler.networks import load_networks
+    """Load the networks and generate what is missing; return 0, or the code of a stop signal."""
+    from generation.sampler.networks import load_networks, pick_device
     from generation.sampler.sampler import Sampler
 
-    sampler = Sampler(load_networks(config, device), config)
-    facts = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
-    maker = worker.SampleMaker(sampler, config, inputs.source, inputs.layouts, facts)
+    sampler = Sampler(load_networks(config, pick_device(config.cpu_threads)), config)
+    provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
+    maker = worker.SampleMaker(sampler, config, inputs.source, inputs.layouts, provenance)
     return worker.work_until_done(
         lambda indices: maker.make([inputs.plan[index] for index in indices]),
         folder,
@@ -119,99 +178,6 @@ def draw_missing(
         group=config.image_batch,
         show_progress=show_progress,
     )
-
-
-def main() -> int | None:
-    """Run the program; see the module docstring."""
-    config, call = parse(Config, __doc__, defaults=default_config)
-    process_index = int(os.environ.get("RANK", "0"))
-    if process_index != 0 and not call.dry_run:
-        wait_for(config.output / CACHE_NAME)
-    if config.plan_file and call.dry_run:
-        dry_run.check_plan_file(Path(config.plan_file))
-    inputs = read_inputs(config)
-    if process_index == 0 and (warning := layouts.mostly_void(inputs.layouts)):
-        print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
-    if call.dry_run:
-        print(dry_run.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
-        missing = [inputs.plan[index] for index in inputs.missing]
-        print(dry_run.forecast(missing, inputs.source, inputs.layouts, config))
-        if config.plan_file:
-            path = Path(config.plan_file)
-            dry_run.write_plan(path, inputs.plan, inputs.source, inputs.layouts, config)
-        return 0
-    if config.plan_file:
-        raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
-    with files.storage_errors(
-        config.output, lambda: dry_run.disk_estimate(config, config.n - inputs.rows.done)
-    ):
-        return fill(config, inputs, process_index)
-
-
-def warn_of_cut_prompts(config: Config, inputs: Inputs, process_index: int) -> None:
-    """Say on stderr if prompts of the missing samples do not fit the base's text window."""
-    if process_index == 0:
-        missing = [inputs.plan[index] for index in inputs.missing]
-        drawn = dry_run.sample_rows(missing, inputs.source, inputs.layouts, config)
-        if warning := dry_run.cut_prompts([row for _, row in drawn], config):
-            print(f"streetforge: {warning}", file=sys.stderr)
-
-
-def fill(config: Config, inputs: Inputs, process_index: int) -> int:
-    """Make what is missing in the output folder and return the exit code."""
-    if inputs.missing:
-        check_loadable(config)
-        warn_of_cut_prompts(config, inputs, process_index)
-    folder = open_output(config, inputs, process_index)
-    rows, is_main, stopped = inputs.rows, process_index == 0, 0
-    with Claims(config.output) as claims:
-        if inputs.missing:
-            stopped = draw_missing(config, inputs, folder, claims, show_progress=is_main)
-        others = [h for name, h in claims.living("metadata") if name not in claims.held]
-        rows.update()  # after that, or a process that ends in between would seem to leave its work
-        claims.finished = all(map(rows.is_done, rows.missing()))
-    if stopped:
-        print("streetforge: stopped; the same command continues", file=sys.stderr)
-        return stopped
-    if claims.alone and claims.finished:
-        for path in config.output.glob("metadata-*.jsonl"):
-            repair_tail(path)
-    speaks = is_main or (claims.alone and bool(inputs.missing))
-    return report(config, inputs, others, speaks=speaks, alone=claims.alone)
-
-
-def report(
-    config: Config, inputs: Inputs, others: list[dict[str, Any]], *, speaks: bool, alone: bool
-) -> int:
-    """Say what the set is now and return the exit code; of several processes the last one speaks.
-
-    `others`: host and pid of the processes that are still at worker.
-    """
-    rows, n = inputs.rows, config.n
-    failed = sorted(index for index in rows.failed if index < n)
-    left = n - rows.done - len(failed)
-    line = ""
-    if left and others:
-        names = ", ".join(f"{h.get('host')} pid {h.get('pid')}" for h in others[:8])
-        line = f"{rows.done} of {n} samples; other processes are making the rest ({names})"
-    elif left:
-        line = f"another process left {left} of {n} samples; the same command makes them"
-    elif failed:
-        named = ", ".join(map(sample_id, failed[:5]))
-        line = (
-            f"{len(failed)} samples could not be drawn ({named}); their rows in {config.output} "
-            "say why; the same command tries them again"
-        )
-    elif not alone:
-        line = f"{config.output}: complete; another process is about to close it"
-    if line and speaks:
-        print(f"streetforge: {line}", file=sys.stderr)
-    if not line and speaks:
-        done, more = len(rows.ok), "" if inputs.missing else "; nothing to do"
-        if done > n:
-            more = f"; {done - n} more than --n, all kept" + more
-        print(f"{config.output}: {done} samples{more}")
-    return EXIT_INCOMPLETE if failed or (left and not others) else 0
 
 
 def console() -> None:

@@ -36,10 +36,6 @@ class Claims:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / FOLDER
         self.held: set[str] = set()
-        self.finished = False
-        """To be set when the set is complete: claims nobody was heard of for long go as well."""
-        self.alone = False
-        """Set at the end: no other process holds a claim, and the folder is gone."""
         self._me = {"host": socket.gethostname(), "host_id": files.host_id(), "pid": os.getpid()}
         self._me["id"] = uuid.uuid4().hex[:8]
         self._own = files.temporary_name(self.folder / "process")
@@ -52,17 +48,28 @@ class Claims:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._ending.is_set():
+            self.end(complete=False)
+
+    def end(self, *, complete: bool) -> bool:
+        """Release all claims; return True if no other process holds one, so that this is the last.
+
+        Claims of dead processes are removed. If the set is `complete`, claims of processes that
+        were not heard of for LEASE_S are removed too.
+        """
         self._ending.set()
         for name in list(self.held):
             self.release(name)
         for path in set(self.folder.glob("*")) - {self._own}:
             unfinished = files.TEMPORARY_MARK in path.name and files.is_abandoned(path)
-            if unfinished or self._is_dead(path, lease=self.finished):
+            if unfinished or self._is_dead(path, lease=complete):
                 path.unlink(missing_ok=True)
         self._own.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others are still at work
+        try:
             self.folder.rmdir()
-            self.alone = True
+        except OSError:  # others are still at work
+            return False
+        return True
 
     def _register(self) -> None:
         while True:
@@ -155,6 +162,10 @@ class Claims:
                 if not self._is_dead(path):
                     found.append((path.name, self._holder(path)[0]))
         return found
+
+    def others(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the holders of the claims of other living processes that begin so."""
+        return [holder for name, holder in self.living(prefix) if name not in self.held]
 
     def _holder(self, path: Path) -> tuple[dict[str, Any], float]:
         """Return who made a claim and when it was last heard of."""

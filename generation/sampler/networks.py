@@ -1,5 +1,6 @@
 """The networks of a run: found, loaded, put on their device."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,26 @@ class Networks:
         self.scheduler = build_scheduler(config, models.find_base(config.base))
         self.denoiser.set_timesteps(self.scheduler.timesteps)
         self.denoiser.guess_mode_step = guess_mode_step(config)
+
+
+def pick_device(cpu_threads: int) -> torch.device:
+    """Return the device of this process: the accelerator of its local rank, or the CPU.
+
+    On a CPU, `cpu_threads` become the threads of this process. No process group is made: processes
+    that need not meet cannot wait for each other.
+    """
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        torch.set_num_threads(cpu_threads)
+        return torch.device("cpu")
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if rank >= count:
+        raise UserError(
+            f"LOCAL_RANK={rank} but {count} {device.type} device(s) are visible; start one process "
+            "per device"
+        )
+    torch.accelerator.set_device_index(rank)
+    return torch.device(device.type, rank)
 
 
 def find_attention(

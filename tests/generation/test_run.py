@@ -188,7 +188,7 @@ def test_unusable_pictures_are_tried_again_and_then_rows(
     monkeypatch.setattr(drawing.Sampler, "start", spoil)
     arguments = ("--n", 2, "--image-batch", image_batch, "--output", tmp_path / "set")
     assert call(*arguments) == EXIT_INCOMPLETE
-    assert "could not be drawn (00000000, 00000001)" in capsys.readouterr().err
+    assert "could not be generated (00000000, 00000001)" in capsys.readouterr().err
     assert len(set(tried)) == 2 * worker.ATTEMPTS
     row = read_rows(tmp_path / "set")["00000000"]
     assert row["status"] == "failed" and "constant" in row["error"]

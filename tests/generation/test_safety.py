@@ -210,11 +210,11 @@ def test_claim_of_another_machine_ends_with_its_lease(tmp_path, monkeypatch):
         assert claims.take_number("metadata") == 1  # its death is not certain
         far.release("00000001")  # it wakes up
         assert (tmp_path / "claims" / "00000001").exists()
-        claims.finished = True
         for path in (tmp_path / "claims").glob("*"):
             if path != claims._own:
                 os.utime(path, (1, 1))
-    assert claims.alone and not (tmp_path / "claims").exists()
+        assert claims.end(complete=True)
+    assert not (tmp_path / "claims").exists()
 
 
 def test_metadata_files_are_used_again(tmp_path):
