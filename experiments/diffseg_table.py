@@ -87,7 +87,7 @@ def cost_row(run: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "segtrain/train.py", stored["recipe"], "--source", stored["source"],
-            "--iterations", str(UPDATES), "--batch-size", str(batch_size),
+            "--steps", str(UPDATES), "--batch-size", str(batch_size),
             "--output", f"{folder}/run",
         ]  # fmt: skip
         if stored["cfg_options"]:

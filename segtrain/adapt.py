@@ -13,7 +13,7 @@ looks back. A stop signal saves the update at hand; the same command continues a
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -44,6 +44,11 @@ from segtrain.protocol import protocol_of, require_pictures, require_size
 class Config:
     """Settings of one adaptation."""
 
+    RENAMED: ClassVar = {
+        "checkpoint_every": "checkpoint_interval",
+        "log_every": "log_interval",
+    }
+
     checkpoint: Path = Path("runs/mine/segtrain/ptdiffseg")
     """Output folder of segtrain/train.py, of a recipe with a diffusion backbone."""
     target: Path = Path("runs/mine/targets/dark_zurich")
@@ -72,9 +77,9 @@ class Config:
     prepared target, or by the recipe where there is none."""
     limit: int | None = None
     """Only the first N pictures."""
-    checkpoint_every: int = 50
+    checkpoint_interval: int = 50
     """Updates between checkpoints."""
-    log_every: int = 10
+    log_interval: int = 10
     """Updates between log lines."""
     seed: int = 0
     """Seed of the order of the pictures."""
@@ -90,7 +95,7 @@ def check(config: Config) -> list[Path]:
     require_size(config.size_px, "--size-px")
     if not 0 <= config.scene < len(scenes):
         raise UserError(f"--scene {config.scene}: the recipe has scenes 0 to {len(scenes) - 1}")
-    require_positive(config, "learning_rate", "checkpoint_every", "log_every")
+    require_positive(config, "learning_rate", "checkpoint_interval", "log_interval")
     require_between(config, 1, 10**7, "steps")
     require_between(config, 1, 1024, "batch_size")
     for name in ("ema_decay", "confidence"):
@@ -115,7 +120,7 @@ def stored_config(config: Config, pictures: list[Path], world: int) -> dict[str,
     """Return what makes two adaptations the same one."""
     recipe = require_trained(config.checkpoint)["recipe"]
     settings = {**to_mapping(config), "size_px": size_of(config, recipe)}
-    for name in ("output", "base", "checkpoint_every", "log_every", "checkpoint"):
+    for name in ("output", "base", "checkpoint_interval", "log_interval", "checkpoint"):
         settings.pop(name)
     identity = run_identity(settings, data={"target": pictures}, processes=world)
     return {**identity, "weights": file_digest(config.checkpoint / WEIGHTS_FILE)}
@@ -161,12 +166,12 @@ def run(config: Config, pictures: list[Path]) -> None:
     )
     plan = loop.Plan(
         folder=config.output,
-        iterations=steps,
+        steps=steps,
         batch_size=task.batch_size,
         seed=config.seed,
         workers=0,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
+        checkpoint_interval=config.checkpoint_interval,
+        log_interval=config.log_interval,
         description="adapt",
         remedy="lower --batch-size or --size-px if memory ends",
     )

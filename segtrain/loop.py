@@ -29,12 +29,12 @@ class Plan:
     """What the loop needs to know beside its task. Intervals are in updates."""
 
     folder: Path
-    iterations: int
+    steps: int
     batch_size: int
     seed: int
     workers: int
-    checkpoint_every: int
-    log_every: int
+    checkpoint_interval: int
+    log_interval: int
     clip_norm: float | None = None
     description: str = "segtrain"
     """of the progress bar"""
@@ -49,8 +49,8 @@ def _as_list(samples: list[Any]) -> list[Any]:
 def batches(
     plan: Plan, draw: Callable[..., Any], first: int, rank: int, world: int, seed: int
 ) -> Iterator[Any]:
-    """Yield the batches of steps first..iterations-1 of this process, lists of packed samples."""
-    positions = list(seeding.batches(first, plan.iterations, plan.batch_size, rank, world))
+    """Yield the batches of steps first..steps-1 of this process, lists of packed samples."""
+    positions = list(seeding.batches(first, plan.steps, plan.batch_size, rank, world))
     return iter(
         DataLoader(
             seeding.DrawnSamples(draw, seed),  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def train(
     model.train()
     rank, world = accelerator.process_index, accelerator.num_processes
     bar = tqdm(
-        total=plan.iterations,
+        total=plan.steps,
         initial=first,
         desc=plan.description,
         unit="it",
@@ -180,12 +180,12 @@ def train(
             loss_sum, counted = loss_sum + value, counted + 1
             done = step + 1
             bar.update(1)
-            if done % plan.log_every == 0 or done == plan.iterations:
+            if done % plan.log_interval == 0 or done == plan.steps:
                 mean = loss_sum / counted
                 bar.set_postfix(loss=f"{mean:.3f}")
                 accelerator.log({"loss": mean, "lr": initial_rates[0] * factor}, step=done)
                 loss_sum, counted = 0.0, 0
-            if done < plan.iterations and (stopping or done % plan.checkpoint_every == 0):
+            if done < plan.steps and (stopping or done % plan.checkpoint_interval == 0):
                 if accelerator.is_main_process:
                     checkpoints.save_checkpoint(
                         plan.folder, done, modules, prepared.optimizer, scaler

@@ -1,4 +1,4 @@
-"""Turn public pretrained weights into a file for `segtrain/train.py --backbone-weights`.
+"""Turn public pretrained weights into a file for `segtrain/train.py --init`.
 
     python segtrain/pretrained.py --recipe configs/segtrain/daformer_gta.py \\
         --weights nvidia/mit-b5@COMMIT --output weights/mit_b5.safetensors

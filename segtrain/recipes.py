@@ -72,24 +72,24 @@ def _inside(place: Any, part: str) -> Any:
     return place.get(part) if hasattr(place, "get") else None
 
 
-def override(recipe: Any, *, iterations: int | None, batch_size: int | None, base: str) -> None:
+def override(recipe: Any, *, steps: int | None, batch_size: int | None, base: str) -> None:
     """Apply the command line's settings to `recipe` in place.
 
     A schedule that ended at the recipe's `max_iters` ends at the new one. Where that leaves no
     room, before the end of a warm-up, all of them shrink alike.
     """
-    if iterations:
+    if steps:
         schedulers, planned = recipe.param_scheduler, recipe.train_cfg.max_iters
         for scheduler in schedulers:
             if scheduler["end"] == planned:
-                scheduler["end"] = iterations
+                scheduler["end"] = steps
         if any(scheduler.get("begin", 0) >= scheduler["end"] for scheduler in schedulers):
             for scheduler in schedulers:
-                if scheduler["end"] != iterations:
-                    scheduler["end"] = max(1, scheduler["end"] * iterations // planned)
-                begin = scheduler.get("begin", 0) * iterations // planned
+                if scheduler["end"] != steps:
+                    scheduler["end"] = max(1, scheduler["end"] * steps // planned)
+                begin = scheduler.get("begin", 0) * steps // planned
                 scheduler["begin"] = min(begin, scheduler["end"] - 1)
-        recipe.train_cfg.max_iters = iterations
+        recipe.train_cfg.max_iters = steps
     if batch_size:
         recipe.train_dataloader.batch_size = batch_size
     if base:

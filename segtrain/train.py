@@ -5,7 +5,7 @@
         --generated-share 0.5 --output runs/mine/segtrain/generated
 
 On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/train.py ... The same command
-continues a stopped run. A small version for the CPU: --iterations 20 --batch-size 2.
+continues a stopped run. A small version for the CPU: --steps 20 --batch-size 2.
 """
 
 import os
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -58,6 +58,13 @@ from segtrain.sets import (
 class Config:
     """Settings of one training."""
 
+    RENAMED: ClassVar = {
+        "iterations": "steps",
+        "backbone_weights": "init",
+        "checkpoint_every": "checkpoint_interval",
+        "log_every": "log_interval",
+    }
+
     recipe: tyro.conf.Positional[Path] = Path()
     """mmsegmentation config file, one of configs/segtrain."""
     output: Path = Path("runs/mine/segtrain/source")
@@ -76,7 +83,7 @@ class Config:
     """Draw images and crops with rare classes more often, in all sets."""
     self_training: SelfTraining = field(default_factory=SelfTraining)
     """Learn from unlabelled pictures of a target as well (unsupervised domain adaptation)."""
-    iterations: int | None = None
+    steps: int | None = None
     """Updates; None takes the recipe's."""
     batch_size: int | None = None
     """Samples per process and update; None takes the recipe's."""
@@ -87,15 +94,15 @@ class Config:
     cfg_options: tuple[str, ...] = ()
     """Recipe settings to change, for example model.ipkl=None train_pipeline.3.crop_size=512;
     the numbers count the entries of a list from 0."""
-    backbone_weights: Path | None = None
+    init: Path | None = None
     """Safetensors file with initial weights of the backbone; None starts from random ones."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision of forward and backward passes (autocast); the weights stay fp32."""
     workers: int = 0
     """Loader processes per training process; results do not depend on it."""
-    checkpoint_every: int = 400
+    checkpoint_interval: int = 400
     """Updates between checkpoints."""
-    log_every: int = 20
+    log_interval: int = 20
     """Updates between log lines."""
 
 
@@ -104,8 +111,8 @@ def check(config: Config) -> dict[str, list[Sample]]:
     require_recipe(config.recipe)
     parts = sets_of(config)
     check_output(config.output, RUN, inputs=inputs_of(config, parts))
-    require_positive(config, "checkpoint_every", "log_every")
-    for name, most in (("iterations", 10**9), ("batch_size", 2**16)):
+    require_positive(config, "checkpoint_interval", "log_interval")
+    for name, most in (("steps", 10**9), ("batch_size", 2**16)):
         if getattr(config, name) is not None:
             require_between(config, 1, most, name)
     for name in ("ema_decay", "confidence"):
@@ -122,8 +129,8 @@ def check(config: Config) -> dict[str, list[Sample]]:
         models.find_base(config.base)
     if config.self_training.target:
         check_images(find_images(config.self_training.target))
-    if config.backbone_weights:
-        read_shapes(config.backbone_weights)
+    if config.init:
+        read_shapes(config.init)
     sets = {one.name: open_dataset(one.folder, labelled=True) for one in parts}
     for samples in sets.values():
         check_dataset(samples)
@@ -155,19 +162,19 @@ def identify(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict
 
     plain, target = as_json(recipe), config.self_training.target
     settings = to_mapping(config)
-    for name in ("output", "workers", "checkpoint_every", "log_every", "recipe", "cfg_options",
-                 "source", "generated", "generated_share", "base"):  # fmt: skip
+    kept_out = ("output", "workers", "checkpoint_interval", "log_interval", "recipe", "cfg_options")
+    for name in (*kept_out, "source", "generated", "generated_share", "base"):
         settings.pop(name)
     settings["self_training"].pop("target")
-    weights = config.backbone_weights
+    weights = config.init
     names = [*sets, TARGET] if target else list(sets)
     models_of = diffusion_models(plain["model"]["backbone"])
     settings |= {
         "sets": {one.name: one.share for one in sets_of(config)},
         "transforms": {name: set_pipeline(plain, name) for name in names},
-        "iterations": plain["train_cfg"]["max_iters"],
+        "steps": plain["train_cfg"]["max_iters"],
         "batch_size": plain["train_dataloader"]["batch_size"],
-        "backbone_weights": file_digest(weights) if weights else None,
+        "init": file_digest(weights) if weights else None,
         **{name: plain[name] for name in ("model", "optim_wrapper", "param_scheduler")},
     }
     if plain.get("class_mixing"):
@@ -211,10 +218,10 @@ def require_initial_weights(config: Config, recipe: Any) -> None:
     """Raise `UserError` if features are to stay near those of weights that nobody gave."""
     model = recipe["model"]
     named = model["backbone"].get("pretrained") or model["backbone"].get("init_cfg")
-    if model.get("feature_distance") is not None and not (config.backbone_weights or named):
+    if model.get("feature_distance") is not None and not (config.init or named):
         raise UserError(
             f"{config.recipe}: feature_distance holds the backbone near its initial weights, and "
-            "random ones are worth nothing; give --backbone-weights FILE, or --cfg-options "
+            "random ones are worth nothing; give --init FILE, or --cfg-options "
             "model.feature_distance=None"
         )
 
@@ -267,8 +274,8 @@ def build_network(config: Config, recipe: Any) -> tuple[Any, Any]:
     with named_faults(str(config.recipe)):
         model = build_model(recipe)
         optimizer = build_optimizer(recipe, model)
-    if config.backbone_weights:
-        load_backbone(model.backbone, config.backbone_weights)
+    if config.init:
+        load_backbone(model.backbone, config.init)
         if hasattr(model, "keep_reference"):  # of segtrain.generalization
             model.keep_reference()
     return model, optimizer
@@ -294,14 +301,12 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     from segtrain import checkpoints, loop, recipes, saved_recipe
 
     recipe = recipes.load_recipe(config.recipe, config.cfg_options)
-    recipes.override(
-        recipe, iterations=config.iterations, batch_size=config.batch_size, base=config.base
-    )
-    iterations = recipe.train_cfg.max_iters
+    recipes.override(recipe, steps=config.steps, batch_size=config.batch_size, base=config.base)
+    steps = recipe.train_cfg.max_iters
     draw, unlabelled = build_samples(config, recipe, sets), build_unlabelled(config, recipe)
     identity = check_run(config, recipe, sets)
-    if runs.is_finished(config.output, iterations):
-        print(f"{config.output}: already trained for {iterations} iterations")
+    if runs.is_finished(config.output, steps):
+        print(f"{config.output}: already trained for {steps} steps")
         return
     model, optimizer = build_network(config, recipe)
     if identity:
@@ -311,12 +316,12 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     clip = recipe.optim_wrapper.get("clip_grad") or {}
     plan = loop.Plan(
         folder=config.output,
-        iterations=iterations,
+        steps=steps,
         batch_size=recipe.train_dataloader.batch_size,
         seed=config.seed,
         workers=config.workers,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
+        checkpoint_interval=config.checkpoint_interval,
+        log_interval=config.log_interval,
         clip_norm=clip.get("max_norm"),
     )
     accelerator.print(describe_sets(config, recipe, sets))
@@ -327,7 +332,7 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
     if accelerator.is_main_process:
         counts = {name: len(samples) for name, samples in sets.items()}
         checkpoints.save_trained(config.output, recipe, model, {"samples": counts})
-        runs.mark_finished(config.output, iterations, processes=accelerator.num_processes, **facts)
+        runs.mark_finished(config.output, steps, processes=accelerator.num_processes, **facts)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

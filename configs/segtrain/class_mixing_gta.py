@@ -2,7 +2,7 @@
 
 accelerate launch segtrain/train.py configs/segtrain/class_mixing_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --rare-classes.enabled \
-    --backbone-weights MIT_B5.safetensors --output DIR
+    --init MIT_B5.safetensors --output DIR
 Hardware: one 24 GB GPU. Tranheden et al., WACV 2021. Not run by us.
 """
 

@@ -2,7 +2,7 @@
 
 accelerate launch segtrain/train.py configs/segtrain/daformer_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --rare-classes.enabled \
-    --backbone-weights MIT_B5.safetensors --output DIR
+    --init MIT_B5.safetensors --output DIR
 Hardware: one 24 GB GPU. Hoyer et al., CVPR 2022; schedule and crops as in DGInStyle, whose mIoU on
 five targets is 46.5 (42.2 without generated images). Not run by us.
 """

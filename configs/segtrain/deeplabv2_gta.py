@@ -1,7 +1,7 @@
 """DeepLabV2 with ResNet-101 on GTA: dilated convolutions of rates 6 and 12 at stride 8.
 
 accelerate launch segtrain/train.py configs/segtrain/deeplabv2_gta.py --source GTA_DATASET \
-    --generated GENERATED --generated-share 0.5 --backbone-weights RESNET101.safetensors \
+    --generated GENERATED --generated-share 0.5 --init RESNET101.safetensors \
     --output DIR
 Hardware: one 24 GB GPU. Chen et al., TPAMI 2018, with the two rates that learners of domain
 generalization take. Not run by us.

@@ -1,7 +1,7 @@
 """DeepLabV3+ with ResNet-101 on GTA: separable ASPP with image pooling, and a fine decoder.
 
 accelerate launch segtrain/train.py configs/segtrain/deeplabv3plus_gta.py --source GTA_DATASET \
-    --generated GENERATED --generated-share 0.5 --backbone-weights RESNET101.safetensors \
+    --generated GENERATED --generated-share 0.5 --init RESNET101.safetensors \
     --output DIR
 Hardware: one 24 GB GPU. Chen et al., ECCV 2018, mmsegmentation's head. Not run by us.
 """

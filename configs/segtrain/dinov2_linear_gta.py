@@ -1,7 +1,7 @@
 """DINOv2-S, frozen, under a linear head, on GTA: the cheapest look at foundation features.
 
 accelerate launch segtrain/train.py configs/segtrain/dinov2_linear_gta.py --source GTA_DATASET \
-    --generated GENERATED --generated-share 0.5 --backbone-weights DINOV2_S.safetensors --output DIR
+    --generated GENERATED --generated-share 0.5 --init DINOV2_S.safetensors --output DIR
 Hardware: one 8 GB GPU. Weights: segtrain/pretrained.py --weights with a pinned revision of
 facebook/dinov2-small. Not run by us.
 """

@@ -1,7 +1,7 @@
 """DINOv2-B with low-rank changes of queries and values under a UPerNet head, on GTA.
 
 accelerate launch segtrain/train.py configs/segtrain/dinov2_lora_gta.py --source GTA_DATASET \
-    --generated GENERATED --generated-share 0.5 --backbone-weights DINOV2_B.safetensors --output DIR
+    --generated GENERATED --generated-share 0.5 --init DINOV2_B.safetensors --output DIR
 Hardware: one 24 GB GPU. Weights: segtrain/pretrained.py --weights with a pinned revision of
 facebook/dinov2-base. Not run by us.
 """

@@ -1,7 +1,7 @@
 """Mask2Former with MiT-B5 on GTA; its head is made of transformers' parts, without compiled code.
 
 accelerate launch segtrain/train.py configs/segtrain/mask2former_gta.py --source GTA_DATASET \
-    --generated GENERATED --generated-share 0.5 --backbone-weights MIT_B5.safetensors --output DIR
+    --generated GENERATED --generated-share 0.5 --init MIT_B5.safetensors --output DIR
 Hardware: one 48 GB GPU. Cheng et al., CVPR 2022. Not run by us.
 """
 

@@ -2,7 +2,7 @@
 
 accelerate launch segtrain/train.py configs/segtrain/segformer_cityscapes.py \
     --source runs/data/cityscapes --generated GENERATED --generated-share 0.5 \
-    --backbone-weights MIT_B5.safetensors --output DIR
+    --init MIT_B5.safetensors --output DIR
 Hardware: one 24 GB GPU. Schedule and crops as segformer_gta.py; frames of 2048x1024 come to
 1024x512, generated crops keep their size. Built here; it has not been trained.
 """

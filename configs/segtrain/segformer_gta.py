@@ -1,10 +1,10 @@
 """SegFormer MiT-B5 on GTA with generated pictures, at 512x512 crops for 40,000 iterations.
 
 accelerate launch segtrain/train.py configs/segtrain/segformer_gta.py --source GTA_DATASET \
-    --generated GENERATED --generated-share 0.5 --backbone-weights MIT_B5.safetensors --output DIR
+    --generated GENERATED --generated-share 0.5 --init MIT_B5.safetensors --output DIR
 Hardware: one 24 GB GPU. The schedule follows DGInStyle's (AdamW 6e-5, head 10 times that, linear
 warm-up of 1,500 iterations, linear decay, batch 2). The paper starts from ImageNet weights:
-`--backbone-weights` takes them as safetensors with the names of mmsegmentation's
+`--init` takes them as safetensors with the names of mmsegmentation's
 MixVisionTransformer. This file has been parsed and built here; it has not been trained.
 """
 

@@ -45,8 +45,8 @@ for seed in $SEEDS; do
             [ "$arm" = generated ] && data+=(--generated "$GENERATED" --generated-share 0.5)
             run=$work/$network/${arm}_$seed
             $python segtrain/train.py "configs/segtrain/${recipe}_pocket.py" "${data[@]}" \
-                --iterations "$iterations" --batch-size "$BATCH" --seed "$seed" --output "$run" \
-                --checkpoint-every 50 "${options[@]}"
+                --steps "$iterations" --batch-size "$BATCH" --seed "$seed" --output "$run" \
+                --checkpoint-interval 50 "${options[@]}"
             score "$run/scores.json" "$run" "" "${folders[@]}"
             [[ $network = ptdiffseg || $network = streetforge ]] || continue  # have scene prompts
             for target in "${targets[@]}"; do

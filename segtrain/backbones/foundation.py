@@ -1,7 +1,7 @@
 """DINOv2 and DINOv3 of transformers as backbones of four levels, frozen, adapted or trained.
 
 The network is built from `architecture`; its weights come by `segtrain/pretrained.py` and
-`--backbone-weights`, so a trained folder holds all it needs.
+`--init`, so a trained folder holds all it needs.
 """
 
 from collections.abc import Sequence

@@ -42,7 +42,7 @@ def config(trained: Path, source: Path, tmp_path: Path) -> adapt.Config:
         target=source,
         output=tmp_path / "scene",
         steps=4,
-        checkpoint_every=2,
+        checkpoint_interval=2,
         confidence=0.0,
         ema_decay=0.5,
     )
@@ -88,7 +88,7 @@ def test_four_steps_equal_two_a_stop_and_two(config, tmp_path, monkeypatch) -> N
 def test_a_stop_signal_saves_the_update_and_the_same_command_continues(
     config, mode, tmp_path, monkeypatch
 ) -> None:
-    config = dataclasses.replace(config, mode=mode, checkpoint_every=100)
+    config = dataclasses.replace(config, mode=mode, checkpoint_interval=100)
     straight = _adapt(config)
     stopped = dataclasses.replace(config, output=tmp_path / "stopped")
     calls, real = iter(range(100)), Adaptation.loss

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config import parse
 from pipeline.errors import UserError
 from pipeline.output_folders import RUN, check_output, require_same
 from pipeline.rare_classes import RareClassSampling
@@ -46,9 +47,9 @@ def test_missing_things_are_named(source: Path, tiny_recipe: Path, tmp_path: Pat
         train.check(train.Config(recipe=tmp_path / "none.py", source=source))
     with pytest.raises(UserError, match="no such dataset folder"):
         train.check(train.Config(recipe=tiny_recipe, source=tmp_path / "none"))
-    with pytest.raises(UserError, match="--iterations 0"):
-        train.check(train.Config(recipe=tiny_recipe, source=source, iterations=0))
-    for setting in ({"iterations": 10**12}, {"batch_size": 10**9}, {"workers": 10**6}):
+    with pytest.raises(UserError, match="--steps 0"):
+        train.check(train.Config(recipe=tiny_recipe, source=source, steps=0))
+    for setting in ({"steps": 10**12}, {"batch_size": 10**9}, {"workers": 10**6}):
         flag = next(iter(setting)).replace("_", "-")
         with pytest.raises(UserError, match=f"--{flag} .*: must be in"):
             train.check(train.Config(recipe=tiny_recipe, source=source, **setting))
@@ -80,3 +81,17 @@ def test_dry_run_and_errors_need_no_torch(
     assert done.returncode == 2 and "--lr" in done.stderr and "Traceback" not in done.stderr
     done = run_program("segtrain/score.py", "--help", PYTHONPATH=str(tmp_path))
     assert "--limit" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--iterations", "--steps"),
+        ("--checkpoint-every", "--checkpoint-interval"),
+        ("--log-every", "--log-interval"),
+        ("--backbone-weights", "--init"),
+    ],
+)
+def test_old_flags_name_the_new_ones(old: str, new: str) -> None:
+    with pytest.raises(UserError, match=f"{old}.*{new}"):
+        parse(train.Config, "", ["recipe.py", old, "3"])

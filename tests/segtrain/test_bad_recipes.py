@@ -100,9 +100,7 @@ def fails(source: Path, tmp_path: Path, monkeypatch, capsys) -> Fails:
     ],
 )
 def test_a_mistake_in_a_recipe_is_one_line(option: str, told: str, fails: Fails) -> None:
-    assert re.search(
-        told, fails(POCKET, "--iterations", 1, "--batch-size", 1, "--cfg-options", option)
-    )
+    assert re.search(told, fails(POCKET, "--steps", 1, "--batch-size", 1, "--cfg-options", option))
 
 
 BASED = f"_base_ = [{str(POCKET)!r}]\n"
@@ -192,15 +190,13 @@ def test_backbone_weights_that_do_not_fit(fails: Fails, backbone, tmp_path: Path
     first, *_, last = state
     pickle = tmp_path / "mit_b5.pth"
     torch.save({"a": torch.zeros(3)}, pickle)
-    assert "convert_weights.py" in fails(POCKET, "--backbone-weights", pickle)
+    assert "convert_weights.py" in fails(POCKET, "--init", pickle)
     pickle.rename(tmp_path / "renamed.safetensors")
-    assert "renamed.safetensors" in fails(
-        POCKET, "--backbone-weights", tmp_path / "renamed.safetensors"
-    )
-    assert "no such file" in fails(POCKET, "--backbone-weights", tmp_path / "none.safetensors")
+    assert "renamed.safetensors" in fails(POCKET, "--init", tmp_path / "renamed.safetensors")
+    assert "no such file" in fails(POCKET, "--init", tmp_path / "none.safetensors")
     pointer = tmp_path / "pointer.safetensors"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    assert "git lfs pull" in fails(POCKET, "--backbone-weights", pointer)
+    assert "git lfs pull" in fails(POCKET, "--init", pointer)
     other = tmp_path / "other.safetensors"
     for changed, told in (
         (
@@ -212,7 +208,7 @@ def test_backbone_weights_that_do_not_fit(fails: Fails, backbone, tmp_path: Path
         ({**state, last: torch.zeros(7)}, f"of another shape: {last} (7,) for"),
     ):
         save_file(changed, other)
-        assert told in fails(POCKET, "--backbone-weights", other)
+        assert told in fails(POCKET, "--init", other)
 
 
 def test_backbone_weights_are_loaded_with_and_without_prefix(backbone, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ SETTINGS = [
     (adapt, "--scene 99", "--scene 99"),
     (adapt, "--scene -1", "--scene -1"),
     (adapt, "--mode sideways", "--mode"),
-    (adapt, "--checkpoint-every 0", "--checkpoint-every"),
+    (adapt, "--checkpoint-interval 0", "--checkpoint-interval"),
     (adapt, "--size-px 1 0", "--size-px"),
     (adapt, "--seed -1", "--seed"),
     (adapt, "--seed 99999999999999999999999", "--seed"),

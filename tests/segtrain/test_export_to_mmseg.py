@@ -24,7 +24,7 @@ def exported(tmp_path_factory, tiny_recipe: Path, source: Path) -> tuple[Path, P
         "dict(type='Resize', scale=(128, 64), keep_ratio=True), dict(type='LoadAnnotations'), "
         "dict(type='PackSegInputs')]\n"
     )
-    config = train.Config(recipe=recipe, source=source, output=folder / "run", iterations=2)
+    config = train.Config(recipe=recipe, source=source, output=folder / "run", steps=2)
     train.run(config, train.check(config))
     out = export.Config(checkpoint=folder / "run", output=folder / "mmseg")
     export.check(out)

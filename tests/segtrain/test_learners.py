@@ -66,9 +66,9 @@ def test_a_learner_trains_and_resumes(
         output=tmp_path / "straight",
         generated=source,
         generated_share=0.5,
-        iterations=3,
-        checkpoint_every=2,
-        backbone_weights=initial_weights(path, tmp_path),
+        steps=3,
+        checkpoint_interval=2,
+        init=initial_weights(path, tmp_path),
     )
     train.run(config, train.check(config))
     resumed = dataclasses.replace(config, output=tmp_path / "resumed")

@@ -40,7 +40,7 @@ def test_each_change_is_named(
         generated_share=0.5,
         base=str(base),
         output=tmp_path / "run",
-        iterations=1,
+        steps=1,
     )
     train.run(config, train.check(config))
     settings = json.loads((config.output / "config.json").read_text())["settings"]
@@ -79,14 +79,14 @@ def test_contents_of_files_count(tiny_recipe: Path, make_dataset, tmp_path: Path
     state = model.backbone.state_dict()
     weights = tmp_path / "weights.safetensors"
     save_file(state, weights)
-    config = train.Config(recipe=tiny_recipe, source=source, backbone_weights=weights)
+    config = train.Config(recipe=tiny_recipe, source=source, init=weights)
     first = identity_of(config)
     assert json.loads(json.dumps(first)) == first == identity_of(config)
     save_file({name: torch.zeros_like(value) for name, value in state.items()}, weights)
     assert identity_of(config) != first
     save_file(state, weights)
     assert identity_of(config) == first
-    started = dataclasses.replace(config, backbone_weights=None)
+    started = dataclasses.replace(config, init=None)
     recipe = recipes.load_recipe(tiny_recipe)
     recipe.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(weights)}
     before = train.identify(started, recipe, train.check(started))["model_files"]

@@ -132,7 +132,7 @@ def network(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, source:
     from segtrain import train
 
     folder = tmp_path_factory.mktemp("network") / "run"
-    config = train.Config(recipe=tiny_recipe, source=source, output=folder, iterations=1)
+    config = train.Config(recipe=tiny_recipe, source=source, output=folder, steps=1)
     train.run(config, train.check(config))
     return folder
 

@@ -63,7 +63,7 @@ def test_six_steps_equal_three_a_kill_and_three(
         output=tmp_path / "straight",
         generated=source,
         generated_share=0.5,
-        checkpoint_every=3,
+        checkpoint_interval=3,
     )
     straight, weights, resumed = _straight_and_resumed(config, monkeypatch)
     finished = json.loads((tmp_path / "resumed" / "finished.json").read_text())
@@ -139,7 +139,7 @@ def test_rare_classes_are_drawn_and_shown_more_often(
         recipe=tiny_recipe,
         source=folder,
         output=tmp_path / "run",
-        iterations=2,
+        steps=2,
         rare_classes=RareClassSampling(min_pixels=40),
     )
     assert _train(config)
@@ -188,7 +188,7 @@ def test_self_training_resumes_and_changes_the_network(
         recipe=tiny_recipe,
         source=source,
         output=tmp_path / "straight",
-        checkpoint_every=3,
+        checkpoint_interval=3,
         self_training=learning,
     )
     straight, weights, resumed = _straight_and_resumed(config, monkeypatch)
@@ -286,7 +286,7 @@ def test_two_processes_train_and_score_as_one_world(
     output, target = tmp_path / "run", make_dataset(tmp_path / "t", 5, seed=9)
     run_program(
         *torchrun, "segtrain/train.py", recipe, "--source", source, "--output", output,
-        "--iterations", 2, GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="1",
+        "--steps", 2, GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="1",
     )  # fmt: skip
     assert json.loads((output / "finished.json").read_text())["processes"] == 2
     run_program(
@@ -302,7 +302,7 @@ def test_scores_of_conditions_and_of_a_changed_base(
     source: Path, tiny_diffusion_recipe: Path, tiny_base: Path, make_dataset, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    _train(train.Config(recipe=tiny_diffusion_recipe, source=source, output=run, iterations=1))
+    _train(train.Config(recipe=tiny_diffusion_recipe, source=source, output=run, steps=1))
     target = make_dataset(tmp_path / "acdc", 4, seed=5, conditions=("fog", "night"))
     config = score.Config(checkpoint=(run,), targets=(target,), output=tmp_path / "s.json")
     score.run(config, score.check(config))
@@ -344,7 +344,7 @@ def test_mmengine_runner_trains_validates_and_tests_the_recipe(
 @pytest.mark.parametrize("name", ["segformer_pocket", "segformer_gta", "diffusion_pocket"])
 def test_shipped_recipes_load_and_take_overrides(name: str) -> None:
     recipe = recipes.load_recipe(RECIPES / f"{name}.py")
-    recipes.override(recipe, iterations=60, batch_size=3, base="")
+    recipes.override(recipe, steps=60, batch_size=3, base="")
     assert recipe.train_cfg.max_iters == 60 and recipe.train_dataloader.batch_size == 3
     assert recipe.param_scheduler[-1]["end"] == 60
     assert recipes.learning_rate_factor(recipe.param_scheduler)(0) > 0
@@ -365,9 +365,7 @@ def test_recipe_settings_change_by_name(
     config = train.Config(recipe=tiny_diffusion_recipe, source=source, cfg_options=("lr 3",))
     with pytest.raises(UserError, match="key=value"):
         train.check(config)
-    run = dataclasses.replace(
-        config, output=tmp_path / "run", iterations=1, cfg_options=options[:1]
-    )
+    run = dataclasses.replace(config, output=tmp_path / "run", steps=1, cfg_options=options[:1])
     train.run(run, train.check(run))
     assert (
         checkpoints.require_trained(run.output)["recipe"]["model"]["prompt_randomization"] is None
