@@ -49,10 +49,10 @@ def networks() -> dict[str, Any]:
     return {name: recipes.build_model(recipe).eval() for name, recipe in built.items()}
 
 
-def speed(repeats: int, pictures: int, batch: int) -> dict[str, Any]:
+def speed(repeats: int, num_images: int, batch: int) -> dict[str, Any]:
     """Return seconds per image of each network and ratios to the faithful one."""
     torch.manual_seed(0)
-    images = torch.rand(pictures // batch, batch, 3, 128, 256) * 2 - 1
+    images = torch.rand(num_images // batch, batch, 3, 128, 256) * 2 - 1
     encoder, times = PromptEncoder(models.find_base("pocket")), {}
     encoder.load()
     built = networks()
@@ -65,14 +65,14 @@ def speed(repeats: int, pictures: int, batch: int) -> dict[str, Any]:
                 with torch.no_grad():
                     network(image, mode="tensor")
             if repeat:  # the first turn warms up
-                times.setdefault(name, []).append((time.perf_counter() - start) / pictures)
+                times.setdefault(name, []).append((time.perf_counter() - start) / num_images)
     ratios = {
         name: [a / b for a, b in zip(times["faithful 37"], own, strict=True)]
         for name, own in times.items()
     }
     return {
         name: {
-            "seconds_per_picture": round(statistics.median(own), 4),
+            "seconds_per_image": round(statistics.median(own), 4),
             "times_as_fast": round(statistics.median(ratios[name]), 2),
             "range": [round(min(ratios[name]), 2), round(max(ratios[name]), 2)],
         }
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--num-images", type=int, default=4)
     parser.add_argument("--batch", type=int, default=1, help="images segmented at once")
     parser.add_argument("--peak", choices=("streamed", "concatenated"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -137,7 +137,7 @@ def main() -> None:
     }
     result = {
         "batch": arguments.batch,
-        "test": speed(arguments.repeats, arguments.pictures, arguments.batch),
+        "test": speed(arguments.repeats, arguments.num_images, arguments.batch),
         "aggregation_peak_mib": peaks,
         **describe("torch", "diffusers", "mmsegmentation"),
     }

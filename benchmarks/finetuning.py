@@ -147,12 +147,12 @@ def main() -> None:
         step = make_step(program, frozen, base, accelerator, arguments.gradient_checkpointing)
         for size in arguments.batch_sizes:
             shape = (size, *arguments.size_px)
-            pictures = torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=rng)
+            images = torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=rng)
             maps = torch.randint(19, shape, dtype=torch.uint8, generator=rng)
             with torch.no_grad():
-                moments = torch.cat([encode_moments(frozen.vae, [p]) for p in pictures.numpy()])
-            for kind, images in (("pictures", pictures), ("cached", moments)):
-                batch = (images, maps, ("a city street scene",) * size)
+                moments = torch.cat([encode_moments(frozen.vae, [p]) for p in images.numpy()])
+            for kind, inputs in (("images", images), ("cached", moments)):
+                batch = (inputs, maps, ("a city street scene",) * size)
                 row = measure(step, batch, arguments.repeats, device)
                 rows.append({"program": program, "input": kind, "batch_size": size, **row})
                 print(

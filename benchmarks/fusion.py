@@ -166,7 +166,7 @@ def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, 
             "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
             **{f"{k}_s": round(statistics.median(v), 2) for k, v in seconds.items()},
         }
-    return {"max_relative_difference": largest, "pictures": len(found), **timed}
+    return {"max_relative_difference": largest, "images": len(found), **timed}
 
 
 def flops(unet: Any, controlnet: Any, tile: tuple[int, int], px: int) -> tuple[int, int, int]:

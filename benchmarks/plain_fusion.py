@@ -141,14 +141,14 @@ class Plain:
         return negative + self.guidance_scale * (positive - negative)
 
     def enlarge(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Decode, enlarge to the canvas, encode and draw from the posterior."""
+        """Decode, enlarge to the canvas, encode and sample from the posterior."""
         factor, px = self.vae.config.scaling_factor, self.latent_px
         decoded = self.vae.decode(latents / factor).sample[0]
-        pixels = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, -1).numpy()
+        decoded = ((decoded + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, -1)
         size = self.canvas[1] * px, self.canvas[0] * px
-        image = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-        picture = torch.from_numpy(image).movedim(-1, 0)[None].float() / 127.5 - 1
-        return self.vae.encode(picture).latent_dist.sample(generator) * factor
+        image = Image.fromarray(decoded.numpy()).resize(size, Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float() / 127.5 - 1
+        return self.vae.encode(pixels).latent_dist.sample(generator) * factor
 
     def large_regions(self, label: np.ndarray) -> torch.Tensor:
         """Return the bool mask 1x1xhxw of 8-connected regions of one class above the area."""

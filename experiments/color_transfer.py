@@ -82,7 +82,7 @@ def pairs(
         if image is None:
             raise UserError(
                 f"--source {source}: has no {sample.row.get('source_label')}; give the "
-                f"folder that {crops_of} was drawn from"
+                f"folder that {crops_of} was generated from"
             )
         yield int(sample.id), image, label
 

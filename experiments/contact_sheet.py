@@ -29,11 +29,11 @@ from pipeline.reporting.images import source_image
 GAP = 6
 
 
-def titled(picture: np.ndarray, title: str) -> np.ndarray:
+def titled(image: np.ndarray, title: str) -> np.ndarray:
     """Return the image under a white strip with its title."""
-    strip = np.full((22, picture.shape[1], 3), 255, dtype=np.uint8)
+    strip = np.full((22, image.shape[1], 3), 255, dtype=np.uint8)
     cv2.putText(strip, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
-    return np.concatenate([strip, picture])
+    return np.concatenate([strip, image])
 
 
 def grid(cells: list[np.ndarray], columns: int) -> np.ndarray:
@@ -79,9 +79,9 @@ def rendered_cells(looks: list[str], seed: int) -> list[np.ndarray]:
 
     table = {"game": GAME, **LOOKS, **TARGET_LOOKS, **DEVELOPMENT_LOOKS}
     scene = make_scene(scene_seed("source", seed))
-    pictures = [(name, render_pair(scene, table[name], 128, 256, seed)) for name in looks]
-    cells = [titled(image, name.replace("_", " ")) for name, (image, _) in pictures]
-    return [titled(colorize(pictures[0][1][1]), "label"), *cells]
+    pairs = [(name, render_pair(scene, table[name], 128, 256, seed)) for name in looks]
+    cells = [titled(image, name.replace("_", " ")) for name, (image, _) in pairs]
+    return [titled(colorize(pairs[0][1][1]), "label"), *cells]
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
     require_seed(arguments.seed, largest=SEEDS_PER_SPLIT - 1)
     if arguments.generated:
         if not arguments.source:
-            parser.error("--generated needs --source: the dataset folder whose labels were drawn")
+            parser.error("--generated needs --source, the dataset folder of the label maps")
         cells = generated_cells(arguments.generated, arguments.source, arguments.conditions)
     else:
         cells = rendered_cells(arguments.render, arguments.seed)

@@ -24,7 +24,7 @@ from pipeline.errors import UserError, guard
 from pipeline.pocket.splits import TARGETS
 
 ARMS = ("source", "generated")
-UPDATES, PICTURES = 6, 10
+UPDATES, NUM_IMAGES = 6, 10
 
 
 def target_scores(folder: Path) -> dict[str, float] | None:
@@ -104,7 +104,7 @@ def cost_row(run: Path) -> str:
     facts = json.loads(test.stdout.splitlines()[-1])
     return (
         f"| {run.parent.name} | {facts['trained'] / 1e6:.2f} | {seconds:.2f} | "
-        f"{usage.ru_maxrss / 2**20:.2f} | {facts['pictures_per_second']:.1f} |"
+        f"{usage.ru_maxrss / 2**20:.2f} | {facts['images_per_second']:.1f} |"
     )
 
 
@@ -116,14 +116,14 @@ def test_cost(run: Path) -> dict[str, float]:
 
     segmenter = Segmenter.from_pretrained(run)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (PICTURES, 128, 256, 3), dtype=np.uint8)
-    segmenter(pictures[0])
+    images = rng.integers(0, 256, (NUM_IMAGES, 128, 256, 3), dtype=np.uint8)
+    segmenter(images[0])
     start = time.perf_counter()
-    for picture in pictures:
-        segmenter(picture)
+    for image in images:
+        segmenter(image)
     return {
         "trained": sum(p.numel() for p in segmenter.model.parameters() if p.requires_grad),
-        "pictures_per_second": PICTURES / (time.perf_counter() - start),
+        "images_per_second": NUM_IMAGES / (time.perf_counter() - start),
     }
 
 
@@ -131,7 +131,7 @@ def costs(workspace: Path) -> str:
     """Return the costs as markdown."""
     lines = [
         "| network | trained parameters, M | s per update | peak memory in training, GiB | "
-        "pictures per second at test |",
+        "images per second at test |",
         "|---" * 5 + "|",
     ]
     for network in networks(workspace):

@@ -1,10 +1,10 @@
-"""Print the table of the ladder: what each further training set adds to the source.
+"""Print the tables of the recipe pocket_ladder: the gain from each further training set.
 
     python experiments/ladder.py --workspace runs/ladder > experiments/results/NAME.md
     python experiments/ladder.py --workspace runs/ladder --photographs runs/photographs
 
-Reads the score files that `pipeline/run.py --recipe pocket_ladder` wrote, those that exist so far.
-Every cell is a mean over seeds with its standard deviation.
+Reads the score files of `pipeline/run.py --recipe pocket_ladder` that exist so far. Every cell is a
+mean over seeds with its standard deviation.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from pipeline.markdown import table
 from pipeline.pocket.splits import TARGETS
 from pipeline.reading import expecting, read_json
 
-RUNGS = {
-    "nothing": "nothing (source only)",
+SETS = {
+    "source_only": "nothing (source only)",
     "random_colors": "the source in random colours",
     "reinhard": "the source in the colours of the collection (Reinhard)",
     "fda": "the source in the colours of the collection (FDA)",
-    "drawn": "generated images as drawn",
-    "details": "generated images with the details of the source",
-    "reconstructions": "renders through the autoencoder",
+    "generated": "generated images",
+    "recolored": "the source in the colours of the generated images",
+    "reconstructions": "renders, reconstructed by the autoencoder",
     "renders": "renders",
 }
 SMALL = [CLASS_NAMES[i] for i in SMALL_CLASSES]
@@ -41,7 +41,7 @@ Entry = dict[str, Any]
 
 
 def load(folder: Path) -> dict[tuple[str, int], list[Entry]]:
-    """Return what the files FOLDER/<part>/<rung>_<updates>_<seed>.json say, by (rung, updates).
+    """Return what the files FOLDER/<part>/<set>_<updates>_<seed>.json say, by (set, updates).
 
     Each list has one entry per seed, with the targets of all parts. A network that misses a part
     is left out.
@@ -57,10 +57,10 @@ def load(folder: Path) -> dict[tuple[str, int], list[Entry]]:
             parts.setdefault((found[1], int(found[2]), int(found[3])), []).append(targets)
     wanted = max(map(len, parts.values()), default=0)
     entries: dict[tuple[str, int], list[Entry]] = {}
-    for (rung, updates, _), targets in sorted(parts.items()):
+    for (name, updates, _), targets in sorted(parts.items()):
         if len(targets) == wanted:
-            whole = {name: values for part in targets for name, values in part.items()}
-            entries.setdefault((rung, updates), []).append({"targets": whole})
+            whole = {target: values for part in targets for target, values in part.items()}
+            entries.setdefault((name, updates), []).append({"targets": whole})
     return entries
 
 
@@ -85,26 +85,26 @@ def on(name: str) -> Callable[[Entry], float]:
     return lambda entry: entry["targets"][name]["miou"]
 
 
-def rungs_table(
+def gains_table(
     entries: dict[tuple[str, int], list[Entry]], columns: dict[str, Callable[[Entry], float]]
 ) -> str:
-    """Return one row per rung and number of updates, with the gain over source only."""
+    """Return one row per set and number of updates, with the gain over source only."""
     rows = []
     first = next(iter(columns.values()))
     for updates in sorted({number for _, number in entries}):
-        baseline = entries.get(("nothing", updates))
-        for rung, title in RUNGS.items():
-            if found := entries.get((rung, updates)):
+        baseline = entries.get(("source_only", updates))
+        for name, title in SETS.items():
+            if found := entries.get((name, updates)):
                 cells = [cell([value(e) for e in found]) for value in columns.values()]
                 gain = ""
-                if baseline and rung != "nothing":
+                if baseline and name != "source_only":
                     gain = f"{mean(map(first, found)) - mean(map(first, baseline)):+.1f}"
                 rows.append([str(updates), title, str(len(found)), gain, *cells])
     return table(["updates", "source and ...", "seeds", "gain", *columns], rows)
 
 
 def sets_table(scores: Path) -> str:
-    """Return what the oracle and the look classifier see in each set."""
+    """Return the scores of the oracle and of the look classifier on each set."""
     fidelity, looks = scores / "fidelity.json", scores / "looks.json"
     if not fidelity.exists():
         return ""
@@ -114,15 +114,15 @@ def sets_table(scores: Path) -> str:
         top1 = {Path(k).name: v["top1"] for k, v in read_json(looks)["generated"].items()}
     best = oracle["targets"]["renders"]["miou"]
     rows = []
-    for rung, title in RUNGS.items():
-        if seen := oracle["targets"].get(rung):
-            small = [v for name in SMALL if (v := seen["iou"].get(name)) is not None]
-            share, look = f"{100 * seen['miou'] / best:.0f}", top1.get(rung)
+    for name, title in SETS.items():
+        if seen := oracle["targets"].get(name):
+            small = [v for label in SMALL if (v := seen["iou"].get(label)) is not None]
+            share, look = f"{100 * seen['miou'] / best:.0f}", top1.get(name)
             rows.append(
                 [title, f"{seen['miou']:.1f}", share, f"{mean(small):.1f}"]
                 + ["-" if look is None else f"{look:.1f}"]
             )
-    header = ["set", "oracle mIoU", "% of renders", "small classes", "looks named, %"]
+    header = ["set", "oracle mIoU", "% of renders", "small classes", "look accuracy, %"]
     return table(header, rows)
 
 
@@ -131,13 +131,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workspace", required=True, type=Path, help="of the recipe pocket_ladder")
+    parser.add_argument("--workspace", required=True, type=Path, help="workspace of pocket_ladder")
     parser.add_argument("--photographs", type=Path, help="workspace of pocket_photographs")
     options = parser.parse_args()
     entries = load(options.workspace / "scores")
     if not entries:
         raise UserError(
-            f"--workspace {options.workspace}: holds no score of the ladder yet; run the recipe "
+            f"--workspace {options.workspace}: contains no scores of the ladder; run the recipe "
             "pocket_ladder first"
         )
     with expecting(options.workspace / "scores"):
@@ -155,15 +155,15 @@ def print_tables(
         "dev": on("dev"),
         "held-out renders": on("heldout"),
     }
-    print("## The ladder, mIoU in percent, mean ± standard deviation over seeds\n")
-    print(rungs_table(entries, columns))
+    print("## Gain from each training set, mIoU in percent, mean ± standard deviation over seeds\n")
+    print(gains_table(entries, columns))
     if seen := sets_table(workspace / "scores"):
-        print("## What the oracle and the look classifier see in each set, percent\n")
+        print("## Oracle and look classifier on each set, percent\n")
         print(seen)
     if photographs and (found := load(photographs / "scores")):
         (name,) = next(iter(found.values()))[0]["targets"]
         print(f"## On photographs ({name}), mIoU in percent\n")
-        print(rungs_table(found, {name: on(name)}))
+        print(gains_table(found, {name: on(name)}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Write the model card of the pocket model from what its factory trained and measured.
+"""Write the model card of the pocket model from its trainings and measurements.
 
     python experiments/model_card.py --workspace runs/pocket_model --output DIR
 
 Reads the workspace of `pipeline/run.py --recipe pocket_model`. Writes OUTPUT/README.md, the
-training logs and the pictures it shows. A part that was not measured is left out.
+training logs and the images that it shows. A part that was not measured is left out.
 """
 
 import argparse
@@ -30,10 +30,10 @@ TRAININGS = {
     "unet": "U-Net fine-tuned on the source (U_S)",
     "controlnet": "ControlNet on U_S",
 }
-PICTURES = {
-    "pictures/curves.svg": "Training losses",
-    "pictures/samples.jpg": "Label maps, renders of the same scenes, and generated images",
-    "measured/distances/neighbours_drawn.png": "Generated images and the nearest training images",
+FIGURES = {
+    "figures/curves.svg": "Training losses",
+    "figures/samples.jpg": "Label maps, renders of the same scenes, and generated images",
+    "measured/distances/neighbours_generated.png": "Generated images and the nearest training images",
 }
 
 
@@ -59,7 +59,7 @@ def measured(folder: Path) -> Iterator[tuple[str, str]]:
     if fidelity.exists():
         (oracle,) = read_json(fidelity)["checkpoints"]
         best = oracle["targets"]["heldout"]
-        for name in ("reconstructions", "drawn"):
+        for name in ("reconstructions", "generated"):
             seen = oracle["targets"][name]
             yield f"oracle mIoU on {name}, of that on renders", share(seen["miou"], best["miou"])
             yield f"the same, small classes ({name})", share(small(seen), small(best))
@@ -128,7 +128,7 @@ def write_card(workspace: Path, output: Path) -> None:
         text = "".join(json.dumps(row) + "\n" for row in kept)
         files.write_bytes(output / "training" / f"{stage}.jsonl", text.encode())
     shown = ""
-    for name, title in PICTURES.items():
+    for name, title in FIGURES.items():
         if (found := workspace / name).exists():
             shutil.copyfile(found, output / found.name)
             shown += f"\n![{title}]({found.name})\n\n{title}.\n"

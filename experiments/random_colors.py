@@ -1,9 +1,8 @@
 """Recolour the source images of a generated set at random, class by class.
 
-A control for colour transfer from generated images: if networks gained as much from random
-colours, what the diffusion model has learned about looks would not matter. Each class of each
-image receives a random mean colour and a random share of its contrast (domain randomization, Tobin
-et al., 2017).
+A baseline for colour transfer from generated images: equal gains from random colours would mean
+that the diffusion model contributes nothing. Each class of each image receives a random mean
+colour and a random share of its contrast (domain randomization, Tobin et al., 2017).
 
     python experiments/random_colors.py --generated DIR --label-maps DIR --output DIR
 
@@ -59,8 +58,8 @@ def main() -> None:
             raise UserError(
                 f"--label-maps {arguments.label_maps}: has no {sample.row['source_label']}"
             )
-        picture = recolor(numpy_generator(0, "random colors", index), image, label)
-        writer.write(index, picture, label, {"condition": sample.row["condition"]})
+        recolored = recolor(numpy_generator(0, "random colors", index), image, label)
+        writer.write(index, recolored, label, {"condition": sample.row["condition"]})
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def choice_table(scores: Scores) -> str:
 
 
 def oracle_table(oracle: Scores) -> str:
-    """Return what the oracle sees: all classes and the small ones, per image set."""
+    """Return the oracle's mIoU and its IoU of the small classes, per image set."""
     seen = oracle["oracle"]["targets"]
     small = [CLASS_NAMES[i] for i in SMALL_CLASSES]
     rows = []
@@ -135,7 +135,7 @@ def oracle_table(oracle: Scores) -> str:
         known = [v for v in ious if v is not None]
         cells = ["absent" if v is None else f"{v:.1f}" for v in ious]
         rows.append([folder, f"{values['miou']:.1f}", f"{mean(known):.1f}", *cells])
-    return table(["pictures", "mIoU", "small, mean", *small], rows)
+    return table(["images", "mIoU", "small, mean", *small], rows)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights under DAFormer's fusion head, on GTA.
+"""EfficientNet-Lite0 with ImageNet weights and DAFormer's fusion head, on GTA.
 
 accelerate launch segtrain/train.py configs/segtrain/daformer_efficientnet_gta.py \
     --source GTA_DATASET --generated GENERATED --generated-share 0.5 --rare-classes.enabled \

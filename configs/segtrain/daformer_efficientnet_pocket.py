@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights under DAFormer's fusion head, on Pocket City.
+"""EfficientNet-Lite0 with ImageNet weights and DAFormer's fusion head, on Pocket City.
 
 accelerate launch segtrain/train.py configs/segtrain/daformer_efficientnet_pocket.py \
     --source DIR [--generated DIR --generated-share 0.5] --rare-classes.enabled \

@@ -3,8 +3,8 @@
 accelerate launch segtrain/train.py configs/segtrain/deeplabv2_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --init RESNET101.safetensors \
     --output DIR
-Hardware: one 24 GB GPU. Chen et al., TPAMI 2018, with the two rates that learners of domain
-generalization take. Not run by us.
+Hardware: one 24 GB GPU. Chen et al., TPAMI 2018, with the two rates that are usual in domain
+generalization. Not run by us.
 """
 
 _base_ = ["./parts/data_gta.py", "./parts/schedule_gta.py"]

@@ -1,7 +1,7 @@
 """DIFF on the pocket model with one step: noise of t = 100, one pass.
 
 accelerate launch segtrain/train.py configs/segtrain/diff1_pocket.py --source DIR --output DIR
-Hardware: two CPU cores; one network evaluation a picture.
+Hardware: two CPU cores; one network evaluation per image.
 """
 
 _base_ = ["./diff_pocket.py"]

@@ -2,8 +2,9 @@
 
 accelerate launch segtrain/train.py configs/segtrain/diff_as_released_pocket.py --source DIR \
     --output DIR
-Hardware: two CPU cores; 37 evaluations of two rows a picture, and of up to seven in its branch of
-IPKL. What the faults are: docs/segmentation.md. Noise and latent come from a seed all the same.
+Hardware: two CPU cores; 37 network evaluations per image at batch size two, and at up to seven in
+the conditional branch of IPKL. The faults are listed in docs/segmentation.md. Unlike the release,
+noise and latent are sampled with a fixed seed.
 """
 
 _base_ = ["./diff_pocket.py"]

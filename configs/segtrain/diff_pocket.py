@@ -1,9 +1,10 @@
 """DIFF on the pocket model: DDIM inversion in 37 steps, nine kept, fusion pyramid, DAFormer head.
 
 accelerate launch segtrain/train.py configs/segtrain/diff_pocket.py --source DIR --output DIR
-Hardware: two CPU cores; 34 network evaluations a picture. Corrected (Ji et al., ICASSP 2025, and
-docs/segmentation.md on its faults); diff_as_released_pocket.py has the published ones. IPKL, whose
-conditional branch sees all classes, is `ipkl`; None leaves it out.
+Hardware: two CPU cores; 34 network evaluations per image. This is the corrected version of DIFF (Ji
+et al., ICASSP 2025); docs/segmentation.md lists the corrections, and diff_as_released_pocket.py has
+the released version. `ipkl` configures IPKL, whose conditional branch receives all classes; None
+switches it off.
 """
 
 _base_ = ["./diffusion_pocket.py"]
@@ -37,7 +38,7 @@ model = dict(
         type="StreetforgeDAFormerHead",
         in_channels=[32, 64, 96, 128],
         in_index=[0, 1, 2, 3],
-        embed_dims=32,  # at half the picture's size: the head costs as much as the U-Net
+        embed_dims=32,  # the head runs at half the image size and costs as much as the U-Net
         channels=32,
         dropout_ratio=0.1,
         num_classes=19,
@@ -47,4 +48,4 @@ model = dict(
     ),
     ipkl=dict(kind="mse", weight=1.0, max_classes=4, probability=0.5),
 )
-optim_wrapper = dict(optimizer=dict(lr=3e-3))  # this head learns slowly at less
+optim_wrapper = dict(optimizer=dict(lr=3e-3))  # this head learns slowly with a lower rate

@@ -2,8 +2,8 @@
 
 accelerate launch segtrain/train.py configs/segtrain/diffusion_pocket.py --output DIR \
     --source DIR [--generated DIR --generated-share 0.5] [--base pocket]
-Hardware: two CPU cores. Only adapters, neck and head are trained and stored; the frozen weights
-come from the base model whenever the network is built.
+Hardware: two CPU cores. Only adapters, neck and head are trained and stored; the frozen weights are
+loaded from the base model when the network is built.
 """
 
 _base_ = ["./segformer_pocket.py"]

@@ -1,10 +1,11 @@
-"""DINOv2-L, frozen, with Rein's tokens under a Mask2Former head, on GTA with generated images.
+"""DINOv2-L, frozen, with Rein's tokens and a Mask2Former head, on GTA with generated images.
 
 accelerate launch segtrain/train.py configs/segtrain/dinov2_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --init DINOV2_L.safetensors --output DIR
 Hardware: one 24 GB GPU. Weights: segtrain/pretrained.py --weights
 facebook/dinov2-large@47b73eefe95e8d44ec3623f8890bd894b6ea2d6c. Wei et al., CVPR 2024, whose tokens
-are also linked to the queries: 64.3 mIoU on three targets from GTA alone. Not run by us.
+are also linked to the queries, report 64.3 mIoU on three targets, trained on GTA only. Not run by
+us.
 """
 
 _base_ = ["./parts/data_gta.py", "./parts/schedule_gta.py"]

@@ -1,4 +1,4 @@
-"""DINOv2-S, frozen, under a linear head, on GTA: the cheapest look at foundation features.
+"""DINOv2-S, frozen, with a linear head, on GTA: the cheapest use of foundation features.
 
 accelerate launch segtrain/train.py configs/segtrain/dinov2_linear_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --init DINOV2_S.safetensors --output DIR

@@ -1,4 +1,4 @@
-"""DINOv2-B with low-rank changes of queries and values under a UPerNet head, on GTA.
+"""DINOv2-B with LoRA on queries and values and a UPerNet head, on GTA.
 
 accelerate launch segtrain/train.py configs/segtrain/dinov2_lora_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --init DINOV2_B.safetensors --output DIR

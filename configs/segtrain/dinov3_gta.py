@@ -1,4 +1,4 @@
-"""DINOv3-L, frozen, with Rein's tokens under a Mask2Former head, on GTA with generated images.
+"""DINOv3-L, frozen, with Rein's tokens and a Mask2Former head, on GTA with generated images.
 
 accelerate launch segtrain/train.py configs/segtrain/dinov3_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --init DINOV3_L.safetensors --output DIR

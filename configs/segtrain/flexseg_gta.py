@@ -4,7 +4,8 @@ accelerate launch segtrain/train.py configs/segtrain/flexseg_gta.py --source GTA
     --generated GENERATED --generated-share 0.5 --rare-classes.enabled \
     --init MIT_B5.safetensors --output DIR
 Hardware: one 24 GB GPU. Kim et al., AAAI 2026, report 48.6 mIoU on five targets with DGInStyle's
-images (46.5 without theirs), with two more parts that are not here. Not run by us.
+images (46.5 without their method); two further parts of the method are not implemented here. Not
+run by us.
 """
 
 _base_ = ["./daformer_gta.py"]

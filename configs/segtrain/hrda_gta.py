@@ -10,7 +10,7 @@ is 49.0 (46.5 without generated images). Not run by us.
 _base_ = ["./daformer_gta.py"]
 
 crop_size = (1024, 1024)
-source_scale = 2560 / 1914  # GTA's frames of 1914x1052 come to 2560x1407
+source_scale = 2560 / 1914  # GTA's frames of 1914x1052 are resized to 2560x1407
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
@@ -29,7 +29,7 @@ test_pipeline = [
 test_resolution = "high"
 sets = dict(
     source=dict(scale_factor=source_scale),
-    generated=dict(scale_factor=2.0),  # crops of 512x512 come to 1024x1024
+    generated=dict(scale_factor=2.0),  # crops of 512x512 are resized to 1024x1024
     target=dict(scale_factor=1.0),
 )
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

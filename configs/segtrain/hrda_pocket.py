@@ -3,7 +3,7 @@
 accelerate launch segtrain/train.py configs/segtrain/hrda_pocket.py --source DIR \
     [--generated DIR --generated-share 0.5] --output DIR
 Hardware: two CPU cores. Needs the extra `imagenet`. Crops and images are twice as large as in
-daformer_pocket.py, so both views see what its network sees. Not run by us at full length.
+daformer_pocket.py, so the context view has the same input size. Not run by us at full length.
 """
 
 _base_ = ["./daformer_pocket.py"]

@@ -1,4 +1,4 @@
-"""Mask2Former with MiT-B5 on GTA; its head is made of transformers' parts, without compiled code.
+"""Mask2Former with MiT-B5 on GTA; the head uses transformers' modules and no compiled operators.
 
 accelerate launch segtrain/train.py configs/segtrain/mask2former_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --init MIT_B5.safetensors --output DIR

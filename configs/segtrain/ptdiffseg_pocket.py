@@ -1,9 +1,10 @@
 """PTDiffSeg on the pocket model: frozen, category and scene prompts, prompt randomization.
 
 accelerate launch segtrain/train.py configs/segtrain/ptdiffseg_pocket.py --source DIR --output DIR
-Then, for a target, its scene prompt: segtrain/adapt.py --checkpoint DIR --target DIR --output DIR
-Hardware: two CPU cores. The paper (Gong et al., BMVC 2024) has no code: what it does not tell
-(head, taps, form and weight of the consistency) is our choice; see docs/segmentation.md.
+segtrain/adapt.py --checkpoint DIR --target DIR --output DIR then learns the scene prompt of a target.
+Hardware: two CPU cores. The paper (Gong et al., BMVC 2024) has no released code and does not state
+head, taps, and form and weight of the consistency loss. These are our choice; see
+docs/segmentation.md.
 """
 
 _base_ = ["./vpd_pocket.py", "./parts/scenes_pocket.py"]

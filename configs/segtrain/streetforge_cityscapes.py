@@ -2,8 +2,8 @@
 
 accelerate launch segtrain/train.py configs/segtrain/streetforge_cityscapes.py --base SD15_FOLDER \
     --source runs/data/cityscapes --generated DIR --generated-share 0.5 --output DIR
-Hardware: as streetforge_gta.py. Frames of 2048x1024 come to 1024x512; the first scene prompt is the
-source's own. Built at toy size; it has not been trained.
+Hardware: as streetforge_gta.py. Frames of 2048x1024 are resized to 1024x512; the first scene prompt
+is that of the source. Tests build it at toy size; it has not been trained.
 """
 
 _base_ = ["./vpd_gta.py", "./parts/scenes_cityscapes.py"]

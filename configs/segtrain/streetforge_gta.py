@@ -2,9 +2,9 @@
 
 accelerate launch segtrain/train.py configs/segtrain/streetforge_gta.py --base SD15_FOLDER \
     --source GTA_DATASET --generated DIR --generated-share 0.5 --output DIR
-Hardware: a GPU with 48 GB, since the whole U-Net learns under two prompts; `part="lora"` fits
-24 GB. Chosen on Pocket City, where it was measured; this file has been parsed and its taps checked
-against the full-size model, it has not been trained.
+Hardware: a GPU with 48 GB, since the whole U-Net is trained under two prompts; `part="lora"` fits
+24 GB. The combination was chosen by scores on Pocket City. This file has been parsed and its taps
+checked against the full-size model; it has not been trained.
 """
 
 _base_ = ["./vpd_gta.py", "./parts/scenes_gta.py"]

@@ -2,7 +2,8 @@
 
 accelerate launch segtrain/train.py configs/segtrain/streetforge_pocket.py --source DIR \
     --generated DIR --generated-share 0.5 --output DIR
-Hardware: two CPU cores; one network evaluation a picture. How it was chosen: docs/segmentation.md.
+Hardware: two CPU cores; one network evaluation per image. Chosen by scores on the five targets, see
+docs/results.md.
 """
 
 _base_ = ["./vpd_pocket.py", "./parts/scenes_pocket.py"]

@@ -4,7 +4,7 @@ accelerate launch segtrain/train.py configs/segtrain/streetforge_synthia_urbansy
     --base SD15_FOLDER --source runs/data/synthia --sets urbansyn=runs/data/urbansyn:0.25 \
     --generated DIR --generated-share 0.5 --output DIR
 Hardware: as streetforge_gta.py. SYNTHIA's frames of 1280x760 keep their size, UrbanSyn's of
-2048x1024 come to 1024x512. Built at toy size; it has not been trained.
+2048x1024 are resized to 1024x512. Tests build it at toy size; it has not been trained.
 """
 
 _base_ = ["./streetforge_gta.py"]

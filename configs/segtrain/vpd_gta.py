@@ -2,9 +2,10 @@
 
 accelerate launch segtrain/train.py configs/segtrain/vpd_gta.py --base SD15_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
-Hardware: a GPU with 40 GB, since the whole U-Net learns at a tenth of the rate; `part="lora"`
-fits 24 GB. Schedule of the paper (Zhao et al., ICCV 2023) cut to 40,000 iterations at batch 2. This
-file has been parsed and its taps checked against the full-size model; it has not been trained.
+Hardware: a GPU with 40 GB, since the whole U-Net is trained, at a tenth of the learning rate;
+`part="lora"` fits 24 GB. The schedule is that of the paper (Zhao et al., ICCV 2023), shortened to
+40,000 iterations at batch 2. This file has been parsed and its taps checked against the full-size
+model; it has not been trained.
 """
 
 _base_ = ["./segformer_gta.py"]

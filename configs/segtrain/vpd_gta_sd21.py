@@ -2,9 +2,9 @@
 
 accelerate launch segtrain/train.py configs/segtrain/vpd_gta_sd21.py --base SD21_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
-Hardware: as vpd_gta.py. Its output is a velocity; one clean pass reads features alone. The base is
-a copy of weights that their owner took off the hub. Built at toy size and its maps checked against
-the full-size model; it has not been trained.
+Hardware: as vpd_gta.py. The v-prediction output of this base is not used; VPD reads features only.
+The owner removed these weights from the hub; copies exist. Built at toy size, and its maps checked
+against the full-size model; it has not been trained.
 """
 
 _base_ = ["./vpd_gta.py"]

@@ -1,8 +1,9 @@
 """VPD on the pocket model: clean pass, attention maps of the classes, text adapter, FPN head.
 
 accelerate launch segtrain/train.py configs/segtrain/vpd_pocket.py --source DIR --output DIR
-Hardware: two CPU cores. As in the paper (Zhao et al., ICCV 2023) the whole U-Net learns, at a tenth
-of the rate; unlike it, latents are scaled and maps have the picture's own aspect.
+Hardware: two CPU cores. As in the paper (Zhao et al., ICCV 2023), the whole U-Net is trained at a
+tenth of the learning rate. Unlike in the paper, latents are scaled by the model's factor, and
+attention maps have the aspect ratio of the image.
 """
 
 _base_ = ["./diffusion_pocket.py"]

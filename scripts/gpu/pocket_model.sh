@@ -124,6 +124,6 @@ EOF
     pack
     say "$stage done"
 done
-recipe reconstructions drawn distances looks oracle fidelity >> "$out/log.txt" 2>&1 || true
+recipe reconstructions generated distances looks oracle fidelity >> "$out/log.txt" 2>&1 || true
 pack
 say "all done"

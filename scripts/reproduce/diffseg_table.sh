@@ -4,7 +4,7 @@
 #   scripts/reproduce/diffseg_table.sh [WORKSPACE]        default: runs/diffseg_table
 #
 # SOURCE, GENERATED and TARGETS are dataset folders; the defaults are those of
-# `python pipeline/run.py --recipe pocket_experiment`. ITERATIONS, BATCH, LIMIT (pictures per target),
+# `python pipeline/run.py --recipe pocket_experiment`. ITERATIONS, BATCH, LIMIT (images per target),
 # SEEDS (of the networks with spread), NETWORKS and ARMS set the size. Every step resumes or is skipped
 # when complete, so the script can be stopped and started again; two of them may share a workspace if
 # each has its own ARMS (one per core: OMP_NUM_THREADS=1).

@@ -42,7 +42,7 @@ def test_card_states_what_was_trained_and_measured(workspace, monkeypatch):
         for name, miou, iou in (
             ("heldout", 40.0, 20.0),
             ("reconstructions", 38.0, 18.0),
-            ("drawn", 30.0, 10.0),
+            ("generated", 30.0, 10.0),
         )
     }
     fidelity = workspace / "measured" / "fidelity" / "fidelity.json"

@@ -4,7 +4,7 @@ _base_ = ["./data_pocket.py"]
 
 crop_size = (512, 512)
 data_root = "data/gta"
-source_scale = 1280 / 1914  # GTA's frames of 1914x1052 come to 1280x704
+source_scale = 1280 / 1914  # GTA's frames of 1914x1052 are resized to 1280x704
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -21,11 +21,11 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-test_resolution = "low"  # prepared targets: at their protocol's size for networks like this one
-sets = dict(  # the scale at which each set's objects appear, as in DGInStyle
+test_resolution = "low"  # prepared targets are scored at `eval_low_px` of their protocol
+sets = dict(  # scale of the objects of each set, as in DGInStyle
     source=dict(scale_factor=source_scale),
-    generated=dict(scale_factor=1.0),  # crops of the source's own pixels, not resized
-    target=dict(scale_factor=0.5),  # unlabelled pictures of self-training: 2048x1024 to 1024x512
+    generated=dict(scale_factor=1.0),  # crops at the resolution of the source, not resized
+    target=dict(scale_factor=0.5),  # unlabelled images of self-training: 2048x1024 to 1024x512
 )
 train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))

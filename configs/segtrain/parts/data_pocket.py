@@ -5,7 +5,7 @@ default_scope = "mmseg"
 
 crop_size = (96, 160)
 data_root = "runs/mine/source"
-scale_factor = (0.75, 1.5)  # of objects at the network to those in the files, drawn per sample
+scale_factor = (0.75, 1.5)  # object size in the network's input / in the file, sampled per image
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -21,10 +21,10 @@ test_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-sets = dict(  # what each named set changes of `train_pipeline`
+sets = dict(  # changes of `train_pipeline` for each named set
     source=dict(scale_factor=scale_factor),
     generated=dict(scale_factor=scale_factor),  # whole frames of the source's size
-    target=dict(scale_factor=scale_factor),  # unlabelled pictures of self-training
+    target=dict(scale_factor=scale_factor),  # unlabelled images of self-training
 )
 train_dataloader = dict(
     batch_size=8,

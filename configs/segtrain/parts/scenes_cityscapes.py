@@ -2,5 +2,5 @@
 
 _base_ = ["./scenes_gta.py"]
 
-# The source is photographs of European cities, which stands for GTA's first two scenes.
+# The source consists of photographs of European cities; its scene replaces the first two of GTA.
 scenes = ["a photo of a street scene in a German city by day", *_base_.scenes[2:]]
