@@ -33,7 +33,7 @@ TRAININGS = {
 FIGURES = {
     "figures/curves.svg": "Training losses",
     "figures/samples.jpg": "Label maps, renders of the same scenes, and generated images",
-    "measured/distances/neighbours_generated.png": "Generated images and the nearest training images",
+    "measured/distances/neighbours_generated.png": "Generated images and their nearest neighbours",
 }
 
 

@@ -3,9 +3,9 @@
 accelerate launch segtrain/train.py configs/segtrain/diff_as_released_gta.py --base SD21_FOLDER \
     --source GTA_DATASET --output DIR
 Hardware: a GPU with 48 GB at batch 1; the published training took 61.6 hours on an RTX A6000 (Ji et
-al., ICASSP 2025; its log). The faults are listed in docs/segmentation.md. Two things differ from the
-release: the unused features of stride 64 are left out, and the prompts of the classes are our
-choice. Not trained by us.
+al., ICASSP 2025; its log). docs/segmentation.md lists the faults. Two things differ from it: the
+unused features of stride 64 are left out, and the prompts of the classes are our choice. Not
+trained by us.
 """
 
 _base_ = ["./diff_gta.py"]

@@ -3,8 +3,8 @@
 accelerate launch segtrain/train.py configs/segtrain/ptdiffseg_gta.py --base SD15_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
 Hardware: a GPU with 24 GB. segtrain/adapt.py then learns the scene prompt of a target. Details that
-the paper (Gong et al., BMVC 2024) does not state are our choice; see docs/segmentation.md. This file
-has been parsed and its taps checked against the full-size model; it has not been trained.
+the paper (Gong et al., BMVC 2024) does not state are our choice; see docs/segmentation.md. This
+file has been parsed and its taps checked against the full-size model; it has not been trained.
 """
 
 _base_ = ["./vpd_gta.py", "./parts/scenes_gta.py"]

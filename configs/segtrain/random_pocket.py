@@ -1,4 +1,4 @@
-"""The network of vpd_pocket.py with a randomly initialized U-Net, to measure the gain of pretraining.
+"""The network of vpd_pocket.py with a random U-Net, to measure the gain from pretraining.
 
 accelerate launch segtrain/train.py configs/segtrain/random_pocket.py --source DIR --output DIR
 Hardware: two CPU cores. The U-Net is trained with the full learning rate; prompts and autoencoder

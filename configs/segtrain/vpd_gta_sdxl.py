@@ -2,8 +2,9 @@
 
 accelerate launch segtrain/train.py configs/segtrain/vpd_gta_sdxl.py --base SDXL_FOLDER \
     --source GTA_DATASET [--generated DIR --generated-share 0.5] --output DIR
-Hardware: two GPUs with 80 GB, since all 2.6 billion weights of the U-Net are trained; one GPU with 40
-GB with `--cfg-options model.backbone.training.part=lora model.backbone.training.checkpointing=True`.
+Hardware: two GPUs with 80 GB, since all 2.6 billion weights of the U-Net are trained. LoRA fits one
+GPU with 40 GB:
+`--cfg-options model.backbone.training.part=lora model.backbone.training.checkpointing=True`.
 Built at toy size, and its maps checked against the full-size model; it has not been trained.
 """
 
