@@ -57,7 +57,7 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
     config = dataclasses.replace(default_config("pocket"), n=n, output=folder / "inputs")
     inputs = read_inputs(config)
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
-    maker = SampleMaker(sampler, config, inputs.source, inputs.layouts, {})
+    maker = SampleMaker(sampler, config, inputs.source, inputs.label_maps, {})
     maker.make(inputs.plan[:1])[0].finish()
     seconds: dict[str, list[float]] = {"written": [], "dropped": []}
     for repeat in range(repeats):

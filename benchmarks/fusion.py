@@ -32,7 +32,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe
 from benchmarks.plain_fusion import Plain
-from generation import layouts, plan, tiles
+from generation import label_maps, plan, tiles
 from generation.prompts import Grammar
 from generation.sampler import sampler as drawing
 from generation.sampler.denoiser import Control, Denoiser
@@ -229,16 +229,18 @@ def work(crops: list[np.ndarray], model: str, steps: int) -> dict[str, float]:
     }
 
 
-def draw_crops(source: layouts.LayoutSource, size: tuple[int, int], rare: bool, n: int) -> list:
+def draw_crops(
+    source: label_maps.LabelMapFolder, size: tuple[int, int], rare: bool, n: int
+) -> list:
     """Return `n` crops, centred on a rare class as the generator draws them, or uniform."""
-    found = layouts.scan_layouts(source)
-    counts = np.array([layout.counts for layout in found])
+    found = label_maps.scan(source)
+    counts = np.array([label_map.counts for label_map in found])
     planner = plan.Planner(
         counts, Grammar(), seed=0, sampling=RareClasses(enabled=rare, min_pixels=48)
     )
     crops = []
-    for item in planner.draw_plan(n):
-        label = source.read(found[item.layout].name)
+    for item in planner.make_plan(n):
+        label = source.read(found[item.label_map].name)
         crops.append(plan.place_crop(label, item, seed=0, size=size, min_share=0.01).of(label))
     return crops
 
@@ -254,14 +256,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    pocket = layouts.open_layouts(
+    pocket = label_maps.open_folder(
         DEFAULT_LABEL_MAPS, pattern="*.png", label_space="train_ids", height_px=0
     )
     maps = draw_crops(pocket, default_config("pocket").crop_px, True, 40)
     result: dict[str, Any] = {"compare": compare(arguments, maps), "work": {}}
     sources = {"pocket": (pocket, default_config("pocket").crop_px)}
     if arguments.gta:
-        gta = layouts.open_layouts(
+        gta = label_maps.open_folder(
             arguments.gta, pattern="*.png", label_space=arguments.label_space, height_px=0
         )
         sources["sd15"] = (gta, (512, 512))

@@ -5,7 +5,7 @@ from pipeline.dataset import write_card
 from pipeline.markdown import code, plain
 
 
-def write_dataset_card(config: Config, revisions: dict[str, str], num_layouts: int) -> None:
+def write_dataset_card(config: Config, revisions: dict[str, str], num_label_maps: int) -> None:
     """Write README.md of the dataset folder; it describes the run, not its progress."""
     origin = "source images and label maps" if config.needs_source_images else "source label maps"
     details = ", details from the source images" if config.color_transfer == "source" else ""
@@ -25,7 +25,7 @@ label map.
 
 Generated with {swap} of {code(config.base)} and the ControlNet {code(config.controlnet)}, fusion
 `{config.fusion}`, {config.steps} steps of {config.scheduler}, guidance {config.guidance_scale:g},
-seed {config.seed}, from {num_layouts} label maps{details}. Conditions and shares: {conditions}.
+seed {config.seed}, from {num_label_maps} label maps{details}. Conditions and shares: {conditions}.
 
 {revision_lines}
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from generation import tiles
-from generation.layouts import Layout, LayoutSource
+from generation.label_maps import LabelMap, LabelMapFolder
 from generation.plan import PlanItem, describe
 from generation.settings import Config
 from generation.sizes import padded_crop
@@ -65,12 +65,12 @@ def _counts(title: str, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def summary(config: Config, plan: list[PlanItem], num_layouts: int, num_missing: int) -> str:
+def summary(config: Config, plan: list[PlanItem], num_label_maps: int, num_missing: int) -> str:
     """Return the text of `--dry-run`."""
     classes = ["(any)" if i.rare_class is None else CLASS_NAMES[i.rare_class] for i in plan]
     lines = [
         f"samples: {config.n}, of which {num_missing} are missing in {config.output}",
-        f"label maps: {num_layouts} in {config.label_maps_folder}",
+        f"label maps: {num_label_maps} in {config.label_maps_folder}",
         f"image: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "
         f"color transfer {config.color_transfer}",
         *_counts("conditions", [item.condition for item in plan]),
@@ -84,8 +84,8 @@ def summary(config: Config, plan: list[PlanItem], num_layouts: int, num_missing:
 def write_plan(
     path: Path,
     plan: Sequence[PlanItem],
-    source: LayoutSource,
-    layouts: list[Layout],
+    source: LabelMapFolder,
+    label_maps: list[LabelMap],
     config: Config,
 ) -> None:
     """Write what is known of every sample before it is drawn, one JSON row each, in id order."""
@@ -94,15 +94,15 @@ def write_plan(
     read = lru_cache(4 * THREADS)(source.read)
 
     def line(item: PlanItem) -> str:
-        layout = layouts[item.layout]
-        _, row = describe(item, read(layout.name), layout, config)
+        label_map = label_maps[item.label_map]
+        _, row = describe(item, read(label_map.name), label_map, config)
         return json.dumps({"id": sample_id(item.index), **row}) + "\n"
 
     lines = [""] * len(plan)
-    by_layout = sorted(plan, key=lambda item: item.layout)  # so that each map is read once
+    by_label_map = sorted(plan, key=lambda item: item.label_map)  # so that each map is read once
     with ThreadPoolExecutor(THREADS) as pool:
-        found = tqdm(pool.map(line, by_layout), total=len(plan), unit="row", desc="plan")
-        for item, text in zip(by_layout, found, strict=True):
+        found = tqdm(pool.map(line, by_label_map), total=len(plan), unit="row", desc="plan")
+        for item, text in zip(by_label_map, found, strict=True):
             lines[item.index] = text
     files.write_bytes(path, "".join(lines).encode())
 
@@ -148,14 +148,14 @@ def count_tiles(label: np.ndarray, config: Config, grid: SizeGrid) -> tuple[int,
 
 
 def sample_rows(
-    missing: Sequence[PlanItem], source: LayoutSource, layouts: list[Layout], config: Config
+    missing: Sequence[PlanItem], source: LabelMapFolder, label_maps: list[LabelMap], config: Config
 ) -> list[tuple[np.ndarray, dict[str, Any]]]:
     """Return label crop and row of up to NUM_SAMPLED of the missing samples."""
     chosen = [missing[i] for i in np.linspace(0, len(missing) - 1, NUM_SAMPLED).astype(int)]
     drawn = []
     for item in dict.fromkeys(chosen):
-        layout = layouts[item.layout]
-        drawn.append(describe(item, source.read(layout.name), layout, config))
+        label_map = label_maps[item.label_map]
+        drawn.append(describe(item, source.read(label_map.name), label_map, config))
     return drawn
 
 
@@ -183,7 +183,7 @@ def cut_prompts(rows: Sequence[dict[str, Any]], config: Config) -> str:
 
 
 def forecast(
-    missing: Sequence[PlanItem], source: LayoutSource, layouts: list[Layout], config: Config
+    missing: Sequence[PlanItem], source: LabelMapFolder, label_maps: list[LabelMap], config: Config
 ) -> str:
     """Return lines on network evaluations, time and prompts of the missing samples.
 
@@ -195,7 +195,7 @@ def forecast(
     grid = STABLE_DIFFUSION
     if (home := models.find_local(models.find_base(config.base))) is not None:
         grid = read_size_grid(home / "vae", home / "unet")
-    drawn = sample_rows(missing, source, layouts, config)
+    drawn = sample_rows(missing, source, label_maps, config)
     counts = np.array([count_tiles(label, config, grid) for label, _ in drawn])
     evaluations = config.steps * (1 + counts[:, 0].mean())
     lines = [

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from generation import detectors, layouts
+from generation import detectors
+from generation import label_maps as maps
 from generation.output import CACHE_NAME
 from generation.plan import PlanItem, Planner
 from generation.settings import Config, run_mapping
@@ -26,8 +27,8 @@ from pipeline.size_grid import read_size_grid
 class Inputs:
     """Everything that is known and checked before torch is imported."""
 
-    source: layouts.LayoutSource
-    layouts: list[layouts.Layout]
+    source: maps.LabelMapFolder
+    label_maps: list[maps.LabelMap]
     images: dict[str, str]
     """Digest by label map of the source images, where they are used."""
     planner: Planner
@@ -39,7 +40,7 @@ class Inputs:
     @functools.cached_property
     def plan(self) -> list[PlanItem]:
         """What the samples will be; drawn when first needed, never for a finished folder."""
-        return self.planner.draw_plan(self.rows.n)
+        return self.planner.make_plan(self.rows.n)
 
 
 def check_models(config: Config) -> None:
@@ -89,24 +90,24 @@ def read_inputs(config: Config) -> Inputs:
     check_canvas(config)
     check_output(config.output, DATASET, inputs={"--label-maps": config.label_maps_folder})
     check_models(config)
-    source = layouts.open_layouts(
+    source = maps.open_folder(
         config.label_maps_folder,
         pattern=config.label_pattern,
         label_space=config.label_space,
         height_px=config.label_height_px,
     )
-    if config.needs_source_images and len(source.pictures) < len(source.names):
+    if config.needs_source_images and len(source.images) < len(source.names):
         raise UserError(
             f"{config.label_maps_folder}: has label maps alone, but --strength, --second-control "
             "and --color-transfer source need their source images; give a dataset folder"
         )
     cache, images = config.output / CACHE_NAME, {}
     if config.needs_source_images:
-        layouts.check_pictures(source)
-        images = layouts.digest_images(source, cache)
-    found = layouts.scan_layouts(source, cache)
-    layouts.check_sizes(source, found, config.crop_px)
-    counts = np.array([layout.counts for layout in found], dtype=np.int64)
+        maps.check_source_images(source)
+        images = maps.digest_images(source, cache)
+    found = maps.scan(source, cache)
+    maps.check_sizes(source, found, config.crop_px)
+    counts = np.array([label_map.counts for label_map in found], dtype=np.int64)
     planner = Planner(
         counts,
         config.prompt,
@@ -134,7 +135,7 @@ def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
         settings["second_control"]["detector"] = detectors.detector_revision(config.second_control)
     del settings["second_control"]["controlnet"], settings["label_maps"]
     mapping = run_identity(settings, models=models_of)
-    mapping["data"]["label_maps"] = layouts.layouts_digest(inputs.layouts)
+    mapping["data"]["label_maps"] = maps.contents_digest(inputs.label_maps)
     if inputs.images:
         mapping["data"]["images"] = digest(sorted(inputs.images.items()))
     return mapping

@@ -1,4 +1,4 @@
-"""Label maps to draw from: a dataset folder, or any folder of label PNGs in any label space.
+"""The label maps of a run: a dataset folder, or any folder of label PNGs in any label space.
 
 All maps are read once before any weights load, which finds the first bad one by name and counts
 the classes. The counts are kept in the output folder and reused while a file is unchanged.
@@ -27,7 +27,7 @@ from pipeline.resizing import resize_nearest
 
 
 @dataclass(frozen=True)
-class Layout:
+class LabelMap:
     """One label map after resizing: size, pixels per class, checksum of its train ids."""
 
     name: str
@@ -39,7 +39,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class LayoutSource:
+class LabelMapFolder:
     """Where label maps are and how they are read."""
 
     folder: Path
@@ -47,7 +47,7 @@ class LayoutSource:
     table: tuple[int, ...]
     """256 entries from the folder's ids to train ids, void 255 (see `labels.label_space`)."""
     height_px: int
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
     """The image of each map, in a dataset folder."""
 
     def read(self, name: str) -> np.ndarray:
@@ -63,33 +63,24 @@ class LayoutSource:
             )
         return resize_nearest(label, (self.height_px, width))
 
-    def read_picture(self, index: int, size: tuple[int, int]) -> np.ndarray:
+    def read_source_image(self, index: int, size: tuple[int, int]) -> np.ndarray:
         """Read the image of map `index` as HxWx3 uint8 of `size`, by Lanczos.
 
-        They differ by `height_px` only, see `check_pictures`.
+        They differ by `height_px` only, see `check_source_images`.
         """
-        picture = read_image(self.pictures[index])
-        if picture.shape[:2] == size:
-            return picture
-        scaled = Image.fromarray(picture).resize(size[::-1], Image.Resampling.LANCZOS)
+        image = read_image(self.images[index])
+        if image.shape[:2] == size:
+            return image
+        scaled = Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS)
         return np.array(scaled)
 
 
-def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int) -> LayoutSource:
+def open_folder(folder: Path, *, pattern: str, label_space: str, height_px: int) -> LabelMapFolder:
     """List the label maps of a dataset folder or of a folder of PNGs, in name order."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of label maps; check --label-maps")
-    if is_dataset(folder):
-        samples = open_dataset(folder, labelled=True)
-        found = {str(s.label.relative_to(folder)): s.image for s in samples if s.label}
-    else:
-        plain, hidden = find_files(folder, (".png",))
-        say_hidden(folder, hidden)
-        names = (path.relative_to(folder) for path in plain)
-        lower = pattern.lower()  # suffixes come in capitals too
-        found = {str(p): None for p in names if PurePosixPath(str(p).lower()).match(lower)}
-    names = sorted(found)
-    if not names:
+    found = _list_dataset(folder) if is_dataset(folder) else _list_plain(folder, pattern)
+    if not found:
         raise UserError(
             f"{folder}: no label map matches {pattern!r}; check --label-maps and --label-pattern"
         )
@@ -99,22 +90,38 @@ def open_layouts(folder: Path, *, pattern: str, label_space: str, height_px: int
             f"--label-space {label_space}: colours cost time at each use; convert them once with "
             "pipeline/prepare.py"
         )
-    known = tuple(picture for name in names if (picture := found[name]) is not None)
-    return LayoutSource(folder, tuple(names), tuple(table.tolist()), height_px, known)
+    names = tuple(sorted(found))
+    images = tuple(image for name in names if (image := found[name]) is not None)
+    return LabelMapFolder(folder, names, tuple(table.tolist()), height_px, images)
 
 
-def _measure(source: LayoutSource, name: str) -> Layout:
+def _list_dataset(folder: Path) -> dict[str, Path | None]:
+    """Return the source image by the name of each label map of a dataset folder."""
+    samples = open_dataset(folder, labelled=True)
+    return {str(s.label.relative_to(folder)): s.image for s in samples if s.label}
+
+
+def _list_plain(folder: Path, pattern: str) -> dict[str, Path | None]:
+    """Return the names of the label maps of a plain folder, which has no source images."""
+    paths, hidden = find_files(folder, (".png",))
+    say_hidden(folder, hidden)
+    names = [str(path.relative_to(folder)) for path in paths]
+    lower = pattern.lower()  # suffixes come in capitals too
+    return {name: None for name in names if PurePosixPath(name.lower()).match(lower)}
+
+
+def _measure(source: LabelMapFolder, name: str) -> LabelMap:
     try:
         label = source.read(name)
     except UserError as error:
-        if source.pictures or not str(error).startswith(str(source.folder)):
+        if source.images or not str(error).startswith(str(source.folder)):
             raise
         raise UserError(
             f"{error}. If it is no label map, name those that are with --label-pattern, "
             "'*_labelIds.png' say"
         ) from None
     counts = np.bincount(label.ravel(), minlength=256)[: labels.NUM_CLASSES]
-    return Layout(
+    return LabelMap(
         name, label.shape[0], label.shape[1], tuple(map(int, counts)), zlib.crc32(label.tobytes())
     )
 
@@ -124,22 +131,22 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _key(source: LayoutSource) -> str:
+def _key(source: LabelMapFolder) -> str:
     return digest([str(source.folder.resolve()), source.table, source.height_px])
 
 
-def scan_layouts(
-    source: LayoutSource, cache: Path | None = None, progress: Callable[[], Any] | None = None
-) -> list[Layout]:
+def scan(
+    source: LabelMapFolder, cache: Path | None = None, progress: Callable[[], Any] | None = None
+) -> list[LabelMap]:
     """Read and measure all label maps; the first bad one in name order is raised.
 
     `cache` is a file of `save_scan`; entries whose file has the same size and time are reused.
     """
-    old = _kept(source, cache, "layouts")
+    old = _kept(source, cache, "label_maps")
 
-    def measure(name: str) -> Layout:
+    def measure(name: str) -> LabelMap:
         values = old.get(name)
-        return _measure(source, name) if values is None else Layout(**values)
+        return _measure(source, name) if values is None else LabelMap(**values)
 
     found = []
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -156,21 +163,21 @@ def scan_layouts(
 
 
 def save_scan(
-    source: LayoutSource, layouts: list[Layout], images: dict[str, str], cache: Path
+    source: LabelMapFolder, label_maps: list[LabelMap], images: dict[str, str], cache: Path
 ) -> None:
     """Keep the measurements for the other processes and for the next start."""
     entries = {
-        x.name: {"state": _state(source.folder / x.name), "value": asdict(x)} for x in layouts
+        x.name: {"state": _state(source.folder / x.name), "value": asdict(x)} for x in label_maps
     }
     kept = {
         name: {"state": _state(path), "value": images[name]}
-        for name, path in zip(source.names, source.pictures, strict=bool(images))
+        for name, path in zip(source.names, source.images, strict=bool(images))
         if name in images
     }
-    files.write_json(cache, {"key": _key(source), "layouts": entries, "images": kept})
+    files.write_json(cache, {"key": _key(source), "label_maps": entries, "images": kept})
 
 
-def _kept(source: LayoutSource, cache: Path | None, kind: str) -> dict[str, Any]:
+def _kept(source: LabelMapFolder, cache: Path | None, kind: str) -> dict[str, Any]:
     """Return by label map what `save_scan` kept of files that have not changed since.
 
     A damaged file of it counts as none: everything in it is measured anew.
@@ -178,11 +185,11 @@ def _kept(source: LayoutSource, cache: Path | None, kind: str) -> dict[str, Any]
     if cache is None or not cache.is_file():
         return {}
     paths = (
-        dict(zip(source.names, source.pictures, strict=False))
+        dict(zip(source.names, source.images, strict=False))
         if kind == "images"
         else {name: source.folder / name for name in source.names}
     )
-    sound = _is_image_digest if kind == "images" else _is_layout
+    sound = _is_image_digest if kind == "images" else _is_label_map
     try:
         stored = read_json(cache, dict)
         if stored.get("key") != _key(source):
@@ -196,9 +203,9 @@ def _kept(source: LayoutSource, cache: Path | None, kind: str) -> dict[str, Any]
         return {}
 
 
-def _is_layout(value: Any) -> bool:
+def _is_label_map(value: Any) -> bool:
     """Tell whether a kept measurement has the form of one."""
-    if not isinstance(value, dict) or set(value) != {field.name for field in fields(Layout)}:
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(LabelMap)}:
         return False
     counts = value["counts"]
     whole = isinstance(counts, list) and len(counts) == labels.NUM_CLASSES
@@ -213,7 +220,7 @@ def _is_image_digest(value: Any) -> bool:
     return isinstance(value, str) and len(value) == DIGITS
 
 
-def digest_images(source: LayoutSource, cache: Path | None = None) -> dict[str, str]:
+def digest_images(source: LabelMapFolder, cache: Path | None = None) -> dict[str, str]:
     """Return a digest of the content of each map's source image, by the name of the map.
 
     `cache` is a file of `save_scan`; images whose file has the same size and time are not read.
@@ -221,43 +228,43 @@ def digest_images(source: LayoutSource, cache: Path | None = None) -> dict[str, 
     old = _kept(source, cache, "images")
     with ThreadPoolExecutor(max_workers=8) as pool:
         found = pool.map(
-            lambda name, path: old.get(name) or file_digest(path), source.names, source.pictures
+            lambda name, path: old.get(name) or file_digest(path), source.names, source.images
         )
         return dict(zip(source.names, found, strict=True))
 
 
-def check_sizes(source: LayoutSource, layouts: list[Layout], crop: tuple[int, int]) -> None:
+def check_sizes(source: LabelMapFolder, label_maps: list[LabelMap], crop: tuple[int, int]) -> None:
     """Raise `UserError` naming the first map that is smaller than the crop."""
-    for layout in layouts:
-        if layout.height >= crop[0] and layout.width >= crop[1]:
+    for label_map in label_maps:
+        if label_map.height >= crop[0] and label_map.width >= crop[1]:
             continue
-        scale = max(crop[0] / layout.height, crop[1] / layout.width)
+        scale = max(crop[0] / label_map.height, crop[1] / label_map.width)
         raise UserError(
-            f"{source.folder / layout.name}: {layout.width}x{layout.height} px is smaller than the "
-            f"crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or --label-height-px "
-            f"{int(np.ceil(layout.height * scale)) + 1}"
+            f"{source.folder / label_map.name}: {label_map.width}x{label_map.height} px is "
+            f"smaller than the crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or --label-height-px "
+            f"{int(np.ceil(label_map.height * scale)) + 1}"
         )
 
 
-def check_pictures(source: LayoutSource) -> None:
+def check_source_images(source: LabelMapFolder) -> None:
     """Raise `UserError` naming the first image that is cut short or not of its map's size.
 
     One of another size or shape would be stretched, and its pixels not be where the map says.
     """
 
-    def check(name: str, picture: Path) -> None:
+    def check(name: str, image: Path) -> None:
         label = source.folder / name
         header = read_header(label, "label")
-        require_same_size(image_size(picture), (header.width, header.height), label)
+        require_same_size(image_size(image), (header.width, header.height), label)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
-        list(pool.map(check, source.names, source.pictures))
+        list(pool.map(check, source.names, source.images))
 
 
-def mostly_void(layouts: list[Layout]) -> str:
+def mostly_void(label_maps: list[LabelMap]) -> str:
     """Return a warning if fewer than half of all pixels are of a class, else ""."""
-    pixels = sum(layout.height * layout.width for layout in layouts)
-    share = sum(sum(layout.counts) for layout in layouts) / pixels
+    pixels = sum(label_map.height * label_map.width for label_map in label_maps)
+    share = sum(sum(label_map.counts) for label_map in label_maps) / pixels
     if share >= 0.5:
         return ""
     return (
@@ -266,6 +273,6 @@ def mostly_void(layouts: list[Layout]) -> str:
     )
 
 
-def layouts_digest(layouts: list[Layout]) -> str:
+def contents_digest(label_maps: list[LabelMap]) -> str:
     """Return a digest of names and contents, which tells whether two runs saw the same maps."""
-    return digest([[x.name, x.height, x.width, x.checksum] for x in layouts])
+    return digest([[x.name, x.height, x.width, x.checksum] for x in label_maps])

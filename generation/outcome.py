@@ -97,9 +97,9 @@ class Outcome:
                 f"another process left {self.left} of {self.n} samples; the same command makes them"
             )
         if self.failed:
-            names = map(sample_id, self.failed[:SHOWN_SAMPLES])
+            ids = map(sample_id, self.failed[:SHOWN_SAMPLES])
             return (
-                f"{len(self.failed)} samples could not be generated ({', '.join(names)}); their "
+                f"{len(self.failed)} samples could not be generated ({', '.join(ids)}); their "
                 f"rows in {self.folder} say why; the same command tries them again"
             )
         if not self.is_last:

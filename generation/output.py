@@ -16,7 +16,7 @@ from pipeline.dataset import DatasetWriter
 from pipeline.metadata import MetadataIndex
 from pipeline.output_folders import DATASET, has_marker, require_same, write_marker
 
-CACHE_NAME = "layouts.json"
+CACHE_NAME = "label_maps.json"
 
 
 class RunFolder:

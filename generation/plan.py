@@ -1,7 +1,7 @@
 """What every sample will be: a pure function of (settings, seed, index), without torch.
 
-A sample is drawn in two parts. `draw_plan` settles class, layout, condition, time and place from
-the statistics of the layouts alone, so a plan of 50,000 samples costs a second. `place_crop`
+A sample is drawn in two parts. `make_plan` settles class, label map, condition, time and place from
+the statistics of the label maps alone, so a plan of 50,000 samples costs a second. `place_crop`
 settles the crop once the label map is read. Item i does not depend on n, on the number of
 processes or on any other item.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from generation.layouts import Layout
+from generation.label_maps import LabelMap
 from generation.prompts import Grammar, Name, join_classes, quota_sequence, render_prompt
 from generation.settings import Config
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
@@ -28,10 +28,10 @@ class PlanItem:
     """Sample `index` before its label map is read."""
 
     index: int
-    layout: int
-    """Position in the list of layouts."""
+    label_map: int
+    """Position in the list of label maps."""
     rare_class: int | None
-    """Train id the layout was drawn for; None without rare class sampling."""
+    """Train id the label map was chosen for; None without rare class sampling."""
     condition: str
     time: str
     place: str
@@ -67,7 +67,7 @@ class Planner:
         sampling: RareClassSampling,
     ) -> None:
         self.grammar, self.seed = grammar, seed
-        self.num_layouts = len(counts)
+        self.num_label_maps = len(counts)
         self.serving: list[np.ndarray] = [
             np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(NUM_CLASSES)
         ]
@@ -78,7 +78,7 @@ class Planner:
                 counts.sum(axis=0), usable, sampling.temperature
             )
 
-    def draw_plan(self, n: int) -> list[PlanItem]:
+    def make_plan(self, n: int) -> list[PlanItem]:
         """Return the first `n` items.
 
         Conditions come by quota, times and places by quota within their condition.
@@ -92,9 +92,9 @@ class Planner:
             shares = {(time, place): a * b for (time, a), (place, b) in pairs}
             scenes[name] = iter(self._deal(shares, conditions.count(name), f"scenes of {name}"))
         return [
-            PlanItem(index, layout, rare_class, condition, *next(scenes[condition]))
-            for index, (layout, rare_class, condition) in enumerate(
-                zip(*self._draw_layouts(n), conditions, strict=True)
+            PlanItem(index, label_map, rare_class, condition, *next(scenes[condition]))
+            for index, (label_map, rare_class, condition) in enumerate(
+                zip(*self._sample_label_maps(n), conditions, strict=True)
             )
         ]
 
@@ -102,21 +102,21 @@ class Planner:
         order = numpy_generator(self.seed, purpose).permutation(len(shares))
         return quota_sequence(shares, n, order)
 
-    def _draw_layouts(self, n: int) -> tuple[list[int], list[int | None]]:
-        """Return the layout and the rare class of the first `n` items.
+    def _sample_label_maps(self, n: int) -> tuple[list[int], list[int | None]]:
+        """Return the label map and the rare class of the first `n` items.
 
         Item i takes numbers 2i and 2i+1 of one stream, so it does not depend on the others.
         """
         first, second = numpy_generator(self.seed, "plan").random((n, 2)).T
         if self.probabilities is None:
-            return (second * self.num_layouts).astype(int).tolist(), [None] * n
+            return (second * self.num_label_maps).astype(int).tolist(), [None] * n
         edges = np.cumsum(self.probabilities)
         classes = np.searchsorted(edges / edges[-1], first, side="right")
-        layouts = np.empty(n, dtype=int)
+        label_maps = np.empty(n, dtype=int)
         for class_id in np.unique(classes):
             drawn, serving = classes == class_id, self.serving[class_id]
-            layouts[drawn] = serving[(second[drawn] * serving.size).astype(int)]
-        return layouts.tolist(), classes.tolist()
+            label_maps[drawn] = serving[(second[drawn] * serving.size).astype(int)]
+        return label_maps.tolist(), classes.tolist()
 
 
 def noise_seed(seed: int, index: int, attempt: int) -> int:
@@ -153,11 +153,11 @@ def place_crop(
 
 
 def describe(
-    item: PlanItem, whole: np.ndarray, layout: Layout, config: Config
+    item: PlanItem, whole: np.ndarray, label_map: LabelMap, config: Config
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the label crop of a sample and its row before it is drawn.
 
-    `whole`: the HxW label map of `layout`, train ids with void 255.
+    `whole`: the HxW label map of `label_map`, train ids with void 255.
     """
     crop = place_crop(
         whole, item, seed=config.seed, size=config.crop_px, min_share=config.rare_classes.min_share
@@ -180,8 +180,8 @@ def describe(
         "place": item.place,
         "rare_class": None if rare is None else CLASS_NAMES[rare],
         "rare_share": None if rare is None else round(float((label == rare).mean()), 4),
-        "source_label": layout.name,
-        "source_size": [layout.height, layout.width],
+        "source_label": label_map.name,
+        "source_size": [label_map.height, label_map.width],
         "crop": [crop.top, crop.left, crop.height, crop.width],
         "fusion": config.fusion,
     }

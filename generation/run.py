@@ -23,7 +23,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from generation import card, dry_run, layouts, worker
+from generation import card, dry_run, label_maps, worker
 from generation.inputs import (
     Inputs,
     check_loadable,
@@ -86,23 +86,23 @@ def print_plan(config: Config) -> None:
     if config.plan_file:
         dry_run.check_plan_file(Path(config.plan_file))
     inputs = read_inputs(config)
-    if warning := layouts.mostly_void(inputs.layouts):
+    if warning := label_maps.mostly_void(inputs.label_maps):
         print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
-    print(dry_run.summary(config, inputs.plan, len(inputs.layouts), len(inputs.missing)))
+    print(dry_run.summary(config, inputs.plan, len(inputs.label_maps), len(inputs.missing)))
     missing = [inputs.plan[index] for index in inputs.missing]
-    print(dry_run.forecast(missing, inputs.source, inputs.layouts, config))
+    print(dry_run.forecast(missing, inputs.source, inputs.label_maps, config))
     if config.plan_file:
         path = Path(config.plan_file)
-        dry_run.write_plan(path, inputs.plan, inputs.source, inputs.layouts, config)
+        dry_run.write_plan(path, inputs.plan, inputs.source, inputs.label_maps, config)
 
 
 def print_warnings(config: Config, inputs: Inputs) -> None:
     """Print a line on label maps that are mostly void, and one on prompts that will be cut."""
-    if warning := layouts.mostly_void(inputs.layouts):
+    if warning := label_maps.mostly_void(inputs.label_maps):
         print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
     if inputs.missing:
         missing = [inputs.plan[index] for index in inputs.missing]
-        samples = dry_run.sample_rows(missing, inputs.source, inputs.layouts, config)
+        samples = dry_run.sample_rows(missing, inputs.source, inputs.label_maps, config)
         if warning := dry_run.cut_prompts([row for _, row in samples], config):
             print(f"streetforge: {warning}", file=sys.stderr)
 
@@ -127,7 +127,7 @@ def open_output(config: Config, inputs: Inputs) -> RunFolder:
         config.output,
         identity,
         about,
-        lambda: card.write_dataset_card(config, row_revisions(identity), len(inputs.layouts)),
+        lambda: card.write_dataset_card(config, row_revisions(identity), len(inputs.label_maps)),
     )
     folder.refuse_other(inputs.rows)
     return folder
@@ -139,7 +139,9 @@ def prepare_output(config: Config, inputs: Inputs, folder: RunFolder) -> None:
     require_writable(config.output)
     files.sweep_temporaries(config.output)
     folder.restore(inputs.rows)
-    layouts.save_scan(inputs.source, inputs.layouts, inputs.images, config.output / CACHE_NAME)
+    label_maps.save_scan(
+        inputs.source, inputs.label_maps, inputs.images, config.output / CACHE_NAME
+    )
 
 
 def work(config: Config, inputs: Inputs, folder: RunFolder, *, is_main: bool) -> Outcome:
@@ -169,7 +171,7 @@ def generate_missing(
 
     sampler = Sampler(load_networks(config, pick_device(config.cpu_threads)), config)
     provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
-    maker = worker.SampleMaker(sampler, config, inputs.source, inputs.layouts, provenance)
+    maker = worker.SampleMaker(sampler, config, inputs.source, inputs.label_maps, provenance)
     return worker.work_until_done(
         lambda indices: maker.make([inputs.plan[index] for index in indices]),
         folder,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from generation.layouts import Layout, LayoutSource
+from generation.label_maps import LabelMap, LabelMapFolder
 from generation.plan import Crop, PlanItem, describe, noise_seed
 from generation.progress import Progress
 from generation.settings import Config
@@ -38,24 +38,24 @@ class SampleMaker:
         self,
         sampler: "Sampler",
         config: Config,
-        source: LayoutSource,
-        layouts: list[Layout],
+        source: LabelMapFolder,
+        label_maps: list[LabelMap],
         facts: dict[str, Any],
     ) -> None:
         self.sampler, self.config = sampler, config
-        self.source, self.layouts, self.facts = source, layouts, facts
+        self.source, self.label_maps, self.facts = source, label_maps, facts
         self.attempts: Counter[int] = Counter()
         self._last = 0.0  # when the group before was finished
 
     def prepare(self, item: PlanItem) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
         """Return label crop and row of a sample before it is drawn, and its source if needed."""
-        layout = self.layouts[item.layout]
-        label, row = describe(item, self.source.read(layout.name), layout, self.config)
+        label_map = self.label_maps[item.label_map]
+        label, row = describe(item, self.source.read(label_map.name), label_map, self.config)
         row |= self.facts
         row["prompt_cut"] = self.sampler.networks.text.truncates(row["prompt"])
         if not self.config.needs_source_images:
             return label, row, None
-        picture = self.source.read_picture(item.layout, (layout.height, layout.width))
+        picture = self.source.read_source_image(item.label_map, (label_map.height, label_map.width))
         return label, row, Crop(*row["crop"]).of(picture)
 
     def make(self, items: Sequence[PlanItem]) -> list[PendingSample]:

@@ -77,7 +77,7 @@ DATASET = FolderKind(
     "dataset folder",
     "run",
     "run.json",
-    early=("claims", "status.json", "layouts.json"),
+    early=("claims", "status.json", "label_maps.json"),
     folders={"images": "folders", "labels": "folders", "claims": "files"},
     rows="metadata*.jsonl",
 )

@@ -91,9 +91,9 @@ def find_attention(
 def load_networks(config: Config, device: torch.device) -> Networks:
     """Load all networks of a run onto `device`."""
     base = models.find_base(config.base)
-    dtype, layout = DTYPES[config.precision], torch.contiguous_format
+    dtype, memory_format = DTYPES[config.precision], torch.contiguous_format
     if config.channels_last:
-        layout = torch.channels_last
+        memory_format = torch.channels_last
     attend = find_attention(config.attention, device, dtype)
     text = PromptEncoder(base, device, dtype)
     text.load()
@@ -109,7 +109,9 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     for module in (unet, vae, *(control.network for control in controls)):
         copy_out_of_mmap(module)
     for module in (unet, *(control.network for control in controls)):
-        torch.nn.Module.to(module, device, dtype, memory_format=layout)  # diffusers' own warns
+        torch.nn.Module.to(
+            module, device, dtype, memory_format=memory_format
+        )  # diffusers' own warns
         module.requires_grad_(False).eval()
     vae.to(device).requires_grad_(False).eval()
     if config.vae_tile_px:

@@ -36,7 +36,7 @@ def label_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from pipeline.labels import PALETTE
 
-    folder = tmp_path_factory.mktemp("layouts")
+    folder = tmp_path_factory.mktemp("label_maps")
     for index in range(5):
         label = blocky_label(CROP[0] + 8 * index, CROP[1] + 8 * index, index)
         image = Image.fromarray(label, mode="P")

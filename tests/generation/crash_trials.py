@@ -144,7 +144,7 @@ def faults(folder: Path, n: int) -> Counter:
     rows = read_rows(folder)
     found["lost"] = n - len(rows)
     found["duplicate"] = len(good) - len(set(good))
-    named = {"run.json", "classes.json", "status.json", "layouts.json", "README.md"}
+    named = {"run.json", "classes.json", "status.json", "label_maps.json", "README.md"}
     named |= {path.name for path in folder.glob("metadata-*.jsonl")}
     for index in range(n):
         key = f"{index:08d}"

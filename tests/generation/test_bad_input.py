@@ -234,15 +234,15 @@ def test_lost_record_is_made_anew_by_the_command_that_made_the_set(
 def test_damaged_cache_of_the_label_maps_is_measured_anew(call, made, tmp_path):
     folder = shutil.copytree(made, tmp_path / "set")
     for content in (b"\xff\x00", b"[]", b'{"key": 1}'):
-        (folder / "layouts.json").write_bytes(content)
+        (folder / "label_maps.json").write_bytes(content)
         assert call("--n", 1, "--steps", 1, "--output", folder) == 0
-        assert (folder / "layouts.json").read_bytes() == (made / "layouts.json").read_bytes()
+        assert (folder / "label_maps.json").read_bytes() == (made / "label_maps.json").read_bytes()
 
 
 def test_results_do_not_lie_with_the_label_maps(call, tiny_dataset):
     folder = tiny_dataset(1, 32, 64)
-    for layouts, output in (("", "set"), ("", ""), ("labels", "")):
-        line = refused(call, "--label-maps", folder / layouts, "--output", folder / output)
+    for label_maps, output in (("", "set"), ("", ""), ("labels", "")):
+        line = refused(call, "--label-maps", folder / label_maps, "--output", folder / output)
         assert "--label-maps" in line and "results would mix with input" in line
 
 

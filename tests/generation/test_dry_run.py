@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from generation import dry_run, layouts
+from generation import dry_run, label_maps
 from generation.plan import Planner
 from generation.sampler.sampler import Sampler
 from generation.settings import RareClasses
@@ -27,14 +27,14 @@ PROVENANCE = {
 
 @pytest.fixture(scope="module")
 def inputs(tiny_config):
-    """(source, layouts, plan of twelve) of the tiny settings."""
-    source = layouts.open_layouts(
+    """(source, label_maps, plan of twelve) of the tiny settings."""
+    source = label_maps.open_folder(
         tiny_config.label_maps_folder, pattern="*.png", label_space="train_ids", height_px=0
     )
-    found = layouts.scan_layouts(source)
-    counts = np.array([layout.counts for layout in found])
+    found = label_maps.scan(source)
+    counts = np.array([label_map.counts for label_map in found])
     planner = Planner(counts, tiny_config.prompt, seed=0, sampling=RareClasses(min_pixels=4))
-    return source, found, planner.draw_plan(12)
+    return source, found, planner.make_plan(12)
 
 
 @pytest.fixture(scope="module")

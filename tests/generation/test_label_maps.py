@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from generation import layouts
+from generation import label_maps
 from pipeline.errors import UserError
 
 
@@ -18,7 +18,7 @@ def save(path, array, mode=None):
 
 
 def opened(folder, space="train_ids", height_px=0, pattern="*.png"):
-    return layouts.open_layouts(folder, pattern=pattern, label_space=space, height_px=height_px)
+    return label_maps.open_folder(folder, pattern=pattern, label_space=space, height_px=height_px)
 
 
 def test_gta_ids_become_train_ids(tmp_path):
@@ -31,7 +31,7 @@ def test_gta_ids_become_train_ids(tmp_path):
 def test_ids_outside_the_space_are_refused(tmp_path, space):
     save(tmp_path / "a.png", np.full((4, 4), 40))
     with pytest.raises(UserError, match=r"a\.png.*\[40\]"):
-        layouts.scan_layouts(opened(tmp_path, space))
+        label_maps.scan(opened(tmp_path, space))
 
 
 def test_unknown_space_lists_the_known_ones(tmp_path):
@@ -59,10 +59,10 @@ def test_first_bad_file_in_name_order_is_named(tmp_path):
     whole = (tmp_path / "c.png").read_bytes()
     (tmp_path / "c.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"c\.png: not a readable PNG"):
-        layouts.scan_layouts(opened(tmp_path))
+        label_maps.scan(opened(tmp_path))
     (tmp_path / "c.png").write_bytes(whole)
     with pytest.raises(UserError, match=r"e\.png: label has mode RGB and three"):
-        layouts.scan_layouts(opened(tmp_path))
+        label_maps.scan(opened(tmp_path))
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -84,26 +84,26 @@ def test_resizing_is_nearest_and_small_maps_are_refused_with_the_remedy(tmp_path
     source = opened(tmp_path, height_px=64)
     label = source.read("a.png")
     assert label.shape == (64, 116) and set(np.unique(label)) == {0, 13, 255}
-    found = layouts.scan_layouts(source)
+    found = label_maps.scan(source)
     with pytest.raises(UserError, match="--label-height-px 72"):
-        layouts.check_sizes(source, found, (32, 128))
-    layouts.check_sizes(
+        label_maps.check_sizes(source, found, (32, 128))
+    label_maps.check_sizes(
         opened(tmp_path, height_px=72),
-        layouts.scan_layouts(opened(tmp_path, height_px=72)),
+        label_maps.scan(opened(tmp_path, height_px=72)),
         (32, 128),
     )
 
 
 def test_scan_is_kept_and_renewed(tmp_path):
     path = save(tmp_path / "in" / "a.png", np.zeros((4, 4)))
-    source, cache = opened(tmp_path / "in"), tmp_path / "layouts.json"
-    first = layouts.scan_layouts(source)
-    layouts.save_scan(source, first, {}, cache)
-    assert layouts.scan_layouts(source, cache) == first
+    source, cache = opened(tmp_path / "in"), tmp_path / "label_maps.json"
+    first = label_maps.scan(source)
+    label_maps.save_scan(source, first, {}, cache)
+    assert label_maps.scan(source, cache) == first
     save(path, np.full((6, 6), 13))
-    renewed = layouts.scan_layouts(source, cache)
+    renewed = label_maps.scan(source, cache)
     assert renewed[0].counts[13] == 36
-    assert layouts.layouts_digest(renewed) != layouts.layouts_digest(first)
+    assert label_maps.contents_digest(renewed) != label_maps.contents_digest(first)
 
 
 def test_dataset_folder_gives_its_labels(tiny_dataset):
@@ -113,24 +113,24 @@ def test_dataset_folder_gives_its_labels(tiny_dataset):
 
 def test_pictures_of_another_size_than_their_maps_are_refused(tiny_dataset, tmp_path):
     folder = tiny_dataset(3, 16, 32, folder=tmp_path / "set")
-    layouts.check_pictures(opened(folder))
-    layouts.check_pictures(opened(folder, height_px=8))  # maps and images are scaled alike
+    label_maps.check_source_images(opened(folder))
+    label_maps.check_source_images(opened(folder, height_px=8))  # maps and images are scaled alike
     picture = folder / "images" / "0000" / "00000001.png"
     whole = picture.read_bytes()
     save(picture, np.zeros((90, 100, 3)))
     message = r"labels/0000/00000001\.png: label is 32x16 but its image is 100x90; "
     with pytest.raises(UserError, match=message) as caught:
-        layouts.check_pictures(opened(folder))
+        label_maps.check_source_images(opened(folder))
     assert "\n" not in str(caught.value)
     picture.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"00000001\.png: not a readable image"):
-        layouts.check_pictures(opened(folder))
+        label_maps.check_source_images(opened(folder))
 
 
 def test_maps_read_in_the_wrong_label_space_are_mentioned(tmp_path):
     ids = np.full((8, 16), 5, dtype=np.uint8)  # train id of walls; void among GTA's ids
     ids[:, :6] = 7  # train id of signs, GTA's road
     save(tmp_path / "a.png", ids)
-    right, wrong = (layouts.scan_layouts(opened(tmp_path, s)) for s in ("train_ids", "gta"))
-    assert layouts.mostly_void(right) == ""
-    assert "only 38% of the label maps' pixels are of a class" in layouts.mostly_void(wrong)
+    right, wrong = (label_maps.scan(opened(tmp_path, s)) for s in ("train_ids", "gta"))
+    assert label_maps.mostly_void(right) == ""
+    assert "only 38% of the label maps' pixels are of a class" in label_maps.mostly_void(wrong)

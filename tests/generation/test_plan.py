@@ -33,30 +33,30 @@ def planner(seed: int = 0, grammar: Grammar | None = None, **options) -> Planner
 
 
 def test_item_does_not_depend_on_n():
-    assert planner().draw_plan(50)[:7] == planner().draw_plan(7)
-    assert planner().draw_plan(20) != planner(seed=1).draw_plan(20)
-    assert [item.index for item in planner().draw_plan(20)] == list(range(20))
+    assert planner().make_plan(50)[:7] == planner().make_plan(7)
+    assert planner().make_plan(20) != planner(seed=1).make_plan(20)
+    assert [item.index for item in planner().make_plan(20)] == list(range(20))
 
 
 def test_fifty_thousand_items_take_a_second_of_one_core():
     counts = np.random.default_rng(0).integers(0, 1000, (25_000, 19))
-    draw = Planner(counts, Grammar(), seed=0, sampling=RareClasses(min_pixels=48)).draw_plan
+    draw = Planner(counts, Grammar(), seed=0, sampling=RareClasses(min_pixels=48)).make_plan
     started = time.process_time()
     assert len(draw(50_000)) == 50_000
     assert time.process_time() - started < 1
 
 
 def test_layout_serves_the_drawn_class():
-    plan = planner().draw_plan(200)
-    assert {i.layout for i in plan if i.rare_class == 15} == {2, 4}
-    assert {i.layout for i in plan if i.rare_class == 12} == {3}
+    plan = planner().make_plan(200)
+    assert {i.label_map for i in plan if i.rare_class == 15} == {2, 4}
+    assert {i.label_map for i in plan if i.rare_class == 12} == {3}
     assert not any(i.rare_class == 16 for i in plan)  # 3 pixels are too few
 
 
 def test_without_rare_class_sampling_label_maps_are_sampled_evenly():
-    plan = planner(enabled=False).draw_plan(600)
+    plan = planner(enabled=False).make_plan(600)
     assert {i.rare_class for i in plan} == {None}
-    assert min(np.bincount([i.layout for i in plan])) > 60
+    assert min(np.bincount([i.label_map for i in plan])) > 60
 
 
 def test_class_probabilities_are_the_softmax_of_the_papers():
@@ -82,7 +82,7 @@ def test_quotas_are_the_same_at_any_n():
 
 def test_rare_classes_are_drawn_with_their_probabilities():
     drawn = planner(temperature=0.5)
-    counts = Counter(item.rare_class for item in drawn.draw_plan(20_000))
+    counts = Counter(item.rare_class for item in drawn.make_plan(20_000))
     found = np.array([counts[c] / 20_000 for c in range(19)])
     assert np.allclose(found, drawn.probabilities, atol=0.01)
 
@@ -92,7 +92,7 @@ def test_times_and_places_keep_their_shares_within_each_condition():
         conditions={"day": Condition(times={"at noon": 2, "": 1}), "night": Condition(share=2)},
         places={"in a city": 3, "in a village": 1},
     )
-    plan = planner(grammar=grammar).draw_plan(3 * 120)
+    plan = planner(grammar=grammar).make_plan(3 * 120)
     found = Counter((i.condition, i.time, i.place) for i in plan)
     assert abs(found["day", "at noon", "in a city"] - 60) <= 1
     assert abs(found["day", "", "in a village"] - 10) <= 1
@@ -102,7 +102,7 @@ def test_times_and_places_keep_their_shares_within_each_condition():
 def test_crop_holds_the_rare_class_and_stays_inside():
     label = np.zeros((40, 90), dtype=np.uint8)
     label[:4, 85:] = 15  # in a corner, so the window has to be clamped
-    item = next(i for i in planner().draw_plan(99) if i.rare_class == 15)
+    item = next(i for i in planner().make_plan(99) if i.rare_class == 15)
     crop = place_crop(label, item, seed=0, size=(20, 30), min_share=0.01)
     assert crop.of(label).shape == (20, 30) and (crop.of(label) == 15).sum() == 20
     assert crop == place_crop(label, item, seed=0, size=(20, 30), min_share=0.01)
@@ -113,7 +113,7 @@ def test_crop_holds_the_rare_class_and_stays_inside():
 def test_single_pixel_class_can_be_cropped():
     label = np.zeros((40, 90), dtype=np.uint8)
     label[39, 89] = 15
-    item = next(i for i in planner().draw_plan(99) if i.rare_class == 15)
+    item = next(i for i in planner().make_plan(99) if i.rare_class == 15)
     crop = place_crop(label, item, seed=0, size=(20, 30), min_share=0.01)
     assert (crop.top, crop.left) == (20, 60)
 
@@ -222,5 +222,5 @@ def test_training_and_generation_sample_classes_with_the_same_probabilities(tmp_
     planner = Planner(counts, Grammar(), seed=0, sampling=sampling)
     assert np.array_equal(index.probabilities, planner.probabilities)
     assert index.probabilities[16] == 0 and index.probabilities.sum() == pytest.approx(1)
-    for files, layouts in zip(index.files_with_class, planner.serving, strict=True):
-        assert np.array_equal(files, layouts)
+    for files, label_maps in zip(index.files_with_class, planner.serving, strict=True):
+        assert np.array_equal(files, label_maps)

@@ -72,7 +72,7 @@ def test_set_is_a_dataset_folder(finished):
     assert "\n# Generated street scenes\n" in (finished / "README.md").read_text()
 
 
-def test_labels_are_the_crops_of_the_layouts(finished, label_folder):
+def test_labels_are_the_crops_of_the_label_maps(finished, label_folder):
     for sample in open_dataset(finished, labelled=True):
         whole = labels.read_label(label_folder / sample.row["source_label"])
         top, left, height, width = sample.row["crop"]
