@@ -241,8 +241,8 @@ def check_sizes(source: LabelMapFolder, label_maps: list[LabelMap], crop: tuple[
         scale = max(crop[0] / label_map.height, crop[1] / label_map.width)
         raise UserError(
             f"{source.folder / label_map.name}: {label_map.width}x{label_map.height} px is "
-            f"smaller than the crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or --label-height-px "
-            f"{int(np.ceil(label_map.height * scale)) + 1}"
+            f"smaller than the crop of {crop[1]}x{crop[0]}; use a smaller --crop-px or "
+            f"--label-height-px {int(np.ceil(label_map.height * scale)) + 1}"
         )
 
 
