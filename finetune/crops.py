@@ -135,7 +135,7 @@ def sample_labelled_crop(
     if index is None:
         sample, wanted = samples[int(rng.integers(len(samples)))], None
     else:
-        wanted, number = index.draw(rng)
+        wanted, number = index.sample(rng)
         sample = samples[number]
     image, label = read_pair(sample)
     size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)

@@ -19,7 +19,7 @@ from finetune.crops import TrainingItem
 from finetune.diffusion import Batch, collate, encode_moments
 from finetune.start import Run
 from pipeline.latents import images_to_tensor
-from pipeline.seeding import DrawnSamples, batches, numpy_generator, seed_of
+from pipeline.seeding import SeededSamples, batches, numpy_generator, seed_of
 from pipeline.stopping import ignore_stop_signals
 
 Batches = Callable[[int], Iterator[Any]]
@@ -45,7 +45,7 @@ def sampled_batches(run: Run, sample: Sampler, collate: Callable[[list[Any]], An
         )
         return iter(
             DataLoader(
-                DrawnSamples(sample, run.seed),
+                SeededSamples(sample, run.seed),
                 batch_sampler=list(positions),
                 collate_fn=collate,
                 num_workers=settings.workers,

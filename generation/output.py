@@ -22,8 +22,8 @@ CACHE_NAME = "label_maps.json"
 class RunFolder:
     """The run that a folder holds, and the writer of its samples.
 
-    `identity` is what makes two runs the same (see `pipeline.identity`), `facts` stand beside it in
-    `run.json` and are never compared, `begin` is called once when this process has opened the
+    `identity` is what makes two runs the same (see `pipeline.identity`), `provenance` stands beside
+    it in `run.json` and is never compared, `begin` is called once when this process has opened the
     folder for its first sample.
     """
 
@@ -31,10 +31,11 @@ class RunFolder:
         self,
         folder: Path,
         identity: dict[str, Any],
-        facts: dict[str, Any],
+        provenance: dict[str, Any],
         begin: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.identity, self.facts, self.begin = folder, identity, facts, begin
+        self.folder, self.identity = folder, identity
+        self.provenance, self.begin = provenance, begin
         self.digest = digest(identity)
         self.process_index = 0
         self._writer: DatasetWriter | None = None
@@ -46,7 +47,7 @@ class RunFolder:
     def restore(self, rows: MetadataIndex) -> None:
         """Write a lost or damaged `run.json` anew, for rows that `refuse_other` let pass."""
         if rows.digests or has_marker(self.folder, DATASET):
-            write_marker(self.folder, DATASET, self.identity, facts=self.facts)
+            write_marker(self.folder, DATASET, self.identity, provenance=self.provenance)
 
     def write_all(
         self,
@@ -54,7 +55,7 @@ class RunFolder:
     ) -> list[dict[str, Any]]:
         """Commit samples as `DatasetWriter.write_all` does; the first ones open the folder."""
         if self._writer is None:
-            write_marker(self.folder, DATASET, self.identity, facts=self.facts)
+            write_marker(self.folder, DATASET, self.identity, provenance=self.provenance)
             self._writer = DatasetWriter(
                 self.folder, config=self.identity, process_index=self.process_index
             )

@@ -27,7 +27,7 @@ def with_base_defaults(cls: type[T], stage: str, allowed: tuple[str, ...]) -> Ca
     """Return a function from the name of a base to the defaults of `cls` with it.
 
     `stage` is the section of `streetforge.json`, `allowed` the settings it may name: a folder of
-    somebody else says how to draw with its model, not which files to read or write.
+    somebody else says how to generate with its model, not which files to read or write.
     """
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
 

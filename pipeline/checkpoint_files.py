@@ -79,10 +79,10 @@ def read_optimizer(
         index, *inner, key = name.split(".")
         if not 0 <= int(index) < sum(sizes):
             raise ValueError(f"optimizer.safetensors holds {name} of another network")
-        place = state.setdefault(int(index), {})
+        entry = state.setdefault(int(index), {})
         for part in inner:
-            place = place.setdefault(part, {})
-        place[key] = value
+            entry = entry.setdefault(part, {})
+        entry[key] = value
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, values in state.items():
         average = values.get("exp_avg")
@@ -115,14 +115,14 @@ def check_sharded(folder: Path) -> None:
         check_values(index.parent, found.state_dict_metadata, found.storage_data)
 
 
-def check_values(folder: Path, kinds: Mapping[str, Any], places: Mapping[Any, Any]) -> None:
+def check_values(folder: Path, kinds: Mapping[str, Any], entries: Mapping[Any, Any]) -> None:
     """Raise one of `DAMAGE` unless all values kept as bytes load as data alone."""
-    for key, place in places.items():
-        name = str(place.relative_path)
+    for key, entry in entries.items():
+        name = str(entry.relative_path)
         if Path(name).name != name or not (folder / name).is_file():
             raise ValueError(f"shard {name} is not in its folder")
         if type(kinds.get(key.fqn)).__name__ == "BytesStorageMetadata":
             with open(folder / name, "rb") as shard:
-                shard.seek(place.offset)
-                value = shard.read(place.length)
+                shard.seek(entry.offset)
+                value = shard.read(entry.length)
             torch.load(io.BytesIO(value), map_location="cpu", weights_only=True)

@@ -1,7 +1,7 @@
 """Exact checkpoints of a training run: `checkpoints/step-<n>/`.
 
 They are staged, fsynced, renamed by the main process and marked last; the older ones go only then,
-and two are kept. Because every random draw is a function of (seed, step), see `pipeline.seeding`,
+and two are kept. Because every random number is a function of (seed, step), see `pipeline.seeding`,
 parameters, optimizer and averages alone make a checkpoint exact.
 """
 

@@ -82,21 +82,21 @@ def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
 
 
 def _open_sample(folder: Path, key: str, row: dict[str, Any], enclosure: Enclosure) -> Sample:
-    facts: list[object] = []
+    state: list[object] = []
     for kind in ("image", "label"):
         if name := row.get(f"{kind}_file_name"):
             try:
                 found = enclosure.find(name)
             except UserError as error:
                 raise UserError(f"{folder / name}: {kind} of sample {key} {error}") from None
-            facts += [name, found.st_size, found.st_mtime_ns]
+            state += [name, found.st_size, found.st_mtime_ns]
     label = row.get("label_file_name")
     return Sample(
         key,
         folder / row["image_file_name"],
         folder / label if label else None,
         row,
-        Proof.state_of(facts),
+        Proof.state_of(state),
         folder,
     )
 
@@ -215,8 +215,8 @@ class DatasetWriter:
 
     Each process opens its own writer. `process_index` numbers its metadata file, which it alone
     may append to; it may be set later, before the first row. `config` is stored in `run.json`; a
-    folder is refused by the rules of `pipeline.output_folders`. `facts` (versions, say) are stored
-    beside it and never compared.
+    folder is refused by the rules of `pipeline.output_folders`. `provenance` (versions, say) is
+    stored beside it and never compared.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class DatasetWriter:
         *,
         config: dict[str, Any],
         process_index: int = 0,
-        facts: dict[str, Any] | None = None,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         self.folder, self.process_index = folder, process_index
         self._clean = False  # the metadata file is known to end with a whole row
@@ -233,7 +233,7 @@ class DatasetWriter:
         check_output(folder, DATASET)
         require_same(folder, DATASET, config, row_digests=self._row_digests())
         require_writable(folder)
-        write_marker(folder, DATASET, config, facts=facts)
+        write_marker(folder, DATASET, config, provenance=provenance)
         classes_file = folder / "classes.json"
         if not classes_file.exists():
             palette = labels.PALETTE.tolist()

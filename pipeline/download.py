@@ -199,15 +199,15 @@ def main() -> int | None:
     if config.output.name in ("", ".."):
         raise UserError(f"--output {config.output}: must name a new folder; give its path")
     pinned = hub or sources.git
-    facts: dict[str, Any] = {
+    record: dict[str, Any] = {
         "dataset": config.dataset,
         "revision": pinned.revision if pinned else "",
     }
     check_output(config.output, DOWNLOAD)
     if has_marker(config.output, DOWNLOAD):
         stored = files.read_json(config.output / DOWNLOAD.marker, dict)
-        stated = {name: stored.get(name) for name in facts}
-        refuse_differences(config.output, DOWNLOAD, differences(stated, facts))
+        stated = {name: stored.get(name) for name in record}
+        refuse_differences(config.output, DOWNLOAD, differences(stated, record))
         print(f"{config.output}: is complete already")
         return 0
     if call.dry_run:
@@ -217,10 +217,10 @@ def main() -> int | None:
     try:
         found = fetch_from_hub(hub, config.offline) if hub else obtain(config, sources)
         known = {file.name: file for file in sources.archives()}
-        facts["sha256"] = {n: verify(found[n], known[n], str(found[n])) for n in known}
+        record["sha256"] = {n: verify(found[n], known[n], str(found[n])) for n in known}
         for name in (n for n in known if not known[n].has_hash):
-            print(f"{name}: sha256 {facts['sha256'][name]}, nothing to compare it with")
-        num_files = archives.unpack(found, config.output, facts, plain=hub is not None)
+            print(f"{name}: sha256 {record['sha256'][name]}, nothing to compare it with")
+        num_files = archives.unpack(found, config.output, record, plain=hub is not None)
     except OSError as error:
         raise UserError(
             f"{config.output}: {error.strerror or error}; free the disk or choose another --output"

@@ -71,8 +71,8 @@ def part_digest(folder: Path) -> str:
 def file_digest(path: Path) -> str:
     """Return the first hex digits of a file's SHA-256; an unchanged file is read once."""
     try:
-        facts = path.stat()
-        return _file_digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
+        found = path.stat()
+        return _file_digest(path.resolve(), found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
 

@@ -260,20 +260,20 @@ def _walk_png(handle: BinaryIO) -> tuple[int, int, str, int]:
     The orientation may stand behind the pixels. `handle` is behind the signature.
     """
     size = handle.seek(0, os.SEEK_END)
-    place, orientation, found = len(PNG_START), 1, None
+    offset, orientation, found = len(PNG_START), 1, None
     for _ in range(MAX_CHUNKS):
-        handle.seek(place)
+        handle.seek(offset)
         head = handle.read(8)
         if len(head) < 8:
             break
         length, kind = struct.unpack(">I4s", head)
-        place += 12 + length
-        if place > size or not kind.isalpha():
+        offset += 12 + length
+        if offset > size or not kind.isalpha():
             break
         if (kind == b"IHDR") != (found is None):
             raise ValueError("its first chunk, and no other, must be IHDR")
         if kind == b"IHDR":
-            found = _png_facts(handle.read(length))
+            found = _read_png_head(handle.read(length))
         elif kind == b"eXIf":
             orientation = exif_orientation(handle.read(length))
         elif kind == b"IEND":
@@ -282,7 +282,7 @@ def _walk_png(handle: BinaryIO) -> tuple[int, int, str, int]:
     raise ValueError("is truncated, its end is missing")
 
 
-def _png_facts(data: bytes) -> tuple[int, int, str]:
+def _read_png_head(data: bytes) -> tuple[int, int, str]:
     if len(data) != 13:
         raise ValueError("damaged IHDR")
     width, height, bits, kind = struct.unpack(">IIBB", data[:10])
@@ -307,9 +307,9 @@ def exif_orientation(tiff: bytes) -> int:
     if order is None:
         return 1
     try:
-        (place,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, place)
-        for entry in range(place + 2, place + 2 + 12 * count, 12):
+        (offset,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, offset)
+        for entry in range(offset + 2, offset + 2 + 12 * count, 12):
             tag, kind, number, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
             if tag == ORIENTATION:
                 return value if (kind, number) == (3, 1) and 1 <= value <= 8 else 1

@@ -20,7 +20,7 @@ AREAS = 3  # intersection, prediction, ground truth
 def areas_of(
     prediction: np.ndarray, label: np.ndarray, num_classes: int = labels.NUM_CLASSES
 ) -> np.ndarray:
-    """Return the pixels of each class in one picture, 3xK int64: in both, predicted, labelled.
+    """Return the pixels of each class in one image, 3xK int64: in both, predicted, labelled.
 
     Both are HxW ids. Pixels that are void in `label` do not count; ids of the prediction from
     `num_classes` on are of no class, so they are only missing where they stand.
@@ -36,7 +36,7 @@ def areas_of(
 
 
 def score_of(
-    areas: np.ndarray, pictures: int, names: Sequence[str] = labels.CLASS_NAMES
+    areas: np.ndarray, num_images: int, names: Sequence[str] = labels.CLASS_NAMES
 ) -> dict[str, Any]:
     """Turn summed areas 3xK into percentages: `miou`, `iou` by class, and what is left out of it.
 
@@ -54,5 +54,5 @@ def score_of(
         "num_classes": len(counted),
         "iou": named,
         "absent": [name for name, value in named.items() if value is None],
-        "pictures": pictures,
+        "images": num_images,
     }

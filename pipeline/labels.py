@@ -55,8 +55,8 @@ def shipped(name: str) -> Path:
     installed = package / name
     if installed.is_dir():
         return installed
-    places = {"configs": "configs", "dataset_specs": "datasets"}
-    return package.parent / places.get(name, f"datasets/{name}")
+    folders = {"configs": "configs", "dataset_specs": "datasets"}
+    return package.parent / folders.get(name, f"datasets/{name}")
 
 
 LABEL_SPACES = shipped("labelspaces")

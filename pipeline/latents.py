@@ -30,7 +30,7 @@ def encode_latents(vae: Any, images: "torch.Tensor") -> "torch.Tensor":
 def sample_latents(
     vae: Any, images: "torch.Tensor", generator: "torch.Generator"
 ) -> "torch.Tensor":
-    """Encode images Bx3xHxW in [-1, 1] to scaled latents drawn from the posterior."""
+    """Encode images Bx3xHxW in [-1, 1] to scaled latents sampled from the posterior."""
     latents = vae.encode(images).latent_dist.sample(generator)
     return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 

@@ -211,11 +211,11 @@ def _keep(folder: Path, paths: list[Path]) -> None:
     if (folder / "replaced").is_symlink():
         raise UserError(f"{folder / 'replaced'}: is a link; put a folder in its place")
     for number in itertools.count(1):
-        place = folder / "replaced" / f"{number:03d}"
-        if not place.exists():
+        backup = folder / "replaced" / f"{number:03d}"
+        if not backup.exists():
             break
     for path in paths:
-        files.write_bytes(place / f"{path.name}.before", path.read_bytes())
+        files.write_bytes(backup / f"{path.name}.before", path.read_bytes())
 
 
 def _require_same(folder: Path, sizes: dict[Path, int]) -> None:

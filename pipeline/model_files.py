@@ -144,8 +144,8 @@ def find_weights(folder: Path, kind: str) -> Weights:
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
-    places = read_json(index, dict, limit=INDEX_BYTES).get("weight_map")
-    names = list(places.values()) if isinstance(places, dict) else []
+    weight_map = read_json(index, dict, limit=INDEX_BYTES).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(n, str) and n and Path(n).name == n for n in names):
         raise UserError(f"{index}: weight_map must give plain file names; restore the file")
     return tuple(index.with_name(name) for name in sorted(set(names)))

@@ -1,4 +1,4 @@
-"""Values in the configs of a model folder that build, and then draw nothing or stop.
+"""Values in the configs of a model folder that build, and then generate nothing or stop.
 
 The stock classes check few of them. Nothing here imports torch.
 """

@@ -98,25 +98,25 @@ def check_fit(setting: str, kind: str, folder: Path, base: str) -> None:
 def check_loadable(*inputs: tuple[str, str | Path | None]) -> None:
     """Find out whether models can be loaded, loading no weights; call it before writing anything.
 
-    Each input is (kind, place): the kind of a network and its folder, or "base" and the folder or
+    Each input is (kind, source): the kind of a network and its folder, or "base" and the folder or
     hub id of a base model, which is fetched. Networks are built without memory and all names and
     shapes compared with those of their weights. Raises `UserError` with the first fault.
     """
-    for kind, place in inputs:
-        if not place:
+    for kind, source in inputs:
+        if not source:
             continue
         if kind != "base":
-            check_tensors(Path(place), kind)
+            check_tensors(Path(source), kind)
             continue
-        home = hub.fetch(str(place))
+        home = hub.fetch(str(source))
         configs = model_files.check_base(home)
         for part in configs:
             if part in model_files.NETWORKS:
                 check_tensors(home / part, part)
-        load_scheduler(str(place))
+        load_scheduler(str(source))
         for suffix in ("", "_2"):
             if f"tokenizer{suffix}" in configs:
-                _check_tokens(str(place), suffix, configs)
+                _check_tokens(str(source), suffix, configs)
 
 
 def check_tensors(folder: Path, kind: str) -> None:

@@ -169,18 +169,19 @@ def write_marker(
     config: Mapping[str, Any],
     *,
     marker: str = "",
-    facts: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Begin a folder; a marker that is there stays, one that was lost or damaged is written anew.
 
-    `facts` stand beside `config` and are never compared. Call `require_same` before.
+    `provenance` (versions, say) stands beside `config` and is never compared. Call `require_same`
+    before.
     """
     path = folder / (marker or kind.marker)
     if stored_config(folder, kind, marker) is not None:
         return
     record = dict(config)
     if not kind.is_flat:
-        record = {**(facts or {}), "config": dict(config), "digest": digest(dict(config))}
+        record = {**(provenance or {}), "config": dict(config), "digest": digest(dict(config))}
     if path.exists() or _has_rows(folder, kind):
         files.write_json(path, record)
         print(f"streetforge: {path}: was missing or damaged, written anew", file=sys.stderr)

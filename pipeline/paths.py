@@ -103,13 +103,13 @@ def find_stores(folder: Path) -> tuple[str, ...]:
     A store must really lie where its layout has it: one that is a link itself holds nothing.
     """
     found = []
-    for place in (folder, *folder.parents):
-        if place.parent.name == "snapshots":
-            found.append(place.parent.parent / "blobs")
-        if (place / ".dvc").is_dir():
-            found.append(place / ".dvc" / "cache")
-        if (place / ".git" / "annex").is_dir():
-            found.append(place / ".git" / "annex" / "objects")
+    for current in (folder, *folder.parents):
+        if current.parent.name == "snapshots":
+            found.append(current.parent.parent / "blobs")
+        if (current / ".dvc").is_dir():
+            found.append(current / ".dvc" / "cache")
+        if (current / ".git" / "annex").is_dir():
+            found.append(current / ".git" / "annex" / "objects")
     return (*map(str, found), *_declared())
 
 
@@ -133,17 +133,17 @@ def find_files(folder: Path, suffixes: Sequence[str]) -> tuple[list[Path], list[
     found: list[Path] = []
     hidden: list[Path] = []
     seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
+    for current, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
         above = real != top and os.path.commonpath((real, top)) == real
         if above or real in seen or len(seen) >= MAX_FOLDERS:
             folders.clear()
             continue
         seen.add(real)
-        hidden += [Path(place, name) for name in (*folders, *names) if name.startswith(".")]
+        hidden += [Path(current, name) for name in (*folders, *names) if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]
         shown = (n for n in names if not n.startswith(".") and files.TEMPORARY_MARK not in n)
-        found += [Path(place, name) for name in shown if name.lower().endswith(tuple(suffixes))]
+        found += [Path(current, name) for name in shown if name.lower().endswith(tuple(suffixes))]
     if len(seen) >= MAX_FOLDERS:
         raise UserError(f"{folder}: holds {MAX_FOLDERS} folders and more; name the right one")
     return sorted(found), sorted(hidden)

@@ -40,9 +40,9 @@ def _num_bytes(data: bytes) -> int:
 
 
 def _pixel_data(data: bytes) -> Iterator[bytes]:
-    place = 8
-    while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
+    offset = 8
+    while offset + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
         if kind == b"IDAT":
-            yield data[place + 8 : place + 8 + length]
-        place += 12 + length
+            yield data[offset + 8 : offset + 8 + length]
+        offset += 12 + length

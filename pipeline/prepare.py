@@ -37,7 +37,7 @@ from pipeline.catalogue.specs import (
     Pair,
     Selection,
     open_selection,
-    protocol_facts,
+    protocol_record,
 )
 from pipeline.config import differences, digest, parse, require_between, show
 from pipeline.dataset import SHARD_SIZE, DatasetWriter, prove_checked, write_card
@@ -89,9 +89,9 @@ def convert(
         label = labels.read_label(pair.label, labels.label_space(label_space))
     except UserError as error:
         return Fault(pair.label, str(error).removeprefix(f"{pair.label}: "))
-    place = f"{index // SHARD_SIZE:04d}/{sample_id(index)}"
-    encoded, label_name = images.encode_png(label), f"labels/{place}.png"
-    image_name = f"images/{place}{pair.image.suffix.lower()}"
+    stem = f"{index // SHARD_SIZE:04d}/{sample_id(index)}"
+    encoded, label_name = images.encode_png(label), f"labels/{stem}.png"
+    image_name = f"images/{stem}{pair.image.suffix.lower()}"
     files.write_bytes(folder / label_name, encoded)
     files.place(pair.image, folder / image_name, how)
     image = images.read_file(folder / image_name)
@@ -105,7 +105,7 @@ def convert(
         "height": label.shape[0],
         "width": label.shape[1],
         "class_pixels": labels.count_classes(label).tolist(),
-        **pair.facts,
+        **pair.attributes,
     }
 
 
@@ -161,7 +161,7 @@ def convert_all(
     for index, fault in rejected.items() if config.policy == "skip" else ():
         row = old.get(sample_id(index), {})
         if row.get("status") != "ok" and row.get("error") != str(fault):  # not known before
-            writer.write_failure(index, str(fault), listing.pairs[index].facts)
+            writer.write_failure(index, str(fault), listing.pairs[index].attributes)
     return faults
 
 
@@ -199,7 +199,7 @@ def look_at_some(listing: Listing, faults: list[Fault]) -> None:
 
 def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
     """Return what a finished folder depends on."""
-    originals = [pair.facts for pair in listing.pairs]  # what the dataset's YAML made of the tree
+    originals = [pair.attributes for pair in listing.pairs]  # what the YAML made of the tree
     return {
         "dataset": config.dataset,
         "root": str(Path(config.root).resolve()),
@@ -208,7 +208,7 @@ def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
         "label_space": listing.label_space,
         "label_space_content": labels.space_content(listing.label_space),
         "images": placing(config),
-        "pictures": f"{len(originals)}, {digest(originals)}",  # ids number them
+        "image_list": f"{len(originals)}, {digest(originals)}",  # ids number them
     }
 
 
@@ -230,16 +230,16 @@ def open_writer(
     """
     folder = Path(config.output).resolve()
     merged = labels.merged_classes(listing.label_space)
-    facts: dict[str, Any] = {"streetforge": __version__, "protocol": protocol_facts(spec)}
+    provenance: dict[str, Any] = {"streetforge": __version__, "protocol": protocol_record(spec)}
     if merged:  # for whoever scores in the set's own classes, see labels.classes_of_folder
-        facts["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
+        provenance["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
     if is_mapped_otherwise(settings, folder):
         print(f"{folder}: {listing.label_space} was changed, all labels are converted anew")
         for path in folder.glob("metadata*.jsonl"):
             path.unlink()
-        record = {**facts, "config": settings, "digest": digest(settings)}
+        record = {**provenance, "config": settings, "digest": digest(settings)}
         files.write_json(folder / "run.json", record)  # after the rows: nothing old is left
-    writer = DatasetWriter(folder, config=settings, facts=facts)
+    writer = DatasetWriter(folder, config=settings, provenance=provenance)
     files.sweep_temporaries(folder)
     return writer
 

@@ -26,9 +26,9 @@ class Proof:
     states: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def state_of(facts: Sequence[object]) -> str:
+    def state_of(parts: Sequence[object]) -> str:
         """Return a short hash of names, sizes in bytes and times in nanoseconds."""
-        return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> "Proof":

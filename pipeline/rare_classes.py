@@ -1,4 +1,4 @@
-"""Rare class sampling: draw a class, then a file that holds it.
+"""Rare class sampling: a class is sampled, then a file that holds it.
 
 DAFormer (Hoyer et al., CVPR 2022, eq. 10).
 """
@@ -17,10 +17,10 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class RareClassSampling:
-    """How files with rare classes are drawn more often."""
+    """How files with rare classes are sampled more often."""
 
     enabled: bool = True
-    """off draws files and crops uniformly"""
+    """off samples files and crops uniformly"""
     temperature: float = 0.01
     """of the softmax over 1 - class frequency; smaller means rarer classes"""
     min_pixels: int = 3000
@@ -50,8 +50,8 @@ class ClassIndex:
     probabilities: np.ndarray
     files_with_class: list[np.ndarray] = field(repr=False)
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw a class and the number of a file that holds it."""
+    def sample(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Sample a class and the number of a file that holds it."""
         wanted = int(rng.choice(labels.NUM_CLASSES, p=self.probabilities))
         return wanted, int(rng.choice(self.files_with_class[wanted]))
 

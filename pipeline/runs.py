@@ -110,7 +110,8 @@ def open_run(
     require_same(folder, RUN, config)
     require_writable(folder)
     if is_main:
-        write_marker(folder, RUN, config, facts={"settings": dict(settings)} if settings else {})
+        provenance = {"settings": dict(settings)} if settings else {}
+        write_marker(folder, RUN, config, provenance=provenance)
 
 
 def is_finished(folder: Path, steps: int) -> bool:
@@ -124,9 +125,9 @@ def is_finished(folder: Path, steps: int) -> bool:
     return mark.get("steps") == steps
 
 
-def mark_finished(folder: Path, steps: int, **facts: Any) -> None:
+def mark_finished(folder: Path, steps: int, **results: Any) -> None:
     """Write the mark that the final weights are complete; call it last."""
-    files.write_json(folder / "finished.json", {"steps": steps, **facts})
+    files.write_json(folder / "finished.json", {"steps": steps, **results})
 
 
 def check_finite(value: float, step: int, folder: Path, what: str = "loss") -> None:

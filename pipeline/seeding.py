@@ -1,6 +1,6 @@
 """Randomness as a pure function of integers.
 
-Nothing draws from a global stream: sample i of a run, or step k of a training, seeds its own
+Nothing samples from a global stream: sample i of a run, or step k of a training, seeds its own
 generators from (seed, purpose, index). So no result depends on batch composition, worker or
 process count, order or restarts, and resuming needs no saved generator state.
 """
@@ -24,18 +24,18 @@ def numpy_generator(seed: int, purpose: str, *indices: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(seed_of(seed, purpose, *indices)))
 
 
-class DrawnSamples:
-    """A map-style dataset whose item `position` is drawn by its own generator.
+class SeededSamples:
+    """A map-style dataset whose item `position` is sampled by its own generator.
 
-    `draw(rng)` returns one training sample. Positions number all samples ever drawn, over all
+    `sample(rng)` returns one training sample. Positions number all samples of a run, over all
     processes, so a resumed run continues with exactly the next one.
     """
 
-    def __init__(self, draw: Callable[[np.random.Generator], Any], seed: int) -> None:
-        self.draw, self.seed = draw, seed
+    def __init__(self, sample: Callable[[np.random.Generator], Any], seed: int) -> None:
+        self.sample, self.seed = sample, seed
 
     def __getitem__(self, position: int) -> Any:
-        return self.draw(numpy_generator(self.seed, "sample", position))
+        return self.sample(numpy_generator(self.seed, "sample", position))
 
 
 def batches(

@@ -29,8 +29,8 @@ def small_objects(
         if class_id >= num_classes:
             continue
         mask = (label == class_id).astype(np.uint8)
-        _, parts, facts, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        sizes = facts[:, cv2.CC_STAT_AREA]
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        sizes = stats[:, cv2.CC_STAT_AREA]
         right = np.bincount(parts[predicted == class_id], minlength=len(sizes))
         small = (sizes >= LEAST_PX) & (sizes <= largest_px)
         small[0] = False  # what is not of the class

@@ -275,20 +275,20 @@ def _fill(text: str, values: dict[str, str], path: Path) -> str:
 
 
 def read_record(path: Path, needed: tuple[str, ...] = tuple(FACTS)) -> dict[str, dict[str, Any]]:
-    """Return what a timings.json says of each stage, the `needed` facts checked; {} if absent."""
+    """Return what a timings.json says of each stage, the `needed` entries checked; {} if absent."""
     if not path.exists():
         return {}
     remedy = "move it away; stages that are complete are then looked at again"
     stages = files.read_json(path, dict, remedy=remedy).get("stages")
     if not isinstance(stages, dict):
         raise UserError(f"{path}: has no mapping `stages`; {remedy}")
-    for name, facts in stages.items():
-        if not isinstance(facts, dict):
+    for name, entry in stages.items():
+        if not isinstance(entry, dict):
             raise UserError(f"{path}: {name} is no mapping; {remedy}")
         for key in needed:
-            value = facts.get(key)
+            value = entry.get(key)
             sound = isinstance(value, FACTS[key]) and not isinstance(value, bool)
-            if key not in facts or not sound or (isinstance(value, float) and not _is_time(value)):
+            if key not in entry or not sound or (isinstance(value, float) and not _is_time(value)):
                 raise UserError(f"{path}: {key} of {name} is not what run.py writes; {remedy}")
     return stages
 

@@ -67,7 +67,7 @@ class TransformersSegmenter:
 def by_train_id(costs: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Reorder costs CxHxW of classes `names` to the 19 train ids; an unknown class costs much."""
     ordered = np.full((NUM_CLASSES, *costs.shape[1:]), UNNAMED, np.float32)
-    for place, name in enumerate(names):
+    for channel, name in enumerate(names):
         if name in CLASS_NAMES:
-            ordered[CLASS_NAMES.index(name)] = costs[place]
+            ordered[CLASS_NAMES.index(name)] = costs[channel]
     return ordered

@@ -155,9 +155,9 @@ def check_orphans(folder: Path, scan: Scan) -> Iterator[Fault]:
         if isinstance(row.get(f"{kind}_file_name"), str)
     }
     for top in ("images", "labels"):
-        for place, _, names in os.walk(folder / top):
+        for current, _, names in os.walk(folder / top):
             for name in sorted(names):
-                path = Path(place, name)
+                path = Path(current, name)
                 if files.TEMPORARY_MARK not in name and str(path.relative_to(folder)) not in named:
                     message = "no row names it; the run makes it anew, or remove it"
                     yield Fault(str(path), message)

@@ -53,7 +53,7 @@ def batches(
     positions = list(seeding.batches(first, plan.steps, plan.batch_size, rank, world))
     return iter(
         DataLoader(
-            seeding.DrawnSamples(draw, seed),  # type: ignore[arg-type]
+            seeding.SeededSamples(draw, seed),  # type: ignore[arg-type]
             batch_sampler=positions,
             num_workers=plan.workers,
             collate_fn=_as_list,

@@ -50,7 +50,7 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 class MixedSamples:
-    """Draws one transformed sample at a time: the `draw` of `pipeline.seeding.DrawnSamples`."""
+    """Returns one transformed sample at a time, for `pipeline.seeding.SeededSamples`."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class MixedSamples:
         dataset = self.datasets[name]
         if name not in self.rare:
             return self._transformed(dataset, int(rng.integers(len(dataset))), rng)
-        wanted, number = self.rare[name].draw(rng)
+        wanted, number = self.rare[name].sample(rng)
         for _ in range(TRIES):
             sample = self._transformed(dataset, number, rng)
             shown = int((sample["data_samples"].gt_sem_seg.data == wanted).sum())

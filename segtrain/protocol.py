@@ -91,7 +91,7 @@ def _of_catalogue(config: dict[str, Any]) -> dict[str, list[int]]:
     """
     name = config.get("dataset")
     known = name in specs.known_datasets()
-    return specs.protocol_facts(specs.load_spec(name)) if known else {}
+    return specs.protocol_record(specs.load_spec(name)) if known else {}
 
 
 def _size(value: Any, where: str) -> Size | None:

@@ -72,7 +72,7 @@ def test_a_title_is_one_heading_and_one_yaml_value(words: str, tmp_path: Path) -
 @pytest.mark.parametrize("words", HOSTILE)
 def test_a_score_table_keeps_its_cells(words: str) -> None:
     iou = dict.fromkeys(labels.CLASS_NAMES, 50.0)
-    entry = {"miou": 50.0, "num_classes": 19, "iou": iou, "absent": [], "pictures": 1}
+    entry = {"miou": 50.0, "num_classes": 19, "iou": iou, "absent": [], "images": 1}
     scores = {
         "targets": [words],
         "checkpoints": [{"name": words, "targets": {words: entry}, "mean_miou": entry["miou"]}],
@@ -91,7 +91,7 @@ def test_the_report_escapes_rows_scores_timings_and_names(tmp_path: Path) -> Non
             row = {"condition": words, "prompt": words, "look": words}
             writer.write(index, image, np.zeros((32, 64), dtype=np.uint8), row)
     iou = dict.fromkeys(labels.CLASS_NAMES, 50.0)
-    entry = {"miou": 50.0, "num_classes": 19, "iou": iou, "pictures": 1}
+    entry = {"miou": 50.0, "num_classes": 19, "iou": iou, "images": 1}
     bad = HOSTILE[0]
     arms = [{"name": name, "targets": {bad: {**entry, "conditions": {bad: entry, "b": entry}}},
              "mean_miou": 50.0} for name in ("source_only", bad)]  # fmt: skip

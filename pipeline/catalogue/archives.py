@@ -72,12 +72,12 @@ class _Bounded:
 
 
 def unpack(
-    sources: dict[str, Path], output: Path, facts: dict[str, Any], *, plain: bool = False
+    sources: dict[str, Path], output: Path, record: dict[str, Any], *, plain: bool = False
 ) -> int:
     """Unpack archives (name -> path) into a new folder and return the number of its files.
 
     `plain` places files that are not called like an archive as they are. Folders that enclose all
-    the rest are left out, and so is, with a notice, what file managers add. `facts` is stored as
+    the rest are left out, and so is, with a notice, what file managers add. `record` is stored as
     download.json beside the files.
     """
     mark = f"{output.name}{files.TEMPORARY_MARK}"
@@ -94,7 +94,7 @@ def unpack(
                     if is_litter(member):
                         litter.append(member)
                     else:
-                        _place(staging, member, stream, path, seen)
+                        _extract(staging, member, stream, path, seen)
             except _Unsupported as error:
                 raise UserError(
                     f"{path}: is not a zip, tar or tar.gz that can be read here; unpack it yourself"
@@ -119,7 +119,7 @@ def unpack(
             root = inside[0]
         if (root / "download.json").is_dir():
             raise UserError(f"{output}: the archive has a folder download.json; unpack it yourself")
-        files.write_json(root / "download.json", {**facts, "num_files": len(seen)})
+        files.write_json(root / "download.json", {**record, "num_files": len(seen)})
         os.sync()  # once for all files: fsync of each takes minutes for a set of 50,000
         os.rename(root, output)
         files.fsync_folder(output.parent)
@@ -136,10 +136,10 @@ def is_litter(name: str) -> bool:
     return any(part in LITTER or part.startswith("._") for part in name.split("/"))
 
 
-def _place(
+def _extract(
     staging: Path, name: str, stream: IO[bytes], source: Path, seen: dict[str, Path]
 ) -> None:
-    """Copy one member to its place; names must be plain and differ on every file system."""
+    """Write one member below `staging`; names must be plain and differ on every file system."""
     parts = name.removeprefix("./").split("/")
     # printable excludes control characters, NUL and bytes that are no text
     long = max(map(len, parts)) > 200 or len(name) > MAX_NAME

@@ -137,10 +137,10 @@ def _part(file: RemoteFile, answer: Any) -> tuple[int, int]:
     if answer.status_code != 206:
         return 0, total
     numbers = "bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15}|[*])"
-    place = re.fullmatch(numbers, answer.headers.get("Content-Range", ""))
-    if not place:
+    found = re.fullmatch(numbers, answer.headers.get("Content-Range", ""))
+    if not found:
         return -1, total
-    return int(place[1]), int(place[2]) + 1 if place[3] == "*" else int(place[3])
+    return int(found[1]), int(found[2]) + 1 if found[3] == "*" else int(found[3])
 
 
 def _attempt(

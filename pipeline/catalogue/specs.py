@@ -75,11 +75,11 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and where its label must be. `facts` go into the row: names, condition."""
+    """An image and where its label must be. `attributes` go into the row: names, condition."""
 
     image: Path
     label: Path
-    facts: dict[str, Any]
+    attributes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -226,9 +226,9 @@ def list_pairs(spec: DatasetSpec, root: Path, split: str, condition: str = "") -
     listing = _list_layouts(spec, root, split) if spec.layouts else _list_own(root)
     if not condition:
         return listing
-    pairs = [p for p in listing.pairs if p.facts.get("condition") == condition]
+    pairs = [p for p in listing.pairs if p.attributes.get("condition") == condition]
     if not pairs:
-        known = ", ".join(sorted({str(p.facts.get("condition")) for p in listing.pairs}))
+        known = ", ".join(sorted({str(p.attributes.get("condition")) for p in listing.pairs}))
         raise UserError(f"--condition {condition}: no such images; {root} has {known}")
     return Listing(pairs, [], listing.label_space)
 
@@ -253,9 +253,9 @@ def _list_layouts(spec: DatasetSpec, root: Path, split: str) -> Listing:
         found.pop(label, None)
         by_name = (c for p, c in spec.prefixes.items() if Path(name).name.startswith(p))
         condition = fields.get("condition") or next(by_name, spec.condition)
-        facts = {"original_image": name, "original_label": label}
-        facts |= {"condition": condition} if condition else {}
-        pairs.append(Pair(root / name, root / label, facts))
+        attributes = {"original_image": name, "original_label": label}
+        attributes |= {"condition": condition} if condition else {}
+        pairs.append(Pair(root / name, root / label, attributes))
     if not layout.label.endswith(DERIVED):
         found = {name: fields for name, fields in found.items() if not name.endswith(DERIVED)}
     return Listing(pairs, [root / name for name in found], layout.label_space)
@@ -271,14 +271,14 @@ def _list_own(root: Path) -> Listing:
     pairs = []
     for sample in open_dataset(root, labelled=True):
         assert sample.label is not None
-        facts = {k: v for k, v in sample.row.items() if k not in OWN_KEYS}
-        facts["original_image"] = sample.row["image_file_name"]
-        facts["original_label"] = f"labels/{sample.label.name}"
-        pairs.append(Pair(sample.image, sample.label, facts))
+        attributes = {k: v for k, v in sample.row.items() if k not in OWN_KEYS}
+        attributes["original_image"] = sample.row["image_file_name"]
+        attributes["original_label"] = f"labels/{sample.label.name}"
+        pairs.append(Pair(sample.image, sample.label, attributes))
     return Listing(pairs, [], "train_ids")
 
 
-def protocol_facts(spec: DatasetSpec) -> dict[str, list[int]]:
+def protocol_record(spec: DatasetSpec) -> dict[str, list[int]]:
     """Return the heights and widths at which the field tests this set, for its `run.json`."""
     sizes = {"eval_low_px": spec.eval_low_px, "eval_high_px": spec.eval_high_px}
     return {name: list(size) for name, size in sizes.items() if size}

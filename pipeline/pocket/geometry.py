@@ -59,7 +59,7 @@ class Facing(IntEnum):
 
 @dataclass(frozen=True)
 class Camera:
-    """Ranges (low, high) from which each scene draws its camera.
+    """Ranges (low, high) from which the camera of each scene is sampled.
 
     focal: in image widths; height_m; horizon: row of the horizon, 0..1; shift: sideways offset
     of the vanishing point in image widths; hood: probability of a visible ego vehicle;
@@ -76,7 +76,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class View:
-    """One drawn camera; units as in `Camera`."""
+    """One sampled camera; units as in `Camera`."""
 
     focal: float
     height_m: float

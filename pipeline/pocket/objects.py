@@ -18,11 +18,11 @@ def _crowns(
 ) -> list[Ring]:
     """Return irregular, lobed outlines for ellipses (x, y, radius across, radius upwards)."""
     count = len(CROWN_ANGLES)
-    draws = [
+    samples = [
         (rng.integers(3, 6), rng.uniform(0, 6), rng.uniform(0, 6), *rng.uniform(-0.07, 0.07, count))
         for _ in ellipses
     ]
-    lobes, first, second, rough = np.split(np.array(draws), (1, 2, 3), axis=1)
+    lobes, first, second, rough = np.split(np.array(samples), (1, 2, 3), axis=1)
     radii = 1.0 + 0.11 * np.sin(CROWN_ANGLES * lobes + first)
     radii += 0.07 * np.abs(np.sin(CROWN_ANGLES * 4.5 + second))
     radii = radii * (0.97 + rough)

@@ -25,7 +25,7 @@ STYLE_WEIGHTS = (0.28, 0.36, 0.22, 0.14)
 
 
 def make_scene(seed: int, camera: Camera = Camera()) -> Scene:  # noqa: B008
-    """Build the street of `seed` as seen by a camera drawn from the ranges of `camera`."""
+    """Build the street of `seed` as seen by a camera sampled from the ranges of `camera`."""
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 1))))
     view = View(
         focal=float(rng.uniform(*camera.focal)),

@@ -54,7 +54,7 @@ class Painter:
 
     def __init__(self, builder: Builder, pose: Pose, length: float, class_id: Category) -> None:
         self.builder, self.pose, self.class_id = builder, pose, class_id
-        self.place = pose.placer(length)
+        self.to_world = pose.placer(length)
         self.detail = builder.view.span(1.5, pose.z) > 0.045
         # The flank we see: the one towards the optical axis, or the near one when crossing.
         self.flank = -1.0 if (pose.crosswise or pose.x > 0.0) else 1.0
@@ -65,7 +65,7 @@ class Painter:
             self.end_facing = Facing.CAMERA
 
     def ring(self, points: list[Local]) -> Ring:
-        return [self.place(p) for p in points]
+        return [self.to_world(p) for p in points]
 
     def face(
         self,
@@ -126,7 +126,7 @@ class Painter:
         material = Material.HEADLIGHT if front else Material.TAILLIGHT
         self.face(shapes, material, self.end_facing)
         for s in (-0.8, 0.8):
-            self.builder.light(self.place((0.0, 0.5 * (y0 + y1), s * half)), material)
+            self.builder.light(self.to_world((0.0, 0.5 * (y0 + y1), s * half)), material)
 
 
 def crosswise_lamps(p: Painter, length: float, half: float, deck: float) -> None:
@@ -139,7 +139,7 @@ def crosswise_lamps(p: Painter, length: float, half: float, deck: float) -> None
             (along, deck - 0.14, p.flank * half),
         ]
         p.face([shape], material, p.side_facing)
-        p.builder.light(p.place((along, deck - 0.2, p.flank * half)), material)
+        p.builder.light(p.to_world((along, deck - 0.2, p.flank * half)), material)
 
 
 def box(p: Painter, material: Material, variant: int, size: tuple[float, ...]) -> None:

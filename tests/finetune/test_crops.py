@@ -15,7 +15,7 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.models import POCKET_BASE
 from pipeline.rare_classes import RareClassSampling, index_classes
-from pipeline.seeding import DrawnSamples, batches
+from pipeline.seeding import SeededSamples, batches
 
 
 def test_crops_have_the_size_asked_for_even_from_small_images(tiny_dataset):
@@ -103,7 +103,7 @@ def test_positions_partition_over_ranks_and_do_not_depend_on_restarts():
     two = sorted(p for rank in range(2) for batch in batches(0, 2, 3, rank, 2) for p in batch)
     assert two == one
     assert list(batches(2, 4, 3, 1, 2)) == list(batches(0, 4, 3, 1, 2))[2:]
-    data = DrawnSamples(lambda rng: float(rng.random()), seed=1)
+    data = SeededSamples(lambda rng: float(rng.random()), seed=1)
     assert data[5] == data[5] and data[5] != data[6]
 
 

@@ -153,7 +153,7 @@ def test_label_path_follows_the_picture_whatever_the_parents_are_called(
     (root / "labels" / "00009.png").write_bytes(b"no picture")
     listing = list_pairs(load_spec("gta"), root, "all")
     assert [p.label for p in listing.pairs] == [root / f"labels/0000{i}.png" for i in (1, 2, 3)]
-    assert [p.facts["original_image"] for p in listing.pairs][0] == "images/00001.png"
+    assert [p.attributes["original_image"] for p in listing.pairs][0] == "images/00001.png"
     assert listing.orphans == [root / "labels" / "00009.png"] and listing.label_space == "gta"
 
 
@@ -166,7 +166,7 @@ def test_conditions_and_second_layout(tmp_path: Path) -> None:
         files.write_bytes(tmp_path / f"gt/{name}_gt_labelIds.png", picture)
     spec = load_spec("acdc")
     listing = list_pairs(spec, tmp_path, "val")
-    assert [p.facts["condition"] for p in listing.pairs] == ["fog", "night"]
+    assert [p.attributes["condition"] for p in listing.pairs] == ["fog", "night"]
     assert not listing.orphans
     assert [p.image.name for p in list_pairs(spec, tmp_path, "val", "night").pairs] == [
         "b_rgb_anon.png"
@@ -178,14 +178,14 @@ def test_conditions_and_second_layout(tmp_path: Path) -> None:
     files.write_bytes(flat / "rgb_anon/val/a_rgb_anon.png", picture)
     files.write_bytes(flat / "gt/val/a_gt_labelTrainIds.png", picture)
     assert list_pairs(spec, flat, "val").pairs[0].label == flat / "gt/val/a_gt_labelTrainIds.png"
-    assert "condition" not in list_pairs(spec, flat, "val").pairs[0].facts
+    assert "condition" not in list_pairs(spec, flat, "val").pairs[0].attributes
 
 
 def test_own_folder_keeps_its_rows(tiny_dataset: Callable[..., Path]) -> None:
     folder = tiny_dataset(2, 8, 8, conditions=("fog",))
     listing = list_pairs(load_spec("own"), folder, "all")
     assert listing.label_space == "train_ids" and len(listing.pairs) == 2
-    facts = listing.pairs[1].facts
+    facts = listing.pairs[1].attributes
     assert facts["condition"] == "fog" and facts["prompt"]
     assert facts["original_label"] == "labels/00000001.png" and "height" not in facts
 

@@ -418,7 +418,7 @@ def test_released_dginstyle_set_is_read_from_its_archive(
     assert download.main() == 0
     listing = specs.list_pairs(specs.load_spec("dginstyle"), output, "all")
     assert len(listing.pairs) == 3 and not listing.orphans
-    conditions = {pair.image.name[:2]: pair.facts["condition"] for pair in listing.pairs}
+    conditions = {pair.image.name[:2]: pair.attributes["condition"] for pair in listing.pairs}
     assert conditions == {"a_": "adverse", "n_": "night", "00": "none"}
     for pair in listing.pairs:
         read = labels.read_label(pair.label, labels.label_space(listing.label_space))

@@ -108,7 +108,7 @@ def test_a_value_is_that_of_the_standard_library_or_refused(data: bytes | str) -
 
 SCORES = {"targets": ["a"], "checkpoints": [{
     "name": "source_only", "mean_miou": 33.0,
-    "targets": {"a": {"miou": 33.0, "num_classes": 19, "pictures": 4,
+    "targets": {"a": {"miou": 33.0, "num_classes": 19, "images": 4,
                       "iou": dict.fromkeys(labels.CLASS_NAMES[:3], 33.0),
                       "conditions": {"fog": {"miou": 1.0, "iou": {"road": None}}}}},
 }]}  # fmt: skip

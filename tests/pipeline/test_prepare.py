@@ -188,7 +188,7 @@ def test_other_selection_or_changed_tree_is_refused(
     with pytest.raises(UserError, match="another run .label_space: 'gta' -> 'cityscapes_ids'"):
         run(monkeypatch, root, tmp_path / "out", "--label-space", "cityscapes_ids")
     gta_tree(4)
-    with pytest.raises(UserError, match="holds another run .pictures: '3, "):
+    with pytest.raises(UserError, match="holds another run .image_list: '3, "):
         run(monkeypatch, root, tmp_path / "out")
     with pytest.raises(UserError, match="lies in --root .*--write-into-source True"):
         run(monkeypatch, root, root / "prepared")

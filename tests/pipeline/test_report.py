@@ -20,7 +20,7 @@ ARMS = {"source_generated": 41.0, "source_only": 33.0}
 def scores() -> dict:
     def entry(value: float) -> dict:
         iou = dict.fromkeys(labels.CLASS_NAMES, value) | {"train": None}
-        return {"miou": value, "iou": iou, "pictures": 4}
+        return {"miou": value, "iou": iou, "images": 4}
 
     checkpoints = []
     for name, value in ARMS.items():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.seeding import DrawnSamples, batches, numpy_generator, seed_of
+from pipeline.seeding import SeededSamples, batches, numpy_generator, seed_of
 
 
 def test_seeds_differ_by_every_part_and_never_change() -> None:
@@ -31,7 +31,7 @@ def test_resumed_batches_continue_where_the_run_stopped() -> None:
 
 
 def test_drawn_samples_do_not_depend_on_order() -> None:
-    samples = DrawnSamples(lambda rng: float(rng.random()), seed=7)
+    samples = SeededSamples(lambda rng: float(rng.random()), seed=7)
     forward = [samples[i] for i in range(5)]
     assert [samples[i] for i in reversed(range(5))][::-1] == forward
     assert len(set(forward)) == 5

@@ -403,7 +403,7 @@ def test_a_run_without_its_record_goes_on_if_the_rows_prove_it(
     (folder / "run.json").unlink()
     if damage is not None:
         (folder / "run.json").write_bytes(damage)
-    with pytest.raises(UserError, match="restore that file from a copy"):
+    with pytest.raises(UserError, match="restore it from a copy"):
         DatasetWriter(folder, config={"seed": 2})
     assert DatasetWriter(folder, config=config).done_ids() == {"00000000"}
     assert (folder / "run.json").read_bytes() == whole

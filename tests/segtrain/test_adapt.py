@@ -17,7 +17,7 @@ from pipeline import labels
 from pipeline.dataset import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import Conditioning
-from pipeline.seeding import DrawnSamples
+from pipeline.seeding import SeededSamples
 from segtrain import adapt, checkpoints, predict, recipes, score
 from segtrain.adaptation import Adaptation, ScenePrompt, class_mean
 from segtrain.loop import training_loss
@@ -169,7 +169,7 @@ def test_self_training_takes_pictures_smaller_than_the_crop(tiny_recipe, tmp_pat
     model = recipes.build_model(recipe).train()
     draw = UnlabelledSamples(sorted(tmp_path.glob("*.png")), recipe.train_pipeline)
     teacher = Teacher(model, SelfTraining(confidence=0.0), draw)
-    samples = [DrawnSamples(draw, 0)[index] for index in range(6)]
+    samples = [SeededSamples(draw, 0)[index] for index in range(6)]
     sizes = [sample["inputs"].shape[1:] for sample in samples]
     assert len(set(sizes)) > 1
     labelled = teacher.label(samples)

@@ -16,7 +16,7 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.labels import read_label
 from pipeline.rare_classes import RareClassSampling, index_classes
-from pipeline.seeding import DrawnSamples
+from pipeline.seeding import SeededSamples
 from segtrain import checkpoints, loop, mixing, recipes, score, train
 from segtrain.self_training import Teacher, UnlabelledSamples
 from segtrain.sets import named_sets
@@ -102,7 +102,7 @@ def test_a_stop_signal_saves_and_the_same_command_continues(
 def test_a_sample_does_not_depend_on_order_or_global_state(source: Path, tiny_recipe: Path) -> None:
     recipe = recipes.load_recipe(tiny_recipe)
     dataset = recipes.build_dataset(recipe, source)
-    samples = DrawnSamples(mixing.MixedSamples({"source": dataset}), 3)
+    samples = SeededSamples(mixing.MixedSamples({"source": dataset}), 3)
     first = [samples[i]["inputs"] for i in (0, 1, 2)]
     torch.manual_seed(1)
     again = [samples[i]["inputs"] for i in (2, 1, 0)][::-1]
@@ -130,10 +130,10 @@ def test_rare_classes_are_drawn_and_shown_more_often(
     for name, rare in (("uniform", {}), ("rare", {"source": index})):
         dataset = recipes.build_dataset(recipe, folder)
         draw = mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40)
-        labels = [DrawnSamples(draw, 3)[i]["data_samples"].gt_sem_seg.data for i in range(40)]
+        labels = [SeededSamples(draw, 3)[i]["data_samples"].gt_sem_seg.data for i in range(40)]
         shown[name] = sum(int((label == 18).sum() > 20) for label in labels)
     assert shown["rare"] > 2 * shown["uniform"] > 0
-    again = DrawnSamples(mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40), 3)[39]
+    again = SeededSamples(mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40), 3)[39]
     assert torch.equal(again["data_samples"].gt_sem_seg.data, labels[39])
     config = train.Config(
         recipe=tiny_recipe,
@@ -161,7 +161,7 @@ def test_self_training_labels_where_the_average_is_sure(
     draw = UnlabelledSamples(pictures, recipe.train_pipeline)
     teacher = Teacher(model, mixing.SelfTraining(confidence=0.9999, ema_decay=0.5), draw)
     assert not any("extractor" in name for name in teacher.state_dict())  # frozen: held once
-    samples = [DrawnSamples(draw, 0)[i] for i in range(2)]
+    samples = [SeededSamples(draw, 0)[i] for i in range(2)]
     assert all((s["data_samples"].gt_sem_seg.data == 255).all() for s in samples)
     for sample in teacher.label(samples):  # an untrained network is sure of nothing
         assert (sample["data_samples"].gt_sem_seg.data == 255).all()
@@ -307,7 +307,7 @@ def test_scores_of_conditions_and_of_a_changed_base(
     config = score.Config(checkpoint=(run,), targets=(target,), output=tmp_path / "s.json")
     score.run(config, score.check(config))
     scores = json.loads(config.output.read_text())["checkpoints"][0]["targets"]["acdc"]
-    assert {c: s["pictures"] for c, s in scores["conditions"].items()} == {"fog": 2, "night": 2}
+    assert {c: s["images"] for c, s in scores["conditions"].items()} == {"fog": 2, "night": 2}
     saved = json.loads((run / "recipe.json").read_text())
     assert saved["features"] == {"timesteps": [1], "taps": ["up_blocks.1", "up_blocks.0"]}
     for part, name, other in (
