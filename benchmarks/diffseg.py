@@ -1,11 +1,11 @@
-"""Measure what the corrections of DIFF save: inference time, and memory of the aggregation.
+"""Compare corrected DIFF with DIFF as released: inference time, and memory of the aggregation.
 
     python benchmarks/diffseg.py --output benchmarks/results/DATE_diffseg.json
 
-Time: whole networks at inference on the pocket model with random heads, in turn in one process.
-DIFF as released evaluates two rows in each of 37 steps and encodes its prompt for every image. The
-corrected network has equal features up to a factor. Memory: peak of a process above its start, one
-process each, for features of Stable Diffusion 2.1's shapes at 512x512, 9 levels, float32.
+Time: inference of whole networks on the pocket model with random heads, in turn in one process.
+DIFF as released evaluates a batch of two in each of 37 steps and encodes its prompt for every
+image. The corrected network has equal features up to a factor. Memory: peak of a process above its
+start, one process each, for features of Stable Diffusion 2.1 at 512x512, 9 levels, float32.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def networks() -> dict[str, Any]:
 
 
 def speed(repeats: int, num_images: int, batch: int) -> dict[str, Any]:
-    """Return seconds per image of each network and ratios to the faithful one."""
+    """Return seconds per image of each network and its ratio to DIFF as released."""
     torch.manual_seed(0)
     images = torch.rand(num_images // batch, batch, 3, 128, 256) * 2 - 1
     encoder, times = PromptEncoder(models.find_base("pocket")), {}
@@ -61,10 +61,10 @@ def speed(repeats: int, num_images: int, batch: int) -> dict[str, Any]:
             start = time.perf_counter()
             for image in images:
                 if "faithful" in name:
-                    encoder._encode_one("")  # encodes anew, as the release does
+                    encoder._encode_one("")  # the release encodes the prompt for every image
                 with torch.no_grad():
                     network(image, mode="tensor")
-            if repeat:  # the first turn warms up
+            if repeat:  # the first repeat is a warm-up
                 times.setdefault(name, []).append((time.perf_counter() - start) / num_images)
     ratios = {
         name: [a / b for a, b in zip(times["faithful 37"], own, strict=True)]
@@ -81,7 +81,7 @@ def speed(repeats: int, num_images: int, batch: int) -> dict[str, Any]:
 
 
 def feature(level: int, tap: int) -> torch.Tensor:
-    """Invent the feature of a level and tap."""
+    """Return a random feature for a level and a tap."""
     channels, stride = SHAPES[tap]
     return torch.full((1, channels, SIDE // stride, SIDE // stride), 0.1 + level)
 
@@ -113,9 +113,9 @@ def peak_mb(kind: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--num-images", type=int, default=4)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each measurement")
+    parser.add_argument("--num-images", type=int, default=4, help="images of a time measurement")
     parser.add_argument("--batch", type=int, default=1, help="images segmented at once")
     parser.add_argument("--peak", choices=("streamed", "concatenated"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py --output runs/engine.json          # about five minutes on two cores
 
-- writing: wall time of generation with the pocket model while images are encoded, synced and
-  recorded, divided by the wall time of generation without writing, in turn;
+- writing: wall time of generation with the pocket model with writing (encode, sync, record),
+  divided by the wall time without writing, in turn;
 - claims: time to claim, look up and release 64 samples;
 - processes: samples per second of two processes of one thread each, divided by one process, from
   the times of their rows; the first sample of a process is a warm-up and does not count;
@@ -46,14 +46,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Nowhere:
-    """Takes samples and forgets them."""
+    """A writer that drops all samples."""
 
     def write_all(self, samples: Any) -> None:
-        """Drop what would be written."""
+        """Drop the sample."""
 
 
 def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
-    """Return the wall time of drawing `n` samples with writing over that without."""
+    """Return the wall time to generate `n` samples with writing, divided by that without."""
     config = dataclasses.replace(default_config("pocket"), n=n, output=folder / "inputs")
     inputs = read_inputs(config)
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
@@ -80,7 +80,7 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
 
 
 def claiming(folder: Path, repeats: int) -> dict[str, Any]:
-    """Return the milliseconds that 64 samples cost in claims."""
+    """Return the milliseconds to claim and release 64 samples."""
     (folder / "claims").mkdir(parents=True)
     rows, times = MetadataIndex(folder, 64), []
     for _ in range(repeats):
@@ -95,7 +95,7 @@ def claiming(folder: Path, repeats: int) -> dict[str, Any]:
 
 
 def rate(folder: Path) -> float:
-    """Return samples per second over the time in which all processes of a run were drawing."""
+    """Return samples per second over the time in which all processes of a run generated."""
     ends: dict[str, list[float]] = {}
     for path in folder.glob("metadata*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -104,7 +104,7 @@ def rate(folder: Path) -> float:
 
 
 def processes(folder: Path, n: int, repeats: int) -> dict[str, Any]:
-    """Return the rate of two processes over that of one."""
+    """Return the rate of two processes, divided by that of one."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for repeat in range(repeats):
         for count in rates:
@@ -126,7 +126,7 @@ def processes(folder: Path, n: int, repeats: int) -> dict[str, Any]:
 
 
 def finished(folder: Path, n: int) -> dict[str, Any]:
-    """Return the seconds until a finished folder is told from an unfinished one."""
+    """Return the seconds until a finished folder is recognized as finished."""
     command = [sys.executable, "generation/run.py", "--output", str(folder), "--n"]
     subprocess.run([*command, "1"], cwd=ROOT, check=True, capture_output=True)
     (row,) = read_rows(folder).values()
@@ -140,9 +140,9 @@ def finished(folder: Path, n: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--n", type=int, default=16, help="samples per process and run")
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=50_000, help="rows of the finished folder")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each measurement")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2)}

@@ -94,7 +94,7 @@ def make_step(
 
 
 def measure(step: Callable[[Any], None], batch: Any, repeats: int, device: torch.device) -> dict:
-    """Return the median and the spread of `repeats` updates after two to warm up."""
+    """Return the median and the spread of `repeats` updates, after two warm-up updates."""
     seconds = []
     for i in range(repeats + 2):
         if device.type == "cuda":
@@ -121,14 +121,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--base", default="pocket")
-    parser.add_argument("--size-px", type=int, nargs=2, default=(512, 512))
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 8, 16))
-    parser.add_argument("--precision", choices=list(WEIGHT_TYPES), default="fp32")
-    parser.add_argument("--compile", action="store_true", help="as --dynamo_backend inductor")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument(
+        "--base", default="pocket", help="base model: pocket, or a diffusers folder"
+    )
+    parser.add_argument(
+        "--size-px", type=int, nargs=2, default=(512, 512), help="height and width of the crops"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=(1, 8, 16), help="batch sizes to measure"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=list(WEIGHT_TYPES),
+        default="fp32",
+        help="precision of forward and backward passes",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile as by accelerate launch --dynamo_backend inductor",
+    )
+    parser.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="recompute activations in the backward pass",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="updates of each measurement")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),

@@ -45,7 +45,7 @@ from pipeline.latents import decode_latents
 from pipeline.prompt_encoder import Conditioning
 
 PROMPT = "a city street scene with road, building and car, in foggy weather by day"
-QUARTER = 4  # tiles lie a quarter of their size apart: 25 on a canvas of twice the size
+QUARTER = 4  # stride of a quarter of the tile: 25 tiles on a canvas of twice the tile size
 
 
 def settings(steps: int) -> Config:
@@ -92,7 +92,7 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
 
 
 def our_latents(sampler: Sampler, label: np.ndarray, seed: int) -> list[torch.Tensor]:
-    """Return the latents that our engine decodes: of the base pass, and the final one."""
+    """Return the latents that our sampler decodes: of the base pass, and the final one."""
     caught: list[torch.Tensor] = []
     decode = drawing.decode_latents
     drawing.decode_latents = lambda vae, latents: caught.append(latents) or decode(vae, latents)
@@ -149,7 +149,7 @@ def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, 
     names = ("base pass", "second pass", "both, with 8-bit rounding between")
     largest = {name: max(row[i] for row in found) for i, name in enumerate(names)}
     timed = {}
-    for name, label in (("as drawn", maps[0]), ("40 % covered", paint_road(maps[0], 0.7))):
+    for name, label in (("no tile covered", maps[0]), ("40 % covered", paint_road(maps[0], 0.7))):
         seconds: dict[str, list[float]] = {"published": [], "ours": []}
         for _ in range(arguments.repeats):
             for kind in seconds:
@@ -170,7 +170,7 @@ def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, 
 
 
 def flops(unet: Any, controlnet: Any, tile: tuple[int, int], px: int) -> tuple[int, int, int]:
-    """Return FLOPs of (stock guidance pair, our guidance pair, our condition embedding)."""
+    """Return FLOPs of (stock guided evaluation, ours, our condition embedding)."""
     channels, width = unet.config.in_channels, unet.config.cross_attention_dim
     view = torch.zeros(1, channels, *tile, device="meta")
     condition = torch.zeros(1, 20, tile[0] * px, tile[1] * px, device="meta")
@@ -232,7 +232,7 @@ def work(crops: list[np.ndarray], model: str, steps: int) -> dict[str, float]:
 def draw_crops(
     source: label_maps.LabelMapFolder, size: tuple[int, int], rare: bool, n: int
 ) -> list:
-    """Return `n` crops, centred on a rare class as the generator draws them, or uniform."""
+    """Return `n` crops, sampled by rare classes as in generation, or uniformly."""
     found = label_maps.scan(source)
     counts = np.array([label_map.counts for label_map in found])
     planner = plan.Planner(
@@ -247,13 +247,13 @@ def draw_crops(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--label-maps", type=int, default=4, help="label maps to compare on")
-    parser.add_argument("--crops", type=int, default=200, help="crops to count work on")
+    parser.add_argument("--steps", type=int, default=5, help="scheduler steps")
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each time measurement")
+    parser.add_argument("--label-maps", type=int, default=4, help="label maps of the comparison")
+    parser.add_argument("--crops", type=int, default=200, help="crops of the count of FLOPs")
     parser.add_argument("--gta", type=Path, help="folder of GTA label maps, for Stable Diffusion")
-    parser.add_argument("--label-space", default="gta", help="ids of those maps")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--label-space", default="gta", help="label space of --gta")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pocket = label_maps.open_folder(

@@ -26,7 +26,7 @@ from pipeline.rows import encode_row, sample_id, seal
 
 
 def make(folder: Path, count: int) -> None:
-    """Write a set of `count` samples, whose files are not synced one by one."""
+    """Write a dataset folder of `count` samples, without syncing each file."""
     DatasetWriter(folder, config={"samples": count})
     label = np.random.default_rng(0).integers(0, labels.NUM_CLASSES, (32, 64), dtype=np.uint8)
     data = {"label": images.encode_png(label), "image": images.encode_png(np.dstack([label] * 3))}
@@ -49,9 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=25_000)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--starts", type=int, default=4)
+    parser.add_argument(
+        "--samples", type=int, default=25_000, help="image pairs of the dataset folder"
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="folder to write")
+    parser.add_argument("--starts", type=int, default=4, help="number of starts to measure")
     arguments = parser.parse_args()
     if not arguments.folder.exists():
         make(arguments.folder, arguments.samples)

@@ -1,12 +1,11 @@
-"""Multi-resolution latent fusion as published, without optimization, to compare with.
+"""Multi-resolution latent fusion as published, without optimization, for comparison.
 
-Follows DGInStyle (Jia et al., ECCV 2024) to the letter: a base pass, which is decoded, enlarged by
-Lanczos and encoded; then a canvas of tiles, each evaluated and stepped alone. The steps are
+Follows DGInStyle (Jia et al., ECCV 2024) exactly. The result of a base pass is decoded, enlarged by
+Lanczos and encoded. Then each tile of a canvas is evaluated and stepped separately. The steps are
 averaged, and after every step large regions are overwritten with the latent of the base pass plus
 fresh noise of timestep t-1. Forward passes are those of diffusers; nothing is shared, batched,
 cached or skipped. Regions are found by OpenCV and masks are resized by torch's nearest rule, as in
-the released code. Only tiles that the stride reaches are visited, so the stride must divide canvas
-minus tile.
+the released code. The stride must divide canvas minus tile; otherwise a border has no tile.
 """
 
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ class Plain:
     guidance_scale: float
     controlnet_scale: float
     last_level: int | None = None
-    """Timestep whose noise the last paste gets; None is t-1, which ends at 0 with the timesteps of
-    Stable Diffusion 1.5."""
+    """Timestep whose noise is added in the last step; None means t-1, which is 0 at the end with
+    the timesteps of Stable Diffusion 1.5."""
 
     @torch.no_grad()
     def draw(self, label: np.ndarray, states: torch.Tensor, seed: int) -> torch.Tensor:
@@ -66,7 +65,7 @@ class Plain:
         base: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Return the clean latent of the canvas, its large regions held on the base pass."""
+        """Return the clean latent of the canvas, with large regions fixed to the base pass."""
         target = self.enlarge(base, generator)
         held = self.large_regions(label)
         shape = (1, self.unet.config.in_channels, *self.canvas)
@@ -94,20 +93,20 @@ class Plain:
 
     @property
     def latent_px(self) -> int:
-        """Picture pixels per latent pixel."""
+        """Image pixels per latent pixel."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def starts(self, axis: int) -> range:
         """Return the tile starts on one axis."""
         length, tile, stride = self.canvas[axis], self.tile[axis], self.stride[axis]
         if (length - tile) % stride:
-            raise ValueError(f"a stride of {stride} leaves a border of {length} unvisited")
+            raise ValueError(f"stride {stride}: leaves a border of {length} without a tile")
         return range(0, length - tile + 1, stride)
 
     def control(self, label: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
         """Return the one-hot map 1x20xHxW of a latent size; void is channel 19."""
         pixels = size[0] * self.latent_px, size[1] * self.latent_px
-        if pixels[0] < label.shape[0]:  # what was published only enlarges
+        if pixels[0] < label.shape[0]:  # the published code can only enlarge
             small = Image.fromarray(label).resize(pixels[::-1], Image.Resampling.NEAREST)
             label = np.array(small)
         classes = torch.from_numpy(np.where(label == 255, 19, label)).long()

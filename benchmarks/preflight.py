@@ -3,8 +3,8 @@
     python benchmarks/preflight.py                 # 25,000 pairs, two processes
     python benchmarks/preflight.py --pairs 500     # a small version
 
-The dataset is written to a temporary folder in the layout of GTA: one small image and one label,
-each with as many hard links as there are pairs. Prints one line of JSON.
+The dataset is written to a temporary folder in the layout of GTA, as hard links to one small image
+and one label. Prints one line of JSON.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def write_tree(root: Path, num_pairs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=25_000)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=25_000, help="image pairs of the dataset")
+    parser.add_argument("--workers", type=int, default=2, help="processes that check")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_tree(Path(folder), arguments.pairs)

@@ -30,10 +30,10 @@ def rate(split: str, n: int) -> float:
 
 
 def main() -> int | None:
-    """Print the table and what it was measured on."""
+    """Print the table and a description of the machine."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--n", type=int, default=120, help="images of each split and repeat")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each split")
     options = parser.parse_args()
     if min(options.n, options.repeats) < 1:
         raise UserError("--n and --repeats: must be 1 or more")

@@ -35,7 +35,7 @@ from pipeline.reporting.images import source_image
 from pipeline.rows import sample_id
 from pipeline.seeding import numpy_generator
 
-MIN_STD = 1e-3  # of a channel in L*a*b*; a flat one keeps its differences
+MIN_STD = 1e-3  # smallest deviation of a channel in L*a*b*; flatter channels are not scaled
 
 
 def reinhard(image: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -91,13 +91,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name in ("source", "collection", "output"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
-    parser.add_argument("--crops-of", type=Path)
-    parser.add_argument("--n", type=int)
-    parser.add_argument("--method", choices=("reinhard", "fda"), default="reinhard")
-    parser.add_argument("--fda-beta", type=float, default=0.01)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, text in {
+        "source": "labelled dataset folder to recolour",
+        "collection": "unlabelled dataset folder of the target colours",
+        "output": "dataset folder to write",
+    }.items():
+        parser.add_argument(f"--{name}", required=True, type=Path, help=text)
+    parser.add_argument("--crops-of", type=Path, help="generated set whose label crops are used")
+    parser.add_argument("--n", type=int, help="number of images; default: all")
+    parser.add_argument(
+        "--method",
+        choices=("reinhard", "fda"),
+        default="reinhard",
+        help="colour transfer, see above",
+    )
+    parser.add_argument(
+        "--fda-beta",
+        type=float,
+        default=0.01,
+        help="half width of the replaced frequencies, as a share of the image (FDA's beta)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the choice of collection images"
+    )
     options = parser.parse_args()
     if options.n is not None and options.n < 1:
         raise UserError(f"--n {options.n}: must be 1 or more")

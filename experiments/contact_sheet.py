@@ -62,7 +62,10 @@ def generated_cells(generated: list[str], source: Path, conditions: list[str]) -
         image, label = read_pair(sample)
         original = source_image(sample, source)
         if original is None:
-            raise UserError(f"--source {source}: no image behind {sample.id}; give its layouts")
+            raise UserError(
+                f"--source {source}: has no image for {sample.id}; name the dataset folder of the "
+                "label maps"
+            )
         more = [read_image(samples[sample.id].image) for samples in others]
         column = np.concatenate([colorize(label), original, image, *more])
         cells.append(titled(column, condition.replace("_", " ")))
@@ -88,13 +91,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--generated", nargs="+", metavar="DIR")
-    parser.add_argument("--source", type=Path)
-    parser.add_argument("--conditions", nargs="*", default=[])
-    parser.add_argument("--render", nargs="*", default=[], metavar="LOOK")
-    parser.add_argument("--seed", type=int, default=3)
-    parser.add_argument("--columns", type=int, default=4)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--generated", nargs="+", metavar="DIR", help="generated dataset folders")
+    parser.add_argument("--source", type=Path, help="dataset folder of the label maps")
+    parser.add_argument(
+        "--conditions", nargs="*", default=[], help="conditions to show; default: all"
+    )
+    parser.add_argument(
+        "--render",
+        nargs="*",
+        default=[],
+        metavar="LOOK",
+        help="show one rendered scene in these looks",
+    )
+    parser.add_argument("--seed", type=int, default=3, help="scene of --render")
+    parser.add_argument("--columns", type=int, default=4, help="images per row")
+    parser.add_argument("--output", required=True, type=Path, help="image file to write")
     arguments = parser.parse_args()
     require_seed(arguments.seed, largest=SEEDS_PER_SPLIT - 1)
     if arguments.generated:

@@ -81,7 +81,7 @@ def table(workspace: Path) -> str:
 
 
 def cost_row(run: Path) -> str:
-    """Return a line of the table of costs: the run's network, trained and used once more."""
+    """Return a line of the table of costs: the run's network, trained and used again."""
     document = files.read_json(run / "config.json")
     stored, batch_size = document["settings"], document["config"]["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +131,7 @@ def costs(workspace: Path) -> str:
     """Return the costs as markdown."""
     lines = [
         "| network | trained parameters, M | s per update | peak memory in training, GiB | "
-        "images per second at test |",
+        "images per second at inference |",
         "|---" * 5 + "|",
     ]
     for network in networks(workspace):
@@ -142,9 +142,14 @@ def costs(workspace: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--workspace", type=Path, default=Path("runs/diffseg_table"))
-    parser.add_argument("--cost", action="store_true")
-    parser.add_argument("--test", type=Path, help="only time this run's network")
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        default=Path("runs/diffseg_table"),
+        help="output folder of the script",
+    )
+    parser.add_argument("--cost", action="store_true", help="print the table of costs")
+    parser.add_argument("--test", type=Path, help="only measure the network of this run")
     options = parser.parse_args()
     if options.test:
         print(json.dumps(test_cost(options.test)))

@@ -43,11 +43,11 @@ VARIANTS = {  # name -> settings; strides in parts of a tile
     "aligned, stride 1/2, DPM++ 2M 10": f"{FAST} {HALF}",
     "aligned, stride 1/2, UniPC 10": f"--scheduler unipc --steps 10 {HALF}",
     "DPM++ 2M 10, Gaussian weights": f"{FAST} {HALF} --tile-weight gaussian",
-    "DPM++ 2M 10, adaptive cover": f"{FAST} {QUARTER} --tile-selection greedy",
-    "DPM++ 2M 10, all classes held": f"{FAST} --base-pass-classes {HALF}",
-    "DPM++ 2M 10, guided 0 to 1": f"{FAST} {HALF} --guidance-interval 0 1",
-    "DPM++ 2M 10, guided 0.2 to 1": f"{FAST} {HALF} --guidance-interval .2 1",
-    "DPM++ 2M 10, control in both halves": (f"{FAST} {HALF} --guess-mode-from 1"),
+    "DPM++ 2M 10, greedy tile selection": f"{FAST} {QUARTER} --tile-selection greedy",
+    "DPM++ 2M 10, all classes fixed": f"{FAST} --base-pass-classes {HALF}",
+    "DPM++ 2M 10, guidance from 0 to 1": f"{FAST} {HALF} --guidance-interval 0 1",
+    "DPM++ 2M 10, guidance from 0.2 to 1": f"{FAST} {HALF} --guidance-interval .2 1",
+    "DPM++ 2M 10, no guess mode": f"{FAST} {HALF} --guess-mode-from 1",
     "DPM++ 2M 6": f"--scheduler dpm++2m --steps 6 {HALF}",
 }
 
@@ -63,7 +63,7 @@ def folder_of(output: Path, name: str) -> Path:
 
 
 def guided_share(settings: str, steps: int) -> float:
-    """Return the cost of an evaluation in guidance pairs, by the interval of the settings."""
+    """Return the mean cost of a step in guided evaluations, by the interval of the settings."""
     first, last = default_config("pocket").guidance_interval
     if "--guidance-interval" in settings:
         first, last = map(float, settings.split("--guidance-interval ")[1].split()[:2])
@@ -73,10 +73,18 @@ def guided_share(settings: str, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    for name in ("label-maps", "oracle", "train", "heldout", "output"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=32)
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help="these rows")
+    for name, text in {
+        "label-maps": "dataset folder of label maps",
+        "oracle": "output folder of the oracle segmenter",
+        "train": "rendered dataset folder to train the look classifier on",
+        "heldout": "rendered dataset folder to validate it on",
+        "output": "folder to write",
+    }.items():
+        parser.add_argument(f"--{name}", type=Path, required=True, help=text)
+    parser.add_argument("--n", type=int, default=32, help="images per row")
+    parser.add_argument(
+        "--only", nargs="+", choices=VARIANTS, metavar="NAME", help="generate only these rows"
+    )
     arguments = parser.parse_args()
     arguments = argparse.Namespace(
         **{k: v.resolve() if isinstance(v, Path) else v for k, v in vars(arguments).items()}

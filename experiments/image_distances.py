@@ -72,18 +72,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--reference", required=True)
-    parser.add_argument("--images", required=True, nargs="+")
-    parser.add_argument("--training", default="")
-    parser.add_argument("--most", type=int, default=None, help="images read of each folder")
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--reference", required=True, help="dataset folder of rendered images")
+    parser.add_argument(
+        "--images", required=True, nargs="+", help="dataset folders to compare with it"
+    )
+    parser.add_argument("--training", default="", help="training set of the generator")
+    parser.add_argument(
+        "--most", type=int, default=None, help="largest number of images per folder"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
     arguments = parser.parse_args()
     from pipeline import efficientnet
 
     network = efficientnet.load_imagenet()
     reference = features_of(network, load_images(arguments.reference, arguments.most))
     if len(reference) < distances.LEAST:
-        raise UserError(f"{arguments.reference}: too few images; {distances.LEAST} are the least")
+        raise UserError(
+            f"{arguments.reference}: has too few images; give at least {distances.LEAST}"
+        )
     training = load_images(arguments.training, arguments.most) if arguments.training else []
     known = features_of(network, training) if training else None
     result: dict[str, Any] = {"measured_on": describe("torch"), "sets": {}}

@@ -7,9 +7,10 @@ no better, there is nothing to teach.
     python experiments/knowledge_teacher.py --checkpoint DIR [DIR ...] --data DIR [--limit N]
 
 `--checkpoint`: output folders of segtrain/train.py with IPKL. `--data`: a labelled dataset folder
-that no training used. Columns: `plain` is the unconditional branch; `told` the conditional branch
-with at most as many classes as in a training step; `told all` with every class of the image;
-`same` the share of pixels on which it agrees with the unconditional branch.
+that no training used. Columns: `unconditional` and `conditional` are the two branches; the
+conditional branch receives at most as many classes as in a training step. `conditional, all
+classes` receives every class of the image. `equal` is the share of pixels on which it agrees with
+the unconditional branch.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pipeline.iou import AREAS, areas_of, score_of
 from pipeline.labels import NUM_CLASSES
 from segtrain.segmenter import Segmenter
 
-BRANCHES = ("plain", "told", "told all")
+BRANCHES = ("unconditional", "conditional", "conditional, all classes")
 
 
 @torch.no_grad()
@@ -39,9 +40,9 @@ def predictions(segmenter: Segmenter, image: np.ndarray, label: torch.Tensor) ->
     inputs, samples = segmenter.prepare([image])
     latents = network.backbone.encode(inputs)
     truth = label[None, None]
-    told = network.conditional_options(truth, latents, network.ipkl.max_classes)
+    some = network.conditional_options(truth, latents, network.ipkl.max_classes)
     results = []
-    for options in ({}, told, network.conditional_options(truth, latents)):
+    for options in ({}, some, network.conditional_options(truth, latents)):
         maps = network.extract_feat(inputs, latents=latents, **(options or {}))
         facts = [sample.metainfo for sample in samples]
         logits = network.decode_head.predict(maps, facts, network.test_cfg)
@@ -54,7 +55,7 @@ def measure(folder: Path, samples: list[Sample]) -> str:
     segmenter = Segmenter.from_pretrained(folder)
     if getattr(segmenter.model, "ipkl", None) is None:
         raise UserError(f"{folder}: was trained without `ipkl`; give a run with IPKL")
-    torch.manual_seed(0)  # which classes are told
+    torch.manual_seed(0)  # selects the classes of the conditional branch
     areas, same = np.zeros((len(BRANCHES), AREAS, NUM_CLASSES), np.int64), []
     for sample in tqdm(samples, leave=False):
         image, ids = read_pair(sample)
@@ -71,14 +72,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--checkpoint", nargs="+", required=True, type=Path)
-    parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+",
+        required=True,
+        type=Path,
+        help="output folders of segtrain/train.py",
+    )
+    parser.add_argument("--data", required=True, type=Path, help="labelled dataset folder")
+    parser.add_argument("--limit", type=int, help="use only the first N images")
     arguments = parser.parse_args()
     if arguments.limit is not None and arguments.limit < 1:
         parser.error("--limit: must be 1 or more")
     samples = open_dataset(arguments.data, labelled=True)[: arguments.limit]
-    titles = [*(f"{name}, mIoU %" for name in BRANCHES), "same, told %", "same, told all %"]
+    titles = [f"{name}, mIoU %" for name in BRANCHES]
+    titles += [f"equal, {name}, %" for name in BRANCHES[1:]]
     print(f"| run | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|", sep="\n")
     for folder in arguments.checkpoint:
         print(measure(folder, samples))

@@ -25,11 +25,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--heldout", required=True)
-    parser.add_argument("--generated", required=True, nargs="+")
-    parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument(
+        "--train", required=True, help="rendered dataset folder to train the classifier on"
+    )
+    parser.add_argument(
+        "--heldout", required=True, help="rendered dataset folder to validate it on"
+    )
+    parser.add_argument("--generated", required=True, nargs="+", help="dataset folders to classify")
+    parser.add_argument("--output", required=True, type=Path, help="JSON file to write")
+    parser.add_argument("--epochs", type=int, default=12, help="training epochs of the classifier")
     arguments = parser.parse_args()
     from generation.quality import looks
 

@@ -53,8 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="NAME=METRICS")
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument(
+        "runs", nargs="+", metavar="NAME=METRICS", help="title of a curve and its metrics.jsonl"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="SVG file to write")
     arguments = parser.parse_args()
     panels = []
     for i, run in enumerate(arguments.runs):

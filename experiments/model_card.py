@@ -49,7 +49,7 @@ def trained(workspace: Path) -> Iterator[list[str]]:
 
 
 def measured(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield (measurement, result) of what is in the folder of measurements."""
+    """Yield (measurement, result) for each file in the folder of measurements."""
     psnr = folder / "reconstructions" / "psnr.json"
     if psnr.exists():
         values: dict[str, Any] = read_json(psnr)
@@ -61,14 +61,15 @@ def measured(folder: Path) -> Iterator[tuple[str, str]]:
         best = oracle["targets"]["heldout"]
         for name in ("reconstructions", "generated"):
             seen = oracle["targets"][name]
-            yield f"oracle mIoU on {name}, of that on renders", share(seen["miou"], best["miou"])
-            yield f"the same, small classes ({name})", share(small(seen), small(best))
+            title = f"oracle mIoU on {name}, compared with held-out renders"
+            yield title, share(seen["miou"], best["miou"])
+            yield f"the same for small classes ({name})", share(small(seen), small(best))
     adherence = folder / "looks" / "looks.json"
     if adherence.exists():
         result = read_json(adherence)
         (top1,) = (v["top1"] for v in result["generated"].values())
         yield (
-            "looks that a classifier names, of those in renders",
+            "accuracy of the look classifier in percent, compared with held-out renders",
             share(top1, result["rendered"]["top1"]),
         )
     distances = folder / "distances" / "distances.json"
@@ -108,8 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workspace", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--workspace", required=True, type=Path, help="workspace of pocket_model")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write")
     options = parser.parse_args()
     workspace, output = options.workspace, options.output
     if not (workspace / "model" / "weights.json").exists():
@@ -119,7 +120,7 @@ def main() -> None:
 
 
 def write_card(workspace: Path, output: Path) -> None:
-    """Write the card and what it shows."""
+    """Write the card, its images and the training logs."""
     require_writable(output)
     (output / "training").mkdir(exist_ok=True)
     for stage in TRAININGS:
@@ -139,8 +140,9 @@ def write_card(workspace: Path, output: Path) -> None:
         "Licence: Apache-2.0.\n",
         table(["part", "class", "channels", "size"], list(parts(workspace / "model"))),
         "## Training\n",
-        "The base model saw captioned renders of Pocket City's collection. It saw no label, and no "
-        "image of the source or of a target. U_S and the ControlNet saw the labelled source.\n",
+        "The base model was trained on captioned renders of Pocket City's collection. It was "
+        "trained on no label, and on no image of the source or of a target. U_S and the ControlNet "
+        "were trained on the labelled source.\n",
         table(["training", "updates", "samples", "time"], list(trained(workspace))),
         "## Measured\n",
         table(["measurement", "result"], list(measured(workspace / "measured"))),

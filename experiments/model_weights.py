@@ -27,7 +27,7 @@ RECORD = "weights.json"
 
 
 def check_places(sources: dict[str, Path], output: Path) -> None:
-    """Raise `UserError` unless all that OUTPUT holds may be replaced, and nothing is read there."""
+    """Raise `UserError` if OUTPUT contains inputs, or files that this program did not write."""
     for setting, source in sources.items():
         for target in (output / "base", output / "controlnet"):
             here, there = source.resolve(), target.resolve()
@@ -48,12 +48,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name in ("base", "controlnet", "defaults", "output"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
+    for name, text in {
+        "base": "folder of a trained base model",
+        "controlnet": "folder of its ControlNet",
+        "defaults": "JSON file of settings that come with the base model",
+        "output": "folder to write",
+    }.items():
+        parser.add_argument(f"--{name}", required=True, type=Path, help=text)
     options = parser.parse_args()
     base, output = Path(find_base(str(options.base))), options.output
     if not base.is_dir():
-        raise UserError(f"--base {options.base}: is no folder; give the one of a trained base")
+        raise UserError(
+            f"--base {options.base}: is not a folder; name that of a trained base model"
+        )
     controlnet = find_folder(str(options.controlnet), "controlnet")
     check_fit(f"--controlnet {options.controlnet}", "controlnet", controlnet, str(base))
     settings = files.json_bytes(read_json(options.defaults, dict, remedy="mend --defaults"))

@@ -27,7 +27,7 @@ from segtrain.segmenter import Segmenter
 
 @torch.no_grad()
 def count(segmenter: Segmenter, sample: Sample, confidence: float) -> tuple[np.ndarray, int]:
-    """Return trusted pixels by (truth, prediction), 19x19, and the number of labelled pixels."""
+    """Return the confusion matrix (truth, prediction), 19x19, and the number of labelled pixels."""
     network = segmenter.model
     image, label = read_pair(sample)
     inputs, _ = segmenter.prepare([image])
@@ -41,7 +41,7 @@ def count(segmenter: Segmenter, sample: Sample, confidence: float) -> tuple[np.n
 
 
 def row(segmenter: Segmenter, samples: list[Sample], confidence: float) -> str:
-    """Return share of trusted pixels, share of right ones, mean precision of classes, percent."""
+    """Return coverage, pixel accuracy and mean precision per class, in percent."""
     counted = [count(segmenter, sample, confidence) for sample in tqdm(samples, leave=False)]
     table = sum(found for found, _ in counted)
     pixels = sum(number for _, number in counted)
@@ -55,15 +55,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, nargs="+", required=True)
-    parser.add_argument("--targets", type=Path, nargs="+", required=True)
-    parser.add_argument("--confidence", type=float, default=0.3, help="as of segtrain/adapt.py")
-    parser.add_argument("--limit", type=int, help="the first N images of each target")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="output folders of segtrain/train.py",
+    )
+    parser.add_argument(
+        "--targets", type=Path, nargs="+", required=True, help="labelled dataset folders"
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.3, help="smallest confidence of a pseudo-label"
+    )
+    parser.add_argument("--limit", type=int, help="use only the first N images of each target")
     options = parser.parse_args()
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: must be 1 or more")
     targets = {t: open_dataset(t, labelled=True)[: options.limit] for t in options.targets}
-    print("| network | target | trusted | right | right, mean of classes |\n|---|---|---|---|---|")
+    print("| network | target | coverage | accuracy | mean precision |\n|---|---|---|---|---|")
     for folder in options.checkpoint:
         segmenter = Segmenter.from_pretrained(folder)
         for target, samples in targets.items():

@@ -30,7 +30,7 @@ LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)
 
 
 def recolor(rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return HxWx3 uint8 in random colours, one draw per class of `label`."""
+    """Return HxWx3 uint8 in random colours, sampled for each class of `label`."""
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
     for class_id in np.unique(label):
         shown = label == class_id
@@ -43,8 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name in ("generated", "label-maps", "output"):
-        parser.add_argument(f"--{name}", required=True, type=Path)
+    for name, text in {
+        "generated": "generated dataset folder",
+        "label-maps": "dataset folder of its label maps and source images",
+        "output": "dataset folder to write",
+    }.items():
+        parser.add_argument(f"--{name}", required=True, type=Path, help=text)
     arguments = parser.parse_args()
     names = {"recoloring_of": str(arguments.generated), "label_maps": str(arguments.label_maps)}
     writer = DatasetWriter(arguments.output, config=names)

@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--generated", required=True)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--generated", required=True, help="generated dataset folder")
+    parser.add_argument("--output", required=True, type=Path, help="dataset folder to write")
     arguments = parser.parse_args()
     writer = DatasetWriter(arguments.output, config={"rendering_of": arguments.generated})
     done = writer.done_ids()

@@ -98,7 +98,7 @@ def arm_table(scores: Scores, main: Scores, oracle: Scores, adherence: dict[str,
     rows = []
     for name, folder, trained in (
         ("the source in generated colours (U_P + C)", "generated", main.get("generated_0")),
-        ("generated, as drawn (the method)", "plain", scores.get("plain")),
+        ("generated (the method)", "plain", scores.get("plain")),
         ("the source in random colours", "random_colors", scores.get("random_colors")),
         (
             "the source in the collection's colours",
@@ -142,7 +142,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workspace", required=True, type=Path)
+    parser.add_argument(
+        "--workspace", required=True, type=Path, help="workspace of pocket_experiment"
+    )
     workspace = parser.parse_args().workspace
     folder = workspace / "scores"
     scores, arms, oracle, swap, choices = (
@@ -159,7 +161,7 @@ def main() -> None:
         print("## IoU per class, mean over targets and seeds\n")
         print(class_table(scores))
     if oracle:
-        print("## What an oracle segmenter sees, IoU in percent\n")
+        print("## Oracle segmenter on each image set, IoU in percent\n")
         print(oracle_table(oracle))
     if scores and adherence:
         print(f"## Style Swap\n\nRendered images: top-1 {adherence['rendered']['top1']} %.\n")

@@ -1,7 +1,7 @@
-"""Measure how much of an image survives the autoencoder.
+"""Measure the reconstruction quality of the autoencoder.
 
 Writes a dataset folder of reconstructions, and the PSNR per look. The score of an oracle segmenter
-on both folders then shows whether small objects survive.
+on both folders then shows whether small objects are preserved.
 
     python experiments/vae_reconstruction.py --data DIR --base pocket --output DIR
     python experiments/vae_reconstruction.py --data DIR --vae VAE_FOLDER --output DIR
@@ -41,10 +41,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--base", default="pocket")
-    parser.add_argument("--vae", default="", help="autoencoder folder, in place of that of --base")
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--data", required=True, help="dataset folder to reconstruct")
+    parser.add_argument("--base", default="pocket", help="base model whose autoencoder is used")
+    parser.add_argument(
+        "--vae", default="", help="autoencoder folder to use instead of that of --base"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="dataset folder to write")
     arguments = parser.parse_args()
     if arguments.vae:
         folder: str | Path = models.find_folder(arguments.vae, "vae")
