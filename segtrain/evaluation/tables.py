@@ -73,6 +73,6 @@ def number(value: float | None, digits: int = 1, *, sign: bool = False) -> str:
     return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
-def interval(bounds: Sequence[float] | None) -> str:
-    """Return an interval as a cell."""
-    return "-" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+def interval(bounds: Sequence[float] | None, digits: int = 1) -> str:
+    """Return an interval as a cell; a dash for None."""
+    return "-" if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"

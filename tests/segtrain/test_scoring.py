@@ -1,7 +1,9 @@
 """Scores against confusions made by hand, mmsegmentation's metric and cityscapesscripts."""
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from pipeline import iou, labels, prepare
 from pipeline.dataset import open_dataset
+from pipeline.errors import UserError
 from segtrain import predict, score
 from segtrain.evaluation import score_tables, summary
 from segtrain.mmcv_stand_in import install_stand_in
@@ -161,6 +164,43 @@ def test_scores_are_those_of_cityscapesscripts(cityscapes, predicted, ours, monk
         stock_value = 100 * result["classScores"][name]
         assert np.isnan(stock_value) if value is None else value == pytest.approx(stock_value)
     assert ours["miou"] == pytest.approx(100 * result["averageScoreClasses"], rel=1e-12)
+
+
+def test_predictions_in_cityscapes_naming_score_alike(prepared, predicted, ours, tmp_path) -> None:
+    moved = tmp_path / "somebodys/results"
+    shutil.copytree(predicted / "cityscapes", moved / "val")
+    config = score.Config(
+        predictions=moved.parent, targets=(prepared,), output=tmp_path / "s.json", figures=True
+    )
+    score.run(config, score.check(config))
+    entry = json.loads(config.output.read_text())["checkpoints"][0]
+    found = entry["targets"]["val"]
+    assert entry["kind"] == "predictions"
+    assert all(found[key] == ours[key] for key in ("miou", "interval", "boundary"))
+    drawn = sorted(p.name for p in (tmp_path / "s.figures").iterdir())
+    assert drawn == ["somebodys_val_confusion.png", "somebodys_val_worst.png"]
+    assert all(Image.open(tmp_path / "s.figures" / name).width > 400 for name in drawn)
+
+    wrong = dataclasses.replace(config, prediction_space="train_ids")
+    with pytest.raises(UserError, match="_labelIds.png: .*outside its label space"):
+        score.run(wrong, score.check(wrong))
+    assert not list(tmp_path.glob("*.part*"))
+    first = sorted((moved / "val").iterdir())[0]
+    shutil.copy(first, first.with_name(first.name.replace("pred", "other")))
+    with pytest.raises(UserError, match="is a second prediction of aachen_000000_000019"):
+        score.check(config)
+    for path in (moved / "val").glob("aachen*"):
+        path.unlink()
+    with pytest.raises(UserError, match="has no prediction of aachen_000000_000019"):
+        score.check(config)
+
+
+def test_label_ids_without_a_word_are_asked_for(prepared, predicted, tmp_path) -> None:
+    for path in (predicted / "cityscapes").iterdir():
+        shutil.copy(path, tmp_path / path.name.replace("_labelIds", ""))
+    config = score.Config(predictions=tmp_path, targets=(prepared,), output=tmp_path / "s.json")
+    with pytest.raises(UserError, match="no train ids; give --prediction-space cityscapes_ids"):
+        score.run(config, score.check(config))
 
 
 def test_a_set_of_fewer_classes_is_scored_in_its_own() -> None:

@@ -1,0 +1,136 @@
+"""Networks of score files: what segtrain/score.py wrote, with the rows beside it, checked."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.reading import expecting, read_json, shortened
+from segtrain.evaluation.rows import read_rows, rows_file
+from segtrain.evaluation.summary import Images, collect
+
+REMEDY = "score again with segtrain/score.py"
+MOST_CLASSES = 253
+
+
+@dataclass
+class Network:
+    """One network with the counts of all its images, by target."""
+
+    name: str
+    checkpoint: str
+    weights: str
+    selection: dict[str, Any]
+    images: dict[str, Images] = field(default_factory=dict)
+
+
+@dataclass
+class Scores:
+    """Networks of several files, and what is scored on."""
+
+    networks: dict[str, Network] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """by target"""
+    datasets: dict[str, str] = field(default_factory=dict)
+    """dataset of the catalogue by target, the target's own name where it is of none"""
+    marks: list[str] = field(default_factory=list)
+    """what tables must say: scores on the first images only, say"""
+
+    def common_targets(self, networks: Sequence[Network]) -> list[str]:
+        """Return the targets that all networks were scored on, in the order of the files."""
+        found = [t for t in self.classes if all(t in one.images for one in networks)]
+        if not found:
+            raise UserError(
+                "the networks share no target; score them on the same ones, or name some by --arms"
+            )
+        return found
+
+
+def read_scores(paths: Sequence[Path]) -> Scores:
+    """Read score files; raises `UserError` for a damaged one, or for what contradicts another."""
+    scores = Scores()
+    for path in paths:
+        document = read_json(path, dict, remedy=REMEDY)
+        with expecting(path, REMEDY):
+            _add(scores, path, document)
+    return scores
+
+
+def _add(scores: Scores, path: Path, document: Mapping[str, Any]) -> None:
+    sizes = {}
+    for target, facts in document["sets"].items():
+        classes = [str(name) for name in facts["classes"]]
+        if not 0 < len(classes) <= MOST_CLASSES:
+            raise ValueError(f"{len(classes)} classes of {target}")
+        if scores.classes.setdefault(target, classes) != classes:
+            raise UserError(f"{path}: {target} has other classes than in the files before it")
+        scores.datasets[target] = dataset_of(target, facts)
+        sizes[target] = len(classes)
+    if document.get("limit"):
+        scores.marks.append(
+            f"{path.name}: the first {int(document['limit'])} images of each target"
+        )
+    found = collect(read_rows(rows_file(path), sizes))
+    for entry in document["checkpoints"]:
+        _add_network(scores, path, entry, found.get(entry["name"], {}))
+
+
+def _add_network(
+    scores: Scores, path: Path, entry: Mapping[str, Any], images: dict[str, Images]
+) -> None:
+    """Add the targets of an entry to its network; another one of its name gets the file's name."""
+    name, checkpoint = str(entry["name"]), str(entry["checkpoint"])
+    weights, selection = str(entry.get("weights", "")), dict(entry["selection"])
+    if not images:
+        raise UserError(f"{rows_file(path)}: holds no row of {shortened(name)}; {REMEDY}")
+    known = scores.networks.get(name)
+    if known and (known.checkpoint, known.weights) != (checkpoint, weights):
+        name = f"{path.stem}/{name}"
+    network = scores.networks.setdefault(name, Network(name, checkpoint, weights, selection))
+    for target, one in images.items():
+        if target in network.images:
+            raise UserError(f"{path}: scores {name} on {target} again; leave out one of the files")
+        network.images[target] = one
+    if selection.get("is_target"):
+        network.selection = selection
+
+
+def dataset_of(target: str, facts: Mapping[str, Any]) -> str:
+    """Return the dataset of a target in the catalogue, without the version (of Mapillary)."""
+    return re.sub(r"_v[\d_]+$", "", str(facts.get("dataset") or target))
+
+
+def arms_of(scores: Scores, patterns: Sequence[str]) -> dict[str, list[Network]]:
+    """Group networks to arms: by NAME=PATTERN, or by their names without a number at the end.
+
+    `source_0`, `source_1` and `source_2` are three seeds of the arm `source`.
+    """
+    arms: dict[str, list[Network]] = {}
+    for text in patterns:
+        name, equals, pattern = text.partition("=")
+        found = [one for key, one in scores.networks.items() if fnmatchcase(key, pattern)]
+        if not (name and equals and found):
+            known = ", ".join(scores.networks)
+            raise UserError(f"--arms {text}: must be NAME=PATTERN of networks; known: {known}")
+        arms[name] = found
+    if not patterns:
+        for key, one in scores.networks.items():
+            match = re.fullmatch(r"(.+)[_-]\d+", key)
+            arms.setdefault(match[1] if match else key, []).append(one)
+    return arms
+
+
+def require_same_images(networks: Sequence[Network], targets: Sequence[str]) -> None:
+    """Raise `UserError` unless all networks were scored on the same images and labels."""
+    first = networks[0]
+    for network in networks[1:]:
+        for target in targets:
+            own, other = first.images[target], network.images[target]
+            if (own.ids, own.labels) != (other.ids, other.labels):
+                raise UserError(
+                    f"{network.name}: was scored on other images or labels of {target} than "
+                    f"{first.name}; score both again on the same folder"
+                )
