@@ -31,8 +31,8 @@ from pipeline.config import require_seed
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
-from pipeline.reporting.images import source_image
 from pipeline.rows import sample_id
+from pipeline.sample_views import source_image
 from pipeline.seeding import numpy_generator
 
 MIN_STD = 1e-3  # smallest deviation of a channel in L*a*b*; flatter channels are not scaled

@@ -24,7 +24,7 @@ from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import colorize
 from pipeline.pocket.splits import SEEDS_PER_SPLIT
-from pipeline.reporting.images import source_image
+from pipeline.sample_views import source_image
 
 GAP = 6
 

@@ -22,8 +22,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError, guard
-from pipeline.reporting.images import source_image
 from pipeline.rows import sample_id
+from pipeline.sample_views import source_image
 from pipeline.seeding import numpy_generator
 
 LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)

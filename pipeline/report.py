@@ -1,9 +1,11 @@
-"""Write a self-contained HTML report of a workspace; it opens offline.
+"""Write a self-contained HTML report of a workspace or of one dataset folder; it opens offline.
 
     python pipeline/report.py --workspace runs/pocket
+    python pipeline/report.py --data runs/mine/generated --source runs/mine/source
 
 Reads files only. What is not there yet is left out with a note, so a report of an unfinished run
-works too.
+works too. A dataset folder may be generated, prepared or written by hand; with the scores of
+generation/score.py the page ranks its images. At most 20 MB, for a folder of any size.
 """
 
 import importlib.metadata
@@ -20,6 +22,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files
 from pipeline.config import parse, show
+from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, guard
 from pipeline.output_files import open_output_file
 from pipeline.stages import read_record
@@ -27,7 +30,12 @@ from pipeline.stages import read_record
 TEMPLATE = "page.html.j2"
 PACKAGES = ("streetforge", "torch", "diffusers", "transformers", "accelerate", "mmsegmentation",
             "mmengine", "numpy", "pillow")  # fmt: skip
-LARGEST_MB = 15
+LARGEST_MB = 20
+ABOUT_WORKSPACE = (
+    "Label maps of one simulator in, a diverse labelled training set out. This page shows what one "
+    "run of the whole method made, and how segmentation networks trained with it do on five "
+    "targets that nothing was trained on. Run"
+)
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,16 @@ class Config:
 
     workspace: Path = Path("runs/pocket")
     """Folder of a pipeline run."""
+    data: Path | None = None
+    """Dataset folder to report on, in place of a workspace."""
+    source: Path | None = None
+    """With --data: dataset folder of the source images, whose classes and images are shown too."""
+    quality: Path | None = None
+    """With --data: output folder of generation/score.py. None: `quality` in the dataset folder."""
     output: str = ""
-    """HTML file to write; empty is WORKSPACE/report.html."""
+    """HTML file to write; empty is report.html in the workspace or dataset folder."""
     per_condition: int = 2
-    """Generated images shown for each condition."""
+    """Images shown for each condition."""
 
 
 def machine() -> dict[str, str]:
@@ -79,11 +93,13 @@ def is_recolored(folder: Path) -> bool:
 
 
 def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
-    """Collect everything the template shows."""
+    """Collect everything that the page of a workspace shows."""
     from pipeline.reporting import images
     from pipeline.reporting import scores as numbers
+    from pipeline.reporting.dataset_page import sections
 
-    generated = images.samples_of(workspace / "generated")
+    folder, source = workspace / "generated", workspace / "data" / "source"
+    generated = images.samples_of(folder)
     variants = {
         name: images.samples_of(workspace / "variants" / name)
         for name in ("plain", "no_fusion", "no_swap")
@@ -92,16 +108,19 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     scores = numbers.read_scores(workspace / "scores.json")
     stages = stage_lines(workspace)
     rows = numbers.table(scores)
-    recolored = is_recolored(workspace / "generated")
+    recolored = is_recolored(folder)
+    data = None
+    if generated:
+        data = sections(
+            folder, generated, source=source, scores=folder / "quality",
+            per_condition=per_condition, what="Generated images",
+        ) | {"alone": False}  # fmt: skip
     return {
+        **frame("workspace.html.j2", workspace, header(generated, rows, scores, stages, recolored)),
+        "heading": "Streetforge",
+        "about": ABOUT_WORKSPACE,
         "recolored": recolored,
-        "title": workspace.name,
-        "date": time.strftime("%Y-%m-%d %H:%M"),
-        "facts": header(generated, rows, scores, stages, recolored),
-        "legend": images.legend(),
-        "conditions": images.condition_sheet(
-            generated, workspace / "data" / "source", per_condition
-        ),
+        "data": data,
         "collection": images.collection_sheet(images.samples_of(workspace / "data" / "collection")),
         "targets": images.target_sheet(
             {path.name: path for path in sorted((workspace / "data" / "targets").glob("*"))}
@@ -120,7 +139,50 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
         "bars": numbers.class_bars(scores, recolored),
         "stages": stages,
         "total_s": sum(s["seconds"] for s in stages),
+    }
+
+
+def frame(body: str, folder: Path, facts: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return what every page shows."""
+    from pipeline.reporting import images
+
+    return {
+        "body": body,
+        "title": folder.name,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "facts": facts,
+        "legend": images.legend(),
         "machine": machine(),
+    }
+
+
+def gather_dataset(config: Config, folder: Path) -> dict[str, Any]:
+    """Collect everything that the page of one dataset folder shows."""
+    from pipeline.reporting.dataset_page import sections
+
+    samples = open_dataset(folder, labelled=False)
+    scores = config.quality or folder / "quality"
+    data = sections(
+        folder, samples, source=config.source, scores=scores,
+        per_condition=config.per_condition, what="Images",
+    )  # fmt: skip
+    failed = sum(line["count"] for line in data["failures"])
+    facts = [(f"{len(samples):,}", "samples")]
+    facts.append((str(len({str(s.row.get("condition") or "none") for s in samples})), "conditions"))
+    if failed:
+        facts.append((f"{failed:,}", "failed or withdrawn"))
+    if data["scores"]:
+        facts += [
+            (f"{one['miou']:.1f}", f"mIoU of images and labels, {one['name']}")
+            for one in data["scores"]["groups"][0]["networks"]
+            if one["miou"] is not None
+        ]
+    return {
+        **frame("dataset.html.j2", folder, facts),
+        "heading": folder.name,
+        "about": "Images and label maps of the dataset folder",
+        "recolored": is_recolored(folder),
+        "data": data | {"alone": True},
     }
 
 
@@ -176,20 +238,36 @@ def is_report(path: Path) -> bool:
     return b"<!doctype html>" in start and b"<title>Streetforge: " in start
 
 
+def check(config: Config) -> Path:
+    """Find bad settings before anything is read; return the folder to report on."""
+    folder = config.data or config.workspace
+    if config.data is None and (config.source or config.quality):
+        raise UserError("--source, --quality: belong to --data; a workspace has its own")
+    for path in (config.data, config.source, config.quality):
+        if path is not None and not path.is_dir():
+            raise UserError(f"{path}: no such folder; check the path")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; run pipeline/run.py first")
+    if config.per_condition < 1:
+        raise UserError(f"--per-condition {config.per_condition}: must be 1 or more")
+    return folder
+
+
 def main() -> int | None:
     """Write the report."""
     config, call = parse(Config, __doc__)
-    if not config.workspace.is_dir():
-        raise UserError(f"{config.workspace}: no such folder; run pipeline/run.py first")
-    if config.per_condition < 1:
-        raise UserError(f"--per-condition {config.per_condition}: must be 1 or more")
-    output = Path(config.output) if config.output else config.workspace / "report.html"
+    folder = check(config)
+    output = Path(config.output) if config.output else folder / "report.html"
     if call.dry_run:
         show(config)
         print(f"would write {output}")
         return 0
     open_output_file(output, is_report, "report")
-    text = render(gather(config.workspace.resolve(), config.per_condition))
+    folder = folder.resolve()
+    if config.data is None:
+        text = render(gather(folder, config.per_condition))
+    else:
+        text = render(gather_dataset(config, folder))
     page = text.encode(errors="xmlcharrefreplace")  # names of files may hold what is no text
     if len(page) > LARGEST_MB * 1_000_000:
         raise UserError(f"{output}: would be larger than {LARGEST_MB} MB; lower --per-condition")

@@ -26,7 +26,7 @@ PACKAGES = {
     "segtrain": "segmentation",
     "pipeline": "tools and shared settings",
 }
-GUIDE = ("pocket-city", "real-data", "generation", "performance", "scale", "quality",
+GUIDE = ("pocket-city", "real-data", "generation", "performance", "scale", "quality", "inspection",
          "segmentation", "export", "files")  # fmt: skip
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "datasets/README.md",
          "pipeline/pocket/weights/README.md")  # fmt: skip

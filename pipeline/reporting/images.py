@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import labels
+from pipeline import labels, sample_views
 from pipeline.dataset import Sample, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.images import read_image
-from pipeline.paths import Enclosure, check_relative
 
-JPEG_QUALITY = 88
+SHOWN_PX = 400  # longest side of an image on the page
 CLOSE_UP_PX = 40  # side of the square window before enlarging
 CLOSE_UP_SCALE = 5
+MOST_CONDITIONS = 24  # on one sheet
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,24 @@ class Figure:
 
 def data_url(array: np.ndarray, *, exact: bool = False) -> str:
     """Encode HxWx3 uint8 as a data URL: JPEG, or PNG if `exact`."""
-    buffer = io.BytesIO()
     if exact:
+        buffer = io.BytesIO()
         Image.fromarray(array).quantize(256).save(buffer, format="PNG", optimize=True)
-        kind = "png"
+        kind, data = "png", buffer.getvalue()
     else:
-        Image.fromarray(array).save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        kind, data = "jpeg", sample_views.encode_jpeg(array)
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image_figure(image: np.ndarray, text: str) -> Figure:
+    """Return a small copy of an image HxWx3."""
+    return Figure(data_url(sample_views.shrink(image, SHOWN_PX)), text)
 
 
 def label_figure(label: np.ndarray, text: str = "label") -> Figure:
     """Return a label map in the Cityscapes colours."""
-    return Figure(data_url(labels.colorize(label), exact=True), text)
+    small = sample_views.shrink(label, SHOWN_PX)
+    return Figure(data_url(labels.colorize(small), exact=True), text)
 
 
 def samples_of(folder: Path) -> list[Sample]:
@@ -70,56 +75,20 @@ def legend() -> list[tuple[str, str]]:
 
 
 def by_condition(samples: Sequence[Sample], per_condition: int) -> dict[str, list[Sample]]:
-    """Return the first `per_condition` samples of every condition, conditions by name."""
+    """Return `per_condition` samples of every condition, spread over the set; conditions by name.
+
+    Of more than `MOST_CONDITIONS` conditions those with most samples are taken.
+    """
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        group = groups.setdefault(str(sample.row.get("condition", "")), [])
-        if len(group) < per_condition:
-            group.append(sample)
-    return dict(sorted(groups.items()))
+        groups.setdefault(condition_of(sample), []).append(sample)
+    largest = sorted(groups, key=lambda name: (-len(groups[name]), name))[:MOST_CONDITIONS]
+    return {name: sample_views.spread(groups[name], per_condition) for name in sorted(largest)}
 
 
-def condition_sheet(
-    samples: Sequence[Sample], source: Path, per_condition: int
-) -> list[tuple[str, list[list[Figure]]]]:
-    """Return (condition, triples of label, source image and generated image).
-
-    The source image is the one the layout's label belongs to, at the crop used; it is left out
-    where the layouts are not the source dataset.
-    """
-    sheet = []
-    for condition, chosen in by_condition(samples, per_condition).items():
-        rows = []
-        for sample in chosen:
-            image, label = read_pair(sample)
-            row = [label_figure(label)]
-            rendered = source_image(sample, source)
-            if rendered is not None:
-                row.append(Figure(data_url(rendered), "source render"))
-            row.append(Figure(data_url(image), sample.caption))
-            rows.append(row)
-        sheet.append((condition, rows))
-    return sheet
-
-
-def source_image(sample: Sample, source: Path) -> np.ndarray | None:
-    """Return the source image behind a generated sample, None if it is not known."""
-    name = sample.row.get("source_label")
-    try:
-        check_relative(name)
-        place = str(name).replace("labels/", "images/", 1)
-        Enclosure(source).find(place)
-    except (ValueError, UserError):
-        return None
-    image = read_image(source / place)
-    crop = sample.row.get("crop")
-    if crop is None:
-        return image
-    top, left, height, width = crop
-    inside = 0 <= top < top + height <= image.shape[0] and 0 <= left < left + width
-    if not inside or left + width > image.shape[1]:
-        return None
-    return image[top : top + height, left : left + width]
+def condition_of(sample: Sample) -> str:
+    """Return the condition that a row names, `none` without one."""
+    return str(sample.row.get("condition") or "none")
 
 
 def collection_sheet(samples: Sequence[Sample], per_look: int = 2) -> list[Figure]:
@@ -128,7 +97,7 @@ def collection_sheet(samples: Sequence[Sample], per_look: int = 2) -> list[Figur
     for sample in samples:
         groups.setdefault(str(sample.row.get("look", "")), []).append(sample)
     return [
-        Figure(data_url(read_image(s.image)), s.caption or look)
+        image_figure(read_image(s.image), s.caption or look)
         for look, group in sorted(groups.items())
         for s in group[:per_look]
     ]
@@ -140,7 +109,7 @@ def target_sheet(folders: dict[str, Path], per_target: int = 4) -> list[tuple[st
     for name, folder in folders.items():
         chosen = samples_of(folder)[:per_target]
         figures = [
-            Figure(data_url(read_image(s.image)), str(s.row.get("condition", ""))) for s in chosen
+            image_figure(read_image(s.image), str(s.row.get("condition", ""))) for s in chosen
         ]
         if figures:
             sheet.append((name, figures))
@@ -178,23 +147,11 @@ def comparison(
         rows.append(
             [
                 label_figure(label, new.caption),
-                Figure(data_url(read_image(old.image)), texts[0]),
-                Figure(data_url(image), texts[1]),
+                image_figure(read_image(old.image), texts[0]),
+                image_figure(image, texts[1]),
             ]
         )
     return rows
-
-
-def small_object_window(label: np.ndarray, side: int) -> tuple[int, int] | None:
-    """Return (top, left) of the square window with most small-class pixels, None if too few."""
-    mask = np.isin(label, labels.SMALL_CLASSES)
-    side = min(side, *label.shape)
-    sums = np.pad(mask.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    inside = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-    if inside.max() < side * side // 40:
-        return None
-    top, left = np.unravel_index(int(inside.argmax()), inside.shape)
-    return int(top), int(left)
 
 
 def close_ups(
@@ -204,19 +161,19 @@ def close_ups(
     rows: list[list[Figure]] = []
     for with_fusion, without in pairs(fused, plain, len(fused)):
         image, label = read_pair(with_fusion)
-        corner = small_object_window(label, CLOSE_UP_PX)
+        corner = sample_views.small_object_window(label, CLOSE_UP_PX)
         other = read_image(without.image)
         if corner is None or other.shape != image.shape:
             continue
         window = np.s_[corner[0] : corner[0] + CLOSE_UP_PX, corner[1] : corner[1] + CLOSE_UP_PX]
         present = labels.present_class_names(label[window])
         small = [n for n in present if labels.CLASS_NAMES.index(n) in labels.SMALL_CLASSES]
-        colours = _enlarge(labels.colorize(label[window]))
+        colours = enlarge(labels.colorize(label[window]))
         rows.append(
             [
                 Figure(data_url(colours, exact=True), ", ".join(small)),
-                Figure(data_url(_enlarge(other[window])), "without fusion"),
-                Figure(data_url(_enlarge(image[window])), "with fusion"),
+                Figure(data_url(enlarge(other[window])), "without fusion"),
+                Figure(data_url(enlarge(image[window])), "with fusion"),
             ]
         )
         if len(rows) == limit:
@@ -224,5 +181,6 @@ def close_ups(
     return rows
 
 
-def _enlarge(array: np.ndarray) -> np.ndarray:
+def enlarge(array: np.ndarray) -> np.ndarray:
+    """Repeat the pixels of a window."""
     return array.repeat(CLOSE_UP_SCALE, axis=0).repeat(CLOSE_UP_SCALE, axis=1)

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import labels, report
+from pipeline import labels, report, sample_views
 from pipeline.dataset import DatasetWriter, open_dataset, read_pair
 from pipeline.errors import UserError
-from pipeline.reporting import images as report_pictures
 from pipeline.reporting import scores as report_scores
 
 ARMS = {"source_generated": 41.0, "source_only": 33.0}
@@ -64,7 +63,7 @@ def test_full_report_is_self_contained_and_escaped(workspace: Path, run_program)
 
 def test_empty_workspace_gives_a_page_of_notes(tmp_path: Path) -> None:
     page = report.render(report.gather(tmp_path, 2))
-    assert page.count("Not in this workspace yet") == 8
+    assert page.count("Not in this workspace yet") == 8, page
 
 
 @pytest.mark.parametrize("color_transfer", ["source", "none"])
@@ -109,19 +108,19 @@ def test_source_picture_follows_the_crop(workspace: Path) -> None:
     sample = open_dataset(workspace / "generated", labelled=True)[0]
     crop = [8, 16, 32, 64]  # top, left, height, width
     moved = type(sample)(sample.id, sample.image, sample.label, {**sample.row, "crop": crop})
-    whole = report_pictures.source_image(sample, workspace / "data" / "source")
-    part = report_pictures.source_image(moved, workspace / "data" / "source")
+    whole = sample_views.source_image(sample, workspace / "data" / "source")
+    part = sample_views.source_image(moved, workspace / "data" / "source")
     assert whole is not None and np.array_equal(part, whole[8:40, 16:80])
 
 
 def test_close_up_window_lies_on_the_small_objects() -> None:
     label = np.zeros((64, 128), dtype=np.uint8)
     label[30:50, 90:96] = 11
-    corner = report_pictures.small_object_window(label, 40)
+    corner = sample_views.small_object_window(label, 40)
     assert corner is not None
     top, left = corner
     assert top <= 30 and top + 40 >= 50 and left <= 90 and left + 40 >= 96
-    assert report_pictures.small_object_window(np.zeros((64, 128), np.uint8), 40) is None
+    assert sample_views.small_object_window(np.zeros((64, 128), np.uint8), 40) is None
 
 
 @pytest.mark.parametrize("entries", [True, 3, "ab", {"name": "a"}, [], None, [True]])
