@@ -1,10 +1,11 @@
 """Read the state dict of a file of `torch.save` without executing its pickle.
 
 A pickle is a program. Here its opcodes are walked, and only the handful that `torch.save` writes
-for a flat dict of tensors is understood: everything else is refused, so nothing can run. Two forms
-of file are read: the zip file of today, and what torch wrote before version 1.6, which is five
-parts one after another: three pickles (a magic number, a version, the byte order), the pickle of
-the dict, the pickle of the list of storages, then each storage as an 8-byte count and its items.
+for a flat dict of tensors, or for one under the key `state_dict`, is understood: everything else is
+refused, so nothing can run. Two forms of file are read: the zip file of today, and what torch wrote
+before version 1.6, which is five parts one after another: three pickles (a magic number, a version,
+the byte order), the pickle of the dict, the pickle of the list of storages, then each storage as an
+8-byte count and its items.
 """
 
 import io
@@ -159,6 +160,8 @@ class _LegacyFile:
 
 
 def _require_tensors(content: Any) -> dict[str, StoredTensor]:
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]  # a checkpoint of mmsegmentation, with remarks beside it
     if not isinstance(content, dict):
         raise ValueError("it holds no dict")
     if not all(type(value) is StoredTensor for value in content.values()):
@@ -181,7 +184,7 @@ def _read_pickle(stream: io.BytesIO) -> Any:
                 continue
             case "MARK":
                 marks.append(len(stack))
-            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
             case "NEWTRUE" | "NEWFALSE" | "NONE" | "EMPTY_TUPLE":
                 stack.append(CONSTANTS[opcode.name])

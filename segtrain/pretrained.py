@@ -62,30 +62,6 @@ def check(config: Config) -> None:
         read_header(path)
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """Return the tensors of a safetensors file, or of a pickle without executing it."""
-    import torch
-    from safetensors.torch import load_file
-
-    from pipeline.torch_pickle import StateDict
-
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    dtypes = {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U8": torch.uint8, "BOOL": torch.bool,
-    }  # fmt: skip
-    state = StateDict(path)
-    found = {}
-    for name, stored in state.tensors.items():
-        found[name] = torch.empty(stored.shape, dtype=dtypes[stored.dtype])
-        if found[name].numel():  # torch.frombuffer takes no empty buffer
-            data = bytearray(state.read(name).tobytes())
-            found[name] = torch.frombuffer(data, dtype=dtypes[stored.dtype]).reshape(stored.shape)
-    return found
-
-
 def convert(config: Config) -> dict[str, Any]:
     """Return the weights under the names of the recipe's backbone.
 
@@ -119,6 +95,7 @@ def backbone_state(backbone: Any, path: Path) -> dict[str, Any]:
     if hasattr(backbone, "read_pretrained"):  # a network of transformers, which knows its files
         return backbone.read_pretrained(path)
     from segtrain.backbones.weight_names import to_mmsegmentation
+    from segtrain.stored_weights import read_weights
 
     return to_mmsegmentation(read_weights(path / WEIGHTS_FILE if path.is_dir() else path))
 

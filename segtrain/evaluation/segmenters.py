@@ -46,7 +46,9 @@ def describe(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"checkpoint": str(folder)}
     if is_transformers(folder):
         return facts | {"kind": "transformers", "selection": {"rule": "not recorded"}}
-    facts |= {"kind": "trained", "weights": file_digest(folder / WEIGHTS_FILE)}
+    imported = "imported" in read_json(folder / RECIPE_FILE, dict)  # by segtrain/import_network.py
+    kind = "mmsegmentation" if imported else "trained"
+    facts |= {"kind": kind, "weights": file_digest(folder / WEIGHTS_FILE)}
     path = folder / "config.json"
     config = files.read_json(path, dict).get("config") if path.is_file() else None
     seed = config.get("seed") if isinstance(config, dict) else None

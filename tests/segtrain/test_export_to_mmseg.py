@@ -10,7 +10,7 @@ import torch
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
-from segtrain import export, score, train
+from segtrain import export, import_network, score, train
 from segtrain.segmenter import Segmenter
 
 
@@ -84,3 +84,39 @@ def test_parts_of_ours_are_imported_by_the_config() -> None:
     model = {"type": "EncoderDecoder", "decode_head": [{"type": "StreetforgeDAFormerHead"}]}
     config = export.stock_config({"model": model, "test_pipeline": []})
     assert config["custom_imports"]["imports"] == ["segtrain.registry"]
+
+
+def test_what_was_exported_is_imported_and_predicts_alike(exported, source, tmp_path) -> None:
+    run, out = exported
+    config = import_network.Config(out / "config.py", out / "model.pth", tmp_path / "imported")
+    import_network.check(config)
+    import_network.run(config)
+    image = read_image(open_dataset(source, labelled=True)[0].image)
+    found = Segmenter.from_pretrained(tmp_path / "imported")(image)
+    assert np.array_equal(found, Segmenter.from_pretrained(run)(image))
+    scoring = score.Config(
+        checkpoint=(tmp_path / "imported",), targets=(source,), output=tmp_path / "s.json", limit=1
+    )
+    score.run(scoring, score.check(scoring))
+    (entry,) = json.loads(scoring.output.read_text())["checkpoints"]
+    assert entry["kind"] == "mmsegmentation" and entry["selection"]["rule"] == "not recorded"
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (("num_classes=19", "num_classes=7"), "predicts 7 classes"),
+        (("type='SegformerHead'", "type='MyHead'"), "MyHead.*not on the list of parts"),
+        (("channels=16", "channels=8"), "does not fit the weights"),
+    ],
+)
+def test_networks_that_cannot_be_imported_are_named(exported, change, text, tmp_path) -> None:
+    _, out = exported
+    path = tmp_path / "config.py"
+    original = (out / "config.py").read_text()
+    assert change[0] in original
+    path.write_text(original.replace(*change))
+    config = import_network.Config(path, out / "model.pth", tmp_path / "imported")
+    with pytest.raises(UserError, match=text):
+        import_network.run(config)
+    assert not (tmp_path / "imported").exists()

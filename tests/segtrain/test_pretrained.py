@@ -15,6 +15,7 @@ from pipeline import hub
 from pipeline.errors import UserError, guard
 from segtrain import pretrained, recipes
 from segtrain.backbone_weights import load_backbone
+from segtrain.stored_weights import read_weights
 
 BASE = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 MIT = "backbone=dict(embed_dims=8, num_layers=[1, 2, 1, 1], num_heads=[1, 2, 4, 4])"
@@ -187,6 +188,6 @@ def test_weights_of_the_hub_are_pinned_and_named(mit, tmp_path: Path, monkeypatc
 def test_an_empty_tensor_of_a_pickle_is_read(tmp_path: Path) -> None:
     state = {"none": torch.zeros(0, 3), "one": torch.tensor(2.5), "two": torch.ones(2, 1)}
     torch.save(state, tmp_path / "a.pth")
-    found = pretrained.read_weights(tmp_path / "a.pth")
+    found = read_weights(tmp_path / "a.pth")
     assert {n: v.shape for n, v in found.items()} == {n: v.shape for n, v in state.items()}
     assert found["one"] == 2.5 and (found["two"] == 1).all()

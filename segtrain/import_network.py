@@ -1,0 +1,109 @@
+"""Take over a network that mmsegmentation trained: config and checkpoint to a folder of ours.
+
+    python segtrain/import_network.py --config-file segformer_mit-b5.py \\
+        --weights segformer_mit-b5.pth --output networks/segformer_b5
+
+The folder is scored, used for prediction and exported like one of segtrain/train.py. The config is
+a Python file that mmengine executes: give one that you trust. The checkpoint is read without being
+executed, so it must hold tensors and plain values only; `publish_model.py` of mmsegmentation makes
+such a file. The network must predict the 19 classes of Cityscapes in their order and be made of
+parts that our programs know.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline import files, labels
+from pipeline.config import parse, show
+from pipeline.errors import UserError, guard
+from pipeline.output_folders import require_writable
+from segtrain import saved_recipe
+from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, build
+from segtrain.recipe_checks import named_faults
+from segtrain.recipes import require_recipe
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one import."""
+
+    config_file: Path = Path("config.py")
+    """Config of mmsegmentation 1.x, of which `model` and `test_pipeline` are read."""
+    weights: Path = Path("model.pth")
+    """Its checkpoint, .pth or .safetensors."""
+    output: Path = Path("imported")
+    """New folder to write."""
+
+
+def check(config: Config) -> None:
+    """Find bad input before torch or weights load."""
+    require_recipe(config.config_file)
+    if not config.weights.is_file():
+        raise UserError(f"--weights {config.weights}: no such file; give the checkpoint")
+    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
+        raise UserError(f"--output {config.output}: must be a new or empty folder")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return network and test transforms of a config as a saved recipe has them."""
+    from mmengine.config import Config as StockConfig
+
+    import segtrain.registry  # noqa: F401
+    from segtrain.recipes import as_json
+
+    with named_faults(str(path)):
+        whole = as_json(StockConfig.fromfile(path))
+        recipe = {key: whole[key] for key in ("model", "test_pipeline")}
+        recipe["model"].setdefault("test_cfg", {"mode": "whole"})
+        heads = recipe["model"]["decode_head"]
+        heads = heads if isinstance(heads, list) else [heads]
+        number = heads[-1]["num_classes"]
+    if number != labels.NUM_CLASSES:
+        raise UserError(
+            f"{path}: predicts {number} classes, and scores need the {labels.NUM_CLASSES} of "
+            "Cityscapes; give a network that was trained on them"
+        )
+    return saved_recipe.portable(recipe)
+
+
+def run(config: Config) -> None:
+    """Build the network with its weights, so that what is written is known to fit, and write it."""
+    from safetensors.torch import save_file
+
+    from pipeline.runs import mark_finished
+    from segtrain.recipes import build_model
+    from segtrain.stored_weights import read_weights
+
+    recipe = read_recipe(config.config_file)
+    saved = {"recipe": recipe, "diffusion": {}, "features": {}}
+    saved_recipe.check(config.config_file, saved)
+    weights = read_weights(config.weights)
+    model = build(config.config_file, lambda: build_model(recipe), weights, frozen=False)
+    require_writable(config.output)
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    with files.replacing(config.output / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary)
+    files.write_json(config.output / RECIPE_FILE, {**saved, "imported": str(config.weights)})
+    mark_finished(config.output, 0)
+    print(f"{config.output}: {len(state)} tensors; score it with segtrain/score.py")
+
+
+def main() -> int | None:
+    """Run the command line."""
+    config, call = parse(Config, __doc__)
+    check(config)
+    if call.dry_run:
+        show(config)
+        print(f"would write {config.output}")
+        return 0
+    run(config)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)
