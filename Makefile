@@ -1,7 +1,7 @@
 # make demo   set up, then the whole method on Pocket City, ending with runs/pocket/report.html
 # make test   set up, then every test               make test-extras  optional packages, see below
 # make lint   style, spelling and types of all files    make docs   the documentation site in site/
-# make format what ruff can mend by itself              make setup  only the environment in .venv
+# make format what ruff can fix by itself                 make setup  only the environment in .venv
 #
 # Needs Python 3.11 or newer and nothing else. PYTHON=... names another interpreter.
 

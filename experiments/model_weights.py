@@ -63,7 +63,7 @@ def main() -> None:
         )
     controlnet = find_folder(str(options.controlnet), "controlnet")
     check_fit(f"--controlnet {options.controlnet}", "controlnet", controlnet, str(base))
-    settings = files.json_bytes(read_json(options.defaults, dict, remedy="mend --defaults"))
+    settings = files.json_bytes(read_json(options.defaults, dict, remedy="correct --defaults"))
     sources = {"--base": base, "--controlnet": controlnet, "--defaults": options.defaults}
     check_places(sources, output)
     require_writable(output)

@@ -117,8 +117,8 @@ def _measure(source: LabelMapFolder, name: str) -> LabelMap:
         if source.images or not str(error).startswith(str(source.folder)):
             raise
         raise UserError(
-            f"{error}. If it is no label map, name those that are with --label-pattern, "
-            "'*_labelIds.png' say"
+            f"{error}. If it is not a label map, name those that are with --label-pattern, "
+            "for example '*_labelIds.png'"
         ) from None
     counts = np.bincount(label.ravel(), minlength=256)[: labels.NUM_CLASSES]
     return LabelMap(

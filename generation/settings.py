@@ -264,7 +264,7 @@ class Config:
         if not pattern.parts or pattern.is_absolute() or ".." in pattern.parts:
             raise UserError(
                 f"--label-pattern {self.label_pattern!r}: must be relative to --label-maps and "
-                "stay inside it, '*_labelIds.png' say"
+                "stay inside it, for example '*_labelIds.png'"
             )
 
     def check(self) -> None:

@@ -55,7 +55,7 @@ def check_grid(config: Config, grid: SizeGrid) -> None:
     if config.vae_tile_px % vae_tile_multiple:
         raise UserError(
             f"--vae-tile-px {config.vae_tile_px}: must be 0 or a multiple of {vae_tile_multiple} "
-            "for this base model, 512 say"
+            "for this base model, for example 512"
         )
     if config.fusion == "none":
         return

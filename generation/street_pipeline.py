@@ -141,7 +141,8 @@ class StreetPipeline:
         if self.settings.needs_source_images != (image is not None):
             word = "needs" if image is None else "does not use"
             raise UserError(
-                f"image: the pipeline {word} a source image, by structure, strength and details"
+                f"image: the pipeline {word} a source image, by its settings second_control, "
+                "strength and color_transfer"
             )
         source = None if image is None else as_source(image)
         for one in maps if source is not None else ():

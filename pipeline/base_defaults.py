@@ -39,7 +39,7 @@ def with_base_defaults(cls: type[T], stage: str, allowed: tuple[str, ...]) -> Ca
             return told
         settings = read_json(path, dict).get(stage, {})
         if not isinstance(settings, dict):
-            raise UserError(f"{path}: {stage}: is no mapping of settings; mend it or remove it")
+            raise UserError(f"{path}: {stage}: is not a mapping of settings; correct or remove it")
         for name in settings:
             refuse_old_key(cls, name, f"{path}: {stage}")
         if strange := sorted(set(settings) - set(allowed)):

@@ -72,7 +72,7 @@ def main() -> int | None:
         raise UserError(f"{config.weights}: its tensors overlap; ask its author for safetensors")
     entry = state.tensors.get(CONDITION_ENTRY)
     if entry and len(entry.shape) != 4:
-        raise UserError(f"{config.weights}: {CONDITION_ENTRY} is no kernel of a ControlNet")
+        raise UserError(f"{config.weights}: {CONDITION_ENTRY} is not a kernel of a ControlNet")
     if entry and settings.setdefault("conditioning_channels", entry.shape[1]) != entry.shape[1]:
         raise UserError(
             f"{config.config_file}: conditioning_channels is not the {entry.shape[1]} of the "

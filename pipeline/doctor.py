@@ -292,7 +292,7 @@ def main() -> int | None:
             remedy = f"  -> {finding.remedy}" if finding.remedy else ""
             print(f"  {marks[finding.state]} {finding.what}{remedy}")
     faults = sum(f.state == "missing" for group in groups.values() for f in group)
-    print("\neverything required is usable" if not faults else f"\n{faults} to mend, see MISSING")
+    print("\neverything required is usable" if not faults else f"\n{faults} to fix, see MISSING")
     return EXIT_BAD_INPUT if faults else 0
 
 

@@ -117,19 +117,21 @@ def read_sources(config: Config) -> Sources:
         raise UserError(f"{where}: two files have one name; give each its own `name`")
     for file in sources.archives():
         if not re.fullmatch(r"\w[\w.-]*", file.name):
-            raise UserError(f"{where}: {file.name!r} is no plain file name; give a `name`")
+            raise UserError(f"{where}: {file.name!r} is not a plain file name; give a `name`")
         if file.address.startswith("http:") and not file.has_hash:
             raise UserError(f"{where}: {file.address}: needs https, or a hash to check")
         if not sources.registration and not re.match("https?://[^/]", file.address):
             raise UserError(f"{where}: address {file.address!r} is not one of the web")
         if file.bytes < 0:
-            raise UserError(f"{where}: {file.name}: bytes {file.bytes} is no size; mend or drop it")
+            raise UserError(
+                f"{where}: {file.name}: bytes {file.bytes}: not a size; correct or remove it"
+            )
         for kind, length in (("sha256", 64), ("md5", 32)):
             text = getattr(file, kind)
             if text and not re.fullmatch(f"[0-9a-f]{{{length}}}", text, re.IGNORECASE):
                 raise UserError(
                     f"{where}: {file.name}: {kind} {shortened(text, 80)} is not {length} "
-                    "hexadecimal digits; mend or drop it"
+                    "hexadecimal digits; correct or remove it"
                 )
     return sources
 
@@ -156,7 +158,7 @@ def fetch_from_hub(hub: Hub, offline: bool) -> dict[str, Path]:
     here = {str(p.relative_to(name)): p for p in sorted(Path(name).rglob("*")) if p.is_file()}
     for pattern in hub.files:
         if not any(fnmatch(file, pattern) for file in here):
-            raise UserError(f"{where}: has no {pattern}; mend `files` of the get block")
+            raise UserError(f"{where}: has no {pattern}; correct `files` of the get block")
     return {f: p for f, p in here.items() if any(fnmatch(f, pattern) for pattern in hub.files)}
 
 

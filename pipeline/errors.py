@@ -21,7 +21,7 @@ LONGEST = 4000  # characters of a message
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what, the rule, the remedy."""
+    """An error that the user can fix. The message is one line: what, the rule, the remedy."""
 
 
 def one_line(message: str) -> str:

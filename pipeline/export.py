@@ -112,12 +112,12 @@ def read_samples(config: Config) -> list[Sample]:
     for sample in samples:
         if not re.fullmatch("[A-Za-z0-9_-]+", sample.id):
             raise UserError(
-                f"{config.data}: id {sample.id!r} is no file name that all readers split alike; "
+                f"{config.data}: id {sample.id!r} is not a file name that all readers split alike; "
                 "use letters, digits, _ and -"
             )
         if (other := seen.setdefault(sample.id.lower(), sample.id)) != sample.id:
             raise UserError(
-                f"{config.data}: ids {other} and {sample.id} differ in capitals alone, which some "
+                f"{config.data}: ids {other} and {sample.id} differ in case only, which some "
                 "file systems do not tell apart; rename one of them"
             )
         if sample.image.suffix.lower() not in images.SUFFIXES:

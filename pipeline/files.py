@@ -222,7 +222,7 @@ def storage_errors(folder: Path, need_bytes: Callable[[], int]) -> Iterator[None
         elif error.errno is None:  # of no file, but of a library
             raise
         else:
-            remedy = "mend that"
+            remedy = "fix that"
         raise UserError(
             f"{error.filename or folder}: cannot be written ({error.strerror}); {remedy} and "
             "repeat the command, all finished samples are kept"

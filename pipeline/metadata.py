@@ -165,7 +165,7 @@ def require_ours(folder: Path, scan: Scan) -> None:
         return
     reasons = (f" ({fault.where}: {fault.message.partition(';')[0]})" for fault in scan.faults)
     raise UserError(
-        f"{folder}: is no dataset folder of ours and is left as it is: it has no run.json and no "
+        f"{folder}: is not a dataset folder of ours and is not changed: it has no run.json and no "
         f"row with an id{next(reasons, '')}; {GUIDE}"
     )
 

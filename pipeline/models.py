@@ -259,7 +259,7 @@ def load_scheduler(base: str, class_name: str = "DDIMScheduler", **changes: Any)
     kind: Any = getattr(diffusers, class_name, None)
     is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not is_scheduler:
-        raise UserError(f"{base}: {shortened(class_name, 60)} is no scheduler of diffusers")
+        raise UserError(f"{base}: {shortened(class_name, 60)} is not a scheduler of diffusers")
     try:
         return kind.from_pretrained(folder, local_files_only=True, **changes)
     except Exception as error:

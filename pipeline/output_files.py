@@ -38,7 +38,7 @@ def check_output_file(
     if is_own is None:
         raise UserError(f"{setting} {path}: exists already; {remedy}")
     if not stat.S_ISREG(mode) or not is_own(path):
-        raise UserError(f"{setting} {path}: exists and is no {what} of this program; {remedy}")
+        raise UserError(f"{setting} {path}: exists and is not a {what} of this program; {remedy}")
 
 
 def open_output_file(

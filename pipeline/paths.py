@@ -28,7 +28,7 @@ def check_stem(name: object) -> None:
         raise ValueError(f"must be text, not {shortened(repr(name), 40)}")
     plain = name.isprintable() and not set(name) & set("/\\") and not name.startswith(".")
     if not name or not plain or name != name.strip():
-        raise ValueError(f"{shortened(name, 60)!r} is no plain file name without a path")
+        raise ValueError(f"{shortened(name, 60)!r} is not a plain file name without a path")
     if len(name.encode()) > MAX_STEM_BYTES:
         raise ValueError(f"{shortened(name, 60)!r} is longer than {MAX_STEM_BYTES} bytes")
 
@@ -39,7 +39,7 @@ def check_relative(name: object) -> None:
         raise ValueError(f"must be text, not {shortened(repr(name), 40)}")
     shown = shortened(name, 100)
     if name.startswith(("/", "~")) or "\\" in name or name[1:2] == ":":
-        raise ValueError(f"{shown} is no plain relative path, divided by /")
+        raise ValueError(f"{shown} is not a plain relative path, divided by /")
     if not name.isprintable() or set(name.split("/")) & {"", ".", ".."}:
         raise ValueError(f"{shown} must be a plain path below the folder, without . and ..")
     if len(name.encode()) > MAX_NAME_BYTES:

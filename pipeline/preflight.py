@@ -64,7 +64,7 @@ def main() -> int | None:
         return None
     _, listing = open_selection(config)
     faults = check_listing(listing, depth=config.depth, workers=config.workers)
-    report(faults, len(listing.pairs), "mend or remove these files")
+    report(faults, len(listing.pairs), "repair or remove these files")
     print(f"{len(listing.pairs)} pairs, no fault")
     return None
 

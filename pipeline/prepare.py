@@ -57,7 +57,7 @@ from pipeline.paths import STORES_VARIABLE, is_declared
 from pipeline.preflight import report
 from pipeline.rows import sample_id
 
-REMEDY = "mend or remove them, or leave them out with --policy skip"
+REMEDY = "repair or remove them, or leave them out with --policy skip"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
 
 def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
     """Tell whether a folder is of these settings, but of an earlier content of the label space."""
-    stored = stored_config(folder, DATASET)  # the writer mends a damaged one
+    stored = stored_config(folder, DATASET)  # the writer repairs a damaged one
     if stored is None:
         return False
     lines = differences(stored, settings)

@@ -179,7 +179,7 @@ def expecting(where: Path, remedy: str = "restore it or make it again") -> Itera
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = shortened(f"{type(error).__name__} {error}", 120)
-        raise UserError(f"{where}: lacks what is read of it ({reason}); {remedy}") from None
+        raise UserError(f"{where}: lacks an expected value ({reason}); {remedy}") from None
 
 
 def read_json(

@@ -86,7 +86,7 @@ def check_row(row: dict[str, Any]) -> None:
     """
     if "id" not in row:
         foreign = "file_name" in row or "image" in row
-        hint = ", as those of a Hugging Face imagefolder, which is no dataset folder"
+        hint = ", as those of a Hugging Face imagefolder, which is not a dataset folder"
         raise ValueError(f"has no id{hint if foreign else ''}")
     named = {"id": check_stem}
     if row.get("label_file_name") is not None:

@@ -178,7 +178,7 @@ def run_stage(
     if code != 0:
         raise UserError(
             f"stage {stage.name} stopped with exit code {code}{complaint(log)}; its log is {log}, "
-            f"its command: {now['command']} ; mend the cause and run the same recipe again"
+            f"its command: {now['command']} ; fix the cause and run the same recipe again"
         )
     if not stage.marker.exists():
         raise UserError(

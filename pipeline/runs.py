@@ -121,7 +121,7 @@ def is_finished(folder: Path, steps: int) -> bool:
         return False
     mark = files.read_json(path)
     if not isinstance(mark, dict):
-        raise UserError(f"{path}: is no mark of a finished run; delete it and run again")
+        raise UserError(f"{path}: is not a mark of a finished run; delete it and run again")
     return mark.get("steps") == steps
 
 

@@ -284,7 +284,7 @@ def read_record(path: Path, needed: tuple[str, ...] = tuple(FACTS)) -> dict[str,
         raise UserError(f"{path}: has no mapping `stages`; {remedy}")
     for name, entry in stages.items():
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: {name} is no mapping; {remedy}")
+            raise UserError(f"{path}: {name} is not a mapping; {remedy}")
         for key in needed:
             value = entry.get(key)
             sound = isinstance(value, FACTS[key]) and not isinstance(value, bool)

@@ -205,7 +205,7 @@ def _read_pickle(stream: io.BytesIO) -> Any:
                 items = stack[start:]
                 del stack[start:]
                 if not all(isinstance(key, str) for key in items[::2]):
-                    raise ValueError("a dict has a key that is no text")
+                    raise ValueError("a dict has a key that is not text")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]

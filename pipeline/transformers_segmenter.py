@@ -42,7 +42,7 @@ class TransformersSegmenter:
             ).to(device)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{folder}: is no segmentation network ({reason})") from None
+            raise UserError(f"{folder}: is not a segmentation network ({reason})") from None
         path = Path(folder) / "preprocessor_config.json"
         config = files.read_json(path, dict) if path.is_file() else {}
         segmenter = cls(model, config.get("image_mean", MEAN), config.get("image_std", STD))

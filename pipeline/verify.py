@@ -55,7 +55,7 @@ class Config:
     threads: int = 4
     """files read at the same time"""
     repair: bool = False
-    """withdraw the rows of bad samples, so that they are made again, and mend the metadata"""
+    """withdraw the rows of bad samples, so that they are made again, and repair the metadata"""
 
 
 class Checker:

@@ -81,11 +81,11 @@ def load_yaml(path: Path) -> Any:
         check_plain(value)
     except RecursionError:
         raise UserError(
-            f"{path}: is nested more than {MAX_DEPTH} levels deep; mend the file"
+            f"{path}: is nested more than {MAX_DEPTH} levels deep; correct the file"
         ) from None
     except (yaml.YAMLError, *MISFITS) as error:
         reason = shortened(" ".join(str(error).split()), 300)
-        raise UserError(f"{path}: not valid YAML ({reason}); mend the file") from None
+        raise UserError(f"{path}: not valid YAML ({reason}); correct the file") from None
     return {} if value is None else value
 
 

@@ -90,7 +90,9 @@ def check(config: Config) -> list[Path]:
     check_output(config.output, RUN, inputs={"--target": config.target})
     saved = require_trained(config.checkpoint)
     if not saved["diffusion"]:
-        raise UserError(f"{config.checkpoint}: has no scene prompt; its backbone is no diffusion")
+        raise UserError(
+            f"{config.checkpoint}: has no scene prompt; give a network with a diffusion backbone"
+        )
     scenes = saved["recipe"]["model"]["backbone"].get("text", {}).get("scenes", [""])
     require_size(config.size_px, "--size-px")
     if not 0 <= config.scene < len(scenes):

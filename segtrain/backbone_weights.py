@@ -18,7 +18,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """
     if path.is_file() and path.suffix != ".safetensors":
         raise UserError(
-            f"{path}: is no safetensors file; convert a pickle (.pth, .bin) by "
+            f"{path}: is not a safetensors file; convert a pickle (.pth, .bin) by "
             "pipeline/convert_weights.py, --init of segtrain/train.py takes its result"
         )
     return read_header(path)

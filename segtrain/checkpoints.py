@@ -116,7 +116,9 @@ def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
     recipe = saved["recipe"]
     if base:
         if not saved["diffusion"]:
-            raise UserError(f"--base {base}: the backbone of {folder} is no diffusion; drop it")
+            raise UserError(
+                f"--base {base}: the backbone of {folder} is not a diffusion model; drop it"
+            )
         recipe["model"]["backbone"]["base"] = saved["diffusion"]["base"] = base
     _require_same(folder, "diffusion weights", saved["diffusion"], diffusion_base(recipe))
 
@@ -156,7 +158,7 @@ def require_weights(path: Path) -> None:
             pass
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: is no whole safetensors file ({shortened(error)}); {REMEDY}"
+            f"{path}: is not a whole safetensors file ({shortened(error)}); {REMEDY}"
         ) from None
 
 

@@ -67,7 +67,7 @@ def check(config: Config) -> tuple[Comparison, list[Group]]:
     require_same_images(networks, targets)
     baseline = config.baseline or next(iter(arms))
     if baseline not in arms:
-        raise UserError(f"--baseline {baseline}: is no arm; known: {', '.join(arms)}")
+        raise UserError(f"--baseline {baseline}: is not an arm; known: {', '.join(arms)}")
     comparison = Comparison(scores, arms, targets, baseline, config.resamples, config.seed)
     return comparison, published
 

@@ -21,7 +21,7 @@ from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 from segtrain.recipe_checks import named_faults
 from segtrain.self_training import Teacher
 
-FIRST_STEP_REMEDY = "mend the recipe's model or crop, or lower --batch-size if memory ends"
+FIRST_STEP_REMEDY = "correct the recipe's model or crop, or lower --batch-size if memory ends"
 
 
 @dataclass(frozen=True)

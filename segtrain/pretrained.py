@@ -55,8 +55,8 @@ def check(config: Config) -> None:
         path = path / WEIGHTS_FILE
     if not config.weights or not path.is_file():
         raise UserError(
-            f"--weights {config.weights!r}: is no file, no folder with {WEIGHTS_FILE}, and no hub "
-            "id pinned as owner/name@<40-digit commit>"
+            f"--weights {config.weights!r}: is neither a file nor a folder with {WEIGHTS_FILE} nor "
+            "a hub id pinned as owner/name@<40-digit commit>"
         )
     if path.suffix == ".safetensors":
         read_header(path)

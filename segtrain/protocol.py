@@ -99,7 +99,7 @@ def _size(value: Any, where: str) -> Size | None:
         return None
     sound = isinstance(value, list) and len(value) == 2
     if not sound or not all(type(n) is int and 0 < n <= LARGEST_PX for n in value):
-        raise UserError(f"{where}: is no height and width within 1..{LARGEST_PX}")
+        raise UserError(f"{where}: is not a height and width within 1..{LARGEST_PX}")
     return value[0], value[1]
 
 

@@ -48,7 +48,7 @@ MAX_REASON = 300
 
 
 @contextlib.contextmanager
-def named_faults(where: str, remedy: str = "mend the recipe") -> Iterator[None]:
+def named_faults(where: str, remedy: str = "correct the recipe") -> Iterator[None]:
     """Turn any fault inside the block into a `UserError` that begins with `where`."""
     try:
         yield
@@ -105,7 +105,7 @@ def check_recipe(recipe: Any) -> None:
     for name, kind in SECTIONS.items():
         if not isinstance(recipe[name], kind):
             what = "a dict" if kind is dict else "a list"
-            raise UserError(f"{name} must be {what}, not {recipe[name]!r:.80}; mend the recipe")
+            raise UserError(f"{name} must be {what}, not {recipe[name]!r:.80}; correct the recipe")
         _require_finite(recipe[name], name)
     if (resolution := recipe.get("test_resolution", "low")) not in ("low", "high"):
         raise UserError(f"test_resolution {resolution!r:.80}: must be low or high")
@@ -163,12 +163,14 @@ def _check_model(model: dict[str, Any]) -> None:
 def _require_type(part: Any, where: str) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if not kind or not isinstance(kind, str | type):
-        raise UserError(f"{where} must be a dict with a type, not {part!r:.80}; mend the recipe")
+        raise UserError(f"{where} must be a dict with a type, not {part!r:.80}; correct the recipe")
 
 
 def _check_steps(steps: Sequence[Any], where: str) -> None:
     if not isinstance(steps, list | tuple) or not steps:
-        raise UserError(f"{where} must be a list of transforms, not {steps!r:.80}; mend the recipe")
+        raise UserError(
+            f"{where} must be a list of transforms, not {steps!r:.80}; correct the recipe"
+        )
     for number, step in enumerate(steps):
         _require_type(step, f"{where}.{number}")
         crop = step.get("crop_size", 1)

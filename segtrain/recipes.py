@@ -27,7 +27,7 @@ def require_recipe(path: Path) -> None:
     try:
         compile(path.read_bytes(), str(path), "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
-        raise UserError(f"{path}: not a readable recipe ({error}); mend the file") from None
+        raise UserError(f"{path}: not a readable recipe ({error}); correct the file") from None
 
 
 def load_recipe(path: Path, options: Sequence[str] = ()) -> Any:
@@ -94,7 +94,9 @@ def override(recipe: Any, *, steps: int | None, batch_size: int | None, base: st
         recipe.train_dataloader.batch_size = batch_size
     if base:
         if "base" not in recipe.model.backbone:
-            raise UserError(f"--base {base}: this recipe's backbone is no diffusion model; drop it")
+            raise UserError(
+                f"--base {base}: this recipe's backbone is not a diffusion model; drop it"
+            )
         recipe.model.backbone.base = base
 
 

@@ -179,13 +179,13 @@ def _check_everywhere(where: str, key: str, value: Any) -> None:
     ):
         raise ValueError(f"{shortened(where)} imports modules")
     if key == "type" and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
-        raise ValueError(f"{shortened(where)} {shortened(value, 60)!r} is no plain name of a part")
+        raise ValueError(f"{shortened(where)} {shortened(value, 60)!r} is not a plain part name")
 
 
 def _check_in_model(where: str, key: str, value: Any) -> None:
     place = shortened(where)
     if not re.fullmatch(r"\w+", key):
-        raise ValueError(f"{place} is no plain name of an option")
+        raise ValueError(f"{place} is not a plain name of an option")
     if key == "type":
         _check_part(where, value)
     elif key == "pretrained" and value is not None:
@@ -193,7 +193,7 @@ def _check_in_model(where: str, key: str, value: Any) -> None:
     elif key == "class_weight" and isinstance(value, str):
         raise ValueError(f"{place} names a file")
     elif isinstance(value, str) and key not in TEXTS and not re.fullmatch(r"[\w.:-]*", value):
-        raise ValueError(f"{place} {shortened(value, 60)!r} is no plain name")
+        raise ValueError(f"{place} {shortened(value, 60)!r} is not a plain name")
     elif isinstance(value, str) and len(value) > LONGEST_TEXT:
         raise ValueError(f"{place} has more than {LONGEST_TEXT} characters")
     elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
@@ -214,7 +214,7 @@ def _check_part(where: str, name: str) -> None:
 def _check_transform(where: str, transform: Any) -> None:
     """Raise `ValueError` unless a test transform is known, with options that are in reason."""
     if not isinstance(transform, dict) or "type" not in transform:
-        raise ValueError(f"{where} is no transform with a type")
+        raise ValueError(f"{where} is not a transform with a type")
     name = transform["type"]
     if name in LOADERS:  # never built
         return
@@ -225,7 +225,7 @@ def _check_transform(where: str, transform: Any) -> None:
         if number and not (math.isfinite(value) and 0 <= value <= 16384):
             raise ValueError(f"{shortened(place)} {shortened(value, 60)} is not within 0..16384")
         if isinstance(value, str) and not re.fullmatch(r"\w*", value):
-            raise ValueError(f"{shortened(place)} {shortened(value, 60)!r} is no plain name")
+            raise ValueError(f"{shortened(place)} {shortened(value, 60)!r} is not a plain name")
 
 
 def _check_testing(settings: dict[str, Any]) -> None:
@@ -239,7 +239,7 @@ def _check_testing(settings: dict[str, Any]) -> None:
     for size in (crop, stride):
         sound = isinstance(size, list) and len(size) == 2
         if not sound or not all(type(n) is int and 0 < n <= 16384 for n in size):
-            raise ValueError("model.test_cfg.crop_size or stride is no height and width in pixels")
+            raise ValueError("model.test_cfg.crop_size or stride is not height and width in pixels")
     if any(not c / MOST_OVERLAP <= s <= c for c, s in zip(crop, stride, strict=True)):
         raise ValueError(
             f"model.test_cfg.stride is not within a {MOST_OVERLAP}th and the whole of crop_size"

@@ -220,9 +220,8 @@ def require_initial_weights(config: Config, recipe: Any) -> None:
     named = model["backbone"].get("pretrained") or model["backbone"].get("init_cfg")
     if model.get("feature_distance") is not None and not (config.init or named):
         raise UserError(
-            f"{config.recipe}: feature_distance holds the backbone near its initial weights, and "
-            "random ones are worth nothing; give --init FILE, or --cfg-options "
-            "model.feature_distance=None"
+            f"{config.recipe}: feature_distance needs pretrained initial weights of the backbone; "
+            "give --init FILE, or --cfg-options model.feature_distance=None"
         )
 
 

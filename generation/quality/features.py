@@ -64,7 +64,7 @@ def _transformers(folder: str, device: Any) -> Extract:
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"--features {folder}: is no vision model ({reason})") from None
+        raise UserError(f"--features {folder}: is not a vision model ({reason})") from None
     model = model.to(device).eval()
     mean, std = (
         torch.tensor(v, device=device).view(1, 3, 1, 1)

@@ -61,9 +61,9 @@ def check_row(row: Any) -> None:
         raise ValueError(f"the counts of a network are not those of {NUM_CLASSES} classes")
     whole = (counts.areas, counts.band, counts.objects)
     if any(part.min() < 0 or part.max() > MAX_PIXELS for part in whole):
-        raise ValueError("the counts of a network are no numbers of pixels")
+        raise ValueError("the counts of a network are not numbers of pixels")
     if not np.isfinite(counts.loss).all() or not isinstance(score, int | float | None):
-        raise ValueError("the loss or mIoU of a network is no number")
+        raise ValueError("the loss or mIoU of a network is not a number")
 
 
 def total(counts: Iterable[Counts], num_classes: int = NUM_CLASSES) -> Counts:

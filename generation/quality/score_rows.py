@@ -34,15 +34,15 @@ def check_row(row: Row) -> None:
     """Raise `ValueError` unless all that programs read of a row is what it must be."""
     for name in ("brightness", "contrast", "sharpness"):
         if type(row.get(name)) not in (int, float) or not math.isfinite(row[name]):
-            raise ValueError(f"its {name} is no number")
+            raise ValueError(f"its {name} is not a number")
     for name in ("condition", "hash"):
         if not isinstance(row.get(name), str):
-            raise ValueError(f"its {name} is no text")
+            raise ValueError(f"its {name} is not text")
     if not re.fullmatch(f"[0-9a-f]{{{pixels.HASH_DIGITS}}}", row["hash"]):
-        raise ValueError(f"its hash has not {pixels.HASH_DIGITS} hexadecimal digits")
+        raise ValueError(f"its hash does not have {pixels.HASH_DIGITS} hexadecimal digits")
     for name in ("fidelity", "costs", "attributes"):
         if not isinstance(row.get(name, {}), dict):
-            raise ValueError(f"its {name} are no mapping")
+            raise ValueError(f"its {name} are not a mapping")
     for counts in row.get("fidelity", {}).values():
         fidelity.check_row(counts)
     for path in row.get("costs", {}).values():

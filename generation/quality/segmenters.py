@@ -60,7 +60,7 @@ def class_for(folder: Path, named: str) -> str:
     except (ImportError, ValueError):
         known = False
     if not known:
-        raise UserError(f"--segmenter-class {spec}: is no package.module:Class that is installed")
+        raise UserError(f"--segmenter-class {spec}: is not an installed package.module:Class")
     return spec
 
 

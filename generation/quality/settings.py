@@ -82,9 +82,9 @@ def check_settings(config: Config) -> None:
     apart = {} if config.output is None else {"--data": config.data}
     check_output(config.folder, RUN, inputs=apart)  # `quality` in --data is no input of any reader
     if config.source and not config.segmenters:
-        raise UserError("--source: gives the ceiling of --segmenters; name at least one")
+        raise UserError("--source: needs --segmenters; name at least one segmentation network")
     if config.costs and not config.segmenters:
-        raise UserError("--costs: are those of --segmenters; name at least one")
+        raise UserError("--costs: needs --segmenters; name at least one segmentation network")
     if config.reference and not config.features:
         raise UserError("--reference: distances need --features, pocket for example")
     if config.looks and not config.attributes:

@@ -102,7 +102,7 @@ class Selection:
     split: str = "all"
     """part of the dataset"""
     condition: str = ""
-    """only images of this condition, night say"""
+    """only images of this condition, for example night"""
     label_space: str = ""
     """name in datasets/labelspaces or path of a YAML; empty: the catalogue's"""
 
@@ -140,7 +140,7 @@ def load_spec(name: str) -> DatasetSpec:
             fields[kind] = set(_read_template(template, f"{path}: {kind} {template}"))
         if unknown := sorted(fields["label"] - fields["image"] - {"split"}):
             raise UserError(
-                f"{path}: label {layout.label}: {{{unknown[0]}}} is no field of its image; "
+                f"{path}: label {layout.label}: {{{unknown[0]}}} is not a field of its image; "
                 "use the same fields in both"
             )
         labels.label_space(layout.label_space)

@@ -69,7 +69,7 @@ def read_scores(folder: Path, samples: Sequence[Sample]) -> Scores | None:
             raise ValueError("negative numbers of pixels")
         for row in chosen:
             if not all(np.isfinite(float(row[name])) for name in STATISTICS):
-                raise ValueError("a statistic that is no number")
+                raise ValueError("a statistic that is not a number")
             for seen in row.get("attributes", {}).values():
                 seen["seen"]
     path = folder / "summary.json"

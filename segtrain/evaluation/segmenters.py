@@ -123,7 +123,7 @@ def of_predictions(paths: Mapping[Path, Path], space: str) -> Predict:
             if "outside 0.." not in str(error):
                 raise
             raise UserError(
-                f"{paths[path]}: holds ids that are no train ids; give --prediction-space "
+                f"{paths[path]}: holds ids that are not train ids; give --prediction-space "
                 "cityscapes_ids, or another label space"
             ) from None
 

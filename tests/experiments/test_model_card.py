@@ -112,5 +112,5 @@ def test_bad_defaults_replace_nothing(tiny_base, tiny_controlnet, tmp_path, monk
 @pytest.mark.parametrize("name", ["vae/config.json", "model/weights.json", "timings.json"])
 def test_a_damaged_workspace_is_one_line(name, workspace, monkeypatch):
     (workspace / name).write_text("{}")
-    with pytest.raises(UserError, match="lacks what is read of it"):
+    with pytest.raises(UserError, match="lacks an expected value"):
         run(model_card, monkeypatch, "--workspace", workspace, "--output", workspace / "card")

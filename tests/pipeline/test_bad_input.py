@@ -77,7 +77,7 @@ PREPARE: dict[str, tuple[Any, str]] = {
     "format": (layout("images/{name:>9}.png"), "has a format or conversion"),
     "label format": (layout("images/{name}.png", "labels/{name:9999999999}.png"), "has a format"),
     "nested format": (layout("images/{name:{name}}.png"), "has a format or conversion"),
-    "other field": (layout("images/{name}.png", "labels/{stem}.png"), "is no field of its image"),
+    "other field": (layout("images/{name}.png", "labels/{stem}.png"), "not a field of its image"),
     "touching fields": (layout("images/{a}{b}.png", "labels/{a}{b}.png"), "text between them"),
     "many fields": (layout("_".join(f"{{a{i}}}" for i in range(30)), "x"), "more than 8 fields"),
     "absolute": (layout("/etc/{name}.png"), "plain path below --root"),

@@ -108,7 +108,7 @@ def test_any_base_may_bring_settings(own_base):
         ('{"generation": {"colour": 1}}', "'colour' is not for a base model to set"),
         ('{"generation": {"steps": "many"}}', "expected int"),
         ('{"generation": {"rcs_temperature": 1}}', "now called 'rare_classes.temperature'"),
-        ('{"generation": [1]}', "is no mapping of settings"),
+        ('{"generation": [1]}', "is not a mapping of settings"),
         ("[]", "streetforge.json"),
         ('{"generation"', "streetforge.json"),
     ],

@@ -204,7 +204,7 @@ def test_wrong_entries_and_selections_are_named(
         "title: x\nlicence: y\nsplits: {all: {}}\n"
         "layouts: [{image: 'i/{name}.png', label: 'l/{stem}.png'}]\n"
     )
-    with pytest.raises(UserError, match=r"\{stem\} is no field of its image"):
+    with pytest.raises(UserError, match=r"\{stem\} is not a field of its image"):
         load_spec(str(entry))
     for text, message in (
         ("splits: {all: {count: -5}}", "splits.all: count -5: must be 0 or more"),

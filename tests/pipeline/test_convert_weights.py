@@ -228,7 +228,7 @@ def test_a_condition_kernel_of_another_rank_is_one_line(
     shape: tuple[int, ...], tmp_path: Path, convert: Convert
 ) -> None:
     torch.save({convert_weights.CONDITION_ENTRY: torch.zeros(shape)}, tmp_path / "x.bin")
-    with pytest.raises(UserError, match="is no kernel of a ControlNet"):
+    with pytest.raises(UserError, match="is not a kernel of a ControlNet"):
         convert(tmp_path / "x.bin")
 
 

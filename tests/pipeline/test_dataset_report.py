@@ -129,9 +129,7 @@ def test_broken_scores_are_one_line(scored: Path, change: dict) -> None:
     path = scored / "quality" / "data.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row | change) + "\n" for row in rows))
-    with pytest.raises(
-        UserError, match=r"data.jsonl: lacks what is read of it.*score.py"
-    ) as caught:
+    with pytest.raises(UserError, match=r"data.jsonl: lacks an expected value.*score.py") as caught:
         quality.read_scores(scored / "quality", open_dataset(scored, labelled=True))
     assert "\n" not in str(caught.value)
 

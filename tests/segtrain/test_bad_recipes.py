@@ -111,7 +111,7 @@ BASED = f"_base_ = [{str(POCKET)!r}]\n"
     [
         ("model = undefined_name", "undefined_name"),
         ("model = 1 / 0", "division by zero"),
-        ("raise SystemExit(0)", "mend the recipe"),
+        ("raise SystemExit(0)", "correct the recipe"),
         ("import no_such_module", "lacks model"),
         ("_base_ = ['./recipe.py']", "in a circle"),
         ("_base_ = ['./none.py']", "none.py"),
@@ -158,7 +158,7 @@ def test_values_of_the_command_line_that_cannot_be_right(fails: Fails) -> None:
     for value in ("nan", "inf", "0", "-1"):
         assert "temperature" in fails(POCKET, *rare, value)
     assert "--self-training.confidence" in fails(POCKET, "--self-training.confidence", "nan")
-    assert "this recipe's backbone is no diffusion" in fails(POCKET, "--base", "pocket")
+    assert "this recipe's backbone is not a diffusion" in fails(POCKET, "--base", "pocket")
     assert "--sets" in fails(POCKET, "--sets", "source=/none:0.5")
     assert "NAME=FOLDER:SHARE" in fails(POCKET, "--sets", "night")
 

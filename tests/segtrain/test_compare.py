@@ -165,10 +165,10 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
     scores = write_scores(tmp_path / "s.json", {"a": 0.3}, ("acdc",), images=2)
     for changes, text in (
         ({"scores": ()}, "no score file given"),
-        ({"baseline": "x"}, "--baseline x: is no arm; known: a"),
+        ({"baseline": "x"}, "--baseline x: is not an arm; known: a"),
         ({"arms": ("x=b*",)}, "--arms x=b.*known: a"),
         ({"published": ("x",)}, "--published x: not known; use some of gta_mit_b5"),
-        ({"output": scores}, "exists and is no comparison"),
+        ({"output": scores}, "exists and is not a comparison"),
         ({"scores": (scores, scores)}, "scores a on acdc_val again"),
         ({"resamples": 3}, "--resamples 3"),
     ):

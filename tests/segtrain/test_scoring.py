@@ -199,7 +199,7 @@ def test_label_ids_without_a_word_are_asked_for(prepared, predicted, tmp_path) -
     for path in (predicted / "cityscapes").iterdir():
         shutil.copy(path, tmp_path / path.name.replace("_labelIds", ""))
     config = score.Config(predictions=tmp_path, targets=(prepared,), output=tmp_path / "s.json")
-    with pytest.raises(UserError, match="no train ids; give --prediction-space cityscapes_ids"):
+    with pytest.raises(UserError, match="not train ids; give --prediction-space cityscapes_ids"):
         score.run(config, score.check(config))
 
 

@@ -334,7 +334,7 @@ def test_protocol_scales_pictures_and_the_prediction_returns_to_their_size(
     assert np.array_equal(found, logits.argmax(1)[0].numpy())
     for wrong in ({"eval_low_px": [0, 5]}, {"eval_low_px": "big"}, {"eval_low_px": [1e9, 1]}):
         (target / "run.json").write_text(json.dumps({**run, "protocol": wrong}))
-        with pytest.raises(UserError, match="run.json: protocol.eval_low_px: is no height"):
+        with pytest.raises(UserError, match="run.json: protocol.eval_low_px: is not a height"):
             score.check(config)
 
 
