@@ -94,12 +94,16 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
 def our_latents(sampler: Sampler, label: np.ndarray, seed: int) -> list[torch.Tensor]:
     """Return the latents that our sampler decodes: of the base pass, and the final one."""
     caught: list[torch.Tensor] = []
-    decode = drawing.decode_latents
-    drawing.decode_latents = lambda vae, latents: caught.append(latents) or decode(vae, latents)
+
+    def decode_and_keep(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        caught.append(latents)
+        return decode_latents(vae, latents)
+
+    drawing.decode_latents = decode_and_keep
     try:
         sampler.draw(label, PROMPT, seed)
     finally:
-        drawing.decode_latents = decode
+        drawing.decode_latents = decode_latents
     return caught
 
 

@@ -18,7 +18,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import describe
 from pipeline.errors import UserError, guard
-from pipeline.pocket_city import SPLITS, render_sample
+from pipeline.pocket.splits import SPLITS
+from pipeline.pocket_city import render_sample
 
 
 def rate(split: str, n: int) -> float:

@@ -19,9 +19,9 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files
 from pipeline.errors import UserError, guard
 from pipeline.pocket.splits import TARGETS
+from pipeline.reading import read_json
 
 ARMS = ("source", "generated")
 UPDATES, NUM_IMAGES = 6, 10
@@ -32,7 +32,7 @@ def target_scores(folder: Path) -> dict[str, float] | None:
     path = folder / "scores.json"
     if not path.is_file():
         return None
-    targets = files.read_json(path)["checkpoints"][0]["targets"]
+    targets = read_json(path)["checkpoints"][0]["targets"]
     return {name: score["miou"] for name, score in targets.items()}
 
 
@@ -82,7 +82,7 @@ def table(workspace: Path) -> str:
 
 def cost_row(run: Path) -> str:
     """Return a line of the table of costs: the run's network, trained and used again."""
-    document = files.read_json(run / "config.json")
+    document = read_json(run / "config.json")
     stored, batch_size = document["settings"], document["config"]["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -97,7 +97,7 @@ def cost_row(run: Path) -> str:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise UserError(f"{run}: training it again failed; run {' '.join(command)}")
-        seconds = files.read_json(Path(folder) / "run" / "finished.json")["seconds"] / UPDATES
+        seconds = read_json(Path(folder) / "run" / "finished.json")["seconds"] / UPDATES
     test = subprocess.run(
         [sys.executable, __file__, "--test", run], capture_output=True, text=True, check=True
     )

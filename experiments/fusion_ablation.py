@@ -27,6 +27,7 @@ from pipeline import files
 from pipeline.dataset import open_dataset
 from pipeline.errors import guard
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
+from pipeline.reading import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = "--guess-mode-from 1 --guidance-interval 0 1 --base-pass-classes"  # none named: all
@@ -132,7 +133,7 @@ def write_table(
 ) -> None:
     """Print the table and write it beside the images."""
     (entry,) = load(arguments.output / "oracle.json").values()
-    looks = files.read_json(arguments.output / "looks.json")["generated"]
+    looks = read_json(arguments.output / "looks.json")["generated"]
     rows = []
     for name, settings in variants.items():
         samples = [s.row for s in open_dataset(folders[name], labelled=True)]

@@ -21,8 +21,7 @@ from pipeline.errors import UserError, guard
 from pipeline.pocket.collection import LOOKS
 from pipeline.pocket.render import render_pair
 from pipeline.pocket.scene import make_scene
-from pipeline.pocket.splits import scene_seed
-from pipeline.pocket_city import look_of
+from pipeline.pocket.splits import look_of, scene_seed
 from pipeline.rows import sample_id
 
 

@@ -16,9 +16,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from benchmarks.machine import heading
 from pipeline.errors import guard
-from pipeline.files import read_json
 from pipeline.labels import CLASS_NAMES, SMALL_CLASSES
 from pipeline.markdown import table
+from pipeline.reading import read_json
 
 Scores = dict[str, dict[str, Any]]  # arm -> entry of the score file
 

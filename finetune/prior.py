@@ -25,7 +25,8 @@ from finetune.settings import Crop, RunSettings, Training
 from finetune.start import open_samples, require_crop_multiple, start_run
 from pipeline.config import parse, require_between
 from pipeline.errors import UserError, guard
-from pipeline.models import find_base, find_folder, read_config
+from pipeline.model_files import read_config
+from pipeline.models import find_base, find_folder
 from pipeline.size_grid import size_grid
 
 

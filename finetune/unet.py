@@ -27,7 +27,9 @@ from finetune.start import open_samples, require_crop_of_base, require_disk, sta
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import parse, require_between, require_extra
 from pipeline.errors import UserError, guard
-from pipeline.models import find_base, find_local, read_config
+from pipeline.hub import find_local
+from pipeline.model_files import read_config
+from pipeline.models import find_base
 
 
 @dataclass(frozen=True)

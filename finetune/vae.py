@@ -22,7 +22,8 @@ from finetune.settings import LARGEST_COUNT, Crop, RunSettings, Training
 from finetune.start import open_samples, require_crop_multiple, require_memory, start_run
 from pipeline.config import parse, require_between, require_extra
 from pipeline.errors import UserError, guard
-from pipeline.models import find_folder, read_config
+from pipeline.model_files import read_config
+from pipeline.models import find_folder
 from pipeline.size_grid import size_grid
 
 

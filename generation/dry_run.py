@@ -19,6 +19,7 @@ from generation.settings import Config
 from generation.sizes import padded_crop
 from pipeline import files, models
 from pipeline.errors import UserError
+from pipeline.hub import find_local
 from pipeline.labels import CLASS_NAMES
 from pipeline.metadata import read_rows
 from pipeline.output_files import check_output_file
@@ -164,7 +165,7 @@ def cut_prompts(rows: Sequence[dict[str, Any]], config: Config) -> str:
 
     A base that is not on this disk tells nothing yet.
     """
-    home = models.find_local(models.find_base(config.base))
+    home = find_local(models.find_base(config.base))
     if home is None:
         return ""
     tokenizers = load_tokenizers(home)
@@ -193,7 +194,7 @@ def forecast(
     if not missing:
         return "nothing is missing"
     grid = STABLE_DIFFUSION
-    if (home := models.find_local(models.find_base(config.base))) is not None:
+    if (home := find_local(models.find_base(config.base))) is not None:
         grid = read_size_grid(home / "vae", home / "unet")
     drawn = sample_rows(missing, source, label_maps, config)
     counts = np.array([count_tiles(label, config, grid) for label, _ in drawn])

@@ -28,17 +28,11 @@ from generation.quality import fidelity, repair, score_rows, segmenters, tables
 from pipeline import files, images, labels
 from pipeline.claims import Claims, require_idle
 from pipeline.config import parse, require_between, require_positive, to_mapping
-from pipeline.dataset import (
-    SHARD_SIZE,
-    DatasetWriter,
-    Sample,
-    open_dataset,
-    read_rows,
-    write_card,
-)
+from pipeline.dataset import SHARD_SIZE, DatasetWriter, Sample, open_dataset, write_card
 from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision
 from pipeline.markdown import code
+from pipeline.metadata import read_rows
 from pipeline.output_folders import DATASET, check_output, require_writable
 from pipeline.score_rows import Row
 

@@ -16,9 +16,11 @@ from generation.sizes import check_canvas, check_grid
 from pipeline import models
 from pipeline.config import digest
 from pipeline.errors import UserError
+from pipeline.hub import find_local
 from pipeline.identity import run_identity
 from pipeline.labels import CONTROL_CHANNELS
 from pipeline.metadata import MetadataIndex
+from pipeline.model_files import read_config
 from pipeline.output_folders import DATASET, check_output
 from pipeline.size_grid import read_size_grid
 
@@ -47,7 +49,7 @@ def check_models(config: Config) -> None:
     """Check all models by their files alone; a hub id that is not here is checked when fetched."""
     base = models.find_base(config.base)
     folder = models.find_folder(config.controlnet, "controlnet")
-    channels = models.read_config(folder, "controlnet")["conditioning_channels"]
+    channels = read_config(folder, "controlnet")["conditioning_channels"]
     if channels != CONTROL_CHANNELS:
         raise UserError(
             f"--controlnet {config.controlnet}: takes {channels} condition channels, but label "
@@ -61,13 +63,13 @@ def check_models(config: Config) -> None:
     if config.second_control.is_on:
         detectors.check_detector(config.second_control)
         folder = models.find_folder(config.second_control.controlnet, "controlnet")
-        if models.read_config(folder, "controlnet")["conditioning_channels"] != 3:
+        if read_config(folder, "controlnet")["conditioning_channels"] != 3:
             raise UserError(
                 f"--second-control.controlnet {folder}: does not take 3 condition channels; give a "
                 f"ControlNet trained on {config.second_control.kind} images"
             )
         models.check_fit(f"--second-control.controlnet {folder}", "controlnet", folder, base)
-    home = models.find_local(base)
+    home = find_local(base)
     if home is not None:
         check_grid(config, read_size_grid(home / "vae", home / "unet"))
 

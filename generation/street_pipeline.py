@@ -27,6 +27,7 @@ from pipeline.config import from_layers, from_mapping, to_mapping, with_base
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.output_folders import require_writable
+from pipeline.reading import read_json
 from pipeline.yaml_files import load_preset
 
 SETTINGS_FILE = "street_pipeline.json"
@@ -83,7 +84,7 @@ class StreetPipeline:
         chosen = from_layers(Config, layers, chosen)
         saved = Path(base) / SETTINGS_FILE if base else None
         if saved and saved.is_file():
-            chosen = from_mapping(Config, files.read_json(saved), str(saved), chosen)
+            chosen = from_mapping(Config, read_json(saved), str(saved), chosen)
             chosen = replace(chosen, controlnet=str(Path(base or "") / "controlnet"), unet="")
         parts = {"base": base, "controlnet": controlnet, "unet": unet}
         named = {name: str(value) for name, value in parts.items() if value is not None}

@@ -26,7 +26,6 @@ from pipeline.errors import UserError
 from pipeline.reading import shortened
 from pipeline.renamed_settings import refuse_old_flags, refuse_old_key
 from pipeline.yaml_files import Layer, load_preset
-from pipeline.yaml_files import load_yaml as load_yaml
 
 T = TypeVar("T")
 LARGEST = 10**15  # of any number in a setting: whole numbers up to there are exact as floats

@@ -26,6 +26,7 @@ from pipeline.output_folders import (
     require_writable,
     write_marker,
 )
+from pipeline.reading import read_json
 from pipeline.torch_pickle import StateDict
 
 CONDITION_ENTRY = "controlnet_cond_embedding.conv_in.weight"
@@ -63,7 +64,7 @@ def write_safetensors(path: Path, state: StateDict) -> None:
 def main() -> int | None:
     """Convert one model."""
     config, call = parse(Config, __doc__)
-    settings = files.read_json(config.config_file, dict, remedy="give the model's config.json")
+    settings = read_json(config.config_file, dict, remedy="give the model's config.json")
     state = StateDict(config.weights)
     if not state.tensors:
         raise UserError(f"{config.weights}: holds no tensor; give the weights of a model")

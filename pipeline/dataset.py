@@ -23,10 +23,9 @@ from pipeline import files, images, labels, parallel
 from pipeline.class_stats import require_classes
 from pipeline.config import digest
 from pipeline.errors import UserError
-from pipeline.images import read_image as read_image  # beside read_pair
+from pipeline.images import read_image
 from pipeline.markdown import plain
-from pipeline.metadata import is_dataset, metadata_files, repair_tail
-from pipeline.metadata import read_rows as read_rows
+from pipeline.metadata import is_dataset, metadata_files, read_rows, repair_tail
 from pipeline.output_folders import (
     DATASET,
     check_output,

@@ -18,7 +18,6 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files
 from pipeline.catalogue import archives
 from pipeline.catalogue.fetching import RemoteFile, fetch, verify
 from pipeline.catalogue.git_source import GitSource, check_git, fetch_git
@@ -26,7 +25,7 @@ from pipeline.catalogue.specs import load_spec
 from pipeline.config import differences, from_mapping, parse
 from pipeline.errors import UserError, guard
 from pipeline.output_folders import DOWNLOAD, check_output, has_marker, refuse_differences
-from pipeline.reading import shortened
+from pipeline.reading import read_json, shortened
 
 DRIVE = "https://drive.usercontent.google.com/download"
 
@@ -207,7 +206,7 @@ def main() -> int | None:
     }
     check_output(config.output, DOWNLOAD)
     if has_marker(config.output, DOWNLOAD):
-        stored = files.read_json(config.output / DOWNLOAD.marker, dict)
+        stored = read_json(config.output / DOWNLOAD.marker, dict)
         stated = {name: stored.get(name) for name in record}
         refuse_differences(config.output, DOWNLOAD, differences(stated, record))
         print(f"{config.output}: is complete already")

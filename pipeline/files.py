@@ -17,7 +17,6 @@ from typing import Any, Literal
 import psutil
 
 from pipeline.errors import UserError
-from pipeline.reading import read_json as read_json  # beside write_json
 
 TEMPORARY_MARK = ".part-"
 MAX_TEMPORARY_STEM = 180  # bytes; with mark and owner below the 255 that file systems take

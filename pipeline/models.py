@@ -5,20 +5,13 @@ a commit: `owner/name@<40 hex digits>`. Only stock classes and safetensors are l
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import hub, model_files, model_values
 from pipeline.config import digest
 from pipeline.errors import UserError
-from pipeline.hub import fetch as fetch  # the place for callers is here
-from pipeline.hub import find_local as find_local
 from pipeline.identity import model_revision
-from pipeline.model_files import check_index as check_index
-from pipeline.model_files import read_config as read_config
 from pipeline.reading import read_json, shortened
-
-if TYPE_CHECKING:
-    pass
 
 POCKET = Path(__file__).resolve().parent / "pocket" / "weights"
 POCKET_BASE = POCKET / "base"

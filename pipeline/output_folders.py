@@ -27,7 +27,7 @@ from typing import Any, Literal
 from pipeline import files
 from pipeline.config import differences, digest
 from pipeline.errors import UserError
-from pipeline.reading import shortened
+from pipeline.reading import read_json, shortened
 
 SETTING = "--output"
 FILE_SUFFIXES = (".json", ".jsonl", ".safetensors", ".md", ".png")
@@ -192,7 +192,7 @@ def write_marker(
 def stored_config(folder: Path, kind: FolderKind, marker: str = "") -> dict[str, Any] | None:
     """Return the settings that a folder was begun with, None if they are absent or damaged."""
     try:
-        record = files.read_json(folder / (marker or kind.marker), dict)
+        record = read_json(folder / (marker or kind.marker), dict)
     except UserError:
         return None
     config = record if kind.is_flat else record.get("config")

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import models
+from pipeline.hub import fetch
+from pipeline.model_files import check_index
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +97,7 @@ class PromptEncoder:
 
     def __init__(self, base: str, device: Any = "cpu", dtype: Any = None) -> None:
         index = models.load_index(base)
-        parts = models.check_index(models.fetch(base))
+        parts = check_index(fetch(base))
         suffixes = [s for s in ("", "_2") if f"text_encoder{s}" in parts]
         self.tokenizers = [models.load_component(base, f"tokenizer{s}") for s in suffixes]
         self._base, self._suffixes, self._device, self._dtype = base, suffixes, device, dtype

@@ -25,6 +25,7 @@ from pipeline.config import parse, show
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, guard
 from pipeline.output_files import open_output_file
+from pipeline.reading import read_json
 from pipeline.stages import read_record
 
 TEMPLATE = "page.html.j2"
@@ -88,7 +89,7 @@ def is_recolored(folder: Path) -> bool:
     That is colour transfer (`--color-transfer source`), and the page must not call it generated.
     """
     path = folder / "run.json"
-    config = files.read_json(path, dict).get("config") if path.is_file() else None
+    config = read_json(path, dict).get("config") if path.is_file() else None
     return isinstance(config, dict) and config.get("color_transfer") == "source"
 
 

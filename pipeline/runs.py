@@ -27,6 +27,7 @@ from pipeline.output_folders import (
     require_writable,
     write_marker,
 )
+from pipeline.reading import read_json
 
 
 class JsonlTracker(GeneralTracker):
@@ -119,7 +120,7 @@ def is_finished(folder: Path, steps: int) -> bool:
     path = folder / "finished.json"
     if not path.exists():
         return False
-    mark = files.read_json(path)
+    mark = read_json(path)
     if not isinstance(mark, dict):
         raise UserError(f"{path}: is not a mark of a finished run; delete it and run again")
     return mark.get("steps") == steps

@@ -20,6 +20,7 @@ from pipeline import files
 from pipeline.config import digest, from_mapping
 from pipeline.errors import UserError
 from pipeline.labels import shipped
+from pipeline.reading import read_json
 from pipeline.yaml_files import load_preset, load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,7 +280,7 @@ def read_record(path: Path, needed: tuple[str, ...] = tuple(FACTS)) -> dict[str,
     if not path.exists():
         return {}
     remedy = "move it away; stages that are complete are then looked at again"
-    stages = files.read_json(path, dict, remedy=remedy).get("stages")
+    stages = read_json(path, dict, remedy=remedy).get("stages")
     if not isinstance(stages, dict):
         raise UserError(f"{path}: has no mapping `stages`; {remedy}")
     for name, entry in stages.items():

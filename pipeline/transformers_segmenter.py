@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import files
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
 from pipeline.model_files import require_stock_classes
+from pipeline.reading import read_json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says none
 UNNAMED = 20.0  # cost of a class that a network does not know
@@ -44,7 +44,7 @@ class TransformersSegmenter:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder}: is not a segmentation network ({reason})") from None
         path = Path(folder) / "preprocessor_config.json"
-        config = files.read_json(path, dict) if path.is_file() else {}
+        config = read_json(path, dict) if path.is_file() else {}
         segmenter = cls(model, config.get("image_mean", MEAN), config.get("image_std", STD))
         if not set(segmenter.names) & set(CLASS_NAMES):
             raise UserError(

@@ -38,6 +38,7 @@ from pipeline.config import (
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.metadata import Fault, Scan, choose, require_ours, scan_rows, write_merged
 from pipeline.paths import Enclosure
+from pipeline.reading import read_json
 from pipeline.rows import KINDS, is_ok, sample_id, seal
 
 MAX_SAMPLES = 10**12
@@ -116,7 +117,7 @@ def read_run_digest(folder: Path, scan: Scan) -> tuple[str, Iterator[Fault]]:
     """
     path = folder / "run.json"
     try:
-        record = files.read_json(path, dict)
+        record = read_json(path, dict)
     except UserError as error:
         problem = str(error).removeprefix(f"{path}: ").partition(";")[0]
         return "", iter([Fault(str(path), f"{problem}; {RESTORE}")])
@@ -135,7 +136,7 @@ def check_classes(folder: Path) -> Iterator[Fault]:
     """Yield the fault of classes.json."""
     path = folder / "classes.json"
     try:
-        record = files.read_json(path, dict)
+        record = read_json(path, dict)
         names, palette = list(labels.CLASS_NAMES), labels.PALETTE.tolist()
         if (record.get("names"), record.get("palette")) != (names, palette):
             yield Fault(str(path), f"has been changed; {RESTORE}")

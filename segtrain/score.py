@@ -27,6 +27,7 @@ from pipeline.errors import UserError, guard
 from pipeline.iou import score_of
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import require_writable
+from pipeline.reading import read_json
 from segtrain.checkpoints import require_scene
 from segtrain.evaluation.predictions import locate, space_of
 from segtrain.evaluation.rows import Part, merge, read_rows, rows_file
@@ -157,7 +158,7 @@ def check_settings(config: Config) -> None:
 def is_scores(path: Path) -> bool:
     """Tell whether a regular file is one that this program wrote."""
     try:
-        return "checkpoints" in files.read_json(path, dict)
+        return "checkpoints" in read_json(path, dict)
     except UserError:
         return False
 

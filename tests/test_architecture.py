@@ -204,6 +204,53 @@ def test_torch_is_imported_in_its_rooms_alone() -> None:
         assert not drawn, f"{name} imports torch through {sorted(drawn)}"
 
 
+def names_in(body: list[ast.stmt]) -> tuple[set[str], set[str]]:
+    """Return the names that statements of a module define, and those that they import."""
+    defined: set[str] = set()
+    imported: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imported |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.If | ast.Try | ast.For | ast.With):
+            inner = [*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])]
+            inner += [line for handler in getattr(node, "handlers", []) for line in handler.body]
+            more = names_in(inner)
+            defined, imported = defined | more[0], imported | more[1]
+        else:
+            stored = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+            defined |= {n.id for n in stored if isinstance(n.ctx, ast.Store)}
+    return defined, imported
+
+
+NAMES = {module: names_in(tree_of(path).body) for module, path in FILES.items()}
+IMPORTERS = [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py")),
+             *sorted((ROOT / "experiments").glob("*.py"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", IMPORTERS, ids=name_of)
+def test_names_are_imported_from_the_module_that_defines_them(path: Path) -> None:
+    """No module hands on what it imported itself, by `from m import name` or as `m.name`."""
+    tree = tree_of(path)
+    modules, strange = {}, []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        for alias in node.names:
+            if (whole := f"{node.module}.{alias.name}") in FILES:
+                modules[alias.asname or alias.name] = whole
+            elif node.module in FILES and alias.name not in NAMES[node.module][0]:
+                strange.append(f"line {node.lineno}: {whole}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            defined, imported = NAMES.get(modules.get(node.value.id, ""), (set(), set()))
+            is_read = isinstance(node.ctx, ast.Load)  # benchmarks replace functions in a module
+            if is_read and node.attr in imported - defined:
+                strange.append(f"line {node.lineno}: {modules[node.value.id]}.{node.attr}")
+    assert not strange, strange
+
+
 def test_datasets_folder_holds_no_python() -> None:
     assert not list((ROOT / "datasets").rglob("*.py")), "it would hide Hugging Face `datasets`"
 

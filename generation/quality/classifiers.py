@@ -13,6 +13,7 @@ from generation.quality import looks
 from pipeline import files
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
+from pipeline.reading import read_json
 
 HELDOUT = 5  # every fifth image is kept out of the training and tells the classifier's ceiling
 RECORD = "classifiers.json"
@@ -46,7 +47,7 @@ def train(folder: Path, samples: Sequence[Sample], attributes: Sequence[str]) ->
     """Train what is not there yet and keep it in `folder`, with its accuracy on held-out images."""
     record: dict[str, Any] = {}
     if (folder / RECORD).exists():
-        record = files.read_json(folder / RECORD, dict)
+        record = read_json(folder / RECORD, dict)
     for attribute in attributes:
         if attribute in record:
             continue
@@ -66,7 +67,7 @@ def train(folder: Path, samples: Sequence[Sample], attributes: Sequence[str]) ->
 
 def load(folder: Path, attributes: Sequence[str]) -> tuple[dict[str, Classifier], dict[str, Any]]:
     """Return the classifiers in `folder` and their record."""
-    record = files.read_json(folder / RECORD, dict)
+    record = read_json(folder / RECORD, dict)
     found = {}
     for attribute in attributes:
         path = _weights(folder, attribute)

@@ -12,7 +12,9 @@ from generation.quality import features, fidelity, looks, pixels, score_rows, se
 from generation.quality.classifiers import Classifier
 from generation.quality.settings import Config, segmenter_names
 from pipeline import files, labels
-from pipeline.dataset import Sample, read_image, require_same_size
+from pipeline.dataset import Sample, require_same_size
+from pipeline.images import read_image
+from pipeline.latents import images_to_tensor
 from pipeline.score_rows import Row, state_of
 
 
@@ -77,7 +79,7 @@ class Judges:
     def _name_attributes(self, images: list[np.ndarray], rows: list[Row]) -> None:
         """Add to the rows which value of each attribute the classifiers see."""
         for attribute, classifier in self.classifiers.items():
-            batch = looks.images_to_tensor([looks.shrink(image) for image in images])
+            batch = images_to_tensor([looks.shrink(image) for image in images])
             shares = looks.probabilities(classifier.model, batch)
             for row, share in zip(rows, shares, strict=True):
                 best = int(share.argmax())

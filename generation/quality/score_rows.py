@@ -21,8 +21,9 @@ import numpy as np
 
 from generation.quality import fidelity, pixels
 from pipeline import files
-from pipeline.dataset import SHARD_SIZE, Sample, repair_tail
+from pipeline.dataset import SHARD_SIZE, Sample
 from pipeline.errors import UserError
+from pipeline.metadata import repair_tail
 from pipeline.paths import check_relative
 from pipeline.reading import read_bytes
 from pipeline.score_rows import Row, read_rows, state_of

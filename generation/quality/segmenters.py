@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from generation.quality.score_rows import read_arrays
-from pipeline import files
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
+from pipeline.reading import read_json
 
 TRAINED = "segtrain.segmenter:Segmenter"
 TRANSFORMERS = "pipeline.transformers_segmenter:TransformersSegmenter"
@@ -51,7 +51,7 @@ def class_for(folder: Path, named: str) -> str:
     spec = named or TRAINED
     if not named:
         path = folder / "config.json"
-        config = files.read_json(path) if path.is_file() else {}
+        config = read_json(path) if path.is_file() else {}
         if isinstance(config, dict) and config.get("architectures"):
             spec = TRANSFORMERS
     module, colon, name = spec.partition(":")

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import labels
-from pipeline.config import from_mapping, load_yaml
+from pipeline.config import from_mapping
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.paths import check_relative
+from pipeline.yaml_files import load_yaml
 
 CATALOGUE = labels.shipped("dataset_specs")
 FIELD = re.compile("[A-Za-z_][A-Za-z0-9_]*")

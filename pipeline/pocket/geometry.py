@@ -6,11 +6,12 @@ World axes in metres relative to the camera: x right, y up from the ground, z fo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, auto
 from itertools import chain
 
 import numpy as np
 
+from pipeline.labels import CLASS_NAMES, VOID
 from pipeline.pocket.materials import Material
 
 Point = tuple[float, float, float]
@@ -23,28 +24,32 @@ NEAR_M = 0.7
 
 
 class Category(IntEnum):
-    """Cityscapes train ids; VOID is not scored."""
+    """The train ids of `pipeline.labels` under their names; VOID is not scored."""
 
-    ROAD = 0
-    SIDEWALK = 1
-    BUILDING = 2
-    WALL = 3
-    FENCE = 4
-    POLE = 5
-    TRAFFIC_LIGHT = 6
-    TRAFFIC_SIGN = 7
-    VEGETATION = 8
-    TERRAIN = 9
-    SKY = 10
-    PERSON = 11
-    RIDER = 12
-    CAR = 13
-    TRUCK = 14
-    BUS = 15
-    TRAIN = 16
-    MOTORCYCLE = 17
-    BICYCLE = 18
-    VOID = 255
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[int]) -> int:
+        return CLASS_NAMES.index(name.lower().replace("_", " "))
+
+    ROAD = auto()
+    SIDEWALK = auto()
+    BUILDING = auto()
+    WALL = auto()
+    FENCE = auto()
+    POLE = auto()
+    TRAFFIC_LIGHT = auto()
+    TRAFFIC_SIGN = auto()
+    VEGETATION = auto()
+    TERRAIN = auto()
+    SKY = auto()
+    PERSON = auto()
+    RIDER = auto()
+    CAR = auto()
+    TRUCK = auto()
+    BUS = auto()
+    TRAIN = auto()
+    MOTORCYCLE = auto()
+    BICYCLE = auto()
+    VOID = VOID
 
 
 class Facing(IntEnum):

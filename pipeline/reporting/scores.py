@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pipeline import files, labels
+from pipeline import labels
 from pipeline.errors import UserError
+from pipeline.reading import read_json
 
 REMEDY = "score again, or move the file away"
 BASELINE = "source_only"
@@ -39,7 +40,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     found: dict[str, Any] = {}
-    entries = files.read_json(path, dict, remedy=REMEDY).get("checkpoints")
+    entries = read_json(path, dict, remedy=REMEDY).get("checkpoints")
     for entry in entries if isinstance(entries, list) and entries else [None]:
         if not _is_checkpoint(entry):
             raise UserError(f"{path}: is not what segtrain/score.py writes; {REMEDY}")

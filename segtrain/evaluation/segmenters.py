@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, labels
+from pipeline import labels
 from pipeline.errors import UserError
 from pipeline.identity import file_digest
 from pipeline.model_files import require_stock_classes
@@ -50,7 +50,7 @@ def describe(folder: Path) -> dict[str, Any]:
     kind = "mmsegmentation" if imported else "trained"
     facts |= {"kind": kind, "weights": file_digest(folder / WEIGHTS_FILE)}
     path = folder / "config.json"
-    config = files.read_json(path, dict).get("config") if path.is_file() else None
+    config = read_json(path, dict).get("config") if path.is_file() else None
     seed = config.get("seed") if isinstance(config, dict) else None
     if type(seed) is int:
         facts["seed"] = seed

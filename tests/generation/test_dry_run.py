@@ -15,6 +15,7 @@ from generation.worker import SampleMaker
 from pipeline import files, labels
 from pipeline.dataset import DatasetWriter, open_dataset
 from pipeline.errors import UserError
+from pipeline.reading import read_json
 from pipeline.rows import sample_id
 from pipeline.size_grid import SizeGrid
 
@@ -56,7 +57,7 @@ def test_rows_tell_where_a_sample_came_from(drawn):
     config, rows = drawn
     for row in rows:
         assert set(row) >= PROVENANCE, PROVENANCE - set(row)
-        assert row["digest"] == files.read_json(config.output / "run.json")["digest"]
+        assert row["digest"] == read_json(config.output / "run.json")["digest"]
         for kind in ("image", "label"):
             data = (config.output / row[f"{kind}_file_name"]).read_bytes()
             assert files.sha256(data) == row[f"{kind}_sha256"]

@@ -16,9 +16,10 @@ from generation import score
 from generation.quality import repair
 from generation.quality.fidelity import Counts
 from pipeline.claims import Claims
-from pipeline.dataset import DatasetWriter, open_dataset, read_rows
+from pipeline.dataset import DatasetWriter, open_dataset
 from pipeline.errors import UserError
 from pipeline.labels import colorize
+from pipeline.metadata import read_rows
 
 HERE = Path(__file__).parent
 ROAD, CAR, SKY, VOID = 0, 13, 10, 255

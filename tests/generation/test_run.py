@@ -24,6 +24,7 @@ from pipeline.dataset import open_dataset, read_pair
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.images import read_image
 from pipeline.metadata import read_rows
+from pipeline.reading import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,7 +68,7 @@ def test_set_is_a_dataset_folder(finished):
         assert row["tiles"] <= row["tiles_total"] == 9
         assert row["evaluations"] == 3 * (1 + row["tiles"])
         assert set(row["revisions"]) == {"base", "unet", "controlnet"}
-    record = files.read_json(finished / "run.json")
+    record = read_json(finished / "run.json")
     assert "torch" in record["versions"] and "n" not in record["config"]
     assert "\n# Generated street scenes\n" in (finished / "README.md").read_text()
 

@@ -11,10 +11,10 @@ from PIL import Image
 from generation import run
 from generation.sampler.sampler import Sampler
 from generation.street_pipeline import SETTINGS_FILE, StreetPipeline, as_source
-from pipeline import files
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
+from pipeline.reading import read_json
 
 PROMPT = "a city street scene with road and car, in snowy weather"
 PARTS = ("base", "controlnet", "unet")
@@ -117,7 +117,7 @@ def test_saved_folder_gives_the_same_picture_and_is_a_stock_pipeline(pipe, label
     from diffusers import StableDiffusionControlNetPipeline
 
     pipe.save_pretrained(tmp_path)
-    assert "base" not in files.read_json(tmp_path / SETTINGS_FILE)
+    assert "base" not in read_json(tmp_path / SETTINGS_FILE)
     again = StreetPipeline.from_pretrained(tmp_path)
     assert again.settings.tile_px == pipe.settings.tile_px
     drawn = [pixels(p(label, PROMPT, generator=5)) for p in (pipe, again)]

@@ -17,6 +17,7 @@ import pytest
 from pipeline import files
 from pipeline.catalogue import archives
 from pipeline.errors import UserError
+from pipeline.reading import read_json
 
 
 def write_zip(path: Path, members: dict[str, bytes], **attributes: int) -> Path:
@@ -74,7 +75,7 @@ def test_archives_of_a_set_meet_in_one_folder(tmp_path: Path) -> None:
         "labels/1.png": b"b",
         "labels/2.png": b"c" * 512,
     }
-    assert files.read_json(output / "download.json") == {"dataset": "x", "num_files": 4}
+    assert read_json(output / "download.json") == {"dataset": "x", "num_files": 4}
 
 
 def test_enclosing_folders_are_left_out(tmp_path: Path) -> None:

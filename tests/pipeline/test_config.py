@@ -6,16 +6,9 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from pipeline.config import (
-    differences,
-    digest,
-    from_mapping,
-    load_yaml,
-    parse,
-    require_positive,
-    to_mapping,
-)
+from pipeline.config import differences, digest, from_mapping, parse, require_positive, to_mapping
 from pipeline.errors import UserError
+from pipeline.yaml_files import load_yaml
 
 
 @dataclass(frozen=True)

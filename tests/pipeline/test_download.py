@@ -23,6 +23,7 @@ from pipeline import download, files, images, labels
 from pipeline.catalogue import fetching, specs
 from pipeline.catalogue.fetching import RemoteFile, fetch
 from pipeline.errors import UserError
+from pipeline.reading import read_json
 
 DATA = bytes(range(256)) * 4096
 COMMIT = "a" * 40
@@ -357,7 +358,7 @@ def test_url_set_is_fetched_unpacked_and_then_complete(
     code, output = run(get)
     assert code == 0 and tree(output) == UNPACKED
     assert names(output.parent) == ["set", "set.downloads"]
-    assert files.read_json(output / "download.json")["sha256"] == {"set.zip": sum_of(archive)}
+    assert read_json(output / "download.json")["sha256"] == {"set.zip": sum_of(archive)}
     server.pages.clear()
     assert run(get)[0] == 0
     assert "complete already" in capsys.readouterr().out
@@ -548,7 +549,7 @@ def test_folders_of_a_pinned_commit_come_by_git_and_then_offline(
     get["git"]["revision"] = commit
     code, output = run(get)
     assert code == 0 and tree(output) == {"val/1.png": b"a", "valannot/1.png": b"b"}
-    assert files.read_json(output / "download.json")["revision"] == commit
+    assert read_json(output / "download.json")["revision"] == commit
     assert names(output.with_name("set.downloads")) == [f"Set-{commit[:12]}.tar"]
     shutil.rmtree(output)
     shutil.rmtree(folder)
@@ -614,7 +615,7 @@ def test_hub_files_of_a_pinned_commit_and_then_offline(
     done = call("out", "--revision", COMMIT)
     assert done.returncode == 0, done.stderr + str(server.log)
     assert tree(tmp_path / "out") == {"rgb/1.png": b"a", "ss/1.png": b"b"}
-    assert files.read_json(tmp_path / "out" / "download.json")["revision"] == COMMIT
+    assert read_json(tmp_path / "out" / "download.json")["revision"] == COMMIT
     num_requests = len(server.log)
     done = call("again", "--revision", COMMIT, "--offline", "True")
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import pytest
 from pipeline import files, images
 from pipeline.errors import UserError
 from pipeline.output_folders import require_writable
+from pipeline.reading import read_json
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) -> None:
@@ -46,12 +47,12 @@ def test_full_disk_at_fsync_keeps_the_old_file(
 def test_json_round_trip_and_errors(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "a.json"
     files.write_json(path, {"b": 1, "a": [2]})
-    assert files.read_json(path) == {"a": [2], "b": 1}
+    assert read_json(path) == {"a": [2], "b": 1}
     path.write_text("{")
     with pytest.raises(UserError, match="broken JSON"):
-        files.read_json(path)
+        read_json(path)
     with pytest.raises(UserError, match="no such file"):
-        files.read_json(tmp_path / "none.json")
+        read_json(tmp_path / "none.json")
 
 
 def test_sweep_removes_only_rests_of_dead_processes(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import torch
 
 from pipeline import hub, models
 from pipeline.errors import UserError
+from pipeline.hub import find_local
 from pipeline.latents import (
     decode_latents,
     encode_latents,
     images_to_tensor,
     tensor_to_images,
 )
+from pipeline.model_files import read_config
 
 
 def test_names_of_bases(tiny_base: Path, tmp_path: Path) -> None:
@@ -32,7 +34,7 @@ def test_names_of_bases(tiny_base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["unet", "vae", "controlnet"])
 def test_the_built_in_network_of_each_kind_has_its_class(kind: str) -> None:
     folder = models.find_folder("pocket", kind)
-    assert models.read_config(folder, kind)["_class_name"] == models.COMPONENTS[kind]
+    assert read_config(folder, kind)["_class_name"] == models.COMPONENTS[kind]
 
 
 def test_a_network_of_another_kind_is_no_substitute(tiny_base: Path, tiny_controlnet: Path) -> None:
@@ -110,15 +112,15 @@ def test_a_base_in_the_hubs_cache_is_used_and_half_a_one_is_not(
     base = models.find_base(f"owner/name@{commit}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert models.find_local(base) is None
+    assert find_local(base) is None
     snapshot = cached_repository(tmp_path, tiny_base, commit)
-    assert models.find_local(base) == snapshot
+    assert find_local(base) == snapshot
     hub.fetch.cache_clear()
     models.check_loadable(("base", base))
     assert models.load_component(base, "unet").config.in_channels == 4
     hub.fetch.cache_clear()
     (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    assert models.find_local(base) is None
+    assert find_local(base) is None
     with pytest.raises(UserError, match="cannot be fetched"):
         models.load_component(base, "vae")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline import reading
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.reading import read_json
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
 

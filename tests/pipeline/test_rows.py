@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import dataset, errors, files, rows
+from pipeline import dataset, errors, rows
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.metadata import MetadataIndex, choose, read_rows, scan_rows
 from pipeline.paths import STORES_VARIABLE, Enclosure, check_relative
+from pipeline.reading import read_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORMATS = (
@@ -340,7 +341,7 @@ def test_what_is_checked_is_not_read_again_until_it_changes(
     image = open_dataset(folder, labelled=True)[2].image
     Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(image)
     assert checked() == ["00000002"] and checked() == []
-    config = files.read_json(folder / "run.json")["config"]
+    config = read_json(folder / "run.json")["config"]
     writer = dataset.DatasetWriter(folder, config=config)
     writer.write(9, np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), {})
     assert checked() == ["00000009"]

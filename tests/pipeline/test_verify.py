@@ -16,6 +16,7 @@ from pipeline import claims, files, images, merge, metadata, prepare, verify
 from pipeline.dataset import DatasetWriter
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.metadata import read_rows
+from pipeline.reading import read_json
 
 IMAGES, LABELS = "images/0000/0000000{}.png", "labels/0000/0000000{}.png"
 
@@ -184,7 +185,7 @@ def test_the_sound_one_of_two_rows_stays(call: Callable, data: Path) -> None:
     with open(data / "metadata-000.jsonl") as handle:
         row = json.loads(handle.readline())
     bad = {k: v for k, v in row.items() if k != "row_sha256"} | {"image_sha256": "0" * 64}
-    writer = DatasetWriter(data, config=files.read_json(data / "run.json")["config"])
+    writer = DatasetWriter(data, config=read_json(data / "run.json")["config"])
     (data / "metadata-000.jsonl").rename(data / "metadata-009.jsonl")
     writer.append_row(bad)  # is read first
     assert call(data, "--repair")[0] == 0
@@ -249,7 +250,7 @@ def test_merge_makes_one_sorted_file(
         assert [p.name for p in data.glob("metadata*")] == ["metadata.jsonl"]
         assert read_rows(data) == before and list(read_rows(data)) == sorted(before)
     assert call(data, "--n", 4) == (0, [])
-    config = files.read_json(data / "run.json")["config"]
+    config = read_json(data / "run.json")["config"]
     assert DatasetWriter(data, config=config).done_ids() == set(before)
 
 

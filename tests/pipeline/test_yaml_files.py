@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from pipeline import labels
 from pipeline.catalogue.specs import DatasetSpec, load_spec
-from pipeline.config import from_mapping, load_yaml, to_mapping
+from pipeline.config import from_mapping, to_mapping
 from pipeline.errors import UserError
 from pipeline.stages import load_recipe
+from pipeline.yaml_files import load_yaml
 
 LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)

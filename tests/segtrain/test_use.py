@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from pipeline import labels
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.images import read_image
+from pipeline.reading import read_json
 from segtrain import predict, score, visualise
 from segtrain.checkpoints import WEIGHTS_FILE
 from segtrain.segmenter import Segmenter
