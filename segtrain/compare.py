@@ -23,6 +23,7 @@ from pipeline.config import parse, require_between, show
 from pipeline.errors import UserError, guard
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import require_writable
+from pipeline.reading import read_json
 from segtrain.evaluation import comparison as comparing
 from segtrain.evaluation.bootstrap import RESAMPLES
 from segtrain.evaluation.comparison import Comparison
@@ -75,7 +76,7 @@ def check(config: Config) -> tuple[Comparison, list[Group]]:
 def is_comparison(path: Path) -> bool:
     """Tell whether a regular file is one that this program wrote."""
     try:
-        return "arms" in files.read_json(path, dict)
+        return "arms" in read_json(path, dict)
     except UserError:
         return False
 

@@ -23,6 +23,7 @@ from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import require_writable
+from pipeline.reading import read_json
 from segtrain.evaluation import correlation
 from segtrain.evaluation.score_files import Network, Scores, read_scores, require_same_images
 
@@ -79,7 +80,7 @@ def check(config: Config) -> Plan:
 def is_stress_test(path: Path) -> bool:
     """Tell whether a regular file is one that this program wrote."""
     try:
-        return "correlations" in files.read_json(path, dict)
+        return "correlations" in read_json(path, dict)
     except UserError:
         return False
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import Sample, read_rows
+from pipeline.dataset import Sample
+from pipeline.metadata import read_rows
 from pipeline.reporting import quality, sets
 from pipeline.reporting.images import samples_of
 from pipeline.reporting.sheets import Sheets

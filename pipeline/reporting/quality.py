@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, labels
+from pipeline import labels
 from pipeline.dataset import Sample
-from pipeline.reading import expecting
+from pipeline.reading import expecting, read_json
 from pipeline.reporting.images import condition_of
 from pipeline.score_rows import Row, read_rows, state_of
 
@@ -73,7 +73,7 @@ def read_scores(folder: Path, samples: Sequence[Sample]) -> Scores | None:
             for seen in row.get("attributes", {}).values():
                 seen["seen"]
     path = folder / "summary.json"
-    summary = files.read_json(path, dict) if path.is_file() else {}
+    summary = read_json(path, dict) if path.is_file() else {}
     return Scores(current, chosen, networks, miou, areas.swapaxes(0, 1), summary)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, labels
+from pipeline import labels
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
+from pipeline.reading import read_json
 from pipeline.reporting.images import condition_of
 from pipeline.sample_views import spread
 
@@ -138,7 +139,7 @@ def timings(samples: Sequence[Sample]) -> Row | None:
 def provenance(folder: Path, samples: Sequence[Sample]) -> Row:
     """Return what run.json and the rows say about where a set comes from."""
     path = folder / "run.json"
-    record = files.read_json(path, dict) if path.is_file() else {}
+    record = read_json(path, dict) if path.is_file() else {}
     facts = {
         name: str(record[name])[:200]
         for name in ("streetforge", "digest", "commit", "protocol")

@@ -228,7 +228,10 @@ BAD = [  # (flags, what the line says)
     (["--source", "x"], "--source: needs --segmenters"),
     (["--reference", "x"], "--reference: distances need --features"),
     (["--segmenters", "nowhere"], "no such folder; give output folders of segtrain/train.py"),
-    (["--segmenters", ".", "--segmenter-class", "no.such:Thing"], "not an installed package.module:Class"),
+    (
+        ["--segmenters", ".", "--segmenter-class", "no.such:Thing"],
+        "not an installed package.module:Class",
+    ),
     (["--segmenters", ".", "--segmenter-class", "json"], "not an installed package.module:Class"),
     (["--segmenters", ".", "--segmenter-class", "json:loads"], "has no from_pretrained and costs"),
     (["--features", "imagenet", "imagenet"], "is named twice"),

@@ -357,7 +357,9 @@ def test_repair_leaves_folders_of_others_as_they_are(call: Callable, tmp_path: P
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     before = (tmp_path / "metadata.jsonl").read_bytes()
     for program in (lambda: call(tmp_path, "--repair"), lambda: call(tmp_path, "--repair")):
-        with pytest.raises(UserError, match="not a dataset folder of ours .*Hugging Face") as caught:
+        with pytest.raises(
+            UserError, match="not a dataset folder of ours .*Hugging Face"
+        ) as caught:
             program()
         assert "remove" not in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["metadata.jsonl"]
