@@ -31,9 +31,18 @@ def refuse_old_flags(cls: Any, words: Sequence[str]) -> None:
     flags = _old_flags(cls, "--")
     for word in words:
         flag = word.partition("=")[0].replace("_", "-")
-        for old, new in flags.items():
-            if flag == old or flag.startswith(f"{old}."):  # itself, or a setting of a renamed group
-                raise UserError(f"{flag}: is now called {new}{flag[len(old) :]}; rename it")
+        if new := _new_flag(flag, flags):
+            raise UserError(f"{flag}: is now called {new}; rename it")
+        if flag.startswith("--no-") and (new := _new_flag(f"--{flag[len('--no-') :]}", flags)):
+            raise UserError(f"{flag}: is now called {new} False; rename it")
+
+
+def _new_flag(flag: str, flags: dict[str, str]) -> str | None:
+    """Return today's name of a flag that is an old one, or that belongs to a renamed group."""
+    for old, new in flags.items():
+        if flag == old or flag.startswith(f"{old}."):
+            return f"{new}{flag[len(old) :]}"
+    return None
 
 
 def _old_flags(cls: Any, prefix: str) -> dict[str, str]:

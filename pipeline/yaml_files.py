@@ -15,9 +15,10 @@ from pipeline.errors import UserError
 from pipeline.paths import check_relative
 from pipeline.reading import MAX_DEPTH, check_plain, read_text, shortened
 
-MAX_YAML_BYTES = 2 << 20
+MAX_YAML_BYTES = 1 << 20
+MAX_PARTS = 10_000  # lines and list items of a file; PyYAML parses this many in a second or two
 MAX_BASES = 16  # that stand behind one preset
-MAX_VALUES = 200_000  # aliases counted as often as they stand
+MAX_VALUES = 20_000  # aliases counted as often as they stand
 REMEDY = "check the path of the YAML file"
 # what PyYAML raises where a tag does not fit its text: `!!int ""`, `!!bool x`, a 13th month
 MISFITS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
@@ -76,6 +77,10 @@ def load_yaml(path: Path) -> Any:
     not UTF-8, no YAML, a key twice, too large, too deep.
     """
     text = read_text(path, MAX_YAML_BYTES, REMEDY)
+    if text.count("\n") + text.count(",") > MAX_PARTS:  # counted before anything is parsed
+        raise UserError(
+            f"{path}: has more than {MAX_PARTS} lines and list items; is this the right file?"
+        )
     try:
         value = yaml.load(text, Loader=_Loader)
         check_plain(value)

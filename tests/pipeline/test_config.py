@@ -197,3 +197,15 @@ def test_an_old_name_of_a_setting_is_refused_with_the_new_one(arguments, text, m
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         parse(Config, "doc", ["--config", str(path), *arguments])
+
+
+@pytest.mark.parametrize("word", ["--no-fast", "--no_fast"])
+def test_the_negative_form_of_an_old_flag_gives_the_new_flag(word: str) -> None:
+    @dataclass(frozen=True)
+    class Switch:
+        RENAMED: ClassVar[dict[str, str]] = {"fast": "quick"}
+
+        quick: bool = True
+
+    with pytest.raises(UserError, match="--no-fast: is now called --quick False; rename it"):
+        parse(Switch, "doc", [word])

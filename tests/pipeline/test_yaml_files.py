@@ -33,8 +33,8 @@ BAD = {
     "utf-16 without mark": ("n: 3".encode("utf-16-le"), "not valid YAML"),
     "binary": (random.Random(0).randbytes(300), "not UTF-8|not valid YAML"),
     "NUL": (b"n: \x00", "not valid YAML"),
-    "laughs": (LAUGHS.encode(), "more than 200000 values"),
-    "merges": (MERGES.encode(), "more than 200000 values"),
+    "laughs": (LAUGHS.encode(), "more than 20000 values"),
+    "merges": (MERGES.encode(), "more than 20000 values"),
     "cycle": (b"a: &a [*a]", "nested more than"),
     "cyclic key": (b"&a ? [*a] : 1", "nested more than|not valid"),
     "deep lists": (b"a: " + b"[" * 5000, "nested more than"),
@@ -53,7 +53,9 @@ BAD = {
     "long int": (b"a: " + b"9" * 5000, "not valid YAML"),
     "two documents": (b"a: 1\n---\nb: 2", "not valid YAML"),
     "tab": (b"a:\n\tb: 1", "not valid YAML"),
-    "large": (b"#" * (3 << 20), "larger than 2 MB"),
+    "large": (b"#" * (3 << 20), "larger than 1 MB"),
+    "many values": (b"a: [" + b"1," * 180_000 + b"1]", "more than 10000 lines and list items"),
+    "many lines": (b"- 1\n" * 180_000, "more than 10000 lines and list items"),
 }
 
 
