@@ -33,7 +33,7 @@ class Inputs:
         0.45, "", "assumed; published: 0.37 of the A100's peak, compiled, batch 16 (diffusers)"
     )
     tile_tflop: float = stated(
-        2.176, "TFLOP", "computed: U-Net and ControlNet, SD 1.5, 64x64 latent, guidance pair"
+        2.176, "TFLOP", "computed: U-Net and ControlNet, SD 1.5, 64x64 latent, with guidance"
     )
     autoencoder_tflop: float = stated(
         17.86, "TFLOP", "computed: decode 512, encode 1024, decode 1024 pixels"
