@@ -1,4 +1,4 @@
-"""Trains and scores segmentation networks on source and generated pictures.
+"""Trains and scores segmentation networks on source and generated images.
 
 Recipes are mmsegmentation config files; accelerate is the engine; our own modules are plain torch
 and are named to mmsegmentation in `segtrain.registry` alone. Importing this package makes

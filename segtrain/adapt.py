@@ -1,4 +1,4 @@
-"""Adapt a network to a target by learning its scene prompt from unlabelled pictures.
+"""Adapt a network to a target by learning its scene prompt from unlabelled images.
 
     accelerate launch segtrain/adapt.py --checkpoint runs/mine/segtrain/ptdiffseg \\
         --target runs/mine/targets/dark_zurich --output runs/mine/segtrain/at_night
@@ -6,7 +6,7 @@
 The test-time domain adaptation of PTDiffSeg (Gong et al., BMVC 2024): only the scene tokens learn,
 everything else is frozen, and the result is a few kilobytes that segtrain/predict.py and
 segtrain/score.py take as `--scene` beside that checkpoint. Offline adapts on the whole target
-first; online predicts each picture before it learns from it, writes that prediction, and never
+first; online predicts each image before it learns from it, writes that prediction, and never
 looks back. A stop signal saves the update at hand; the same command continues a stopped run.
 """
 
@@ -37,7 +37,7 @@ from segtrain.checkpoints import (
     require_trained,
 )
 from segtrain.prediction_names import name_predictions
-from segtrain.protocol import protocol_of, require_pictures, require_size
+from segtrain.protocol import protocol_of, require_images, require_size
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Config:
     checkpoint: Path = Path("runs/mine/segtrain/ptdiffseg")
     """Output folder of segtrain/train.py, of a recipe with a diffusion backbone."""
     target: Path = Path("runs/mine/targets/dark_zurich")
-    """Dataset folder or folder of pictures; labels are never read."""
+    """Dataset folder or folder of images; labels are never read."""
     output: Path = Path("runs/mine/segtrain/adapted")
     """Folder to write to."""
     mode: Literal["offline", "online"] = "offline"
-    """Learn from the target as a whole, or picture by picture after predicting it."""
+    """Learn from the target as a whole, or image by image after predicting it."""
     steps: int = 200
-    """Updates; online makes one per picture instead."""
+    """Updates; online makes one per image instead."""
     batch_size: int = 2
-    """Pictures per process and update; online takes one."""
+    """Images per process and update; online takes one."""
     learning_rate: float = 0.1
     """Of Adam, constant."""
     ema_decay: float = 0.9
@@ -76,17 +76,17 @@ class Config:
     """Height and width that images are scaled into, their aspect kept. None: by the protocol of a
     prepared target, or by the recipe where there is none."""
     limit: int | None = None
-    """Only the first N pictures."""
+    """Use only the first N images."""
     checkpoint_interval: int = 50
     """Updates between checkpoints."""
     log_interval: int = 10
     """Updates between log lines."""
     seed: int = 0
-    """Seed of the order of the pictures."""
+    """Seed of the order of the images."""
 
 
 def check(config: Config) -> list[Path]:
-    """Find bad input before torch or weights load. Returns the pictures."""
+    """Find bad input before torch or weights load. Returns the images."""
     check_output(config.output, RUN, inputs={"--target": config.target})
     saved = require_trained(config.checkpoint)
     if not saved["diffusion"]:
@@ -106,29 +106,29 @@ def check(config: Config) -> list[Path]:
     if config.limit is not None:
         require_positive(config, "limit")
     require_writable(config.output)
-    pictures = find_images(config.target)[: config.limit]
+    paths = find_images(config.target)[: config.limit]
     if config.mode == "online":
-        name_predictions(config.target, pictures)
-    require_pictures(pictures, saved["recipe"], size_of(config, saved["recipe"]))
-    return pictures
+        name_predictions(config.target, paths)
+    require_images(paths, saved["recipe"], size_of(config, saved["recipe"]))
+    return paths
 
 
 def size_of(config: Config, recipe: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the height and width that pictures are scaled into, None for the recipe's way."""
+    """Return the height and width that images are scaled into, None for the recipe's way."""
     return config.size_px or protocol_of(config.target).size_px(recipe)
 
 
-def stored_config(config: Config, pictures: list[Path], world: int) -> dict[str, Any]:
+def stored_config(config: Config, paths: list[Path], world: int) -> dict[str, Any]:
     """Return what makes two adaptations the same one."""
     recipe = require_trained(config.checkpoint)["recipe"]
     settings = {**to_mapping(config), "size_px": size_of(config, recipe)}
     for name in ("output", "base", "checkpoint_interval", "log_interval", "checkpoint"):
         settings.pop(name)
-    identity = run_identity(settings, data={"target": pictures}, processes=world)
+    identity = run_identity(settings, data={"target": paths}, processes=world)
     return {**identity, "weights": file_digest(config.checkpoint / WEIGHTS_FILE)}
 
 
-def run(config: Config, pictures: list[Path]) -> None:
+def run(config: Config, paths: list[Path]) -> None:
     """Learn the tokens as `config` says, from the newest checkpoint of its folder."""
     import torch
     from safetensors.torch import save_file
@@ -142,9 +142,9 @@ def run(config: Config, pictures: list[Path]) -> None:
     accelerator = runs.make_accelerator(config.output)
     world = accelerator.num_processes
     if online and world > 1:
-        raise UserError("--mode online: goes picture by picture, in one process")
-    steps = len(pictures) if online else config.steps
-    stored = stored_config(config, pictures, world)
+        raise UserError("--mode online: works image by image in one process; start one process")
+    steps = len(paths) if online else config.steps
+    stored = stored_config(config, paths, world)
     runs.open_run(config.output, stored, is_main=accelerator.is_main_process)
     if runs.is_finished(config.output, steps):
         accelerator.print(f"{config.output}: already adapted for {steps} steps")
@@ -154,12 +154,12 @@ def run(config: Config, pictures: list[Path]) -> None:
         config.checkpoint, base=config.base, device=accelerator.device
     )
     scene = ScenePrompt(segmenter, config.scene, config.confidence)
-    names = list(name_predictions(config.target, pictures)) if online else []
+    names = list(name_predictions(config.target, paths)) if online else []
     task = Adaptation(
         segmenter,
         scene,
-        pictures,
-        seeding.numpy_generator(config.seed, "order").permutation(len(pictures)),
+        paths,
+        seeding.numpy_generator(config.seed, "order").permutation(len(paths)),
         steps=steps,
         batch_size=1 if online else config.batch_size,
         ema_decay=config.ema_decay,
@@ -191,12 +191,12 @@ def run(config: Config, pictures: list[Path]) -> None:
 def main() -> int | None:
     """Run the command line."""
     config, call = parse(Config, __doc__)
-    pictures = check(config)
+    paths = check(config)
     if call.dry_run:
         show(config)
-        print(f"would adapt on {len(pictures)} pictures of {config.target}")
+        print(f"would adapt on {len(paths)} images of {config.target}")
         return 0
-    run(config, pictures)
+    run(config, paths)
     return 0
 
 

@@ -1,15 +1,15 @@
-"""Predict label maps for a folder of pictures.
+"""Predict label maps for a folder of images.
 
     accelerate launch segtrain/predict.py --checkpoint runs/mine/segtrain/generated \\
-        --images PICTURES --output predictions
+        --images DIR --output predictions
 
-Writes a folder for each kind: `ids` (train ids), `color`, `overlay` (colours over the picture) and
-`cityscapes` (label ids for cityscapesscripts and the benchmark's server). A file is called like its
-picture, or like its sample where a dataset's pictures lie elsewhere; label ids of Cityscapes
-pictures get the names that cityscapesscripts looks for. Pictures of a prepared folder are scaled by
-its protocol, as in segtrain/score.py. What is there already is skipped and counted, so the same
-command continues; a picture that changed since is predicted again. Other settings need another
-folder, but for --kinds and --limit.
+Writes a folder for each kind: `ids` (train ids), `color`, `overlay` (colours over the image) and
+`cityscapes` (label ids for cityscapesscripts and the benchmark server). A file has the name of its
+image, or of its sample if the images of a dataset are elsewhere. Label ids of Cityscapes images
+have the names that cityscapesscripts reads. Images of a prepared folder are scaled by its protocol,
+as in segtrain/score.py. Existing files are skipped and counted, so the same command continues; an
+image that has changed is predicted again. Other settings than --kinds and --limit need another
+folder.
 On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/predict.py ...
 """
 
@@ -38,7 +38,7 @@ from segtrain.checkpoints import (
     require_trained,
 )
 from segtrain.prediction_names import cityscapes_names, name_predictions
-from segtrain.protocol import protocol_of, require_pictures, require_size
+from segtrain.protocol import protocol_of, require_images, require_size
 
 Kind = Literal["ids", "color", "overlay", "cityscapes"]
 
@@ -54,7 +54,7 @@ class Config:
     output: Path = Path("predictions")
     """Folder to write to."""
     kinds: tuple[Kind, ...] = ("ids", "overlay")
-    """What to write of each picture."""
+    """Files to write for each image."""
     scene: Path | None = None
     """Output folder of segtrain/adapt.py, for a network with scene prompts."""
     base: str = ""
@@ -65,11 +65,11 @@ class Config:
     opacity: float = 0.5
     """Share of the colours in an overlay, 0 to 1."""
     limit: int | None = None
-    """Only the first N pictures."""
+    """Use only the first N images."""
 
 
-def render(kind: Kind, label: np.ndarray, picture: np.ndarray, opacity: float) -> np.ndarray:
-    """Return what a file of a kind holds, from HxW train ids and the HxWx3 picture."""
+def render(kind: Kind, label: np.ndarray, image: np.ndarray, opacity: float) -> np.ndarray:
+    """Return what a file of a kind holds, from HxW train ids and the HxWx3 image."""
     if kind == "ids":
         return label
     if kind == "cityscapes":
@@ -77,7 +77,7 @@ def render(kind: Kind, label: np.ndarray, picture: np.ndarray, opacity: float) -
     colors = labels.colorize(label)
     if kind == "color":
         return colors
-    return (picture * (1 - opacity) + colors * opacity).round().astype(np.uint8)
+    return (image * (1 - opacity) + colors * opacity).round().astype(np.uint8)
 
 
 def label_ids() -> np.ndarray:
@@ -89,33 +89,33 @@ def label_ids() -> np.ndarray:
     return table
 
 
-def plan(config: Config, pictures: dict[Path, Path]) -> dict[Path, dict[Kind, Path]]:
+def plan(config: Config, paths: dict[Path, Path]) -> dict[Path, dict[Kind, Path]]:
     """Return the file of each kind for the relative names of predictions."""
-    others = cityscapes_names(config.images, pictures) if "cityscapes" in config.kinds else {}
+    others = cityscapes_names(config.images, paths) if "cityscapes" in config.kinds else {}
     return {
         name: {
             kind: config.output / kind / (others[name] if kind == "cityscapes" else name)
             for kind in config.kinds
         }
-        for name in pictures
+        for name in paths
     }
 
 
-def is_current(prediction: Path, picture: Path) -> bool:
-    """Tell whether a prediction is there and younger than the picture and the link to it.
+def is_current(prediction: Path, image: Path) -> bool:
+    """Tell whether a prediction is there and newer than the image and the link to it.
 
     The time of the last change of an inode counts too, which copying does not preserve.
     """
     try:
         made = prediction.stat().st_mtime_ns
-        facts = (picture.stat(), picture.lstat())
+        facts = (image.stat(), image.lstat())
     except OSError:
         return False
     return made >= max(max(fact.st_mtime_ns, fact.st_ctime_ns) for fact in facts)
 
 
 def check(config: Config) -> dict[Path, Path]:
-    """Find bad input before torch or weights load. Returns the pictures by relative name."""
+    """Find bad input before torch or weights load. Returns the images by relative name."""
     found = find_images(config.images)
     check_output(config.output, RUN, inputs={"--images": config.images})
     recipe = require_trained(config.checkpoint)["recipe"]
@@ -130,16 +130,16 @@ def check(config: Config) -> dict[Path, Path]:
         raise UserError(f"--opacity {config.opacity}: must be within 0..1")
     if config.limit is not None:
         require_positive(config, "limit")
-    pictures = found[: config.limit]
+    paths = found[: config.limit]
     require_writable(config.output)
-    named = name_predictions(config.images, pictures)
+    named = name_predictions(config.images, paths)
     plan(config, named)
-    require_pictures(pictures, recipe, size_of(config, recipe))
+    require_images(paths, recipe, size_of(config, recipe))
     return named
 
 
 def size_of(config: Config, recipe: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the height and width that pictures are scaled into, None for the recipe's way."""
+    """Return the height and width that images are scaled into, None for the recipe's way."""
     return config.size_px or protocol_of(config.images).size_px(recipe)
 
 
@@ -156,8 +156,8 @@ def stored_config(config: Config) -> dict[str, Any]:
     return stored
 
 
-def run(config: Config, pictures: dict[Path, Path]) -> None:
-    """Predict what is missing; each process takes every k-th picture."""
+def run(config: Config, paths: dict[Path, Path]) -> None:
+    """Predict what is missing; each process takes every k-th image."""
     import torch
     from accelerate import Accelerator
     from tqdm import tqdm
@@ -168,11 +168,11 @@ def run(config: Config, pictures: dict[Path, Path]) -> None:
     accelerator = Accelerator(cpu=runs.only_cpu())
     runs.open_run(config.output, stored_config(config), is_main=accelerator.is_main_process)
     index, count = accelerator.process_index, accelerator.num_processes
-    files_of = plan(config, pictures)
+    files_of = plan(config, paths)
     missing = [
         name
-        for name in list(pictures)[index::count]
-        if not all(is_current(path, pictures[name]) for path in files_of[name].values())
+        for name in list(paths)[index::count]
+        if not all(is_current(path, paths[name]) for path in files_of[name].values())
     ]
     if missing:
         segmenter = Segmenter.from_pretrained(
@@ -180,28 +180,28 @@ def run(config: Config, pictures: dict[Path, Path]) -> None:
         )
         size_px = size_of(config, segmenter.recipe)
     for name in tqdm(missing, desc="predict", disable=not accelerator.is_main_process):
-        picture = read_image(pictures[name])
-        label = segmenter(picture, size_px=size_px, name=pictures[name])
+        image = read_image(paths[name])
+        label = segmenter(image, size_px=size_px, name=paths[name])
         for kind, target in files_of[name].items():
             files.make_folder(target.parent)
-            data = images.encode_png(render(kind, label, picture, config.opacity))
+            data = images.encode_png(render(kind, label, image, config.opacity))
             files.write_bytes(target, data)
     accelerator.wait_for_everyone()
     made = accelerator.reduce(torch.tensor(len(missing), device=accelerator.device))
-    there = len(pictures) - int(made)
+    there = len(paths) - int(made)
     skipped = f", {there} were there already and were skipped" if there else ""
     kinds = ", ".join(config.kinds)
-    accelerator.print(f"{config.output}: {len(pictures)} pictures, {kinds}{skipped}")
+    accelerator.print(f"{config.output}: {len(paths)} images, {kinds}{skipped}")
 
 
 def main() -> int | None:
     """Run the command line."""
     config, call = parse(Config, __doc__)
-    pictures = check(config)
+    paths = check(config)
     if call.dry_run:
-        print(f"would predict {len(pictures)} pictures of {config.images}")
+        print(f"would predict {len(paths)} images of {config.images}")
         return 0
-    run(config, pictures)
+    run(config, paths)
     return 0
 
 

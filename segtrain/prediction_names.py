@@ -1,4 +1,4 @@
-"""Names for what is predicted of the pictures of a folder, and whose predictions a folder holds."""
+"""Names for the predictions of the images of a folder, and whose predictions a folder holds."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,23 +12,23 @@ from pipeline.reading import read_json, shortened
 CITYSCAPES = re.compile(r"([A-Za-z-]{1,60}_[0-9]{6}_[0-9]{6})_leftImg8bit\.[A-Za-z]+")
 
 
-def name_predictions(folder: Path, pictures: Sequence[Path]) -> dict[Path, Path]:
-    """Return the first pictures of `folder` by the relative PNG file of their predictions.
+def name_predictions(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
+    """Return the first images of `folder` by the relative PNG file of their predictions.
 
-    A picture keeps its place below `folder`. One elsewhere, where pipeline/prepare.py leaves the
-    pictures, goes by the id of its sample.
+    An image keeps its place below `folder`. One elsewhere, where pipeline/prepare.py leaves the
+    images, goes by the id of its sample.
     """
     named: dict[Path, Path] = {}
     ids: list[str] = []
-    for index, picture in enumerate(pictures):
-        if picture.is_relative_to(folder) and ".." not in picture.relative_to(folder).parts:
-            name = picture.relative_to(folder).with_suffix(".png")
+    for index, image in enumerate(images):
+        if image.is_relative_to(folder) and ".." not in image.relative_to(folder).parts:
+            name = image.relative_to(folder).with_suffix(".png")
         else:
             ids = ids or [sample.id for sample in open_dataset(folder, labelled=False)]
             name = Path(f"{ids[index]}.png")
         if name in named:
-            raise UserError(f"{picture}: would overwrite {named[name]}; rename one of them")
-        named[name] = picture
+            raise UserError(f"{image}: would overwrite {named[name]}; rename one of them")
+        named[name] = image
     return named
 
 
@@ -36,26 +36,26 @@ def cityscapes_names(folder: Path, named: Mapping[Path, Path]) -> dict[Path, Pat
     """Return for the names of predictions those by which cityscapesscripts finds label ids.
 
     It looks below its folder of results for files that begin with city, sequence and frame. They
-    come from the name of the picture, or in a prepared folder from that of the original. Other
-    pictures keep their names. Raises `UserError` for two pictures of one frame.
+    come from the name of the image, or in a prepared folder from that of the original. Other
+    images keep their names. Raises `UserError` for two images of one frame.
     """
     originals = {}
     if is_dataset(folder):
         samples = open_dataset(folder, labelled=False)
         originals = {s.image: str(s.row.get("original_image", "")) for s in samples}
     names: dict[Path, Path] = {}
-    for name, picture in named.items():
-        original = (originals.get(picture) or picture.name).rpartition("/")[2]
+    for name, image in named.items():
+        original = (originals.get(image) or image.name).rpartition("/")[2]
         found = CITYSCAPES.fullmatch(original)
         names[name] = Path(f"{found[1]}_pred_labelIds.png") if found else name
     if len(set(names.values())) < len(names):
         twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
-        raise UserError(f"{twice}: two pictures of {folder} have this frame; predict them apart")
+        raise UserError(f"{twice}: two images of {folder} have this frame; predict them apart")
     return names
 
 
 def require_predictions_of(predictions: Path, target: Path) -> None:
-    """Raise `UserError` if the program that wrote `predictions` records another set of pictures.
+    """Raise `UserError` if the program that wrote `predictions` records another set of images.
 
     Names are numbers in most sets, so the predictions of one fit the labels of the next.
     """

@@ -1,4 +1,4 @@
-"""How a target is tested: the scale of its pictures and its classes, as the field has them.
+"""How a target is tested: the scale of its images and its classes, as in published protocols.
 
 A prepared folder keeps both in `run.json`, from its entry in datasets/ and its label space. A
 recipe says by `test_resolution` whether its networks work at the low or the high resolution of the
@@ -110,7 +110,7 @@ def require_size(size: Size | None, setting: str) -> None:
 
 
 def require_sight(height: int, width: int, recipe: dict[str, Any]) -> None:
-    """Raise a nameless `UserError` for a picture too large for a network to see at once."""
+    """Raise a nameless `UserError` for an image that is too large for a network."""
     limit = LARGEST_WHOLE if recipe["model"]["test_cfg"]["mode"] == "whole" else MAX_PIXELS
     if height * width > limit:
         raise UserError(
@@ -118,17 +118,17 @@ def require_sight(height: int, width: int, recipe: dict[str, Any]) -> None:
         )
 
 
-def require_pictures(
-    pictures: Iterable[Path | Sample], recipe: dict[str, Any], size_px: Size | None
+def require_images(
+    images: Iterable[Path | Sample], recipe: dict[str, Any], size_px: Size | None
 ) -> None:
-    """Raise `UserError` for the first picture that cannot be read or that is too large.
+    """Raise `UserError` for the first image that cannot be read or that is too large.
 
     Only headers are read, and not those of samples whose rows say their size. Nothing of torch is
     needed.
     """
-    for picture in pictures:
-        path = picture if isinstance(picture, Path) else picture.image
-        row = {} if isinstance(picture, Path) else picture.row
+    for one in images:
+        path = one if isinstance(one, Path) else one.image
+        row = {} if isinstance(one, Path) else one.row
         height, width = row.get("height"), row.get("width")
         if not all(type(n) is int and n > 0 for n in (height, width)):
             width, height = image_size(path)
@@ -139,10 +139,10 @@ def require_pictures(
 
 
 def tested_size(height: int, width: int, recipe: dict[str, Any], size_px: Size | None) -> Size:
-    """Return the height and width at which a picture reaches the network.
+    """Return the height and width at which an image reaches the network.
 
     `size_px` stands in place of the recipe's own scaling, of which only `Resize` to a scale is
-    foreseen; after any other the picture is judged when it is there.
+    foreseen; after any other the size is checked when the image is there.
     """
     resizing = [step for step in recipe["test_pipeline"] if step["type"] in RESIZING]
     if size_px is None and resizing:

@@ -229,7 +229,7 @@ def _check_transform(where: str, transform: Any) -> None:
 
 
 def _check_testing(settings: dict[str, Any]) -> None:
-    """Raise `ValueError` unless pictures are tested whole or by windows of sane size and number."""
+    """Raise `ValueError` unless images are tested whole or by windows of sane size and number."""
     mode = settings.get("mode")
     if mode not in ("whole", "slide"):
         raise ValueError("model.test_cfg.mode is neither whole nor slide")

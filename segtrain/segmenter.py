@@ -1,4 +1,4 @@
-"""Trained networks for use: a picture in, a label map out.
+"""Trained networks for use: an image in, a label map out.
 
 from segtrain.segmenter import Segmenter
 segmenter = Segmenter.from_pretrained("runs/mine/segtrain/generated")
@@ -20,7 +20,7 @@ from segtrain import checkpoints, recipes
 from segtrain.protocol import RESIZING, SMALLER, Size, require_sight
 from segtrain.saved_recipe import LOADERS
 
-SMALLEST_PX = 32  # below it the maps of common networks vanish; such pictures are padded
+SMALLEST_PX = 32  # below it the maps of common networks vanish; such images are padded
 Image = np.ndarray | str | Path
 
 
@@ -55,11 +55,11 @@ class Segmenter:
     def __call__(
         self, image: Image, *, size_px: Size | None = None, name: str | Path = ""
     ) -> np.ndarray:
-        """Return HxW uint8 train ids of an HxWx3 uint8 RGB picture or a picture file.
+        """Return HxW uint8 train ids of an HxWx3 uint8 RGB image or an image file.
 
-        `size_px`: height and width that the picture is scaled into, its aspect kept, in place of
+        `size_px`: height and width that the image is scaled into, its aspect kept, in place of
         the recipe's own scaling; the logits are scaled back as mmsegmentation does it. Raises
-        `UserError`, with `name`, for a picture that the network cannot take.
+        `UserError`, with `name`, for an image that the network cannot take.
         """
         found = self._predict(image, size_px, name)
         return found.pred_sem_seg.data[0].byte().cpu().numpy()
@@ -76,7 +76,7 @@ class Segmenter:
     @torch.no_grad()
     def _predict(self, image: Image, size_px: Size | None, name: str | Path) -> Any:
         """Return mmsegmentation's record of a prediction."""
-        name = name or (image if isinstance(image, str | Path) else "the picture")
+        name = name or (image if isinstance(image, str | Path) else "the image")
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         with self._naming(name):
             inputs, samples = self.prepare([pixels], size_px)
@@ -86,11 +86,11 @@ class Segmenter:
 
     @torch.no_grad()
     def costs(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return -log of the probability of each class, KxHxW float32, for pictures of one size.
+        """Return -log of the probability of each class, KxHxW float32, for images of one size.
 
         Each is HxWx3 uint8 RGB and goes through the network at the recipe's own scale.
         """
-        with self._naming(f"a picture of {images[0].shape[1]}x{images[0].shape[0]} px"):
+        with self._naming(f"an image of {images[0].shape[1]}x{images[0].shape[0]} px"):
             inputs, samples = self.prepare(images)
             require_sight(*inputs.shape[-2:], self.recipe)
             inputs = _pad_small(inputs, samples)
@@ -100,13 +100,13 @@ class Segmenter:
     def prepare(
         self, images: Sequence[Image], size_px: Size | None = None
     ) -> tuple[torch.Tensor, list[Any]]:
-        """Return the network's inputs BxCxhxw of pictures of one size, and their records."""
+        """Return the network's inputs BxCxhxw of images of one size, and their records."""
         return self._stack(self._pack(images, size_px))
 
     def prepare_by_size(
         self, images: Sequence[Image], size_px: Size | None = None
     ) -> list[tuple[torch.Tensor, list[Any]]]:
-        """Return what `prepare` does for each group of pictures that reach the network alike."""
+        """Return what `prepare` does for each group of images that reach the network alike."""
         groups: dict[tuple[int, ...], list[Any]] = {}
         for one in self._pack(images, size_px):
             groups.setdefault(tuple(one["inputs"].shape), []).append(one)
@@ -142,7 +142,7 @@ class Segmenter:
 
     @contextlib.contextmanager
     def _naming(self, name: str | Path) -> Iterator[None]:
-        """Turn what a network cannot take into one line that names the picture."""
+        """Turn what a network cannot take into one line that names the image."""
         try:
             yield
         except UserError as error:
@@ -161,7 +161,7 @@ def _pad_small(inputs: torch.Tensor, samples: list[Any]) -> torch.Tensor:
     """Return inputs BxCxhxw of at least `SMALLEST_PX`, and note in the records what to cut off.
 
     mmsegmentation removes the padding from the logits again. Edges are repeated: zeros would be a
-    grey wall beside the picture.
+    grey wall beside the image.
     """
     height, width = inputs.shape[-2:]
     below, right = max(SMALLEST_PX - height, 0), max(SMALLEST_PX - width, 0)

@@ -1,7 +1,7 @@
 """The named sets of a training: where each comes from, how often, at which scale.
 
 A recipe's `sets` names what it knows to handle: `source`, `generated`, `target` (unlabelled
-pictures of self-training) and any other. A set's entry says what differs from `train_pipeline`:
+images of self-training) and any other. A set's entry says what differs from `train_pipeline`:
 
     sets = dict(source=dict(scale_factor=1280 / 1914), generated=dict(scale_factor=1.0))
 

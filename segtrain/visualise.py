@@ -1,9 +1,9 @@
-"""Show what a diffusion backbone sees: principal components of taps, attention maps of classes.
+"""Show features of a diffusion backbone: principal components of taps, attention of classes.
 
-    python segtrain/visualise.py --base pocket --images PICTURES --limit 6 --output features
+    python segtrain/visualise.py --base pocket --images DIR --limit 6 --output features
 
-Each tap becomes one PNG with a row per picture: the picture, then for each noise level the first
-three principal components over all pictures as red, green and blue; for a tap that ends in
+Each tap becomes one PNG with a row per image: the image, then for each noise level the first
+three principal components over all images as red, green and blue; for a tap that ends in
 `:maps`, the attention of the named classes, brightest where it is highest.
 """
 
@@ -30,7 +30,7 @@ from segtrain.diffusion.options import Categories, Text
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the pictures of features."""
+    """Settings of one visualisation."""
 
     base: str = "pocket"
     """Diffusion base model."""
@@ -48,13 +48,13 @@ class Config:
     )  # fmt: skip
     """Modules of the U-Net; see segtrain/diffusion/taps.py."""
     timesteps: tuple[int, ...] = (1,)
-    """Noise levels; one of 1 means the clean picture."""
+    """Noise levels; one of 1 means the clean image."""
     classes: tuple[str, ...] = ("road", "building", "vegetation", "sky", "car", "person")
     """Classes whose attention is shown."""
     categories: Categories = "words"
     """How classes become tokens: eos or words; none without a tap of `:maps`."""
     limit: int = 6
-    """Only the first N pictures."""
+    """Use only the first N images."""
 
 
 def principal_components(features: list[np.ndarray]) -> list[np.ndarray]:
@@ -89,7 +89,7 @@ def sheets_of(config: Config) -> list[Path]:
 
 
 def check(config: Config) -> list[Path]:
-    """Find bad input before torch or weights load. Returns the pictures."""
+    """Find bad input before torch or weights load. Returns the images."""
     require_positive(config, "limit")
     models.find_base(config.base)
     if wrong := [name for name in config.classes if name not in CLASS_NAMES]:
@@ -103,9 +103,9 @@ def check(config: Config) -> list[Path]:
         raise UserError(f"--timesteps {config.timesteps}: must lie within 0..999")
     for target in sheets_of(config):
         open_output_file(target, lambda _: True, "image")
-    pictures = find_images(config.images)[: config.limit]
-    check_images(pictures)
-    return pictures
+    paths = find_images(config.images)[: config.limit]
+    check_images(paths)
+    return paths
 
 
 def extract(config: Config, images: list[np.ndarray]) -> dict[tuple[int, int], list[np.ndarray]]:
@@ -134,11 +134,11 @@ def extract(config: Config, images: list[np.ndarray]) -> dict[tuple[int, int], l
     return found
 
 
-def sheet(config: Config, tap: int, pictures: list[np.ndarray], found: Any) -> np.ndarray:
-    """Return the picture of a tap: a row per picture, the picture first."""
+def sheet(config: Config, tap: int, inputs: list[np.ndarray], found: Any) -> np.ndarray:
+    """Return the sheet of a tap: a row per image, the image first."""
     import cv2
 
-    columns: list[list[np.ndarray]] = [pictures]
+    columns: list[list[np.ndarray]] = [inputs]
     for level in range(len(config.timesteps)):
         features = found[level, tap]
         if config.taps[tap].endswith(":maps"):
@@ -146,7 +146,7 @@ def sheet(config: Config, tap: int, pictures: list[np.ndarray], found: Any) -> n
             columns += [[heat(f[place]) for f in features] for place in places]
         else:
             columns.append(principal_components(features))
-    height, width = pictures[0].shape[:2]
+    height, width = inputs[0].shape[:2]
     resized = [
         [cv2.resize(c, (width, height), interpolation=cv2.INTER_NEAREST) for c in column]
         for column in columns
@@ -159,12 +159,12 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     paths = check(config)
     if call.dry_run:
-        print(f"would show {len(config.taps)} taps of {len(paths)} pictures")
+        print(f"would show {len(config.taps)} taps of {len(paths)} images")
         return 0
-    pictures = [read_image(path) for path in paths]
-    found = extract(config, pictures)
+    inputs = [read_image(path) for path in paths]
+    found = extract(config, inputs)
     for tap, target in enumerate(sheets_of(config)):
-        files.write_bytes(target, images.encode_png(sheet(config, tap, pictures, found)))
+        files.write_bytes(target, images.encode_png(sheet(config, tap, inputs, found)))
         print(target)
     return 0
 

@@ -88,7 +88,9 @@ def offences(text: str) -> list[str]:
     return [
         f"{match[0]}: use {use}"
         for word, use in words().items()
-        for match in re.finditer(rf"(?<![\w/.-]){re.escape(word)}s?(?![\w/.-])", text, re.IGNORECASE)
+        for match in re.finditer(
+            rf"(?<![\w/.-]){re.escape(word)}s?(?![\w/.-])", text, re.IGNORECASE
+        )
     ]
 
 

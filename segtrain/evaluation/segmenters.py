@@ -13,7 +13,7 @@ from pipeline.model_files import require_stock_classes
 from pipeline.reading import read_json
 from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, require_trained
 from segtrain.evaluation.targets import Target
-from segtrain.protocol import Size, require_pictures, tested_size
+from segtrain.protocol import Size, require_images, tested_size
 
 Predict = Callable[[Path, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 """From an image's path and HxWx3 RGB to HxW train ids and, if known, HxW confidences of 0..1."""
@@ -34,11 +34,11 @@ def require_network(folder: Path, targets: Sequence[Target], size_px: Size | Non
     if is_transformers(folder):
         require_stock_classes(folder)
         for target in targets:
-            require_pictures(target.samples, WHOLE, size_px or target.protocol.low_px)
+            require_images(target.samples, WHOLE, size_px or target.protocol.low_px)
         return
     recipe = require_trained(folder)["recipe"]
     for target in targets:
-        require_pictures(target.samples, recipe, size_px or target.protocol.size_px(recipe))
+        require_images(target.samples, recipe, size_px or target.protocol.size_px(recipe))
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def test_two_processes_predict_what_one_does(trained, source, tmp_path, run_prog
             *launch, "segtrain/predict.py", "--checkpoint", trained, "--images", source,
             "--output", tmp_path / name, "--kinds", "ids", CUDA_VISIBLE_DEVICES="",
         )  # fmt: skip
-        assert done.stdout.count("6 pictures") == 1  # one that believed itself alone would say so
+        assert done.stdout.count("6 images") == 1  # one that believed itself alone would say so
         names[name] = {
             p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.png")
         }
