@@ -3,7 +3,7 @@
     python generation/filter.py --data runs/mine/generated --preset freemask \\
         --output runs/mine/filtered
 
-Needs what generation/score.py --costs wrote. Labels are written anew, images are hard links, rows
+Needs what generation/score.py --costs wrote. Labels are new files, images are hard links, rows
 say what was done; --data stays as it is. Limits are calibrated for each class and condition, so
 that a hard condition, night say, is not thrown away as a whole. Presets:
 freemask (drop pixels with more than --factor times the mean loss of their class), vote (drop what

@@ -3,11 +3,11 @@
     accelerate launch segtrain/adapt.py --checkpoint runs/mine/segtrain/ptdiffseg \\
         --target runs/mine/targets/dark_zurich --output runs/mine/segtrain/at_night
 
-The test-time domain adaptation of PTDiffSeg (Gong et al., BMVC 2024): only the scene tokens learn,
-everything else is frozen, and the result is a few kilobytes that segtrain/predict.py and
-segtrain/score.py take as `--scene` beside that checkpoint. Offline adapts on the whole target
-first; online predicts each image before it learns from it, writes that prediction, and never
-looks back. A stop signal saves the update at hand; the same command continues a stopped run.
+The test-time domain adaptation of PTDiffSeg (Gong et al., BMVC 2024). Only the scene tokens are
+trained; everything else is frozen. The result has a few kilobytes; pass it as `--scene`, together
+with the same checkpoint, to segtrain/predict.py and segtrain/score.py. `--mode offline` adapts on
+the whole target. `--mode online` predicts each image, writes the prediction, and then trains on the
+image once. A stop signal saves the current state; the same command continues a stopped run.
 """
 
 import sys

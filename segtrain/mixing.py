@@ -24,12 +24,12 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class SelfTraining:
-    """How unlabelled pictures are learned from."""
+    """Settings of the training on unlabelled images."""
 
     target: Path | None = None
-    """folder of unlabelled pictures; as many as labelled ones join each batch"""
+    """folder of unlabelled images; each batch has as many of them as labelled ones"""
     start: int = 0
-    """updates on labelled pictures alone, before the average is worth asking"""
+    """updates on labelled images only, before the EMA teacher assigns pseudo-labels"""
     ema_decay: float = 0.999
     """of the moving average of the trained weights"""
     confidence: float = 0.968

@@ -72,9 +72,9 @@ class Config:
     source: Path = Path("runs/mine/source")
     """Labelled dataset folder of the source."""
     generated: Path | None = None
-    """Labelled dataset folder of generated pictures."""
+    """Labelled dataset folder of generated images."""
     generated_share: float = 0.0
-    """Probability that a drawn sample comes from the generated set, 0 to 1."""
+    """Probability that a training sample comes from the generated set, 0 to 1."""
     sets: tuple[str, ...] = ()
     """More labelled sets as NAME=FOLDER:SHARE; the recipe's `sets` has the scale of each name."""
     rare_classes: RareClassSampling = field(
@@ -82,7 +82,7 @@ class Config:
     )
     """Draw images and crops with rare classes more often, in all sets."""
     self_training: SelfTraining = field(default_factory=SelfTraining)
-    """Learn from unlabelled pictures of a target as well (unsupervised domain adaptation)."""
+    """Also train on unlabelled images of a target (unsupervised domain adaptation)."""
     steps: int | None = None
     """Updates; None takes the recipe's."""
     batch_size: int | None = None
