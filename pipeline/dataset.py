@@ -36,7 +36,9 @@ from pipeline.output_folders import (
 )
 from pipeline.paths import Enclosure, find_files, say_hidden
 from pipeline.proof import Proof
+from pipeline.remote_rows import read_remote_rows
 from pipeline.rows import encode_row, is_ok, sample_id, seal
+from pipeline.tar_members import address_of
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
 METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(64))]
@@ -63,13 +65,19 @@ class Sample:
 def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
     """List the `ok` samples of a dataset folder in id order.
 
+    `folder` may be the address of a released set, `s3://bucket/set`: its samples are read from
+    there one by one, as they are needed.
+
     Raises `UserError` if the folder or its metadata is missing, if it is empty, if `labelled` is
     asked for and a row has no label, or if a row names what is no regular file of the folder.
     """
     folder = Path(folder)
-    metadata_files(folder)
-    enclosure, samples = Enclosure(folder), []
-    for key, row in sorted(read_rows(folder).items()):
+    address, samples = address_of(folder), []
+    if not address:
+        metadata_files(folder)
+    enclosure = None if address else Enclosure(folder)
+    rows = read_remote_rows(address) if address else read_rows(folder)
+    for key, row in sorted(rows.items()):
         if not is_ok(row):
             continue
         if labelled and not row.get("label_file_name"):
@@ -80,10 +88,13 @@ def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
     return samples
 
 
-def _open_sample(folder: Path, key: str, row: dict[str, Any], enclosure: Enclosure) -> Sample:
+def _open_sample(
+    folder: Path, key: str, row: dict[str, Any], enclosure: Enclosure | None
+) -> Sample:
+    """Return the sample of a row; without an `enclosure` its files are far away."""
     state: list[object] = []
     for kind in ("image", "label"):
-        if name := row.get(f"{kind}_file_name"):
+        if enclosure and (name := row.get(f"{kind}_file_name")):
             try:
                 found = enclosure.find(name)
             except UserError as error:
@@ -95,8 +106,8 @@ def _open_sample(folder: Path, key: str, row: dict[str, Any], enclosure: Enclosu
         folder / row["image_file_name"],
         folder / label if label else None,
         row,
-        Proof.state_of(state),
-        folder,
+        Proof.state_of(state) if enclosure else "",
+        folder if enclosure else None,
     )
 
 
@@ -156,13 +167,15 @@ def check_images(paths: Sequence[Path]) -> None:
 def check_dataset(samples: Sequence[Sample]) -> None:
     """Check samples before any weights load; the first fault in their order is raised.
 
-    Those that the proof of their folder covers are not read again (`pipeline.proof`). Of the
-    processes of a run the first one checks; the others wait for it at their first exchange.
+    Those that the proof of their folder covers are not read again (`pipeline.proof`), nor those
+    that are far away. Of the processes of a run the first one checks; the others wait for it at
+    their first exchange.
     """
     if os.environ.get("RANK", "0") != "0":
         return
     proofs = {folder: Proof.read(folder) for folder in {s.folder for s in samples} if folder}
-    todo = [s for s in samples if s.folder is None or not proofs[s.folder].covers(s.id, s.state)]
+    near = [s for s in samples if not address_of(s.image)]
+    todo = [s for s in near if s.folder is None or not proofs[s.folder].covers(s.id, s.state)]
     with parallel.thread_pool() as pool:
         for _ in pool.map(check_sample, todo):
             pass

@@ -20,14 +20,14 @@ may share an output: --split val.
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, images, labels, parallel
+from pipeline import files
 from pipeline.config import (
     digest,
     parse,
@@ -35,7 +35,7 @@ from pipeline.config import (
     show,
     to_mapping,
 )
-from pipeline.dataset import Sample, open_dataset, require_same_size
+from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.exports import (
     folders,
@@ -43,6 +43,7 @@ from pipeline.exports import (
     shards,
 )
 from pipeline.exports.job import Job, facts
+from pipeline.exports.samples import read_samples
 from pipeline.output_folders import (
     EXPORT,
     check_output,
@@ -105,47 +106,6 @@ def check(config: Config) -> None:
         shards.require_parquet()
 
 
-def read_samples(config: Config) -> list[Sample]:
-    """List the samples, whose ids must be fit for names and whose files must be whole."""
-    samples = open_dataset(config.data, labelled=config.format not in WITHOUT_LABELS)
-    seen: dict[str, str] = {}
-    for sample in samples:
-        if not re.fullmatch("[A-Za-z0-9_-]+", sample.id):
-            raise UserError(
-                f"{config.data}: id {sample.id!r} is not a file name that all readers split alike; "
-                "use letters, digits, _ and -"
-            )
-        if (other := seen.setdefault(sample.id.lower(), sample.id)) != sample.id:
-            raise UserError(
-                f"{config.data}: ids {other} and {sample.id} differ in case only, which some "
-                "file systems do not tell apart; rename one of them"
-            )
-        if sample.image.suffix.lower() not in images.SUFFIXES:
-            known = ", ".join(images.SUFFIXES)
-            raise UserError(f"{sample.image}: has none of the suffixes {known}; rename it")
-    with parallel.thread_pool() as pool:
-        return list(pool.map(check_files, samples))
-
-
-def check_files(sample: Sample) -> Sample:
-    """Return the sample, its row with the size of its image; damaged files are refused."""
-    header = images.read_header(sample.image)
-    size = header.width, header.height
-    with images.naming(sample.image, "image"):
-        images.check_image_mode(header.mode)
-        if header.orientation != 1:
-            raise UserError(
-                f"has the EXIF orientation {header.orientation}, which some readers of exports "
-                "obey and others do not; save it upright"
-            )
-    if sample.label:
-        of_label = images.read_header(sample.label, "label")
-        with images.naming(sample.label, "label"):
-            labels.check_label_mode(of_label.mode, colors=False)
-        require_same_size(size, (of_label.width, of_label.height), sample.label)
-    return replace(sample, row={**sample.row, "width": size[0], "height": size[1]})
-
-
 def open_output(config: Config, samples: list[Sample]) -> Path:
     """Record what this export is; an output that holds something else is refused."""
     folder = Path(config.output)
@@ -172,7 +132,7 @@ def main() -> int | None:
         show(config)
         return None
     check(config)
-    samples = read_samples(config)
+    samples = read_samples(config.data, labelled=config.format not in WITHOUT_LABELS)
     job = Job(
         samples,
         open_output(config, samples),

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import psutil
 
 from pipeline.errors import UserError
+from pipeline.tar_members import find_member, read_member
 
 TEMPORARY_MARK = ".part-"
 MAX_TEMPORARY_STEM = 180  # bytes; with mark and owner below the 255 that file systems take
@@ -159,7 +160,13 @@ def can_link(source: Path, folder: Path) -> bool:
 
 
 def place(source: Path, target: Path, how: Placing = "hard") -> None:
-    """Give a file a second name; copy it where the file system has no hard link for it."""
+    """Give a file a second name; copy it where the file system has no hard link for it.
+
+    A member of a tar shard is written as a file of its own.
+    """
+    if member := find_member(source):
+        write_bytes(target, read_member(member, source))
+        return
     with replacing(target) as temporary:
         if how == "symlink":
             temporary.symlink_to(source.resolve())

@@ -8,7 +8,6 @@ torch.
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
+from pipeline.tar_members import file_size
 
 BASE_PARTS = (
     "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
@@ -101,7 +101,7 @@ def _describe(item: Sample | Path) -> str:
 
 def _size(path: Path) -> int:
     try:
-        return os.stat(path).st_size
+        return file_size(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); re-create it") from None
 

@@ -11,10 +11,12 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.reading import shortened
+from pipeline.tar_members import find_member
 
 STORES_VARIABLE = "STREETFORGE_STORES"
 MAX_STEM_BYTES = 150  # file systems take 255, and temporary names add to it
@@ -46,6 +48,13 @@ def check_relative(name: object) -> None:
         raise ValueError(f"{shown} is longer than {MAX_NAME_BYTES} bytes")
 
 
+class FileState(NamedTuple):
+    """What tells that a file is the one that was there before."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
 class Enclosure:
     """A folder whose rows name files; tells where these really are, and refuses what leaves it."""
 
@@ -55,12 +64,22 @@ class Enclosure:
         self._stores: tuple[str, ...] | None = None
         self._sound: dict[str, bool] = {}  # parent folders by name: lies within, links followed
 
-    def find(self, name: str) -> os.stat_result:
+    def find(self, name: str) -> FileState:
         """Return the state of the regular file `name` (see `check_relative`) below the folder.
 
-        Raises a nameless `UserError` for a file that is missing, is no regular file, or lies
-        elsewhere.
+        A member of a tar shard has the time of its shard. Raises a nameless `UserError` for a file
+        that is missing, is no regular file, or lies elsewhere.
         """
+        member = find_member(name)
+        if member is None:
+            state = self._find_file(name)
+            return FileState(state.st_size, state.st_mtime_ns)
+        shard = self._find_file(member.shard)
+        if member.start + member.num_bytes > shard.st_size:
+            raise UserError("lies beyond the end of its shard; download the shard again")
+        return FileState(member.num_bytes, shard.st_mtime_ns)
+
+    def _find_file(self, name: str) -> os.stat_result:
         path = os.path.join(self.folder, name)
         parent = os.path.dirname(name)
         if parent not in self._sound:

@@ -8,6 +8,7 @@ be a regular file, so that no pipe or device can hold a program up. Nothing here
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
+from pipeline.tar_members import find_member, read_member
 
 MAX_JSON_BYTES = 256 << 20
 MAX_DEPTH = 64  # of lists and mappings: far below where the interpreter's own recursion ends
@@ -33,8 +35,10 @@ def open_regular(path: Path, remedy: str = CHECK) -> BinaryIO:
     """Open a regular file for reading bytes.
 
     Raises `UserError` for what is absent, a folder, a pipe, a device, or not to be read. Opening
-    never waits for the other end of a pipe.
+    never waits for the other end of a pipe. A member of a tar shard is opened like a file.
     """
+    if member := find_member(path):
+        return io.BytesIO(read_member(member, path))
     try:
         mode = os.stat(path).st_mode  # before: opening some devices has effects
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if stat.S_ISREG(mode) else -1

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import files, labels
+from pipeline.dataset import Sample
 from pipeline.errors import UserError
 from pipeline.exports.job import TEXTS, Job, facts, read_checked, table, write_hub_card
+from pipeline.rows import seal
+from pipeline.tar_members import file_size, member_name
 
 ROW_GROUP = 100  # samples that a reader of Parquet must hold at once
 
@@ -19,7 +22,7 @@ def ranges(job: Job) -> list[range]:
     shards: list[range] = []
     start = size = 0
     for position, sample in enumerate(job.samples):
-        more = sum(path.stat().st_size for path in (sample.image, sample.label) if path)
+        more = sum(file_size(path) for path in (sample.image, sample.label) if path)
         full = position - start == job.shard_samples or size + more > job.shard_mb * 1_000_000
         if position > start and full:
             shards.append(range(start, position))
@@ -46,23 +49,65 @@ def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
     archive.addfile(member, io.BytesIO(data))
 
 
-def write_webdataset(job: Job) -> str:
-    """Write tar shards of <key>.image.png, <key>.label.png and <key>.json."""
-    for path, positions in missing(job, f"{job.split}-{{:06d}}.tar"):
+def shard_row(sample: Sample, image: bytes, label: bytes | None) -> dict[str, Any]:
+    """Return what <key>.json says: the facts of the row, hashes and class pixels of its members."""
+    row = {**facts(sample), "image_sha256": files.sha256(image)}
+    if label is not None:
+        ids = labels.decode_label(label, sample.label)
+        row |= {"label_sha256": files.sha256(label)}
+        row["class_pixels"] = labels.count_classes(ids).tolist()
+    return row
+
+
+def write_shards(job: Job) -> list[Path]:
+    """Write tar shards of <key>.image.png, <key>.label.png and <key>.json; return their paths.
+
+    Equal samples give equal bytes, whatever the time, the machine and the user.
+    """
+    names = f"{job.split}-{{:06d}}.tar"
+    for path, positions in missing(job, names):
         with (
             files.replacing(path) as temporary,
             tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
         ):
             for sample in (job.samples[i] for i in positions):
                 suffix = sample.image.suffix.lower()
-                add_member(archive, f"{sample.id}.image{suffix}", read_checked(sample, "image"))
-                if sample.label:
-                    add_member(archive, f"{sample.id}.label.png", read_checked(sample, "label"))
-                row = json.dumps(facts(sample), sort_keys=True).encode()
+                image = read_checked(sample, "image")
+                label = read_checked(sample, "label") if sample.label else None
+                add_member(archive, f"{sample.id}.image{suffix}", image)
+                if label is not None:
+                    add_member(archive, f"{sample.id}.label.png", label)
+                row = json.dumps(shard_row(sample, image, label), sort_keys=True).encode()
                 add_member(archive, f"{sample.id}.json", row)
+    return [job.output / names.format(number) for number in range(len(ranges(job)))]
+
+
+def write_webdataset(job: Job) -> str:
+    """Write tar shards for webdataset, and a card."""
+    last = len(write_shards(job)) - 1
     write_hub_card(job)
-    last = len(ranges(job)) - 1
     return f'webdataset.WebDataset("{job.output}/{job.split}-{{000000..{last:06d}}}.tar")'
+
+
+def index_shard(path: Path, place: str) -> Iterator[dict[str, Any]]:
+    """Yield the row of each sample of a shard; its files are members of `place`, the shard's name.
+
+    Such rows make a dataset folder whose files are not unpacked (`pipeline.tar_members`).
+    """
+    with tarfile.open(path, "r:") as archive:
+        names: dict[str, str] = {}
+        for member in archive:
+            key, _, rest = member.name.partition(".")
+            kind, _, suffix = rest.partition(".")
+            start, size = member.offset_data, member.size
+            if kind in ("image", "label"):
+                names[f"{kind}_file_name"] = member_name(place, start, size, f"{key}.{suffix}")
+            else:
+                content = archive.extractfile(member)
+                assert content is not None
+                row = {**json.loads(content.read()), "id": key, "status": "ok", **names}
+                yield seal(row)
+                names = {}
 
 
 def require_parquet() -> None:
