@@ -322,7 +322,9 @@ class DatasetWriter:
         self._clean = True
 
 
-def card_header(title: str, configs: list[dict[str, Any]] | None = None) -> str:
+def card_header(
+    title: str, configs: list[dict[str, Any]] | None = None, licence: str = "other"
+) -> str:
     """Return the YAML that the Hugging Face hub and `datasets.load_dataset` read of a card.
 
     `configs` say how files become splits; the default fits a dataset folder, merged or not, whose
@@ -336,7 +338,7 @@ def card_header(title: str, configs: list[dict[str, Any]] | None = None) -> str:
     }
     header = {
         "pretty_name": title,
-        "license": "other",
+        "license": licence,
         "task_categories": ["image-segmentation"],
         "tags": ["semantic-segmentation", "street-scenes"],
         "configs": [of_folder] if configs is None else configs,

@@ -44,6 +44,8 @@ EXTRAS = {
     "controlnet-aux": "depth or edges as second control; wants the torchvision of your torch",
     "imagenet": "ImageNet features of EfficientNet-Lite0: losses and distances",
     "export": "Parquet, and readers of the exports",
+    "s3": "addresses s3:// of released sets",
+    "gs": "addresses gs:// of released sets",
 }
 FULL_MMCV = "pip uninstall mmcv-lite, then install mmcv 2.1 built for your torch"
 MEMORY_GB = 6.0  # what the demo needs

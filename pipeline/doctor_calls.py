@@ -5,7 +5,9 @@ Each function returns when its part works and raises otherwise; the doctor tells
 
 from __future__ import annotations  # the doctor imports this under any Python
 
+import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -106,11 +108,21 @@ def call_export() -> None:
             raise RuntimeError("a table comes back changed")
 
 
-CALLS = {
+def call_store(scheme: str) -> None:
+    """Let fsspec find the class of a store; nothing is connected to."""
+    import fsspec
+
+    if not hasattr(fsspec.get_filesystem_class(scheme), "cat_file"):
+        raise RuntimeError(f"fsspec knows no store for {scheme}://")
+
+
+CALLS: dict[str, Callable[[], None]] = {
     "lora": call_lora,
     "bitsandbytes": call_bitsandbytes,
     "xformers": call_xformers,
     "controlnet-aux": call_controlnet_aux,
     "imagenet": call_imagenet,
     "export": call_export,
+    "s3": functools.partial(call_store, "s3"),
+    "gs": functools.partial(call_store, "gs"),
 }

@@ -3,9 +3,12 @@
     python pipeline/download.py --dataset dginstyle --output data/raw/dginstyle
     python pipeline/download.py --dataset cityscapes --output data/raw/cityscapes \\
         --archive leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip
+    python pipeline/download.py --release https://example.org/streets --output runs/data/streets
 
 Downloads wait in OUTPUT.downloads, are continued after a stop and checked; OUTPUT appears when all
 of them are unpacked. A set behind a licence wall prints where to register and what to fetch.
+`--release` takes the address of a set that pipeline/release.py packed (https://, s3://, a folder);
+its shards are read as they are.
 """
 
 import re
@@ -21,7 +24,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline.catalogue import archives
 from pipeline.catalogue.fetching import RemoteFile, fetch, verify
 from pipeline.catalogue.git_source import GitSource, check_git, fetch_git
-from pipeline.catalogue.specs import load_spec
+from pipeline.catalogue.releases import Release, fetch_release
+from pipeline.catalogue.specs import CATALOGUE, load_spec
 from pipeline.config import differences, from_mapping, parse
 from pipeline.errors import UserError, guard
 from pipeline.output_folders import DOWNLOAD, check_output, has_marker, refuse_differences
@@ -36,6 +40,12 @@ class Config:
 
     dataset: str = ""
     """Name of a file in datasets/, or the path of such a YAML."""
+    release: str = ""
+    """Address or folder of a released set, in place of --dataset."""
+    sha256: str = ""
+    """Of a release: hash of its SHA256SUMS, if you have it from a place that you trust."""
+    only: tuple[str, ...] = ()
+    """Of a release: patterns of the files that are wanted, for example 'sample/*'."""
     output: Path = Path("")
     """New folder for the unpacked files."""
     archive: tuple[Path, ...] = ()
@@ -65,13 +75,14 @@ class Registration:
 
 @dataclass(frozen=True)
 class Sources:
-    """The `get` block of a data set: one of five ways."""
+    """The `get` block of a data set: one of six ways."""
 
     huggingface: Hub | None = None
     url: tuple[RemoteFile, ...] = ()
     google_drive: RemoteFile | None = None
     registration: Registration | None = None
     git: GitSource | None = None
+    release: Release | None = None
 
     def archives(self) -> list[RemoteFile]:
         """Return the archives of the set, each under the name it is kept by."""
@@ -109,6 +120,8 @@ def read_sources(config: Config) -> Sources:
         sources = replace(sources, huggingface=hub)
     if sources.git:
         check_git(sources.git, where)
+    if sources.release:
+        return replace(sources, release=check_release(sources.release, where))
     if not hub and not sources.archives():
         raise UserError(f"{where}: {next(iter(spec.get))} names nothing to fetch; fill it in")
     names = [file.name for file in sources.archives()]
@@ -133,6 +146,54 @@ def read_sources(config: Config) -> Sources:
                     "hexadecimal digits; correct or remove it"
                 )
     return sources
+
+
+def given_release(config: Config) -> Sources:
+    """Return the release that --release names."""
+    if config.archive or config.revision:
+        unused = "--archive" if config.archive else "--revision"
+        raise UserError(f"{unused}: has no meaning for --release; leave it out")
+    return Sources(release=check_release(Release(config.release, config.sha256), "--release"))
+
+
+def check_release(release: Release, where: str) -> Release:
+    """Return a release with its whole address, or raise `UserError`.
+
+    A plain name in the catalogue is a folder beside its files.
+    """
+    address = release.address
+    if release.sha256 and not re.fullmatch("[0-9a-f]{64}", release.sha256, re.IGNORECASE):
+        raise UserError(f"{where}: sha256 is not 64 hexadecimal digits; mend or drop it")
+    if not address:
+        raise UserError(f"{where}: release names no address; fill it in")
+    own_machine = re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]", address)
+    if address.startswith("http:") and not (release.sha256 or own_machine):
+        raise UserError(f"{where}: {address}: needs https, or --sha256 of its SHA256SUMS")
+    if where != "--release" and re.fullmatch(r"\w+", address):
+        folder = CATALOGUE / address
+        if not folder.is_dir():
+            raise UserError(
+                f"{where}: {folder} is not part of this installation; the head of the dataset's "
+                "YAML says how to make it"
+            )
+        address = str(folder)
+    return Release(address, release.sha256.lower())
+
+
+def download_release(config: Config, release: Release, *, dry_run: bool) -> int:
+    """Bring a released set to the output folder."""
+    staging = config.output.with_name(f"{config.output.name}.downloads")
+    if dry_run:
+        print(f"would fetch {release.address} for {config.output}")
+        return 0
+    try:
+        names = fetch_release(release, config.output, staging, config.only)
+    except OSError as error:
+        raise UserError(
+            f"{config.output}: {error.strerror or error}; free the disk or choose another --output"
+        ) from None
+    print(f"{config.output}: {len(names)} files, all with the hash that SHA256SUMS gives")
+    return 0
 
 
 def fetch_from_hub(hub: Hub, offline: bool) -> dict[str, Path]:
@@ -195,10 +256,16 @@ def obtain(config: Config, sources: Sources) -> dict[str, Path]:
 def main() -> int | None:
     """Fetch and unpack a data set."""
     config, call = parse(Config, __doc__)
-    sources = read_sources(config)
+    if bool(config.release) == bool(config.dataset):
+        raise UserError("--dataset, --release: give one of the two")
+    sources = read_sources(config) if config.dataset else given_release(config)
     hub = sources.huggingface
     if config.output.name in ("", ".."):
         raise UserError(f"--output {config.output}: must name a new folder; give its path")
+    if config.only and not sources.release:
+        raise UserError("--only: has a meaning for released sets alone; leave it out")
+    if sources.release:
+        return download_release(config, sources.release, dry_run=call.dry_run)
     pinned = hub or sources.git
     record: dict[str, Any] = {
         "dataset": config.dataset,

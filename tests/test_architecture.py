@@ -90,7 +90,7 @@ ROOMS: dict[str, set[str]] = {
         "pipeline/download.py", "pipeline/prepare.py", "pipeline/preflight.py",
         "segtrain/protocol.py",
     },
-    "pipeline/exports": {"pipeline/export.py", "pipeline/prepare.py"},
+    "pipeline/exports": {"pipeline/export.py", "pipeline/prepare.py", "pipeline/release.py"},
     "pipeline/reporting": {"pipeline/report.py"},
     "pipeline/pocket": {"pipeline/pocket_city.py"},
     "generation/sampler": {

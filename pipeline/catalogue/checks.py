@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.parallel import in_processes
 from pipeline.reading import shortened
+from pipeline.tar_members import find_member
 
 Depth = Literal["headers", "full"]
 
@@ -37,7 +38,7 @@ class Fault:
 
 def check_file(path: Path, table: np.ndarray, depth: Depth, *, label: bool) -> tuple[int, int]:
     """Return (width, height) as shown of an image or label without fault, or raise `UserError`."""
-    if not path.exists():
+    if not path.exists() and not find_member(path):
         raise UserError("is missing; restore it, or remove its partner")
     header = images.read_header(path, "label" if label else "image")
     if label:

@@ -53,7 +53,7 @@ def shard_row(sample: Sample, image: bytes, label: bytes | None) -> dict[str, An
     """Return what <key>.json says: the facts of the row, hashes and class pixels of its members."""
     row = {**facts(sample), "image_sha256": files.sha256(image)}
     if label is not None:
-        ids = labels.decode_label(label, sample.label)
+        ids = labels.decode_label(label, str(sample.label))
         row |= {"label_sha256": files.sha256(label)}
         row["class_pixels"] = labels.count_classes(ids).tolist()
     return row
@@ -123,7 +123,7 @@ def require_parquet() -> None:
         ) from None
 
 
-def write_parquet(job: Job) -> str:
+def write_tables(job: Job) -> None:
     """Write Parquet files with the images' bytes inside, typed as Hugging Face images."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -151,5 +151,10 @@ def write_parquet(job: Job) -> str:
                     for i in chosen
                 ]
                 writer.write_table(pa.Table.from_pylist(group, schema=features.arrow_schema))
+
+
+def write_parquet(job: Job) -> str:
+    """Write Parquet files with the images' bytes inside, and a card."""
+    write_tables(job)
     write_hub_card(job)
     return f'datasets.load_dataset("parquet", data_dir="{job.output}")'

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipeline import release
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.labels import read_label
@@ -73,6 +76,58 @@ def test_six_steps_equal_three_a_kill_and_three(
     assert not any("extractor" in name for name in weights)
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         _train(dataclasses.replace(resumed, seed=1))
+
+
+@pytest.fixture
+def released(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """A function that releases `source` in three shards to a folder or address."""
+
+    def pack(output: str) -> str:
+        argv = ["release.py", str(source), "--output", output, "--shard-samples", "2"]
+        monkeypatch.setattr(sys, "argv", [*argv, "--work", str(tmp_path / "work")])
+        assert release.main() is None
+        return output
+
+    return pack
+
+
+def test_shards_train_the_network_that_their_folder_trains(
+    source: Path, released: Callable[..., str], tiny_recipe: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """With rare classes, workers, and a kill and a resume half-way."""
+    rare = RareClassSampling(enabled=True, min_pixels=20)
+    config = train.Config(
+        recipe=tiny_recipe,
+        source=source,
+        generated=source,
+        generated_share=0.5,
+        rare_classes=rare,
+        checkpoint_every=3,
+        output=tmp_path / "plain",
+    )
+    plain = _train(config)
+    shards = Path(released(str(tmp_path / "set")))
+    config = dataclasses.replace(config, source=shards, generated=shards, workers=2)
+    config = dataclasses.replace(config, output=tmp_path / "straight")
+    straight, weights, _ = _straight_and_resumed(config, monkeypatch)
+    for name, values in plain.items():
+        assert torch.equal(values, straight[name]) and torch.equal(values, weights[name])
+
+
+def test_shards_train_from_an_address(
+    source: Path, released: Callable[..., str], tiny_recipe: Path, tmp_path: Path
+) -> None:
+    far = Path(released("memory://training/set"))
+    config = train.Config(
+        recipe=tiny_recipe,
+        source=source,
+        generated=source,
+        generated_share=0.5,
+        output=tmp_path / "near",
+    )
+    near = _train(config)
+    weights = _train(dataclasses.replace(config, generated=far, output=tmp_path / "far"))
+    assert all(torch.equal(near[name], weights[name]) for name in near)
 
 
 def test_a_stop_signal_saves_and_the_same_command_continues(

@@ -1,0 +1,176 @@
+"""The card of a released set: README.md, which the Hugging Face hub reads as well.
+
+It says what the set is, how it was made, which licences it depends on, what it is not fit for, and
+its scores where it was scored. All of it is taken from the files of the set and from the settings
+of the release.
+"""
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import labels
+from pipeline.dataset import card_header
+from pipeline.markdown import code, plain, table
+from pipeline.reading import expecting, read_json
+
+SPDX = re.compile(r"[a-z0-9][a-z0-9.-]*")
+LIMITS = """- Generated images may show something else than their label, above all small objects and
+  boundaries. Read the scores, and look at `sample/`.
+- A diffusion model repeats the biases of its training images. Persons in it are not real.
+- Realism does not predict the gain of a training. Compare sets by training on them.
+- The labels are semantic: they tell classes, not objects."""
+LAYOUTS = {
+    "webdataset": "tar shards of `<id>.image.png`, `<id>.label.png`, `<id>.json`; "
+    "`metadata.jsonl` says where in them each file lies",
+    "parquet": "Parquet files with the images inside, for Hugging Face `datasets`",
+    "coco_panoptic": "tar files; unpacked into one folder they are COCO's panoptic layout",
+    "fiftyone": "tar files; unpacked into one folder FiftyOne's importer reads them",
+}
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card tells beside the files."""
+
+    name: str
+    version: str
+    description: str
+    licence: str
+    chain: tuple[tuple[str, str], ...]
+    """part and licence"""
+    formats: tuple[str, ...]
+    split: str
+    command: str
+
+
+def hub_configs(facts: CardFacts) -> list[dict[str, Any]]:
+    """Return how the hub and `datasets.load_dataset` make splits of the files."""
+    patterns = {"parquet": "parquet/data/*.parquet", "webdataset": "webdataset/*.tar"}
+    kind = next((kind for kind in patterns if kind in facts.formats), "")
+    if not kind:
+        return []
+    files = [{"split": facts.split, "path": patterns[kind]}]
+    return [{"config_name": "default", "data_files": files}]
+
+
+def write_card_text(
+    facts: CardFacts, rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any], quality: Path
+) -> str:
+    """Return the card. `run`: the set's run.json; `quality`: its folder of scores, if there."""
+    licence = facts.licence if SPDX.fullmatch(facts.licence) else "other"
+    files = [[code(f"{kind}/"), LAYOUTS[kind]] for kind in facts.formats]
+    files += [["`sample/`", "a few samples as plain files; conditions take turns"]]
+    files += [["`SHA256SUMS`", "`sha256sum --check SHA256SUMS`"]]
+    files += [["`croissant.json`", "Croissant 1.0"], ["`run.json`", "how the set was made"]]
+    parts = [
+        f"# {plain(facts.name)}",
+        f"{plain(facts.description)} Version {code(facts.version)}.",
+        "Labels are PNGs of the 19 Cityscapes train ids; 255 is void (`classes.json`).",
+        table(["file", "what it is"], files).rstrip(),
+        "## Content",
+        _content(rows),
+        "## Provenance",
+        _provenance(facts, run),
+        "## Licence",
+        f"This set: {plain(facts.licence)}. It depends on what it was made from:",
+        table(["part", "licence"], [[plain(p), plain(text)] for p, text in facts.chain]).rstrip(),
+        "## Limits",
+        LIMITS,
+        *_scores(quality),
+    ]
+    header = card_header(facts.name, hub_configs(facts), licence)
+    return header + "\n\n".join(parts) + "\n"
+
+
+def _content(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return counts by condition, and the share of each class in the pixels of known classes."""
+    conditions = Counter(str(row.get("condition") or "not said") for row in rows)
+    sizes = Counter(f"{row['width']}x{row['height']}" for row in rows)
+    told = ", ".join(f"{plain(size)} ({n})" for size, n in sizes.most_common(5))
+    pixels = [row["class_pixels"] for row in rows if row.get("class_pixels")]
+    parts = [
+        f"{len(rows)} samples. Width and height in pixels: {told}.",
+        table(
+            ["condition", "samples"], [[plain(c), str(n)] for c, n in sorted(conditions.items())]
+        ),
+    ]
+    if pixels:
+        sums = [sum(column) for column in zip(*pixels, strict=True)]
+        holders = [sum(n > 0 for n in column) for column in zip(*pixels, strict=True)]
+        total = max(sum(sums), 1)
+        cells = [
+            [plain(name), f"{100 * own / total:.2f}", str(number)]
+            for name, own, number in zip(labels.CLASS_NAMES, sums, holders, strict=True)
+        ]
+        parts.append(table(["class", "% of the pixels", "samples that show it"], cells))
+    return "\n\n".join(part.rstrip() for part in parts)
+
+
+def _provenance(facts: CardFacts, run: Mapping[str, Any]) -> str:
+    lines = [f"- packed by {code(facts.command)}"]
+    if not run:
+        return "\n".join([*lines, "- the set has no `run.json`: how it was made is not known"])
+    for name in ("digest", "streetforge", "commit"):
+        if run.get(name):
+            lines.append(f"- {name}: {code(run[name])}")
+    config = run.get("config")
+    for key, value in sorted(_told(config if isinstance(config, dict) else {}).items()):
+        lines.append(f"- {plain(key)}: {code(value)}")
+    return "\n".join(lines)
+
+
+def _told(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of a run that identify what made it; all others are in run.json."""
+    wanted = ("models", "base", "controlnet", "unet", "seed", "steps", "guidance_scale", "fusion",
+              "scheduler", "dataset", "split", "look", "n")  # fmt: skip
+    found = {key: config[key] for key in wanted if config.get(key) not in (None, "", {}, [])}
+    return {key: v if isinstance(v, str) else json.dumps(v) for key, v in found.items()}
+
+
+def _scores(quality: Path) -> list[str]:
+    """Return the label fidelity of a scored set, under every segmentation network."""
+    path = quality / "summary.json"
+    if not path.is_file():
+        return []
+    summary = read_json(path, dict)
+    parts = ["## Scores"]
+    with expecting(path, "score the set again by generation/score.py"):
+        groups = {"all": summary["all"], **summary["conditions"]}
+        for name in summary["all"]["fidelity"]:
+            cells = [
+                [plain(group), str(int(found["images"])), *_numbers(found["fidelity"][name])]
+                for group, found in groups.items()
+            ]
+            head = ["condition", "images", "mIoU %", "ceiling", "share of it %"]
+            parts += [f"Labels under the network {code(name)}:", table(head, cells).rstrip()]
+        parts.append(f"{plain(summary['warning'])} All scores: `quality/summary.md`.")
+    return parts
+
+
+def _numbers(scores: Mapping[str, Any]) -> list[str]:
+    values = [scores.get(key) for key in ("miou", "ceiling_miou", "share_of_ceiling")]
+    return ["-" if value is None else f"{float(value):.1f}" for value in values]
+
+
+def licence_chain(given: Sequence[str], run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return part and licence of what a set was made from: PART=LICENCE, and parts not named.
+
+    A part of which nothing is said keeps a line of its own, so that it is not forgotten.
+    """
+    named = dict(text.split("=", 1) for text in given)
+    config = run.get("config")
+    told = functools.partial(dict.get, config if isinstance(config, dict) else {})
+    if any(told(key) for key in ("base", "controlnet")):
+        named.setdefault("base model", f"that of {told('base') or 'the base model'}")
+        named.setdefault("label maps", "that of their source")
+    elif told("dataset"):
+        named.setdefault(str(told("dataset")), "that of the dataset, see its homepage")
+    else:
+        named.setdefault("images and labels", "that of their source")
+    return tuple(named.items())
