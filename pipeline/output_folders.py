@@ -83,8 +83,9 @@ DATASET = FolderKind(
 )
 EXPORT = FolderKind("export", "export", "export*.json", is_flat=True)
 DOWNLOAD = FolderKind("download", "download", "download.json", is_moved_in=True, is_flat=True)
+RELEASE = FolderKind("release", "release", "release.json", is_moved_in=True, is_flat=True)
 MODEL = FolderKind("model folder", "model", "config.json", early=("*.safetensors",), is_flat=True)
-MARKED = (DATASET, RUN, EXPORT, DOWNLOAD)  # in the order in which a folder is told
+MARKED = (RELEASE, DATASET, RUN, EXPORT, DOWNLOAD)  # in the order in which a folder is told
 
 
 def check_output(

@@ -10,7 +10,6 @@ output may be addresses that fsspec opens (s3://, gs://, memory://). `--push OWN
 would go to the Hugging Face hub, `--upload True` sends it.
 """
 
-import json
 import re
 import shutil
 import sys
@@ -24,13 +23,21 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro
 
 from pipeline import __version__, checksums, files, remote_files
-from pipeline.config import digest, parse, require_between, require_positive, show
+from pipeline.config import differences, digest, parse, require_between, require_positive, show
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.exports import release_files, shards
 from pipeline.exports.job import Job, facts
 from pipeline.exports.release_card import licence_chain
 from pipeline.exports.samples import read_samples
+from pipeline.output_folders import (
+    RELEASE,
+    check_output,
+    has_marker,
+    require_same,
+    require_writable,
+)
+from pipeline.reading import parse_json
 
 Format = Literal["webdataset", "parquet", "coco_panoptic", "fiftyone"]
 UNLABELLED = ("webdataset", "parquet")
@@ -109,12 +116,10 @@ def check(config: Config) -> None:
     if "parquet" in config.formats:
         shards.require_parquet()
     here, data = (remote_files.local_path(text) for text in (config.output, config.data))
-    if config.push and here is None:
+    if here is not None:
+        check_output(here, RELEASE, inputs={"DATA": data} if data else {})
+    elif config.push:
         raise UserError(f"--push: --output {config.output} is far away; give a folder of yours")
-    if here and data:
-        output, source = here.resolve(), data.resolve()
-        if output.is_relative_to(source) or source.is_relative_to(output):
-            raise UserError(f"--output {here}: lies in DATA or holds it; choose a folder beside it")
 
 
 def bring_data(config: Config) -> Path:
@@ -155,36 +160,27 @@ def _digest_of(path: Path) -> str:
 def is_complete(output: str, record: dict[str, Any]) -> bool:
     """Tell whether the output holds this release already; one that holds something else is refused.
 
-    `SHA256SUMS` is written last.
+    A folder appears when it is complete. Behind an address `SHA256SUMS` comes last.
     """
     here = remote_files.local_path(output)
-    if here is not None and here.is_file():
-        raise UserError(f"--output {here}: is a file; name a new folder")
     if here is not None:
-        there = {name: 0 for name in checksums.list_files(here)} if here.is_dir() else {}
-        done = here.is_dir() and (here / checksums.NAME).is_file()
-    else:
-        there = remote_files.open_store(output).sizes()
-        done = checksums.NAME in there
-    if not there and not done:
+        require_same(here, RELEASE, record)
+        return has_marker(here, RELEASE)
+    store = remote_files.open_store(output)
+    there = store.sizes()
+    if not there:
         return False
-    stored = _stored_record(output, here) if release_files.RECORD in there else None
-    if stored == record:
-        return done
-    what = "another release" if stored else "something else than a release"
-    raise UserError(f"{output}: holds {what}; choose another --output")
-
-
-def _stored_record(output: str, here: Path | None) -> Any:
-    data = (
-        (here / release_files.RECORD).read_bytes()
-        if here is not None
-        else remote_files.open_store(output).read(release_files.RECORD)
-    )
+    if RELEASE.marker not in there:
+        raise UserError(f"{output}: holds something else than a release; choose another --output")
     try:
-        return json.loads(data)
-    except ValueError:
-        return None
+        stored = parse_json(store.read(RELEASE.marker), dict)
+    except ValueError as error:
+        raise UserError(f"{output}/{RELEASE.marker}: broken JSON ({error}); delete it") from None
+    if lines := differences(stored, record):
+        raise UserError(
+            f"{output}: holds another release ({'; '.join(lines[:6])}); choose another --output"
+        )
+    return checksums.NAME in there
 
 
 def open_staging(config: Config, record: dict[str, Any]) -> Path:
@@ -195,13 +191,13 @@ def open_staging(config: Config, record: dict[str, Any]) -> Path:
     here = remote_files.local_path(config.output)
     name = f"release-{digest(config.output)}"
     staging = here.with_name(f"{here.name}.packing") if here else config.work / name
-    path = staging / release_files.RECORD
+    path = staging / RELEASE.marker
     if path.is_file() and files.read_json(path) != record:
         print(f"{staging}: of other settings or data, begun anew", file=sys.stderr)
         shutil.rmtree(staging)
     elif staging.is_dir() and not path.is_file() and any(staging.iterdir()):
         raise UserError(f"{staging}: is in the way and no release; move it")
-    files.require_writable(staging)
+    require_writable(staging)
     files.sweep_temporaries(staging)
     files.write_changed(path, files.json_bytes(record))
     return staging
@@ -216,8 +212,8 @@ def publish(config: Config, staging: Path) -> None:
         staging.rename(here)
         files.fsync_folder(here.parent)
         return
-    others = [name for name in checksums.list_files(staging) if name != release_files.RECORD]
-    names = [release_files.RECORD, *others, checksums.NAME]  # the first tells whose files they are
+    others = [name for name in checksums.list_files(staging) if name != RELEASE.marker]
+    names = [RELEASE.marker, *others, checksums.NAME]  # the first tells whose files they are
     remote_files.upload_folder(staging, names, remote_files.open_store(config.output))
     shutil.rmtree(staging)
 

@@ -24,8 +24,8 @@ from pipeline.catalogue import specs
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "export", "files", "generation", "performance", "pocket-city", "quality", "real-data",
-    "results", "scale", "segmentation"))]  # fmt: skip
-AFTER_README = ("docs/export.md", "docs/quality.md", "docs/segmentation.md")
+    "release", "results", "scale", "segmentation"))]  # fmt: skip
+AFTER_README = ("docs/export.md", "docs/release.md", "docs/quality.md", "docs/segmentation.md")
 ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1",
             "--training.gradient-accumulation", "1", "--training.workers", "0")  # fmt: skip
@@ -140,12 +140,14 @@ class World:
 
     def toy(self, program: str, words: list[str]) -> list[str]:
         """Return the options of a command at the toy's size; what it reads is put there."""
-        if program == "pipeline/prepare.py":
+        if program == "pipeline/prepare.py" and "own" not in words:
             root, split = self.folder / self.option(words, "--root"), self.option(words, "--split")
             if (root, split) not in self.trees:
                 self.trees.add((root, split))
                 write_tree(root, self.option(words, "--dataset"), split or "all")
         small = list(TOY.get(program, ()))
+        if "--release" in words:
+            small = []  # it is on this machine
         if program == "pipeline/verify.py" and "--n" in words:
             small += ["--n", "1"]
         stable_diffusion = "--base" in words and self.option(words, "--base") != "pocket"

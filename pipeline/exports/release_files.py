@@ -19,9 +19,9 @@ from pipeline import checksums, files
 from pipeline.exports import croissant, folders, panoptic, shards, subset
 from pipeline.exports.job import Job
 from pipeline.exports.release_card import CardFacts, write_card_text
+from pipeline.output_folders import RELEASE
 from pipeline.rows import encode_row
 
-RECORD = "release.json"
 SCORES = ("summary.md", "summary.json")
 LAYOUTS = "layouts"  # where layouts of plain files wait until they are packed
 FOLDERS = {"coco_panoptic": panoptic.write_coco_panoptic, "fiftyone": folders.write_fiftyone}
@@ -111,7 +111,7 @@ def card_facts(record: dict[str, Any]) -> CardFacts:
 
 def write_croissant(folder: Path, record: dict[str, Any], suffixes: list[str]) -> dict[str, str]:
     """Write croissant.json over the files that are there; return their hashes."""
-    names = [n for n in checksums.list_files(folder) if n not in ("croissant.json", RECORD)]
+    names = [n for n in checksums.list_files(folder) if n not in ("croissant.json", RELEASE.marker)]
     sums = checksums.hash_files(folder, names)
     shown = {name: sums[name] for name in names if not name.startswith("sample/")}
     sizes = {name: (folder / name).stat().st_size for name in shown}

@@ -68,11 +68,12 @@ def test_every_entry_is_complete_and_its_label_spaces_exist() -> None:
     assert set(names) == {
         "gta", "synthia", "urbansyn", "cityscapes", "bdd100k", "mapillary_v1_2", "mapillary_v2_0",
         "acdc", "dark_zurich", "nighttime_driving", "pocket_city", "dginstyle", "own", "camvid",
+        "pocket_release",
     }  # fmt: skip
     for name in names:
         spec = load_spec(name)
         assert spec.title and spec.licence and spec.splits
-        assert spec.layouts or name in ("own", "pocket_city")
+        assert spec.layouts or name in ("own", "pocket_city", "pocket_release")
         assert all(x.image.endswith((".png", ".jpg")) for x in spec.layouts)
 
 

@@ -449,7 +449,7 @@ def test_bad_places_are_refused(pack: Callable[..., Path], data: Path, tmp_path:
         pack(data=tmp_path / "nothing")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="something else than a release"):
+    with pytest.raises(UserError, match="holds thesis.txt and has no release.json"):
         pack(output=tmp_path / "mine")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
