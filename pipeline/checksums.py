@@ -62,7 +62,7 @@ def parse_sums(data: bytes, where: str) -> dict[str, str]:
         for line in lines:
             match = LINE.fullmatch(line)
             if not match:
-                raise ValueError(f"{line[:100]!r} is no line of `sha256sum`")
+                raise ValueError(f"{line[:100]!r} is not a line of `sha256sum`")
             check_relative(match[2])
             if match[2] in sums or match[2] == NAME:
                 raise ValueError(f"names {match[2][:100]} twice, or itself")

@@ -30,6 +30,7 @@ from pipeline.config import differences, from_mapping, parse
 from pipeline.errors import UserError, guard
 from pipeline.output_folders import DOWNLOAD, check_output, has_marker, refuse_differences
 from pipeline.reading import read_json, shortened
+from pipeline.remote_files import local_path
 
 DRIVE = "https://drive.usercontent.google.com/download"
 
@@ -163,20 +164,14 @@ def check_release(release: Release, where: str) -> Release:
     """
     address = release.address
     if release.sha256 and not re.fullmatch("[0-9a-f]{64}", release.sha256, re.IGNORECASE):
-        raise UserError(f"{where}: sha256 is not 64 hexadecimal digits; mend or drop it")
+        raise UserError(f"{where}: sha256 is not 64 hexadecimal digits; correct or drop it")
     if not address:
         raise UserError(f"{where}: release names no address; fill it in")
     own_machine = re.match(r"http://(127\.0\.0\.1|localhost|\[::1\])[:/]", address)
     if address.startswith("http:") and not (release.sha256 or own_machine):
         raise UserError(f"{where}: {address}: needs https, or --sha256 of its SHA256SUMS")
     if where != "--release" and re.fullmatch(r"\w+", address):
-        folder = CATALOGUE / address
-        if not folder.is_dir():
-            raise UserError(
-                f"{where}: {folder} is not part of this installation; the head of the dataset's "
-                "YAML says how to make it"
-            )
-        address = str(folder)
+        address = str(CATALOGUE / address)
     return Release(address, release.sha256.lower())
 
 
@@ -186,6 +181,9 @@ def download_release(config: Config, release: Release, *, dry_run: bool) -> int:
     if dry_run:
         print(f"would fetch {release.address} for {config.output}")
         return 0
+    if (here := local_path(release.address)) and not here.is_dir():
+        remedy = "the head of its YAML says how to make it" if config.dataset else "check the path"
+        raise UserError(f"{here}: no such folder; {remedy}")
     try:
         names = fetch_release(release, config.output, staging, config.only)
     except OSError as error:

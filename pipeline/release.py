@@ -37,7 +37,7 @@ from pipeline.output_folders import (
     require_same,
     require_writable,
 )
-from pipeline.reading import parse_json
+from pipeline.reading import parse_json, read_json
 
 Format = Literal["webdataset", "parquet", "coco_panoptic", "fiftyone"]
 UNLABELLED = ("webdataset", "parquet")
@@ -137,7 +137,7 @@ def describe(config: Config, data: Path, samples: list[Sample]) -> dict[str, Any
     quality = Path(config.quality) if config.quality else data / "quality"
     if config.quality and not (quality / "summary.json").is_file():
         raise UserError(f"--quality {quality}: has no summary.json; name a folder of score.py")
-    run = files.read_json(data / "run.json", dict) if (data / "run.json").is_file() else {}
+    run = read_json(data / "run.json", dict) if (data / "run.json").is_file() else {}
     kept = ("version", "date", "description", "licence", "url", "cite_as", "split", "sample_mb",
             "shard_samples", "shard_mb")  # fmt: skip
     return {
@@ -192,11 +192,11 @@ def open_staging(config: Config, record: dict[str, Any]) -> Path:
     name = f"release-{digest(config.output)}"
     staging = here.with_name(f"{here.name}.packing") if here else config.work / name
     path = staging / RELEASE.marker
-    if path.is_file() and files.read_json(path) != record:
+    if path.is_file() and read_json(path) != record:
         print(f"{staging}: of other settings or data, begun anew", file=sys.stderr)
         shutil.rmtree(staging)
     elif staging.is_dir() and not path.is_file() and any(staging.iterdir()):
-        raise UserError(f"{staging}: is in the way and no release; move it")
+        raise UserError(f"{staging}: is in the way and is not a release; move it")
     require_writable(staging)
     files.sweep_temporaries(staging)
     files.write_changed(path, files.json_bytes(record))

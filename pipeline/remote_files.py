@@ -119,7 +119,7 @@ def open_store(text: str | Path) -> Store:
 
     address = address_of(text)
     if address is None:
-        raise UserError(f"{text}: is no address; write it as s3://bucket/folder")
+        raise UserError(f"{text}: is not an address; write it as s3://bucket/folder")
     scheme = address.partition("://")[0]
     try:
         system, root = fsspec.url_to_fs(address)

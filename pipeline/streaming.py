@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset import Sample, read_image, read_pair
+from pipeline.dataset import Sample, read_pair
+from pipeline.images import read_image
 from pipeline.seeding import numpy_generator
 from pipeline.tar_members import find_member
 

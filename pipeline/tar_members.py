@@ -77,7 +77,7 @@ def file_size(path: Path) -> int:
 
 def _read_local(member: Member) -> bytes:
     if not stat.S_ISREG(os.stat(member.shard).st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     handle = os.open(member.shard, os.O_RDONLY)
     try:
         return os.pread(handle, member.num_bytes, member.start)

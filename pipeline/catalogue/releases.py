@@ -43,7 +43,7 @@ def fetch_release(
     sums = checksums.parse_sums(data, f"{release.address}/{checksums.NAME}")
     wanted = [name for name in sums if not only or any(fnmatch(name, p) for p in only)]
     if not wanted:
-        raise UserError(f"--only {' '.join(only)}: fits no file of {release.address}; mend it")
+        raise UserError(f"--only {' '.join(only)}: fits no file of {release.address}; correct it")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         require_same(output, data, wanted)
         shutil.rmtree(staging)

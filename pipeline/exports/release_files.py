@@ -20,6 +20,7 @@ from pipeline.exports import croissant, folders, panoptic, shards, subset
 from pipeline.exports.job import Job
 from pipeline.exports.release_card import CardFacts, write_card_text
 from pipeline.output_folders import RELEASE
+from pipeline.reading import read_json
 from pipeline.rows import encode_row
 
 SCORES = ("summary.md", "summary.json")
@@ -49,7 +50,7 @@ def write_release(job: Job, record: dict[str, Any], data: Path, quality: Path) -
     if chosen:
         subset.write_subset(chosen, folder / "sample")
     files.write_changed(folder / "classes.json", files.json_bytes(subset.classes_record()))
-    run = files.read_json(data / "run.json", dict) if (data / "run.json").is_file() else {}
+    run = read_json(data / "run.json", dict) if (data / "run.json").is_file() else {}
     if run:
         files.place(data / "run.json", folder / "run.json", "copy")
     for name in SCORES:

@@ -504,7 +504,7 @@ def test_every_get_block_of_the_catalogue_is_sound(name: str) -> None:
     revision = COMMIT if "huggingface" in (specs.load_spec(name).get or {}) else ""
     sources = download.read_sources(download.Config(dataset=name, revision=revision))
     names = [file.name for file in sources.archives()]
-    assert len(names) == len(set(names)) and (names or sources.huggingface)
+    assert len(names) == len(set(names)) and (names or sources.huggingface or sources.release)
     for file in sources.archives():
         assert {len(file.sha256), len(file.md5)} <= {0, 32, 64}
         assert file.address.startswith("https://") or sources.registration

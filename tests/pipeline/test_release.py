@@ -465,10 +465,10 @@ def test_bad_places_are_refused(pack: Callable[..., Path], data: Path, tmp_path:
 SUMS = "0" * 64
 BAD_SUMS = {
     f"{SUMS}  ../x": "must be a plain path",
-    f"{SUMS}  /etc/x": "no plain relative path",
+    f"{SUMS}  /etc/x": "not a plain relative path",
     f"{SUMS}  a\n{SUMS}  a": "twice",
     f"{SUMS}  {checksums.NAME}": "itself",
-    "<html>": "no line of `sha256sum`",
+    "<html>": "not a line of `sha256sum`",
     "": "names no file",
 }
 
@@ -490,7 +490,8 @@ def test_bad_sums_are_refused(text: str, fetch: Callable[..., Path], tmp_path: P
         (("--dataset", "gta", "--only", "x"), "released sets alone"),
         (("--release", "x", "--revision", "a" * 40), "--revision: has no meaning"),
         (("--release", "x", "--sha256", "1"), "64 hexadecimal"),
-        (("--release", "no/such"), "no such file"),
+        (("--release", "no/such"), "no such folder"),
+        (("--release", "."), "no such file; is its folder a release"),
     ],
 )
 def test_bad_downloads_are_one_line(
