@@ -92,12 +92,16 @@ class Adaptation:
         """The scene prompt."""
         return {"scene": self.scene}
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[list[int]]:
-        """Yield the indices of the images of each step."""
+    def batches(self, first: int, rank: int, world: int) -> Iterator[list[list[int]]]:
+        """Yield the indices of the images of each step, one micro-batch."""
         for step in range(first, self.steps):
             begin = (step * world + rank) * self.batch_size
             count = len(self.order)
-            yield [int(self.order[(begin + i) % count]) for i in range(self.batch_size)]
+            yield [[int(self.order[(begin + i) % count]) for i in range(self.batch_size)]]
+
+    def count(self, batch: list[int]) -> Mapping[str, int]:
+        """Return nothing: there is one set."""
+        return {}
 
     def loss(self, model: torch.nn.Module, batch: list[int], step: int) -> torch.Tensor:
         """Return the loss of a batch; online, predict its images first."""

@@ -5,7 +5,8 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline import checkpoints, runs, seeding
 from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 from segtrain.recipe_checks import named_faults
 from segtrain.self_training import Teacher
+from segtrain.weight_average import WeightAverage
 
 FIRST_STEP_REMEDY = "correct the recipe's model or crop, or lower --batch-size if memory ends"
 
@@ -31,10 +33,13 @@ class Plan:
     folder: Path
     steps: int
     batch_size: int
+    """samples per process and micro-batch"""
     seed: int
     workers: int
     checkpoint_interval: int
     log_interval: int
+    gradient_accumulation: int = 1
+    """micro-batches per update"""
     clip_norm: float | None = None
     description: str = "segtrain"
     """of the progress bar"""
@@ -48,18 +53,24 @@ def _as_list(samples: list[Any]) -> list[Any]:
 
 def batches(
     plan: Plan, draw: Callable[..., Any], first: int, rank: int, world: int, seed: int
-) -> Iterator[Any]:
-    """Yield the batches of steps first..steps-1 of this process, lists of packed samples."""
-    positions = list(seeding.batches(first, plan.steps, plan.batch_size, rank, world))
-    return iter(
-        DataLoader(
-            seeding.SeededSamples(draw, seed),  # type: ignore[arg-type]
-            batch_sampler=positions,
-            num_workers=plan.workers,
-            collate_fn=_as_list,
-            worker_init_fn=ignore_stop_signals,
-        )
+) -> Iterator[list[list[Any]]]:
+    """Yield the micro-batches of steps first..steps-1 of this process, lists of packed samples.
+
+    All samples of a step are numbered over processes and micro-batches, so that a step has the same
+    samples for every split into processes and micro-batches of the same total.
+    """
+    size = plan.batch_size
+    per_update = size * plan.gradient_accumulation
+    positions = list(seeding.batches(first, plan.steps, per_update, rank, world))
+    loader = DataLoader(
+        seeding.SeededSamples(draw, seed),  # type: ignore[arg-type]
+        batch_sampler=positions,
+        num_workers=plan.workers,
+        collate_fn=_as_list,
+        worker_init_fn=ignore_stop_signals,
     )
+    for samples in loader:
+        yield [samples[begin : begin + size] for begin in range(0, per_update, size)]
 
 
 def training_loss(model: Any, network: Any, samples: list[Any]) -> torch.Tensor:
@@ -82,53 +93,128 @@ class Task(Protocol):
     def modules(self) -> Mapping[str, torch.nn.Module]:
         """All that a checkpoint holds, by name."""
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[Any]:
-        """Yield the batch of this process for each step from `first` on."""
+    def batches(self, first: int, rank: int, world: int) -> Iterator[Sequence[Any]]:
+        """Yield the micro-batches of this process for each step from `first` on."""
+
+    def count(self, batch: Any) -> Mapping[str, int]:
+        """Return how many samples of each set a micro-batch has, always for the same sets."""
 
     def loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
-        """Return the loss of a batch; `model` is the trained module, wrapped by accelerate."""
+        """Return the loss of a micro-batch; `model`: the trained module, wrapped by accelerate."""
 
     def after_update(self) -> None:
         """Do what follows each update of the weights."""
 
 
 class Segmentation:
-    """The task of training `network` on samples of `draw`.
+    """The task of training `network` on samples of `draw`, from the sets named `sets`.
 
-    With a `teacher`, each batch is joined by as many unlabelled samples, which it labels.
+    With a `teacher`, each micro-batch is joined by as many unlabelled samples, which it labels.
+    `average` follows the weights.
     """
 
     def __init__(
-        self, network: Any, draw: Callable[..., Any], plan: Plan, teacher: Teacher | None = None
+        self,
+        network: Any,
+        draw: Callable[..., Any],
+        plan: Plan,
+        *,
+        sets: Sequence[str],
+        teacher: Teacher | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
-        self.network, self.draw, self.plan, self.teacher = network, draw, plan, teacher
+        self.network, self.draw, self.plan, self.sets = network, draw, plan, sets
+        self.teacher, self.average = teacher, average
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:
-        """The network, and the teacher's averaged weights."""
-        return {"model": self.network} | ({"teacher": self.teacher} if self.teacher else {})
+        """The network and the averages of its weights."""
+        modules = {"model": self.network, "teacher": self.teacher, "average": self.average}
+        return {name: module for name, module in modules.items() if module is not None}
 
-    def batches(self, first: int, rank: int, world: int) -> Iterator[Any]:
-        """Yield labelled and unlabelled samples for each step."""
+    def batches(self, first: int, rank: int, world: int) -> Iterator[Sequence[Any]]:
+        """Yield labelled and unlabelled samples of each micro-batch, for each step."""
         plan = self.plan
         labelled = batches(plan, self.draw, first, rank, world, plan.seed)
-        unlabelled: Iterator[Any] = itertools.repeat([])
+        unlabelled: Iterator[Any] = itertools.repeat([[]] * plan.gradient_accumulation)
         if self.teacher:
             seed = seeding.seed_of(plan.seed, "unlabelled")
-            unlabelled = batches(plan, self.teacher.draw, first, rank, world, seed)
-        return zip(labelled, unlabelled, strict=False)
+            unlabelled = batches(plan, self.teacher.unlabelled, first, rank, world, seed)
+        for of_step in zip(labelled, unlabelled, strict=False):
+            yield list(zip(*of_step, strict=True))
+
+    def count(self, batch: Any) -> Mapping[str, int]:
+        """Return how many labelled samples of each set a micro-batch has."""
+        found = Counter(sample["data_samples"].get("set") for sample in batch[0])
+        return {name: found[name] for name in self.sets}
 
     def loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
-        """Return the summed losses of a batch."""
+        """Return the summed losses of a micro-batch."""
         samples, unlabelled = batch
         if self.teacher and step >= self.teacher.settings.start:
             samples = samples + self.teacher.label(unlabelled)
         return training_loss(model, self.network, samples)
 
     def after_update(self) -> None:
-        """Move the teacher towards the network."""
-        if self.teacher:
-            self.teacher.follow()
+        """Move the averages towards the network."""
+        for average in (self.teacher, self.average):
+            if average is not None:
+                average.follow()
+
+
+class Progress:
+    """Progress bar and log lines: mean loss, learning rate and samples of each set per interval."""
+
+    def __init__(self, accelerator: Accelerator, plan: Plan, first: int) -> None:
+        self.accelerator, self.plan = accelerator, plan
+        self.bar = tqdm(
+            total=plan.steps,
+            initial=first,
+            desc=plan.description,
+            unit="it",
+            disable=not accelerator.is_main_process,
+        )
+        self._reset()
+
+    def _reset(self) -> None:
+        self.losses: list[float] = []
+        self.counts: Counter[str] = Counter()
+
+    def update(self, done: int, loss: float, rate: float) -> None:
+        """Count an update, the mean loss of all processes; write a line at the end of an interval.
+
+        All processes must call this alike: the counts are summed over them.
+        """
+        self.losses.append(loss)
+        self.bar.update(1)
+        if done % self.plan.log_interval and done != self.plan.steps:
+            return
+        mean = sum(self.losses) / len(self.losses)
+        self.bar.set_postfix(loss=f"{mean:.3f}")
+        values = {"loss": mean, "lr": rate, **self._samples()}
+        self.accelerator.log(values, step=done)
+        self._reset()
+
+    def _samples(self) -> dict[str, int]:
+        if not self.counts:
+            return {}
+        counts = torch.tensor(list(self.counts.values()), device=self.accelerator.device)
+        total = self.accelerator.reduce(counts, "sum").tolist()
+        return {f"samples_{name}": n for name, n in zip(self.counts, total, strict=True)}
+
+
+def accumulate_gradients(
+    accelerator: Accelerator, model: Any, task: Task, micro_batches: Sequence[Any], step: int
+) -> torch.Tensor:
+    """Run the micro-batches of one update backwards; return their mean loss."""
+    total = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(micro_batches, start=1):
+        is_last = number == len(micro_batches)
+        with nullcontext() if is_last else accelerator.no_sync(model):
+            loss = task.loss(model, batch, step) / len(micro_batches)
+            total += loss.detach()
+            accelerator.backward(loss)
+    return total
 
 
 def train(
@@ -150,41 +236,29 @@ def train(
     first = checkpoints.load_checkpoint(plan.folder, modules, prepared.optimizer, scaler)
     model.train()
     rank, world = accelerator.process_index, accelerator.num_processes
-    bar = tqdm(
-        total=plan.steps,
-        initial=first,
-        desc=plan.description,
-        unit="it",
-        disable=not accelerator.is_main_process,
-    )
-    started, loss_sum, counted = time.monotonic(), 0.0, 0
-    with StopRequest().listening() as stop, bar:  # an error begins on a line of its own
-        for step, batch in enumerate(task.batches(first, rank, world), start=first):
+    progress, started = Progress(accelerator, plan, first), time.monotonic()
+    # the bar closes first: an error begins on a line of its own
+    with StopRequest().listening() as stop, progress.bar:
+        for step, micro_batches in enumerate(task.batches(first, rank, world), start=first):
             torch.manual_seed(seeding.seed_of(plan.seed, "step", step, rank))  # dropout, drop path
-            factor = rate_factor(step)
             for group, rate in zip(prepared.param_groups, initial_rates, strict=True):
-                group["lr"] = rate * factor
+                group["lr"] = rate * rate_factor(step)
+            for batch in micro_batches:
+                progress.counts.update(task.count(batch))
             # What a recipe's parts raise together shows in their first step
             with named_faults("first step", plan.remedy) if step == first else nullcontext():
-                loss = task.loss(model, batch, step)
+                loss = accumulate_gradients(accelerator, model, task, micro_batches, step)
             # One exchange per update: all processes see the same loss and stop at the same step
-            numbers = torch.stack([loss.detach(), loss.new_tensor(float(stop.signal_number))])
-            value, stopping = accelerator.reduce(numbers, "mean").tolist()
-            runs.check_finite(value, step, plan.folder)
-            accelerator.backward(loss)
+            numbers = torch.stack([loss, loss.new_tensor(float(stop.signal_number))])
+            mean_loss, stopping = accelerator.reduce(numbers, "mean").tolist()
+            runs.check_finite(mean_loss, step, plan.folder)
             if plan.clip_norm is not None:
                 accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
             prepared.step()
             prepared.zero_grad()
             task.after_update()
-            loss_sum, counted = loss_sum + value, counted + 1
             done = step + 1
-            bar.update(1)
-            if done % plan.log_interval == 0 or done == plan.steps:
-                mean = loss_sum / counted
-                bar.set_postfix(loss=f"{mean:.3f}")
-                accelerator.log({"loss": mean, "lr": initial_rates[0] * factor}, step=done)
-                loss_sum, counted = 0.0, 0
+            progress.update(done, mean_loss, initial_rates[0] * rate_factor(step))
             if done < plan.steps and (stopping or done % plan.checkpoint_interval == 0):
                 if accelerator.is_main_process:
                     checkpoints.save_checkpoint(

@@ -10,30 +10,15 @@ on order, workers or processes.
 import contextlib
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.rare_classes import ClassIndex
+from pipeline.seeding import numpy_generator
 from segtrain.class_mixing import ClassMixing, paste_classes
 
-TRIES = 10
-
-
-@dataclass(frozen=True)
-class SelfTraining:
-    """Settings of the training on unlabelled images."""
-
-    target: Path | None = None
-    """folder of unlabelled images; each batch has as many of them as labelled ones"""
-    start: int = 0
-    """updates on labelled images only, before the EMA teacher assigns pseudo-labels"""
-    ema_decay: float = 0.999
-    """of the moving average of the trained weights"""
-    confidence: float = 0.968
-    """probability from which a pixel of the average's prediction counts as a label"""
+MAX_CROPS = 10  # of one image, in search of a rare class
 
 
 @contextlib.contextmanager
@@ -78,7 +63,7 @@ class MixedSamples:
 
         Its `set` among the metadata is the set's name.
         """
-        name = self.names[int(np.searchsorted(self.bounds, rng.random(), side="right"))]
+        name = self._draw_set(rng)
         sample = self._draw_from(name, rng)
         sample["data_samples"].set_metainfo({"set": name})
         if self.class_mixing and rng.random() < self.class_mixing.probability:
@@ -86,15 +71,30 @@ class MixedSamples:
             paste_classes(sample, self._draw_from(str(rng.choice(others)), rng), rng)
         return sample
 
+    def _draw_set(self, rng: np.random.Generator) -> str:
+        return self.names[int(np.searchsorted(self.bounds, rng.random(), side="right"))]
+
+    def never_drawn(self, seed: int, n: int) -> set[str]:
+        """Return the names of the sets from which none of the first `n` samples of a seed comes.
+
+        The seed is that of `pipeline.seeding.SeededSamples`; no sample is read.
+        """
+        missing = set(self.names)
+        for position in range(n):
+            missing.discard(self._draw_set(numpy_generator(seed, "sample", position)))
+            if not missing:
+                break
+        return missing
+
     def _draw_from(self, name: str, rng: np.random.Generator) -> Any:
         dataset = self.datasets[name]
         if name not in self.rare:
             return self._transformed(dataset, int(rng.integers(len(dataset))), rng)
-        wanted, number = self.rare[name].sample(rng)
-        for _ in range(TRIES):
+        rare_class, number = self.rare[name].sample(rng)
+        for _ in range(MAX_CROPS):
             sample = self._transformed(dataset, number, rng)
-            shown = int((sample["data_samples"].gt_sem_seg.data == wanted).sum())
-            if shown > self.min_pixels / 2:
+            num_pixels = int((sample["data_samples"].gt_sem_seg.data == rare_class).sum())
+            if num_pixels > self.min_pixels / 2:
                 break
         return sample
 

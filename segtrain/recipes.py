@@ -123,15 +123,25 @@ def build_model(recipe: Any) -> Any:
     return model
 
 
-def build_dataset(recipe: Any, folder: Path, name: str = SOURCE) -> Any:
-    """Build the dataset of `folder` with the training transforms of the named set."""
+def build_dataset(
+    recipe: Any, folder: Path, name: str = SOURCE, num_samples: int | None = None
+) -> Any:
+    """Build the dataset of `folder` with the training transforms of the named set.
+
+    `num_samples`: only so many samples, the first ones; None for all.
+    """
     from mmengine.registry import init_default_scope
     from mmseg.registry import DATASETS
 
     init_default_scope("mmseg")
     pipeline = set_pipeline(recipe, name)
     return DATASETS.build(
-        {"type": "StreetforgeDataset", "data_root": str(folder), "pipeline": pipeline}
+        {
+            "type": "StreetforgeDataset",
+            "data_root": str(folder),
+            "pipeline": pipeline,
+            "indices": num_samples,
+        }
     )
 
 

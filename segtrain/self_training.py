@@ -1,13 +1,11 @@
-"""Self-training on unlabelled pictures of a target, for unsupervised domain adaptation.
+"""Self-training on unlabelled images of a target, for unsupervised domain adaptation.
 
 The moving average of the network labels them (mean teacher, Tarvainen and Valpola, NeurIPS 2017);
-pixels it is not sure of become void, and the picture joins the batch (as in DAFormer, Hoyer et al.,
-CVPR 2022, without its mixing of pictures). The average holds trained weights only: what is frozen,
+pixels it is not sure of become void, and the image joins the batch (as in DAFormer, Hoyer et al.,
+CVPR 2022, without its mixing of images). The average holds trained weights only: what is frozen,
 a diffusion model above all, exists once.
 """
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,82 +13,52 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline.averages import mean_then_ema_share, update_average
 from pipeline.labels import VOID
-from segtrain.mixing import SelfTraining, seeded_globals
+from segtrain.mixing import seeded_globals
+from segtrain.sets import SelfTraining
 from segtrain.transforms import with_reader
+from segtrain.weight_average import WeightAverage
 
 
 class UnlabelledSamples:
-    """Draws a picture with the transforms of its set and a void label."""
+    """Draws an image with the transforms of its set and a void label."""
 
-    def __init__(self, pictures: list[Path], pipeline: list[dict[str, Any]]) -> None:
+    def __init__(self, images: list[Path], pipeline: list[dict[str, Any]]) -> None:
         from mmengine.dataset import Compose
 
-        self.pictures = pictures
+        self.images = images
         steps = [void_label if step["type"] == "LoadAnnotations" else step for step in pipeline]
         self.transforms = Compose(with_reader(steps))
 
     def __call__(self, rng: np.random.Generator) -> Any:
         """Return one sample as packed by the transforms."""
-        path = self.pictures[int(rng.integers(len(self.pictures)))]
+        path = self.images[int(rng.integers(len(self.images)))]
         with seeded_globals(int(rng.integers(2**63))):
             return self.transforms({"img_path": str(path), "seg_fields": []})
 
 
 def void_label(results: dict[str, Any]) -> dict[str, Any]:
-    """Give a loaded picture a label without a class."""
+    """Give a loaded image a label without a class."""
     label = np.full(results["img"].shape[:2], VOID, dtype=np.uint8)
     return {**results, "gt_seg_map": label, "seg_fields": ["gt_seg_map"]}
 
 
-class Teacher(torch.nn.Module):
-    """The moving average of the trained weights of `network`, its buffers being the network's.
+class Teacher(WeightAverage):
+    """Labels unlabelled samples by the moving average of a network's trained weights.
 
-    `draw` draws the unlabelled samples that it labels.
+    `unlabelled` draws these samples.
     """
 
     def __init__(
-        self, network: torch.nn.Module, settings: SelfTraining, draw: UnlabelledSamples
+        self, network: torch.nn.Module, settings: SelfTraining, unlabelled: UnlabelledSamples
     ) -> None:
-        super().__init__()
-        self.settings, self.draw = settings, draw
-        self._network = (network,)  # a tuple: not registered as a submodule
-        for name, weight in self._trained():
-            self.register_buffer(name.replace(".", "/"), weight.detach().clone())
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        named = self._network[0].named_parameters()
-        return [(name, weight) for name, weight in named if weight.requires_grad]
-
-    def follow(self) -> None:
-        """Move towards the network; at first the average is the mean of all its states."""
-        self.updates += 1
-        share = mean_then_ema_share(self.settings.ema_decay, int(self.updates))
-        trained = self._trained()
-        averages = [self.get_buffer(name.replace(".", "/")) for name, _ in trained]
-        update_average(averages, [weight for _, weight in trained], share)
-
-    @contextlib.contextmanager
-    def _in_place(self) -> Iterator[torch.nn.Module]:
-        """Put the average into the network, in eval mode, for the time of the block."""
-        network = self._network[0]
-        kept = {name: weight.data for name, weight in self._trained()}
-        for name, weight in self._trained():
-            weight.data = self.get_buffer(name.replace(".", "/"))
-        network.eval()
-        try:
-            yield network
-        finally:
-            network.train()
-            for name, weight in self._trained():
-                weight.data = kept[name]
+        super().__init__(network, settings.ema_decay)
+        self.settings, self.unlabelled = settings, unlabelled
 
     @torch.no_grad()
     def label(self, samples: list[Any]) -> list[Any]:
         """Return the packed samples with labels where the average is sure, void elsewhere."""
-        with self._in_place() as network:
+        with self.in_place() as network:
             data = network.data_preprocessor(
                 {
                     "inputs": [sample["inputs"] for sample in samples],

@@ -31,6 +31,29 @@ class NamedSet:
     share: float
 
 
+@dataclass(frozen=True)
+class SelfTraining:
+    """Settings of the training on unlabelled images."""
+
+    target: Path | None = None
+    """folder of unlabelled images; each batch has as many of them as labelled ones"""
+    start: int = 0
+    """updates on labelled images only, before the EMA teacher assigns pseudo-labels"""
+    ema_decay: float = 0.999
+    """decay of the moving average of the trained weights"""
+    confidence: float = 0.968
+    """probability from which a pixel of the average's prediction counts as a label"""
+
+    def check(self) -> None:
+        """Raise `UserError` for a value out of range."""
+        for name in ("ema_decay", "confidence"):
+            if not 0 <= getattr(self, name) < 1:
+                setting = f"--self-training.{name.replace('_', '-')}"
+                raise UserError(f"{setting}: must be at least 0 and below 1")
+        if self.start < 0:
+            raise UserError(f"--self-training.start {self.start}: must be 0 or more")
+
+
 def named_sets(
     source: Path, generated: Path | None, generated_share: float, more: Sequence[str]
 ) -> list[NamedSet]:

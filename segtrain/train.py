@@ -11,7 +11,7 @@ continues a stopped run. A small version for the CPU: --steps 20 --batch-size 2.
 import os
 import re
 import sys
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import tyro
 
-from pipeline import models
+from pipeline import files, images, models
 from pipeline.config import (
     parse,
     require_between,
@@ -29,28 +29,23 @@ from pipeline.config import (
     show,
     to_mapping,
 )
-from pipeline.dataset import (
-    Sample,
-    check_dataset,
-    check_images,
-    find_images,
-    open_dataset,
-)
 from pipeline.errors import UserError, guard
-from pipeline.identity import file_digest, run_identity
+from pipeline.output_files import check_output_file
 from pipeline.output_folders import RUN, check_output, require_same, require_writable
-from pipeline.rare_classes import RareClassSampling, index_classes
+from pipeline.rare_classes import RareClassSampling
 from segtrain.backbone_weights import load_backbone, read_shapes
-from segtrain.class_mixing import read_class_mixing
-from segtrain.mixing import MixedSamples, SelfTraining, seeded_globals
-from segtrain.recipe_checks import check_sample, named_faults
+from segtrain.identity import identify
+from segtrain.mixing import MixedSamples
+from segtrain.recipe_checks import named_faults
 from segtrain.recipes import diffusion_models, require_recipe
-from segtrain.sets import (
-    TARGET,
-    NamedSet,
-    declared_scale,
-    named_sets,
-    set_pipeline,
+from segtrain.sets import SelfTraining, named_sets
+from segtrain.training_data import (
+    TrainingData,
+    describe_sets,
+    labelled_samples,
+    open_training_data,
+    require_all_drawn,
+    unlabelled_samples,
 )
 
 
@@ -75,6 +70,8 @@ class Config:
     """Labelled dataset folder of generated images."""
     generated_share: float = 0.0
     """Probability that a training sample comes from the generated set, 0 to 1."""
+    generated_limit: int | None = None
+    """Only the first N samples of the generated set; None takes all."""
     sets: tuple[str, ...] = ()
     """More labelled sets as NAME=FOLDER:SHARE; the recipe's `sets` has the scale of each name."""
     rare_classes: RareClassSampling = field(
@@ -86,7 +83,12 @@ class Config:
     steps: int | None = None
     """Updates; None takes the recipe's."""
     batch_size: int | None = None
-    """Samples per process and update; None takes the recipe's."""
+    """Samples per process and micro-batch; None takes the recipe's."""
+    gradient_accumulation: int = 1
+    """Micro-batches per update."""
+    ema_decay: float = 0.0
+    """Decay of the exponential moving average of the weights, which is saved in the end; 0 keeps no
+    average and saves the trained weights."""
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
     base: str = ""
@@ -104,101 +106,48 @@ class Config:
     """Updates between checkpoints."""
     log_interval: int = 20
     """Updates between log lines."""
+    show_batch: Path | None = None
+    """Write the first batch, images and labels as the network gets them, to this PNG file, and end
+    without a training."""
 
 
-def check(config: Config) -> dict[str, list[Sample]]:
-    """Find bad input before torch or weights load. Returns the samples of each set."""
+def check(config: Config) -> TrainingData:
+    """Find bad input before torch or weights load. Returns the data of the training."""
     require_recipe(config.recipe)
-    parts = sets_of(config)
-    check_output(config.output, RUN, inputs=inputs_of(config, parts))
-    require_positive(config, "checkpoint_interval", "log_interval")
-    for name, most in (("steps", 10**9), ("batch_size", 2**16)):
-        if getattr(config, name) is not None:
-            require_between(config, 1, most, name)
-    for name in ("ema_decay", "confidence"):
-        if not 0 <= getattr(config.self_training, name) < 1:
-            setting = f"--self-training.{name.replace('_', '-')}"
-            raise UserError(f"{setting}: must be at least 0 and below 1")
-    if config.self_training.start < 0:
-        raise UserError(f"--self-training.start {config.self_training.start}: must be 0 or more")
-    require_between(config, 0, 1024, "workers")
-    config.rare_classes.check()
+    check_ranges(config)
     if wrong := [option for option in config.cfg_options if not re.match(r"[\w.]+=", option)]:
         raise UserError(f"--cfg-options {wrong[0]}: must be key=value, the key with dots")
+    if config.generated_limit is not None and config.generated is None:
+        raise UserError("--generated-limit needs --generated DIR")
+    if config.show_batch:
+        check_output_file(config.show_batch, None, "sheet", setting="--show-batch")
     if config.base:
         models.find_base(config.base)
-    if config.self_training.target:
-        check_images(find_images(config.self_training.target))
     if config.init:
         read_shapes(config.init)
-    sets = {one.name: open_dataset(one.folder, labelled=True) for one in parts}
-    for samples in sets.values():
-        check_dataset(samples)
-    return sets
+    sets = named_sets(config.source, config.generated, config.generated_share, config.sets)
+    data = open_training_data(
+        sets, config.self_training.target, generated_limit=config.generated_limit
+    )
+    check_output(config.output, RUN, inputs=data.folders())
+    return data
 
 
-def inputs_of(config: Config, parts: list[NamedSet]) -> dict[str, list[Path]]:
-    """Return the folders that a training reads, by the setting that names them."""
-    folders: dict[str, list[Path]] = {}
-    for one in parts:
-        setting = f"--{one.name}" if one.name in ("source", "generated") else "--sets"
-        folders.setdefault(setting, []).append(one.folder)
-    if config.self_training.target:
-        folders["--self-training.target"] = [Path(config.self_training.target)]
-    return folders
+def check_ranges(config: Config) -> None:
+    """Raise `UserError` for a setting out of range."""
+    require_positive(config, "checkpoint_interval", "log_interval")
+    for name, most in (("steps", 10**9), ("batch_size", 2**16), ("generated_limit", 10**9)):
+        if getattr(config, name) is not None:
+            require_between(config, 1, most, name)
+    require_between(config, 1, 2**16, "gradient_accumulation")
+    require_between(config, 0, 1024, "workers")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"--ema-decay {config.ema_decay:g}: must be at least 0 and below 1")
+    config.rare_classes.check()
+    config.self_training.check()
 
 
-def sets_of(config: Config) -> list[NamedSet]:
-    """Return the labelled sets of a training, the source last."""
-    return named_sets(config.source, config.generated, config.generated_share, config.sets)
-
-
-def identify(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict[str, Any]:
-    """Return what makes two runs the same run: settings, recipe, contents of models and data.
-
-    Settings without effect on the result stay out, and paths, whose contents stand in their place.
-    """
-    from segtrain.recipes import as_json
-
-    plain, target = as_json(recipe), config.self_training.target
-    settings = to_mapping(config)
-    kept_out = ("output", "workers", "checkpoint_interval", "log_interval", "recipe", "cfg_options")
-    for name in (*kept_out, "source", "generated", "generated_share", "base"):
-        settings.pop(name)
-    settings["self_training"].pop("target")
-    weights = config.init
-    names = [*sets, TARGET] if target else list(sets)
-    models_of = diffusion_models(plain["model"]["backbone"])
-    settings |= {
-        "sets": {one.name: one.share for one in sets_of(config)},
-        "transforms": {name: set_pipeline(plain, name) for name in names},
-        "steps": plain["train_cfg"]["max_iters"],
-        "batch_size": plain["train_dataloader"]["batch_size"],
-        "init": file_digest(weights) if weights else None,
-        **{name: plain[name] for name in ("model", "optim_wrapper", "param_scheduler")},
-    }
-    if plain.get("class_mixing"):
-        settings["class_mixing"] = plain["class_mixing"]
-    for name in models_of:
-        settings["model"]["backbone"].pop(name)
-    settings["model_files"] = {
-        name: file_digest(Path(text)) for name, text in named_files(plain["model"])
-    }
-    unlabelled = {TARGET: find_images(target)} if target else {}
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    return run_identity(settings, models=models_of, data={**sets, **unlabelled}, processes=world)
-
-
-def named_files(value: Any, where: str = "model") -> Iterator[tuple[str, str]]:
-    """Yield key and path of the files that a recipe's model names, initial weights above all."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from named_files(inner, f"{where}.{key}")
-    elif isinstance(value, str) and len(value) < 1024 and "/" in value and os.path.isfile(value):
-        yield where, value
-
-
-def check_run(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dict[str, Any] | None:
+def check_run(config: Config, recipe: Any, data: TrainingData) -> dict[str, Any] | None:
     """Return the run's identity on the first process, None on others, which wait for it later.
 
     Raises `UserError` for models that cannot be loaded, and if the folder holds another run.
@@ -209,7 +158,7 @@ def check_run(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> dic
         models.check_loadable(*diffusion_models(recipe["model"]["backbone"]).items())
     if os.environ.get("RANK", "0") != "0":
         return None
-    identity = identify(config, recipe, sets)
+    identity = identify(to_mapping(config), recipe, data)
     require_same(config.output, RUN, identity)
     return identity
 
@@ -223,43 +172,6 @@ def require_initial_weights(config: Config, recipe: Any) -> None:
             f"{config.recipe}: feature_distance needs pretrained initial weights of the backbone; "
             "give --init FILE, or --cfg-options model.feature_distance=None"
         )
-
-
-def build_samples(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> MixedSamples:
-    """Build what draws the labelled samples."""
-    from segtrain.recipes import build_dataset
-
-    rare = {
-        name: index_classes(samples, config.rare_classes)
-        for name, samples in sets.items()
-        if config.rare_classes.enabled
-    }
-    parts, datasets = sets_of(config), {}
-    for one in parts:
-        with named_faults(str(config.recipe)):
-            datasets[one.name] = build_dataset(recipe, one.folder, one.name)
-        with named_faults(f"{config.recipe}: transforms of {one.name}"), seeded_globals(0):
-            check_sample(datasets[one.name].pipeline(datasets[one.name].get_data_info(0)))
-    return MixedSamples(
-        datasets,
-        {one.name: one.share for one in parts},
-        rare=rare,
-        min_pixels=config.rare_classes.min_pixels,
-        class_mixing=read_class_mixing(recipe),
-    )
-
-
-def describe_sets(config: Config, recipe: Any, sets: dict[str, list[Sample]]) -> str:
-    """Return one line for each set: how often it is drawn, and at which scale."""
-    lines = []
-    for one in sets_of(config):
-        scale = declared_scale(set_pipeline(recipe, one.name))
-        told = " to ".join(f"{factor:.3g}" for factor in sorted(set(scale))) if scale else "any"
-        lines.append(
-            f"{one.name}: {one.share:.0%} of the samples, from {len(sets[one.name])} "
-            f"images; objects at {told} times their size in the files"
-        )
-    return "\n".join(lines)
 
 
 def build_network(config: Config, recipe: Any) -> tuple[Any, Any]:
@@ -280,18 +192,32 @@ def build_network(config: Config, recipe: Any) -> tuple[Any, Any]:
     return model, optimizer
 
 
-def build_unlabelled(config: Config, recipe: Any) -> Any:
-    """Build what draws the unlabelled samples of self-training; None without."""
-    if not config.self_training.target:
-        return None
-    from segtrain.self_training import UnlabelledSamples
+def make_plan(config: Config, recipe: Any) -> Any:
+    """Return what the training loop needs to know of settings and recipe."""
+    from segtrain.loop import Plan
 
-    with named_faults(str(config.recipe)):
-        pipeline = set_pipeline(recipe, TARGET)
-        return UnlabelledSamples(find_images(config.self_training.target), pipeline)
+    clip = recipe.optim_wrapper.get("clip_grad") or {}
+    return Plan(
+        folder=config.output,
+        steps=recipe.train_cfg.max_iters,
+        batch_size=recipe.train_dataloader.batch_size,
+        seed=config.seed,
+        workers=config.workers,
+        checkpoint_interval=config.checkpoint_interval,
+        log_interval=config.log_interval,
+        gradient_accumulation=config.gradient_accumulation,
+        clip_norm=clip.get("max_norm"),
+    )
 
 
-def run(config: Config, sets: dict[str, list[Sample]]) -> None:
+def build_samples(config: Config, recipe: Any, data: TrainingData) -> tuple[MixedSamples, Any]:
+    """Build what draws the labelled and the unlabelled samples (None without self-training)."""
+    where = str(config.recipe)
+    labelled = labelled_samples(recipe, data, config.rare_classes, where)
+    return labelled, unlabelled_samples(recipe, data, where)
+
+
+def run(config: Config, data: TrainingData) -> None:
     """Train as `config` says, from the newest checkpoint of its folder.
 
     Nothing is written before all that the recipe names has been built.
@@ -301,67 +227,88 @@ def run(config: Config, sets: dict[str, list[Sample]]) -> None:
 
     recipe = recipes.load_recipe(config.recipe, config.cfg_options)
     recipes.override(recipe, steps=config.steps, batch_size=config.batch_size, base=config.base)
-    steps = recipe.train_cfg.max_iters
-    draw, unlabelled = build_samples(config, recipe, sets), build_unlabelled(config, recipe)
-    identity = check_run(config, recipe, sets)
-    if runs.is_finished(config.output, steps):
-        print(f"{config.output}: already trained for {steps} steps")
+    plan = make_plan(config, recipe)
+    labelled, unlabelled = build_samples(config, recipe, data)
+    if config.show_batch:
+        write_first_batch(config, plan, build_network(config, recipe)[0], (labelled, unlabelled))
         return
+    identity = check_run(config, recipe, data)
+    if runs.is_finished(config.output, plan.steps):
+        print(f"{config.output}: already trained for {plan.steps} steps")
+        return
+    num_samples = plan.steps * plan.batch_size * plan.gradient_accumulation
+    shares = {one.name: one.share for one in data.sets}
+    require_all_drawn(
+        labelled, shares, config.seed, num_samples * int(os.environ.get("WORLD_SIZE", "1"))
+    )
     model, optimizer = build_network(config, recipe)
     if identity:
         saved_recipe.warn(recipes.as_json(recipe))
         runs.open_run(config.output, identity, is_main=True, settings=to_mapping(config))
     accelerator = runs.make_accelerator(config.output, precision=config.precision)
-    clip = recipe.optim_wrapper.get("clip_grad") or {}
-    plan = loop.Plan(
-        folder=config.output,
-        steps=steps,
-        batch_size=recipe.train_dataloader.batch_size,
-        seed=config.seed,
-        workers=config.workers,
-        checkpoint_interval=config.checkpoint_interval,
-        log_interval=config.log_interval,
-        clip_norm=clip.get("max_norm"),
-    )
-    accelerator.print(describe_sets(config, recipe, sets))
-    model, teacher = place(config, model, accelerator, unlabelled)
+    accelerator.print(describe_sets(recipe, data))
+    task = make_task(config, plan, to_device(model, accelerator), (labelled, unlabelled))
     factor = recipes.learning_rate_factor(recipe.param_scheduler)
-    task = loop.Segmentation(model, draw, plan, teacher)
-    facts = loop.train(accelerator, model, optimizer, task, plan, factor)
+    times = loop.train(accelerator, task.network, optimizer, task, plan, factor)
     if accelerator.is_main_process:
-        counts = {name: len(samples) for name, samples in sets.items()}
-        checkpoints.save_trained(config.output, recipe, model, {"samples": counts})
-        runs.mark_finished(config.output, steps, processes=accelerator.num_processes, **facts)
+        counts = {name: len(found) for name, found in data.samples.items()}
+        with task.average.in_place() if task.average else nullcontext():
+            checkpoints.save_trained(config.output, recipe, task.network, {"samples": counts})
+        runs.mark_finished(config.output, plan.steps, processes=accelerator.num_processes, **times)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def place(config: Config, model: Any, accelerator: Any, unlabelled: Any) -> tuple[Any, Any]:
-    """Move the network to its device, and make its teacher of self-training there, if any.
-
-    The optimizer goes on with the same parameters.
-    """
+def to_device(model: Any, accelerator: Any) -> Any:
+    """Move the network to its device; the optimizer goes on with the same parameters."""
     import torch
-
-    from segtrain.self_training import Teacher
 
     if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(accelerator.device)
-    return model, Teacher(model, config.self_training, unlabelled) if unlabelled else None
+    return model.to(accelerator.device)
+
+
+def make_task(config: Config, plan: Any, network: Any, samples: tuple[MixedSamples, Any]) -> Any:
+    """Return the task of training `network` on labelled and unlabelled samples."""
+    from segtrain.loop import Segmentation
+    from segtrain.self_training import Teacher
+    from segtrain.weight_average import WeightAverage
+
+    labelled, unlabelled = samples
+    return Segmentation(
+        network,
+        labelled,
+        plan,
+        sets=labelled.names,
+        teacher=Teacher(network, config.self_training, unlabelled) if unlabelled else None,
+        average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
+    )
+
+
+def write_first_batch(
+    config: Config, plan: Any, network: Any, samples: tuple[MixedSamples, Any]
+) -> None:
+    """Write the samples of the first batch of one process to the file of `--show-batch`."""
+    from segtrain.batch_sheet import batch_sheet, describe_samples
+
+    task = make_task(config, plan, network, samples)
+    labelled, unlabelled = next(task.batches(0, 0, 1))[0]
+    batch = [*labelled, *unlabelled]
+    files.write_bytes(config.show_batch, images.encode_png(batch_sheet(network, batch)))
+    print("\n".join([f"{config.show_batch}: image and label", *describe_samples(batch)]))
 
 
 def main() -> int | None:
     """Run the command line."""
     config, call = parse(Config, __doc__)
-    sets = check(config)
+    data = check(config)
     if call.dry_run:
         show(config)
-        for one in sets_of(config):
-            count = len(sets[one.name])
-            print(f"would draw {one.share:.0%} of the samples from {count} {one.name} pictures")
+        for one in data.sets:
+            count = len(data.samples[one.name])
+            print(f"would draw {one.share:.0%} of the samples from {count} {one.name} images")
         return 0
-    run(config, sets)
+    run(config, data)
     return 0
 
 

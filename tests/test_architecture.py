@@ -122,8 +122,8 @@ TORCH_FILES = {
     "pipeline/checkpoint_files.py", "pipeline/checkpoints.py", "pipeline/efficientnet.py",
     "pipeline/runs.py", "pipeline/transformers_segmenter.py", "segtrain/adaptation.py",
     "segtrain/heads.py", "segtrain/loop.py", "segtrain/losses.py", "segtrain/registry.py",
-    "segtrain/segmenter.py",
-    "segtrain/self_training.py", "segtrain/transforms.py",
+    "segtrain/segmenter.py", "segtrain/self_training.py", "segtrain/transforms.py",
+    "segtrain/weight_average.py",
 }  # fmt: skip
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft", "mmseg", "mmengine", "mmcv"}
 

@@ -66,14 +66,16 @@ DIFFUSION_MODEL = """
 """
 
 
-def write_dataset(folder: Path, n: int, *, seed: int = 0, conditions: tuple[str, ...] = ()) -> Path:
-    """Write `n` labelled pictures of 32x64 with blocks of random classes and some void."""
+def write_dataset(
+    folder: Path, n: int, *, seed: int = 0, conditions: tuple[str, ...] = (), void_rows: int = 2
+) -> Path:
+    """Write `n` labelled images of 32x64 with blocks of random classes and some void."""
     rng = np.random.default_rng(seed)
     writer = DatasetWriter(folder, config={"seed": seed})
     for index in range(n):
         label = np.kron(rng.integers(0, 17, (4, 8)), np.ones((8, 8))).astype(np.uint8)
         image = np.stack([label * 13, 255 - label * 12, label * 7], axis=-1)
-        label[:2] = 255
+        label[:void_rows] = 255
         row = {"condition": conditions[index % len(conditions)]} if conditions else {}
         writer.write(index, image, label, row)
     return folder
@@ -81,13 +83,13 @@ def write_dataset(folder: Path, n: int, *, seed: int = 0, conditions: tuple[str,
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six labelled pictures."""
+    """Six labelled images."""
     return write_dataset(tmp_path_factory.mktemp("data") / "source", 6)
 
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
-    """The pocket SegFormer recipe with a tiny network and six iterations."""
+    """The pocket SegFormer recipe with a tiny network and six steps."""
     path = tmp_path_factory.mktemp("recipes") / "tiny.py"
     base = str(RECIPES / "segformer_pocket.py")
     path.write_text(TINY_SEGFORMER.format(base=base, data=str(source), model=SEGFORMER_MODEL))
@@ -110,7 +112,7 @@ def tiny_diffusion_recipe(
 def trained(
     tmp_path_factory: pytest.TempPathFactory, tiny_diffusion_recipe: Path, source: Path
 ) -> Path:
-    """A network with scene prompts on the tiny random base, trained for six iterations."""
+    """A network with scene prompts on the tiny random base, trained for six steps."""
     from segtrain import train
 
     folder = tmp_path_factory.mktemp("trained") / "run"
@@ -127,7 +129,7 @@ def make_dataset() -> object:
 
 @pytest.fixture(scope="session")
 def shrink(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Callable[[str, str], Path]:
-    """A function that writes a shipped recipe with toy data, a toy network and six iterations."""
+    """A function that writes a shipped recipe with toy data, a toy network and six steps."""
     folder = tmp_path_factory.mktemp("learners")
 
     def write(name: str, model: str) -> Path:

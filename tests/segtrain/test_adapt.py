@@ -21,9 +21,9 @@ from pipeline.seeding import SeededSamples
 from segtrain import adapt, checkpoints, predict, recipes, score
 from segtrain.adaptation import Adaptation, ScenePrompt, class_mean
 from segtrain.loop import training_loss
-from segtrain.mixing import SelfTraining
 from segtrain.segmenter import Segmenter
 from segtrain.self_training import Teacher, UnlabelledSamples
+from segtrain.sets import SelfTraining
 
 
 def _tokens(folder: Path) -> torch.Tensor:

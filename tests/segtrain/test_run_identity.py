@@ -10,14 +10,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline.config import to_mapping
 from pipeline.errors import UserError
-from segtrain import mixing, recipes, train
+from segtrain import recipes, train
+from segtrain.identity import identify
+from segtrain.sets import SelfTraining
 
 
 def identity_of(config: train.Config) -> dict:
     """The identity of a run that is not begun."""
     recipe = recipes.load_recipe(config.recipe, config.cfg_options)
-    return train.identify(config, recipe, train.check(config))
+    return identify(to_mapping(config), recipe, train.check(config))
 
 
 def refused(config: train.Config) -> str:
@@ -54,7 +57,7 @@ def test_each_change_is_named(
         ({"cfg_options": ("optim_wrapper.optimizer.lr=0.5",)}, "optim_wrapper.optimizer.lr: "),
         ({"cfg_options": ("sets.generated.scale_factor=2.0",)}, "transforms.generated: "),
         ({"cfg_options": ("model.ipkl.probability=0.1",)}, "model.ipkl.probability: "),
-        ({"self_training": mixing.SelfTraining(target=source)}, "data.target: None"),
+        ({"self_training": SelfTraining(target=source)}, "data.target: None"),
     ):
         message = refused(dataclasses.replace(config, **options))
         assert "holds another run" in message and told in message, message
@@ -89,9 +92,9 @@ def test_contents_of_files_count(tiny_recipe: Path, make_dataset, tmp_path: Path
     started = dataclasses.replace(config, init=None)
     recipe = recipes.load_recipe(tiny_recipe)
     recipe.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(weights)}
-    before = train.identify(started, recipe, train.check(started))["model_files"]
+    before = identify(to_mapping(started), recipe, train.check(started))["model_files"]
     weights.write_bytes(b"other")
-    after = train.identify(started, recipe, train.check(started))["model_files"]
+    after = identify(to_mapping(started), recipe, train.check(started))["model_files"]
     assert before.keys() == after.keys() == {"model.backbone.init_cfg.checkpoint"}
     assert before != after
     save_file(state, weights)

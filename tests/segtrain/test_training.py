@@ -22,7 +22,7 @@ from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.seeding import SeededSamples
 from segtrain import checkpoints, loop, mixing, recipes, score, train
 from segtrain.self_training import Teacher, UnlabelledSamples
-from segtrain.sets import named_sets
+from segtrain.sets import SelfTraining, named_sets
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 
@@ -214,7 +214,7 @@ def test_self_training_labels_where_the_average_is_sure(
     model = recipes.build_model(recipe).train()
     pictures = [sample.image for sample in open_dataset(source, labelled=True)]
     draw = UnlabelledSamples(pictures, recipe.train_pipeline)
-    teacher = Teacher(model, mixing.SelfTraining(confidence=0.9999, ema_decay=0.5), draw)
+    teacher = Teacher(model, SelfTraining(confidence=0.9999, ema_decay=0.5), draw)
     assert not any("extractor" in name for name in teacher.state_dict())  # frozen: held once
     samples = [SeededSamples(draw, 0)[i] for i in range(2)]
     assert all((s["data_samples"].gt_sem_seg.data == 255).all() for s in samples)
@@ -238,7 +238,7 @@ def test_self_training_labels_where_the_average_is_sure(
 def test_self_training_resumes_and_changes_the_network(
     source: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    learning = mixing.SelfTraining(target=source, start=2, confidence=0.0)
+    learning = SelfTraining(target=source, start=2, confidence=0.0)
     config = train.Config(
         recipe=tiny_recipe,
         source=source,
@@ -248,9 +248,7 @@ def test_self_training_resumes_and_changes_the_network(
     )
     straight, weights, resumed = _straight_and_resumed(config, monkeypatch)
     assert all(torch.equal(weights[name], straight[name]) for name in weights)
-    plain = dataclasses.replace(
-        config, output=tmp_path / "plain", self_training=mixing.SelfTraining()
-    )
+    plain = dataclasses.replace(config, output=tmp_path / "plain", self_training=SelfTraining())
     other = _train(plain)
     assert any(not torch.equal(other[name], straight[name]) for name in other)
     for wrong, message in (

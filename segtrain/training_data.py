@@ -1,0 +1,142 @@
+"""The data of a training: labelled sets, and the unlabelled target of self-training.
+
+`open_training_data` finds bad input without torch; the rest turns the data into samples.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset import Sample, check_dataset, check_images, find_images, open_dataset
+from pipeline.errors import UserError
+from pipeline.rare_classes import RareClassSampling, index_classes
+from segtrain.class_mixing import read_class_mixing
+from segtrain.mixing import MixedSamples, seeded_globals
+from segtrain.recipe_checks import check_sample, named_faults
+from segtrain.sets import (
+    GENERATED,
+    SOURCE,
+    TARGET,
+    NamedSet,
+    declared_scale,
+    set_pipeline,
+)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads: labelled sets, the source last, and unlabelled images."""
+
+    sets: list[NamedSet]
+    samples: dict[str, list[Sample]]
+    """of each labelled set, by its name"""
+    target: Path | None
+    """folder of the unlabelled images"""
+    unlabelled: list[Path]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all sets, the unlabelled one included."""
+        return [*self.samples, *([TARGET] if self.target else [])]
+
+    def files(self) -> dict[str, list[Sample] | list[Path]]:
+        """Return the samples and the unlabelled images, by the name of the set."""
+        return {**self.samples, **({TARGET: self.unlabelled} if self.target else {})}
+
+    def folders(self) -> dict[str, list[Path]]:
+        """Return the folders that the training reads, by the setting that names them."""
+        folders: dict[str, list[Path]] = {}
+        for one in self.sets:
+            setting = f"--{one.name}" if one.name in (SOURCE, GENERATED) else "--sets"
+            folders.setdefault(setting, []).append(one.folder)
+        if self.target:
+            folders["--self-training.target"] = [self.target]
+        return folders
+
+
+def open_training_data(
+    sets: list[NamedSet], target: Path | None, *, generated_limit: int | None = None
+) -> TrainingData:
+    """Open and check all folders of a training; no image is decoded.
+
+    `generated_limit`: only so many samples of the generated set, the first ones.
+    """
+    unlabelled = find_images(target) if target else []
+    check_images(unlabelled)
+    samples = {one.name: open_dataset(one.folder, labelled=True) for one in sets}
+    if generated_limit is not None:
+        found = samples[GENERATED]
+        if len(found) < generated_limit:
+            raise UserError(
+                f"--generated-limit {generated_limit}: --generated has {len(found)} samples; "
+                "generate more, or lower the limit"
+            )
+        samples[GENERATED] = found[:generated_limit]
+    for found in samples.values():
+        check_dataset(found)
+    return TrainingData(sets, samples, target, unlabelled)
+
+
+def labelled_samples(
+    recipe: Any, data: TrainingData, rare_classes: RareClassSampling, where: str
+) -> MixedSamples:
+    """Build what draws the labelled samples; check the transforms of each set.
+
+    `where`: the recipe's file, for messages.
+    """
+    from segtrain.recipes import build_dataset
+
+    rare = {}
+    if rare_classes.enabled:
+        rare = {name: index_classes(found, rare_classes) for name, found in data.samples.items()}
+    datasets = {}
+    for one in data.sets:
+        with named_faults(where):
+            dataset = build_dataset(recipe, one.folder, one.name, len(data.samples[one.name]))
+        with named_faults(f"{where}: transforms of {one.name}"), seeded_globals(0):
+            check_sample(dataset.pipeline(dataset.get_data_info(0)))
+        datasets[one.name] = dataset
+    return MixedSamples(
+        datasets,
+        {one.name: one.share for one in data.sets},
+        rare=rare,
+        min_pixels=rare_classes.min_pixels,
+        class_mixing=read_class_mixing(recipe),
+    )
+
+
+def unlabelled_samples(recipe: Any, data: TrainingData, where: str) -> Any:
+    """Build what draws the unlabelled samples of self-training; None without a target."""
+    if not data.target:
+        return None
+    from segtrain.self_training import UnlabelledSamples
+
+    with named_faults(where):
+        return UnlabelledSamples(data.unlabelled, set_pipeline(recipe, TARGET))
+
+
+def require_all_drawn(
+    samples: MixedSamples, shares: Mapping[str, float], seed: int, n: int
+) -> None:
+    """Raise `UserError` if one of the sets is not drawn among the `n` samples of a training."""
+    never = samples.never_drawn(seed, n) - {name for name, share in shares.items() if share < 1e-9}
+    if never:
+        name = sorted(never)[0]
+        raise UserError(
+            f"{name}: none of the training's {n} samples comes from this set, whose share is "
+            f"{shares[name]:g}; raise its share or --steps, or drop the set"
+        )
+
+
+def describe_sets(recipe: Any, data: TrainingData) -> str:
+    """Return one line for each labelled set: its share, its size, its scale."""
+    lines = []
+    for one in data.sets:
+        scale = declared_scale(set_pipeline(recipe, one.name))
+        factors = " to ".join(f"{factor:.3g}" for factor in sorted(set(scale))) if scale else "any"
+        lines.append(
+            f"{one.name}: {one.share:.0%} of the samples, from {len(data.samples[one.name])} "
+            f"images; objects at {factors} times their size in the files"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""The engine: accumulation, processes, averages, counted sets, shown batches."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from pipeline.errors import UserError
+from pipeline.labels import colorize
+from segtrain import checkpoints, loop, mixing, train
+from segtrain.weight_average import WeightAverage
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
+INDEPENDENT_SAMPLES = """
+_base_ = [{base!r}]
+model = dict(
+    backbone=dict(drop_path_rate=0.0),
+    decode_head=dict(
+        dropout_ratio=0.0, norm_cfg=dict(_delete_=True, type="GN", num_groups=4), channels=16
+    ),
+)
+optim_wrapper = dict(_delete_=True, type="OptimWrapper", optimizer=dict(type="SGD", lr=0.5))
+"""
+"""No sample of a batch has an effect on another one's loss, and an update is linear in the loss."""
+
+
+def weights_of(config: train.Config) -> dict[str, torch.Tensor]:
+    train.run(config, train.check(config))
+    return load_file(config.output / checkpoints.WEIGHTS_FILE)
+
+
+def log_of(config: train.Config) -> list[dict]:
+    return [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def config(tiny_recipe: Path, make_dataset, tmp_path: Path) -> train.Config:
+    """Two updates of four samples without void from two sets."""
+    recipe = tmp_path / "independent.py"
+    recipe.write_text(INDEPENDENT_SAMPLES.format(base=str(tiny_recipe)))
+    return train.Config(
+        recipe=recipe,
+        source=make_dataset(tmp_path / "source", 5, void_rows=0),
+        generated=make_dataset(tmp_path / "generated", 4, seed=1, void_rows=0),
+        generated_share=0.5,
+        output=tmp_path / "run",
+        steps=2,
+        batch_size=4,
+        log_interval=1,
+    )
+
+
+def test_equal_total_batches_train_alike(config, run_program, tmp_path: Path) -> None:
+    """One process with a batch of four, with two micro-batches of two, and two processes."""
+    expected = weights_of(config)
+    accumulated = dataclasses.replace(
+        config, output=tmp_path / "accumulated", batch_size=2, gradient_accumulation=2
+    )
+    found = {"accumulated": weights_of(accumulated)}
+    output = tmp_path / "processes"
+    run_program(
+        *TORCHRUN, "segtrain/train.py", config.recipe, "--source", config.source,
+        "--generated", config.generated, "--generated-share", 0.5, "--steps", 2,
+        "--batch-size", 2, "--log-interval", 1, "--output", output,
+        GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="1",
+    )  # fmt: skip
+    found["processes"] = load_file(output / checkpoints.WEIGHTS_FILE)
+    for name, weights in found.items():
+        for key in expected:
+            torch.testing.assert_close(
+                weights[key], expected[key], rtol=1e-4, atol=1e-6, msg=f"{name}: {key}"
+            )
+    lines = [log_of(dataclasses.replace(config, output=o)) for o in (config.output, output)]
+    for one, other in zip(*lines, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["samples_source"] == other["samples_source"]  # summed over processes
+        assert one["samples_source"] + one["samples_generated"] == 4
+
+
+def test_the_average_is_saved_and_resume_is_exact(config, tmp_path: Path, monkeypatch) -> None:
+    """Averages of the first updates are means, of initial weights, too."""
+    config = dataclasses.replace(config, steps=3, checkpoint_interval=2, ema_decay=0.999)
+    states, real = [], WeightAverage.follow
+
+    def recording(self: WeightAverage) -> None:
+        if not states:
+            states.append({n: b.clone() for n, b in self.named_buffers() if n != "updates"})
+        network = {n.replace(".", "/"): w.detach().clone() for n, w in self._trained()}
+        states.append(network)
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightAverage, "follow", recording)
+        saved = weights_of(config)
+    for name in states[0]:
+        mean = torch.stack([state[name] for state in states]).mean(0)
+        torch.testing.assert_close(saved[name.replace("/", ".")], mean)
+    resumed, calls, loss = (
+        dataclasses.replace(config, output=tmp_path / "r"),
+        [],
+        loop.training_loss,
+    )
+
+    def killed(*arguments: object) -> torch.Tensor:
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            weights_of(resumed)
+    again = weights_of(resumed)
+    assert all(torch.equal(again[name], saved[name]) for name in saved)
+
+
+@pytest.fixture
+def other_precision() -> Iterator[None]:
+    """Let accelerate, whose precision is the same for a whole process, take another one."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_bf16_trains_weights_of_float32(config, other_precision) -> None:
+    weights = weights_of(dataclasses.replace(config, precision="bf16", steps=2))
+    assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {
+        torch.float32
+    }
+
+
+def test_a_set_that_is_never_drawn_is_an_error(config) -> None:
+    rare = dataclasses.replace(config, generated_share=1e-4)
+    with pytest.raises(UserError, match="generated: none of the training's 8 samples .*--steps"):
+        train.run(rare, train.check(rare))
+    assert not list(rare.output.iterdir())
+    samples = mixing.MixedSamples({"a": [], "b": [], "c": []}, {"a": 0.0, "b": 0.5, "c": 0.5})
+    assert samples.never_drawn(0, 100) == {"a"}
+
+
+def test_a_limit_takes_the_first_generated_samples(config) -> None:
+    from segtrain import recipes
+    from segtrain.training_data import labelled_samples
+
+    limited = dataclasses.replace(config, generated_limit=2)
+    data = train.check(limited)
+    assert [len(data.samples[name]) for name in ("generated", "source")] == [2, 5]
+    recipe = recipes.load_recipe(config.recipe)
+    datasets = labelled_samples(recipe, data, config.rare_classes, "recipe").datasets
+    assert len(datasets["generated"]) == 2
+    files = [datasets["generated"].get_data_info(number)["img_path"] for number in range(2)]
+    assert files == [str(sample.image) for sample in data.samples["generated"]]
+    for options, remedy in (
+        ({"generated_limit": 9}, "has 4 samples; generate more"),
+        ({"generated": None, "generated_share": 0.0, "generated_limit": 2}, "needs --generated"),
+    ):
+        with pytest.raises(UserError, match=remedy):
+            train.check(dataclasses.replace(config, **options))
+
+
+def test_a_batch_is_shown_as_the_network_gets_it(config, tmp_path: Path, capsys) -> None:
+    sheet = tmp_path / "batch.png"
+    showing = dataclasses.replace(config, show_batch=sheet)
+    train.run(showing, train.check(showing))
+    assert not config.output.exists()
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 5 and all("generated" in line or "source" in line for line in told[1:])
+    pixels = np.asarray(Image.open(sheet))
+    assert pixels.shape == (4 * 32, 2 * 64, 3)
+    from pipeline.seeding import SeededSamples
+    from segtrain import recipes
+
+    recipe = recipes.load_recipe(config.recipe)
+    recipe.train_dataloader.batch_size = 4
+    labelled, _ = train.build_samples(config, recipe, train.check(config))
+    for row in range(4):
+        sample = SeededSamples(labelled, config.seed)[row]
+        image = sample["inputs"].permute(1, 2, 0).numpy()[..., ::-1]
+        label = sample["data_samples"].gt_sem_seg.data[0].numpy().astype(np.uint8)
+        shown = pixels[row * 32 : (row + 1) * 32]
+        assert np.abs(shown[:, :64].astype(int) - image).max() <= 1
+        assert np.array_equal(shown[:, 64:], colorize(label))
+    with pytest.raises(UserError, match="--show-batch"):
+        train.check(showing)
