@@ -4,13 +4,14 @@
         --output runs/mine/filtered
 
 Needs what generation/score.py --costs wrote. Labels are new files, images are hard links, rows
-say what was done; --data stays as it is. Limits are calibrated for each class and condition, so
-that a hard condition, night say, is not thrown away as a whole. Presets:
-freemask (drop pixels with more than --factor times the mean loss of their class), vote (drop what
-this image of a label map does not show but others do), band (drop what looks different near
-boundaries), transport (give pixels the class they show, areas kept), none (only reject images).
-Rejected images keep a row with the status `withdrawn`. OUTPUT/filter.md says which share of each
-class and condition fell. The same command continues a stopped run.
+record the changes; --data is not changed. Limits are calibrated for each class and condition, so
+that a hard condition such as night is not dropped as a whole. Presets: freemask (drop pixels whose
+loss is above --factor times the mean loss of their class), vote (drop pixels that show another
+class, while other images of the same label map show the label's), band (drop pixels near class
+boundaries that show another class), transport (give pixels the class that they show, keep the area
+of each class), none (only reject images). Rejected images keep a row with the status `withdrawn`.
+OUTPUT/filter.md has the share of dropped pixels of each class and condition. The same command
+continues a stopped run.
 """
 
 import sys
@@ -48,11 +49,11 @@ class Config:
     output: Path = Path("runs/filtered")
     """Dataset folder to write."""
     segmenter: str = ""
-    """Name of the network that judges; may stay empty where only one did."""
+    """Name of the segmentation network whose scores are used; may be empty if there is only one."""
     preset: Literal["freemask", "vote", "band", "transport", "none"] = "freemask"
-    """What is done to labels."""
+    """Rule by which labels are filtered or repaired, see above."""
     factor: float = 1.25
-    """freemask: a pixel falls above this multiple of the mean loss of its class and condition."""
+    """freemask: pixels above this multiple of the mean loss of class and condition are dropped."""
     min_pixels: int = 10_000
     """A class with fewer pixels in a condition is calibrated over all conditions."""
     vote_share: float = 0.5
@@ -64,10 +65,11 @@ class Config:
     temperature: float = 0.1
     """transport: temperature of the assignment, nats."""
     reject_below: float = 0.0
-    """Reject an image that shows less than this share of what is usual for its classes in its
-    condition; 0 rejects none."""
+    """Reject an image whose pixel accuracy is below this share of the accuracy expected for its
+    classes in its condition; 0 rejects none."""
     reject_attribute: str = ""
-    """Reject an image that does not show what its row says of this attribute, `condition` say."""
+    """Reject an image whose classified value of this attribute, such as `condition`, differs from
+    its row."""
 
     @property
     def scores(self) -> Path:

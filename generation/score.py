@@ -3,11 +3,12 @@
     accelerate launch generation/score.py --data runs/mine/generated \\
         --segmenters runs/mine/segtrain/source --source runs/mine/source --costs
 
-Writes one row per sample to OUTPUT/data.jsonl, and summary.json and summary.md. The dataset's own
-files stay as they are. Label fidelity is what segmentation networks recognise of the label map; the
-same networks on source images are its ceiling. Each further measure has its own setting: --looks
-(does the image show its condition), --features (variety, near-duplicates), --reference (distances).
-The same command continues a stopped run and scores samples that are new or changed.
+Writes one row per sample to OUTPUT/data.jsonl, and summary.json and summary.md. The files of the
+dataset are not changed. Label fidelity is the IoU between the label map and the prediction of a
+segmentation network; its upper bound (`ceiling`) is the score of the same network on source images.
+Further measures have their own settings: --looks (does the image show its condition), --features
+(variety, near-duplicates), --reference (distances). The same command continues a stopped run and
+scores samples that are new or changed.
 On several CPU processes: torchrun --nproc-per-node 2 -- generation/score.py ...
 """
 

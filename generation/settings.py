@@ -243,7 +243,7 @@ class Config:
     the settings that define a run; to use all cores, start one process per core"""
 
     negative_prompt: str = ""
-    """prompt of the unconditional branch; naming the source's own look steers away from it"""
+    """prompt of the unconditional branch; naming the source's look leads away from it"""
     prompt: tyro.conf.Suppress[Grammar] = field(default_factory=Grammar)
     """prompt grammar; set it in a YAML file"""
 

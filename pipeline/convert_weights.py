@@ -3,8 +3,8 @@
     python pipeline/convert_weights.py --weights diffusion_pytorch_model.bin \\
         --config-file config.json --output models/dginstyle_controlnet
 
-The folder loads with the stock classes. The config of a ControlNet is completed: the one that
-DGInStyle released lacks `conditioning_channels`.
+Stock classes load the output folder. If the config of a ControlNet lacks `conditioning_channels`,
+as the one that DGInStyle released, the program adds it.
 """
 
 import json

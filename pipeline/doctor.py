@@ -1,7 +1,7 @@
-"""Say whether this machine is ready: versions, devices, disk and optional parts, with remedies.
+"""Check whether this machine is ready: versions, devices, disk and optional packages.
 
     python pipeline/doctor.py
-    python pipeline/doctor.py --folder /data/runs     # the disk that results will go to
+    python pipeline/doctor.py --folder /data/runs     # check the disk of this folder
 
 Exit code 0 if everything required is usable, 2 if not.
 """
@@ -281,7 +281,7 @@ def main() -> int | None:
     parser.add_argument(
         "--folder", type=Path, default=Path("."), help="folder on the disk that results will go to"
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be checked")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be checked")
     options = parser.parse_args()
     if options.dry_run:
         print(f"would check versions, devices, built-in weights and the disk of {options.folder}")

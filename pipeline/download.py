@@ -1,12 +1,13 @@
-"""Fetch a data set of the catalogue and unpack it, or unpack archives that are here already.
+"""Download a dataset of the catalogue and unpack it, or unpack archives that are on disk.
 
     python pipeline/download.py --dataset dginstyle --output data/raw/dginstyle
     python pipeline/download.py --dataset cityscapes --output data/raw/cityscapes \\
         --archive leftImg8bit_trainvaltest.zip gtFine_trainvaltest.zip
     python pipeline/download.py --release https://example.org/streets --output runs/data/streets
 
-Downloads wait in OUTPUT.downloads, are continued after a stop and checked; OUTPUT appears when all
-of them are unpacked. A set behind a licence wall prints where to register and what to fetch.
+Downloads are kept in OUTPUT.downloads, continued after a stop, and checked; OUTPUT appears when all
+of them are unpacked. For a dataset that requires a registration, the program prints where to
+register and which files it needs.
 `--release` takes the address of a set that pipeline/release.py packed (https://, s3://, a folder);
 its shards are read as they are.
 """
@@ -50,11 +51,11 @@ class Config:
     output: Path = Path("")
     """New folder for the unpacked files."""
     archive: tuple[Path, ...] = ()
-    """Files that you have already, named as at their source."""
+    """Downloaded files, with the names that they have at their source."""
     revision: str = ""
-    """40-digit commit of a hub repository, where the catalogue pins none."""
+    """40-digit commit of a hub repository, if the catalogue pins none."""
     offline: bool = False
-    """Use only files that are here, in OUTPUT.downloads or in the cache of the hub."""
+    """Use only files on disk: in OUTPUT.downloads or in the cache of the hub."""
 
 
 @dataclass(frozen=True)

@@ -82,11 +82,11 @@ class Config:
     split: str = "train"
     """name of the split in the layout; dginstyle and fiftyone have none"""
     link: Literal["hard", "copy", "symlink"] = "hard"
-    """how files are placed that keep their bytes; hard links fall back to copies"""
+    """how unchanged files are written; hard links fall back to copies"""
     shard_samples: int = 1000
-    """most samples in a tar or Parquet file"""
+    """largest number of samples in a tar or Parquet file"""
     shard_mb: int = 1000
-    """most megabytes in a tar or Parquet file"""
+    """largest size of a tar or Parquet file in megabytes"""
     workers: int = 2
     """processes that read labels"""
 

@@ -2,11 +2,11 @@
 
     python pipeline/merge.py --data runs/generated
 
-Each process of a run appends to a metadata file of its own. Readers take all of them together, so
-merging is not needed, but one sorted file is easier to read, to publish and to compare. Of several
-rows of one sample the one that counts is kept. A torn last line, which a killed process leaves, is
-dropped; other broken lines stop the program (see pipeline/verify.py). It refuses while a run writes
-to the folder; the run can be continued afterwards. The same command goes on after a kill.
+Each process of a run appends to its own metadata file. Readers read all of them, so merging is
+optional; one sorted file is easier to read, publish and compare. Of several rows of one sample, the
+valid one is kept. An incomplete last line, as a killed process leaves it, is dropped; other invalid
+lines stop the program (see pipeline/verify.py). The program stops with an error while a run writes
+to the folder; the run can be continued afterwards. The same command continues after a kill.
 """
 
 import sys

@@ -1,13 +1,13 @@
-"""Find every bad file of a dataset before anything is made of it, one line each.
+"""Find every bad file of a dataset before it is used, one line each.
 
     python pipeline/preflight.py --dataset cityscapes --root /data/cityscapes --split val
     python pipeline/preflight.py --dataset gta --root /data/gta --split all --depth full
 
-`headers` reads the first and last bytes of each file: absent, empty and truncated files, sizes
-that disagree, wrong modes, decompression bombs, labels without image, equal stems in one folder,
-odd names. JPEGs are read through, since nothing else shows damage inside them.
-`full` decodes every image and label too, and finds ids outside the label space. Exit code 0
-means no fault, 2 that at least one is listed.
+`headers` reads the first and last bytes of each file. It finds missing, empty and truncated files,
+different sizes of image and label, wrong modes, decompression bombs, labels without an image, equal
+stems in one folder, and unusual names. JPEG files are read completely, because damage inside them
+cannot be found otherwise. `full` also decodes every image and label, and finds ids outside the
+label space. Exit codes: 0 no fault, 2 at least one fault.
 """
 
 import sys

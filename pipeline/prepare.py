@@ -4,15 +4,14 @@
     python pipeline/prepare.py --dataset acdc --root /data/acdc --split val --condition night \\
         --output runs/data/acdc_night --policy skip
 
-All files are checked first (pipeline/preflight.py); bad ones are listed and stop the run, or are
-left out by `--policy skip`. Labels are converted to train ids. Images get a second name in the
-output (a hard link, which takes no room) and are copied where the file system has none, or with
-`--copy-images True`. `--symlink-images True` leaves them where they are; readers follow such links
-only into folders that STREETFORGE_STORES names. The rows of `metadata*.jsonl` hold the pixels of
-each class, which rare class sampling reads, and `class_stats.json` sums them up. `--field-files
-True` also writes the files that DAFormer, HRDA and DGInStyle read. The same command continues an
-interrupted run, and does nothing when all is done. The source tree is only written to by
-`--write-into-source True`.
+All files are checked first (pipeline/preflight.py). Bad files are listed and stop the run;
+`--policy skip` leaves them out instead. Labels are converted to train ids. Images are hard links,
+which take no space, or copies if the file system has no hard links or with `--copy-images True`.
+`--symlink-images True` links to the images; readers follow such links only into folders that
+STREETFORGE_STORES names. The rows of `metadata*.jsonl` contain the pixels of each class, which rare
+class sampling reads; `class_stats.json` contains their sums. `--field-files True` also writes the
+files that DAFormer, HRDA and DGInStyle read. The same command continues an interrupted run, and
+does nothing when all is done. Only `--write-into-source True` writes to the source folder.
 """
 
 import functools
@@ -69,7 +68,7 @@ class Config(Selection):
     workers: int = 2
     """processes"""
     policy: Literal["stop", "skip"] = "stop"
-    """what bad files do: stop the run, or leave out their pairs (exit code 3)"""
+    """on bad files: stop the run, or skip their pairs (exit code 3)"""
     copy_images: bool = False
     """copy the images, so that later changes of the source do not reach the folder"""
     symlink_images: bool = False
@@ -77,7 +76,7 @@ class Config(Selection):
     field_files: bool = False
     """also write *_labelTrainIds.png, sample_class_stats.json and samples_with_class.json"""
     write_into_source: bool = False
-    """write the field's files into the source tree, where its code looks for them"""
+    """write the files of --field-files into the source folder, where that code reads them"""
 
 
 def convert(

@@ -17,14 +17,15 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class RareClassSampling:
-    """How files with rare classes are sampled more often."""
+    """Sampling of files with rare classes more often."""
 
     enabled: bool = True
-    """off samples files and crops uniformly"""
+    """False samples files and crops uniformly"""
     temperature: float = 0.01
-    """of the softmax over 1 - class frequency; smaller means rarer classes"""
+    """temperature of the softmax over 1 - class frequency; smaller samples rare classes more
+    often"""
     min_pixels: int = 3000
-    """a file holds a class if it has more pixels of it than this"""
+    """a file contains a class if it has more pixels of the class than this"""
 
     def check(self, prefix: str = "rare-classes.") -> None:
         """Raise `UserError` for numbers that cannot work; `prefix` is the flag of the group."""

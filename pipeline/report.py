@@ -3,8 +3,8 @@
     python pipeline/report.py --workspace runs/pocket
     python pipeline/report.py --data runs/mine/generated --source runs/mine/source
 
-Reads files only. What is not there yet is left out with a note, so a report of an unfinished run
-works too. A dataset folder may be generated, prepared or written by hand; with the scores of
+Reads files only. Missing parts are left out with a note, so a report of an unfinished run works
+too. A dataset folder may be generated, prepared or written by hand; with the scores of
 generation/score.py the page ranks its images. At most 20 MB, for a folder of any size.
 """
 

@@ -1,4 +1,4 @@
-"""Run a recipe: all stages in order, each a program of its own, resumable.
+"""Run all stages of a recipe in order; each is a program of its own and can be resumed.
 
     python pipeline/run.py --recipe pocket
     python pipeline/run.py --recipe pocket --num-processes 8          # every stage on 8 GPUs

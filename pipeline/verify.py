@@ -4,15 +4,15 @@
     python pipeline/verify.py --data runs/generated --n 50000 --repair
 
 Checks every row against its own hash, and every file against its row: presence, SHA-256, size,
-class ids, same stem. Finds broken, torn and repeated rows, rows of another run, gaps, unfinished
-samples, files without a row, and damage to run.json and classes.json. Works for real, converted
-and generated folders; in images kept elsewhere it finds later changes.
+class ids, same stem. Finds invalid, incomplete and repeated rows, rows of another run, missing
+ids, unfinished samples, files without a row, and damage to run.json and classes.json. Works for
+real, converted and generated folders. If images are kept elsewhere, it finds later changes of them.
 
-`--repair` withdraws the rows of bad samples and writes all rows into one sound metadata.jsonl. It
-deletes no image or label, and keeps the rows as they were below `replaced/`. It withdraws a
-sample for damage to its own row or files alone, and touches no folder that is not one of ours. The
-command that made the folder then makes the withdrawn samples again, and no others. Exit codes: 0
-sound, 2 bad input, 3 problems remain.
+`--repair` sets the status of bad samples to `withdrawn` and writes all rows into one
+metadata.jsonl. It deletes no image or label, and keeps the original rows in `replaced/`. It
+withdraws a sample only for damage to its own row or files, and changes only dataset folders that
+these programs wrote. The command that wrote the folder then makes the withdrawn samples again, and
+no others. Exit codes: 0 no problem, 2 bad input, 3 problems remain.
 """
 
 import os
@@ -52,7 +52,7 @@ class Config:
     data: str = ""
     """dataset folder"""
     n: int = 0
-    """size the finished set should have; 0 goes by the largest id"""
+    """size of the finished set; 0 takes it from the largest id"""
     threads: int = 4
     """files read at the same time"""
     repair: bool = False

@@ -62,19 +62,19 @@ class Config:
     batch_size: int = 2
     """Images per process and update; online takes one."""
     learning_rate: float = 0.1
-    """Of Adam, constant."""
+    """Learning rate of Adam, constant."""
     ema_decay: float = 0.9
-    """Of the tokens' moving average, which is what is saved."""
+    """Decay of the moving average of the tokens, which is saved."""
     confidence: float = 0.3
-    """Probability from which a pixel of the average's prediction counts as a label; all classes of
-    an image count the same."""
+    """Smallest confidence of a pseudo-label, predicted with the averaged tokens; the loss weights
+    all classes of an image equally."""
     scene: int = 0
     """Number of the recipe's scene prompt to start from."""
     base: str = ""
-    """Where the diffusion model is, if it has moved since the training."""
+    """Folder of the diffusion model, if it has moved since the training."""
     size_px: tuple[int, int] | None = None
-    """Height and width that images are scaled into, their aspect kept. None: by the protocol of a
-    prepared target, or by the recipe where there is none."""
+    """Height and width that images are scaled into; the aspect ratio is kept. None: the protocol of
+    a prepared target, otherwise the recipe."""
     limit: int | None = None
     """Use only the first N images."""
     checkpoint_interval: int = 50

@@ -6,12 +6,12 @@
     model = init_model("exported/config.py", "exported/model.pth", device="cpu")
     result = inference_model(model, "street.png")
 
-The config is whole and plain: network, test transforms, and a test set in the layout that
-pipeline/export.py --format mmseg writes, so that `MMSegInferencer` and `Runner.test()` work too. A
-network of stock parts needs nothing of ours; one with a diffusion backbone imports
-`segtrain.registry` and reads its diffusion model where it was in training, or at --base. The
-checkpoint holds tensors and plain values only and loads with `weights_only=True`. Beside mmcv-lite,
-`import segtrain` must come before `import mmseg.apis`; with full mmcv nothing has to.
+The config has no `_base_`. It contains network, test transforms, and a test set in the layout of
+`pipeline/export.py --format mmseg`, so `MMSegInferencer` and `Runner.test()` work too. A network of
+stock modules does not need this package. One with a diffusion backbone imports `segtrain.registry`
+and reads its diffusion model from its folder in training, or from --base. The checkpoint contains
+tensors and plain values only and loads with `weights_only=True`. With mmcv-lite, `import segtrain`
+must come before `import mmseg.apis`; with full mmcv it need not.
 """
 
 import sys
@@ -42,7 +42,7 @@ class Config:
     output: Path = Path("exported")
     """Folder to write config.py and model.pth to."""
     base: str = ""
-    """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
+    """Folder of the diffusion model of a diffusion backbone, if it has moved since the training."""
 
 
 def check(config: Config) -> None:

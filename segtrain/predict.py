@@ -58,10 +58,10 @@ class Config:
     scene: Path | None = None
     """Output folder of segtrain/adapt.py, for a network with scene prompts."""
     base: str = ""
-    """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
+    """Folder of the diffusion model of a diffusion backbone, if it has moved since the training."""
     size_px: tuple[int, int] | None = None
-    """Height and width that images are scaled into, their aspect kept. None: by the protocol of a
-    prepared folder, or by the recipe where there is none."""
+    """Height and width that images are scaled into; the aspect ratio is kept. None: the protocol of
+    a prepared folder, otherwise the recipe."""
     opacity: float = 0.5
     """Share of the colours in an overlay, 0 to 1."""
     limit: int | None = None

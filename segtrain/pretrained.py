@@ -4,9 +4,9 @@
         --weights nvidia/mit-b5@COMMIT --output weights/mit_b5.safetensors
 
 `--weights` is a pinned hub id, a folder with model.safetensors, a safetensors file, or a .pth file,
-which is read without being executed. Known are MiT and ResNet of transformers, MiT of SegFormer's
-authors, ResNet of torchvision and timm, and for the recipes with a foundation backbone DINOv2 and
-DINOv3 of transformers. Names and shapes must be those of the recipe's backbone.
+which is read without being executed. Supported are MiT and ResNet of transformers, MiT of
+SegFormer's authors, ResNet of torchvision and timm, and for recipes with a foundation backbone
+DINOv2 and DINOv3 of transformers. Shapes must be those of the recipe's backbone.
 """
 
 import sys

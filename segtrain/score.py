@@ -5,12 +5,12 @@
         --output runs/mine/scores.json
 
 Per-class IoU, mIoU with its confidence interval, Boundary IoU, small objects and calibration, for
-each target and each condition in it. A folder that pipeline/prepare.py wrote is tested as the field
-tests that set: at the scale of its protocol and over its own classes. A class that is predicted but
-in no label counts as 0, as in cityscapesscripts and mmsegmentation. The tables go to the screen and
-beside the JSON file, as do the counts of each image, from which segtrain/compare.py computes paired
-tests. On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py ... A small
-version for the CPU: --limit 10.
+each target and each condition in it. A folder that pipeline/prepare.py wrote is scored by the
+published protocol of its dataset: at its scale and over its classes. A class that is predicted but
+in no label counts as 0, as in cityscapesscripts and mmsegmentation. The tables are printed and
+written beside the JSON file. So are the counts of each image, from which segtrain/compare.py
+computes paired tests. On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py
+... A small version for the CPU: --limit 10.
 """
 
 import sys

@@ -77,7 +77,7 @@ class Config:
     rare_classes: RareClassSampling = field(
         default_factory=lambda: RareClassSampling(enabled=False)
     )
-    """Draw images and crops with rare classes more often, in all sets."""
+    """Sample images and crops with rare classes more often, in all sets."""
     self_training: SelfTraining = field(default_factory=SelfTraining)
     """Also train on unlabelled images of a target (unsupervised domain adaptation)."""
     steps: int | None = None

@@ -25,13 +25,13 @@ class Config:
     """Folder for rows and summary. None: `quality` in the dataset folder."""
 
     segmenters: tuple[Path, ...] = ()
-    """Networks that judge whether images show their labels: output folders of segtrain/train.py, or
-    folders of transformers. Not one that was trained on this dataset."""
+    """Networks that measure label fidelity: output folders of segtrain/train.py, or folders of
+    transformers models. They must not be trained on this dataset."""
     segmenter_class: str = ""
     """package.module:Class that loads them. Empty: ours, or transformers' by its config.json."""
     source: Path | None = None
-    """Labelled dataset folder of real or rendered images. What the segmenters reach there is the
-    ceiling, of which the scores are a share."""
+    """Labelled dataset folder of real or rendered images. The scores of the segmenters there are
+    the upper bound (`ceiling`); scores are also stated as shares of it."""
     source_most: int = 500
     """Images of --source that are used, evenly spread."""
     band_share: float = 0.01
@@ -39,20 +39,20 @@ class Config:
     small_share: float = 0.001
     """An object (connected component) up to this share of the image is small."""
     costs: bool = False
-    """Also store what the segmenters say of each pixel, for generation/filter.py."""
+    """Also store the segmenters' loss of each class at each pixel, for generation/filter.py."""
     costs_stride: int = 2
     """Pixels per stored cost along each axis; 1 stores all."""
 
     looks: Path | None = None
-    """Dataset folder whose rows name the attributes of images; a classifier learns them there."""
+    """Dataset folder to train the attribute classifier on; its rows name the attributes."""
     attributes: tuple[str, ...] = ("condition",)
-    """Fields of rows that the classifier reads off the image: condition, time, place."""
+    """Fields of rows that the classifier predicts from the image: condition, time, place."""
 
     features: tuple[str, ...] = ()
     """Feature networks for distances and diversity: imagenet, pocket, a diffusers folder, or the
     folder of a vision model of transformers such as DINOv2."""
     reference: Path | None = None
-    """Dataset folder that the images should be like, for the distances."""
+    """Dataset folder that the images are compared with, for the distances."""
     reference_most: int = 5000
     """Images of --reference that are used, evenly spread."""
     duplicate_bits: int = 6
