@@ -40,7 +40,7 @@ def host_id() -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process of this machine lives."""
+    """Return whether a process with this id is running on this machine."""
     try:
         state = psutil.Process(pid).status()
     except (ValueError, psutil.NoSuchProcess):

@@ -59,7 +59,7 @@ class JsonlTracker(GeneralTracker):
 
 
 def only_cpu() -> bool:
-    """Tell whether no accelerator is here; accelerate sees several CPU processes only if told."""
+    """Return whether this machine has no accelerator (accelerate then needs `cpu=True`)."""
     return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 

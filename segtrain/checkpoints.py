@@ -38,7 +38,7 @@ def diffusion_base(recipe: Any) -> dict[str, str]:
 
 
 def features(model: Any) -> dict[str, Any]:
-    """Return what a diffusion backbone reads, in the order of its layers; empty for others."""
+    """Return timesteps and taps of a diffusion backbone; empty for other backbones."""
     extractor = getattr(model.backbone, "extractor", None)
     if extractor is None:
         return {}

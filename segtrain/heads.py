@@ -103,7 +103,7 @@ class MaskDecoder(Mask2FormerPreTrainedModel):
 
 
 class Mask2FormerHead(BaseDecodeHead):
-    """Mask2Former (Cheng et al., CVPR 2022), made of the parts of transformers.
+    """Mask2Former (Cheng et al., CVPR 2022), built from the transformers implementation.
 
     Predicts a class and a mask per query; a pixel takes the class with the largest sum over
     queries of class probability times mask probability.
