@@ -16,26 +16,29 @@ launchers belong to nobody and are never in the way. What a file may replace is 
 """
 
 import os
-import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipeline import files
 from pipeline.config import differences, digest
 from pipeline.errors import UserError
+from pipeline.output_entries import (
+    FILE_SUFFIXES,
+    Contents,
+    check_below,
+    entries,
+    folder_exists,
+    require_kind,
+)
 from pipeline.reading import read_json, shortened
 
 SETTING = "--output"
-FILE_SUFFIXES = (".json", ".jsonl", ".safetensors", ".md", ".png")
 LAUNCHER_LOGS = (".log", ".out", ".err")
 SHOWN_DIFFERENCES = 6
-Contents = Literal["all", "folders", "files"]
-"""What is checked in a folder of a known name: everything below it, or only its own entries, which
-must be folders or files."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,12 @@ def check_output(
     `inputs` are the folders that the program reads, by the setting that names them; `setting` is
     the one that names `folder`. Nothing is written.
     """
-    is_there = _is_there(folder, setting)
+    exists = folder_exists(folder, setting)
     require_apart(folder, inputs or {}, setting)
-    if not is_there:
+    if not exists:
         return
     if not has_marker(folder, kind):
-        found = [e.name for e in _entries(folder, setting) if not _is_early(e, kind)]
+        found = [e.name for e in entries(folder, setting) if not _is_early(e, kind)]
         foreign = next(iter(found), "")
         # The main process of this run may have begun the folder meanwhile
         if foreign and not has_marker(folder, kind) and not _has_rows(folder, kind):
@@ -154,7 +157,7 @@ def refuse_differences(
     if not lines:
         return
     remedy = "repeat the command that began it"
-    begun = [e for e in _entries(folder, setting) if not fnmatch(e.name, kind.marker)]
+    begun = [e for e in entries(folder, setting) if not fnmatch(e.name, kind.marker)]
     if all(_is_early(entry, kind) for entry in begun) and not _has_checkpoint(folder):
         remedy = f"delete {folder / kind.marker}, nothing was made yet"
     more = len(lines) - SHOWN_DIFFERENCES
@@ -241,44 +244,6 @@ def require_writable(folder: Path, setting: str = SETTING) -> None:
         ) from None
 
 
-def require_kind(path: Path, *, folder: bool, setting: str = SETTING) -> None:
-    """Raise `UserError` unless a path is a folder, or a regular file, and itself no link.
-
-    What is not there passes: other processes may have removed it meanwhile.
-    """
-    wanted = "a folder" if folder else "a file"
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _unreadable(path, error, setting) from None
-    if stat.S_ISLNK(mode):
-        raise UserError(f"{path}: is a link; put {wanted} in its place or choose another {setting}")
-    if not (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
-        raise UserError(f"{path}: is not {wanted}; remove it or choose another {setting}")
-
-
-def _is_there(folder: Path, setting: str) -> bool:
-    """Tell whether a folder is there; raise `UserError` for what can be no folder (rule 2)."""
-    try:
-        mode = os.stat(folder).st_mode
-    except FileNotFoundError:
-        if os.path.islink(folder):
-            raise UserError(f"{folder}: is a link to nothing; choose another {setting}") from None
-        return False
-    except (OSError, ValueError) as error:
-        raise _unreadable(folder, error, setting) from None
-    if not stat.S_ISDIR(mode):
-        raise UserError(f"{folder}: is a file, not a folder; choose another {setting}")
-    return True
-
-
-def _unreadable(path: Path, error: Exception, setting: str) -> UserError:
-    reason = getattr(error, "strerror", None) or error
-    return UserError(f"{shortened(path)}: cannot be read ({reason}); choose another {setting}")
-
-
 def _is_early(entry: os.DirEntry[str], kind: FolderKind) -> bool:
     """Tell whether an entry may lie there before the marker: of this kind, or of nobody."""
     name = entry.name
@@ -312,34 +277,10 @@ def _check_entries(folder: Path, kind: FolderKind, setting: str) -> None:
 
     Names that no program gives may be anything; nothing below a link is looked at.
     """
-    for entry in _entries(folder, setting):
+    for entry in entries(folder, setting):
         path = Path(entry.path)
         if contents := kind.folders.get(entry.name):
             require_kind(path, folder=True, setting=setting)
-            _check_below(path, contents, setting)
+            check_below(path, contents, setting)
         elif path.suffix in FILE_SUFFIXES:
             require_kind(path, folder=False, setting=setting)
-
-
-def _check_below(folder: Path, contents: Contents, setting: str) -> None:
-    for entry in _entries(folder, setting):
-        path = Path(entry.path)
-        if contents != "all":
-            if files.TEMPORARY_MARK not in entry.name:
-                require_kind(path, folder=contents == "folders", setting=setting)
-            continue
-        is_checkpoint = folder.name == "checkpoints" and entry.name.startswith("step-")
-        is_folder = is_checkpoint or (path.suffix not in FILE_SUFFIXES and entry.is_dir())
-        require_kind(path, folder=is_folder, setting=setting)
-        if is_folder:
-            _check_below(path, contents, setting)
-
-
-def _entries(folder: Path, setting: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:  # a temporary folder, gone meanwhile
-        return
-    except OSError as error:
-        raise _unreadable(folder, error, setting) from None
