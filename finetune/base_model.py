@@ -40,11 +40,7 @@ def load_text_to_image(base: str) -> tuple[TextToImage, DDIMScheduler, CLIPToken
 def build_text_to_image(
     sizes: TextToImageSizes, crop_px: tuple[int, int], vae: AutoencoderKL, tokenizer: CLIPTokenizer
 ) -> tuple[TextToImage, DDIMScheduler]:
-    """Build U-Net, text encoder and scheduler with random weights.
-
-    The schedule ends at zero signal and predicts v, so that very dark and very bright images can be
-    generated (Lin et al., WACV 2024).
-    """
+    """Build U-Net, text encoder and scheduler with random weights; crops are (height, width)."""
     attention = ["CrossAttnDownBlock2D"] * (len(sizes.channels) - 1)
     unet = UNet2DConditionModel(
         sample_size=min(crop_px) // vae_scale_factor(vae),  # stock pipelines compare a number
@@ -72,7 +68,16 @@ def build_text_to_image(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    scheduler = DDIMScheduler(
+    return TextToImage(unet, text_encoder), build_scheduler()
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Build the noise schedule of a new base model.
+
+    It ends at zero signal and predicts v, so that very dark and very bright images can be generated
+    (Lin et al., WACV 2024).
+    """
+    return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
@@ -83,7 +88,6 @@ def build_text_to_image(
         timestep_spacing="trailing",
         steps_offset=1,  # without effect on trailing spacing; what diffusers expects
     )
-    return TextToImage(unet, text_encoder), scheduler
 
 
 def make_pipeline(

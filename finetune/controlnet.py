@@ -25,7 +25,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from finetune.captions import Captions
 from finetune.crops import LabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, Training
-from finetune.start import open_samples, require_crop_of_base, require_disk, start_run
+from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
 from pipeline.base_defaults import with_base_defaults
 from pipeline.captions import CaptionSettings, check_template
 from pipeline.config import parse, require_between
@@ -98,7 +98,7 @@ def find_network(setting: str, name: str | None, kind: str, base: str) -> Path |
 
 
 def main() -> int | None:
-    # Settings and inputs, checked before torch is imported
+    """Check settings and inputs, then import torch and train."""
     defaults = with_base_defaults(Config, "finetune", SET_BY_BASE)
     config, call = parse(Config, __doc__, defaults=defaults)
     config.check()
@@ -124,9 +124,20 @@ def main() -> int | None:
         unet=("unet", unet_folder),
         init=("controlnet", init_folder),
     )
-    if run is None:
-        return None
+    if run is not None:
+        fit(config, run, base, unet_folder, init_folder, crops)
+    return None
 
+
+def fit(
+    config: Config,
+    run: Run,
+    base: str,
+    unet_folder: Path | None,
+    init_folder: Path | None,
+    crops: LabelledCrops,
+) -> None:
+    """Train the ControlNet of an open run."""
     from finetune.data import crop_batches
     from finetune.diffusion import FrozenBase, frozen_type
     from finetune.loop import optimize_for_device, train
@@ -170,7 +181,6 @@ def main() -> int | None:
         load_base_unet=load_base_unet if unet_folder else None,
     )
     train(run, task)
-    return None
 
 
 if __name__ == "__main__":

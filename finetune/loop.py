@@ -22,6 +22,8 @@ from pipeline.errors import UserError
 from pipeline.seeding import seed_of
 from pipeline.stopping import StopRequest, leave
 
+Strategy = PlainStrategy | ShardedStrategy
+
 
 @dataclass
 class Loss:
@@ -123,73 +125,115 @@ def train(run: Run, task: Task) -> None:
     The run continues from its newest complete checkpoint, bit for bit on the CPU. A stop signal to
     any process ends all of them after the update at hand, with a checkpoint.
     """
-    # Set up
-    accelerator, settings, folder = run.accelerator, run.training, run.folder
+    accelerator, settings = run.accelerator, run.training
     strategy = _make_strategy(run, task.model)
-    wrapped, optimizer, first = strategy.wrapped, strategy.optimizer, strategy.first_step
+    first = strategy.first_step
     micro_batches = task.batches(first)
     generator = torch.Generator(device=accelerator.device)
-    bar = tqdm(
-        total=settings.steps,
-        initial=first,
-        unit="step",
-        desc=folder.name,
-        disable=not accelerator.is_main_process,
-        mininterval=2.0,
-    )
-    losses: list[float] = []  # since the last log line
-
-    # Main loop
+    log = Log(run, first)
     with StopRequest().listening() as stop:
         for step in range(first, settings.steps):
+            # Update
             rate = learning_rate(settings, step)
-            for group in optimizer.param_groups:
+            for group in strategy.optimizer.param_groups:
                 group["lr"] = rate
-            loss = accumulate_gradients(run, task, wrapped, micro_batches, generator, step=step)
-            # One exchange per update: all processes see the same loss and stop at the same step
-            stop_flag = loss.value.new_tensor(float(stop.signal_number))
-            exchanged = accelerator.reduce(torch.stack([loss.value, stop_flag]), "mean")
-            mean_loss, stopping = exchanged.tolist()
-            runs.check_finite(mean_loss, step, folder)
-            norm = accelerator.clip_grad_norm_(strategy.parameters, settings.clip_norm)
-            strategy.check_norm(norm, step)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            strategy.update_averages(step)
-            losses.append(mean_loss)
-            done = step + 1
+            loss = accumulate_gradients(
+                run, task, strategy.wrapped, micro_batches, generator, step=step
+            )
+            mean_loss, stopping = exchange(accelerator, loss.value, stop)
+            update_weights(run, strategy, mean_loss, step)
 
             # Save, preview and report
-            bar.update()
-            previewed: dict[str, float] = {}
-            saving = done % settings.checkpoint_interval == 0 or done == settings.steps
+            done = step + 1
+            is_last = done == settings.steps
+            saving = done % settings.checkpoint_interval == 0 or is_last
             if saving or stopping:
                 strategy.save(done)
-            weights = strategy.preview_weights()
-            if saving and weights is not None and accelerator.is_main_process:
-                with accelerator.autocast():
-                    previewed = task.preview(weights, done)
-            if previewed or done % settings.log_interval == 0 or done == settings.steps:
-                values = {"loss": sum(losses) / len(losses), "learning_rate": rate, **previewed}
-                values |= {name: float(value.detach()) for name, value in loss.logged.items()}
-                accelerator.log(values, step=done)
-                bar.set_postfix(loss=f"{values['loss']:.4f}")
-                losses.clear()
+            previewed = preview(run, task, strategy, done) if saving else {}
+            log.add(mean_loss)
+            if previewed or done % settings.log_interval == 0 or is_last:
+                log.write(done, {"learning_rate": rate, **previewed}, loss.logged)
             if saving or stopping:
                 accelerator.wait_for_everyone()
-            if stopping and done < settings.steps:
-                leave(accelerator, stop, folder, done)
-    bar.close()
-
-    # Write the final weights
-    final = strategy.final_weights()
-    if accelerator.is_main_process:
-        task.save(final, folder)
-        runs.mark_finished(folder, settings.steps)
-    accelerator.end_training()
+            if stopping and not is_last:
+                leave(accelerator, stop, run.folder, done)
+    log.close()
+    finish(run, task, strategy)
 
 
-def _make_strategy(run: Run, model: torch.nn.Module) -> PlainStrategy | ShardedStrategy:
+class Log:
+    """The progress bar and the log lines of a run; the logged loss is the mean since the last."""
+
+    def __init__(self, run: Run, first: int) -> None:
+        self.accelerator = run.accelerator
+        self.losses: list[float] = []
+        self.bar = tqdm(
+            total=run.training.steps,
+            initial=first,
+            unit="step",
+            desc=run.folder.name,
+            disable=not run.accelerator.is_main_process,
+            mininterval=2.0,
+        )
+
+    def add(self, loss: float) -> None:
+        """Take in the loss of an update."""
+        self.losses.append(loss)
+        self.bar.update()
+
+    def write(self, done: int, values: dict[str, float], of_task: dict[str, torch.Tensor]) -> None:
+        """Log the mean loss and other values after `done` updates."""
+        mean_loss = sum(self.losses) / len(self.losses)
+        values = {"loss": mean_loss, **values}
+        values |= {name: float(value.detach()) for name, value in of_task.items()}
+        self.accelerator.log(values, step=done)
+        self.bar.set_postfix(loss=f"{mean_loss:.4f}")
+        self.losses.clear()
+
+    def close(self) -> None:
+        """End the progress bar."""
+        self.bar.close()
+
+
+def exchange(accelerator: Accelerator, loss: torch.Tensor, stop: StopRequest) -> tuple[float, bool]:
+    """Return the mean loss of all processes, and whether any of them was told to stop.
+
+    One exchange per update: all processes see the same loss and stop at the same step.
+    """
+    stop_flag = loss.new_tensor(float(stop.signal_number))
+    mean_loss, stopping = accelerator.reduce(torch.stack([loss, stop_flag]), "mean").tolist()
+    return mean_loss, stopping > 0
+
+
+def update_weights(run: Run, strategy: Strategy, mean_loss: float, step: int) -> None:
+    """Make an update from the gradients; stop before it if the loss or their norm is not finite."""
+    runs.check_finite(mean_loss, step, run.folder)
+    norm = run.accelerator.clip_grad_norm_(strategy.parameters, run.training.clip_norm)
+    strategy.check_norm(norm, step)
+    strategy.optimizer.step()
+    strategy.optimizer.zero_grad(set_to_none=True)
+    strategy.update_averages(step)
+
+
+def preview(run: Run, task: Task, strategy: Strategy, done: int) -> dict[str, float]:
+    """Write the task's previews on the main process; return values to log."""
+    weights = strategy.preview_weights()
+    if weights is None or not run.accelerator.is_main_process:
+        return {}
+    with run.accelerator.autocast():
+        return task.preview(weights, done)
+
+
+def finish(run: Run, task: Task, strategy: Strategy) -> None:
+    """Write the final weights and mark the run as finished."""
+    weights = strategy.final_weights()
+    if run.accelerator.is_main_process:
+        task.save(weights, run.folder)
+        runs.mark_finished(run.folder, run.training.steps)
+    run.accelerator.end_training()
+
+
+def _make_strategy(run: Run, model: torch.nn.Module) -> Strategy:
     """Move the model to the device, build its optimizer and load the newest checkpoint."""
     accelerator = run.accelerator
     sharded = uses_fsdp(accelerator, run.training)

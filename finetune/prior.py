@@ -15,19 +15,26 @@ Writes OUTPUT/base, a folder that `StableDiffusionPipeline.from_pretrained` load
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from finetune.network_sizes import TextToImageSizes
 from finetune.settings import Crop, RunSettings, Training
-from finetune.start import open_samples, require_crop_multiple, start_run
+from finetune.start import Run, open_samples, require_crop_multiple, start_run
 from pipeline.config import parse, require_between
+from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.model_files import read_config
 from pipeline.models import find_base, find_folder
 from pipeline.size_grid import size_grid
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler
+    from transformers import CLIPTokenizer
+
+    from finetune.base_model import TextToImage
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def crop_multiple(config: Config, vae: Path, init: str | None) -> int:
 
 
 def main() -> int | None:
-    # Settings and inputs, checked before torch is imported
+    """Check settings and inputs, then import torch and train."""
     config, call = parse(Config, __doc__)
     config.check()
     samples = open_samples(config.data, labelled=False)
@@ -109,33 +116,26 @@ def main() -> int | None:
     multiple = crop_multiple(config, vae_folder, init)
     require_crop_multiple(config.crop, multiple, "for networks of these levels")
     run = start_run(config, call, samples, vae=("vae", vae_folder), init=("base", init))
-    if run is None:
-        return None
+    if run is not None:
+        fit(config, run, vae_folder, init, samples)
+    return None
 
+
+def fit(
+    config: Config, run: Run, vae_folder: Path, init: str | None, samples: list[Sample]
+) -> None:
+    """Train text encoder and U-Net of an open run."""
     import torch
 
-    from finetune.base_model import build_text_to_image, load_text_to_image
     from finetune.loop import train
     from finetune.tasks.text_to_image import TextToImageTask, prepare_latents, spread_prompts
-    from finetune.tokenizer import train_tokenizer
     from pipeline.models import load_network
 
     # Models
     torch.manual_seed(config.seed)
     vae = load_network("vae", None, vae_folder)
     vae = vae.requires_grad_(False).to(run.accelerator.device)
-    if init:
-        model, scheduler, tokenizer = load_text_to_image(init)
-        if model.unet.config.in_channels != vae.config.latent_channels:
-            raise UserError(
-                f"--init {init}: its U-Net takes {model.unet.config.in_channels} latent channels "
-                f"but --vae has {vae.config.latent_channels}; give the autoencoder it was trained "
-                "with"
-            )
-    else:
-        captions = [sample.caption for sample in samples]
-        tokenizer = train_tokenizer(captions, config.vocabulary, config.text_length)
-        model, scheduler = build_text_to_image(config, config.crop.size_px, vae, tokenizer)
+    model, scheduler, tokenizer = make_networks(config, vae, init, samples)
 
     # Data
     latents = prepare_latents(
@@ -164,7 +164,27 @@ def main() -> int | None:
         save_fp16=config.save_fp16,
     )
     train(run, task)
-    return None
+
+
+def make_networks(
+    config: Config, vae: "AutoencoderKL", init: str | None, samples: list[Sample]
+) -> "tuple[TextToImage, DDIMScheduler, CLIPTokenizer]":
+    """Load the networks, scheduler and tokenizer of `init`, or build new ones."""
+    from finetune.base_model import build_text_to_image, load_text_to_image
+    from finetune.tokenizer import train_tokenizer
+
+    if not init:
+        captions = [sample.caption for sample in samples]
+        tokenizer = train_tokenizer(captions, config.vocabulary, config.text_length)
+        model, scheduler = build_text_to_image(config, config.crop.size_px, vae, tokenizer)
+        return model, scheduler, tokenizer
+    model, scheduler, tokenizer = load_text_to_image(init)
+    if model.unet.config.in_channels != vae.config.latent_channels:
+        raise UserError(
+            f"--init {init}: its U-Net takes {model.unet.config.in_channels} latent channels but "
+            f"--vae has {vae.config.latent_channels}; give the autoencoder it was trained with"
+        )
+    return model, scheduler, tokenizer
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from finetune.captions import check_prompt
 from finetune.crops import UnlabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Training
-from finetune.start import open_samples, require_crop_of_base, require_disk, start_run
+from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import parse, require_between, require_extra
+from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.hub import find_local
 from pipeline.model_files import read_config
@@ -70,7 +71,7 @@ def require_rank_of_base(rank: int, base: str) -> None:
 
 
 def main() -> int | None:
-    # Settings and inputs, checked before torch is imported
+    """Check settings and inputs, then import torch and train."""
     defaults = with_base_defaults(Config, "finetune", SET_BY_BASE)
     config, call = parse(Config, __doc__, defaults=defaults)
     config.check()
@@ -86,9 +87,13 @@ def main() -> int | None:
         check_prompt(config.prompt, base)
 
     run = start_run(config, call, samples, check, base=("base", base))
-    if run is None:
-        return None
+    if run is not None:
+        fit(config, run, base, samples)
+    return None
 
+
+def fit(config: Config, run: Run, base: str, samples: list[Sample]) -> None:
+    """Train the U-Net of an open run."""
     from finetune.data import crop_batches
     from finetune.diffusion import FrozenBase
     from finetune.loop import train
@@ -119,7 +124,6 @@ def main() -> int | None:
     # Training
     previews = make_previews(run, frozen, crops, config.previews)
     train(run, UNetTask(frozen, unet, batches, lora=config.lora_rank > 0, previews=previews))
-    return None
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from finetune.crops import ImageCrops
 from finetune.network_sizes import AutoencoderSizes
 from finetune.settings import LARGEST_COUNT, Crop, RunSettings, Training
-from finetune.start import open_samples, require_crop_multiple, require_memory, start_run
+from finetune.start import Run, open_samples, require_crop_multiple, require_memory, start_run
 from pipeline.config import parse, require_between, require_extra
+from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.model_files import read_config
 from pipeline.models import find_folder
@@ -99,7 +100,7 @@ def crop_multiple(config: Config, init_folder: Path | None) -> int:
 
 
 def main() -> int | None:
-    # Settings and inputs, checked before torch is imported
+    """Check settings and inputs, then import torch and train."""
     config, call = parse(Config, __doc__)
     config.check()
     samples = open_samples(config.data, labelled=False)
@@ -113,9 +114,13 @@ def main() -> int | None:
         require_memory(config.cached_crops, config.crop)
 
     run = start_run(config, call, samples, check, init=("vae", init_folder))
-    if run is None:
-        return None
+    if run is not None:
+        fit(config, run, init_folder, samples)
+    return None
 
+
+def fit(config: Config, run: Run, init_folder: Path | None, samples: list[Sample]) -> None:
+    """Train the autoencoder of an open run."""
     import torch
 
     from finetune.autoencoder import LossWeights
@@ -158,7 +163,6 @@ def main() -> int | None:
         decoder_only=config.decoder_only,
     )
     train(run, task)
-    return None
 
 
 if __name__ == "__main__":
