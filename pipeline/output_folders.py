@@ -9,10 +9,10 @@ A program writes into a folder that
 5. holds no link, pipe or device under the names that the program writes,
 6. can be written to.
 
-`check_output` and `require_same` check rules 1 to 5 and write nothing, `require_writable` checks
-rule 6, `write_marker` begins the folder. Hidden files, temporary files of ours and log files of
-launchers belong to nobody and are never in the way. What a file may replace is in
-`pipeline.output_files`.
+`check_output`, `require_same` and `require_new` check rules 1 to 5 and write nothing,
+`require_writable` checks rule 6, `write_marker` begins the folder. Hidden files, temporary files of
+ours and log files of launchers belong to nobody and are never in the way. What a file may replace
+is in `pipeline.output_files`.
 """
 
 import os
@@ -117,6 +117,13 @@ def check_output(
                 f"{_a(kind.content)}; choose another {setting}"
             )
     _check_entries(folder, kind, setting)
+
+
+def require_new(folder: Path, setting: str = SETTING) -> None:
+    """Raise `UserError` unless a folder is new or empty: it is never continued."""
+    found = list(entries(folder, setting)) if folder_exists(folder, setting) else []
+    if found:
+        raise UserError(f"{folder}: holds {found[0].name}, is not empty; choose another {setting}")
 
 
 def require_same(

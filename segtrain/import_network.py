@@ -21,7 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files, labels
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
-from pipeline.output_folders import require_writable
+from pipeline.output_folders import require_new, require_writable
 from segtrain import saved_recipe
 from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, build
 from segtrain.recipe_checks import named_faults
@@ -42,11 +42,10 @@ class Config:
 
 def check(config: Config) -> None:
     """Find bad input before torch or weights load."""
+    require_new(config.output)
     require_recipe(config.config_file)
     if not config.weights.is_file():
         raise UserError(f"--weights {config.weights}: no such file; give the checkpoint")
-    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
-        raise UserError(f"--output {config.output}: must be a new or empty folder")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from generation import run as generate
 from generation import score as score_images
 from pipeline import download, export, pocket_city, prepare, report
 from pipeline.errors import guard
-from segtrain import adapt, predict, train
+from segtrain import adapt, import_network, predict, train
 from segtrain import score as score_networks
 
 Call = Callable[..., tuple[int, str]]
@@ -172,6 +172,21 @@ def test_own_folder_is_continued_and_another_run_is_refused(
     assert code == 2 and message in line
     assert "choose another --output, or repeat the command that began it" in line
     assert {p: p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file()} == made
+
+
+@pytest.mark.parametrize("make", [somebodys_files, file_in_the_way, link_to_nothing])
+def test_what_is_never_continued_needs_a_new_folder(
+    make: Callable[[Path, str], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = make(tmp_path / "out", RUN).partition(" and has")[0]
+    monkeypatch.setattr(sys, "argv", ["import_network", "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        guard(import_network.main)
+    line = capsys.readouterr().err
+    assert message in line and "choose another --output" in line
 
 
 def somebodys_file(path: Path) -> str:
