@@ -30,6 +30,7 @@ test_resolution = "high"
 sets = dict(
     source=dict(scale_factor=source_scale),
     generated=dict(scale_factor=2.0),  # crops of 512x512 are resized to 1024x1024
+    dginstyle=dict(scale_factor=source_scale),  # released set: objects at the source's size
     target=dict(scale_factor=1.0),
 )
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

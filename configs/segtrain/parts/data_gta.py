@@ -25,6 +25,7 @@ test_resolution = "low"  # prepared targets are scored at `eval_low_px` of their
 sets = dict(  # scale of the objects of each set, as in DGInStyle
     source=dict(scale_factor=source_scale),
     generated=dict(scale_factor=1.0),  # crops at the resolution of the source, not resized
+    dginstyle=dict(scale_factor=source_scale),  # released set: objects at the source's size
     target=dict(scale_factor=0.5),  # unlabelled images of self-training: 2048x1024 to 1024x512
 )
 train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
