@@ -27,7 +27,7 @@ import numpy as np
 
 from generation.quality import fidelity, repair, score_rows, segmenters, tables
 from pipeline import files, images, labels
-from pipeline.claims import Claims, require_idle
+from pipeline.claims import sole_writer
 from pipeline.config import parse, require_between, require_positive, to_mapping
 from pipeline.dataset import SHARD_SIZE, DatasetWriter, Sample, open_dataset, write_card
 from pipeline.errors import UserError, guard
@@ -152,7 +152,8 @@ class Filter:
     def _repaired(self, sample: Sample, label: np.ndarray) -> np.ndarray:
         config, costs = self.config, self._costs(sample, label)
         if config.preset == "band":
-            width_px = fidelity.band_px(*label.shape, config.band_share)
+            height, width = label.shape
+            width_px = fidelity.band_px(height, width, config.band_share)
             return repair.drop_band(label, costs, width_px)
         if config.preset == "transport":
             stay, temperature = config.stay, config.temperature
@@ -175,8 +176,7 @@ def run(config: Config, samples: list[Sample], rows: dict[str, Row], segmenter: 
     identity |= {"data": data_revision(samples), "segmenter": segmenter}
     writer = DatasetWriter(config.output, config=identity)
     judge = Filter(config, rows, segmenter)
-    require_idle(config.output)  # a second filter would append every row a second time
-    with Claims(config.output):
+    with sole_writer(config.output):
         write_missing(config, samples, writer, judge)
     report = report_of(config.output, rows)
     text = markdown_of(config, report)

@@ -8,13 +8,15 @@ dataset are not changed. Label fidelity is the IoU between the label map and the
 segmentation network; its upper bound (`ceiling`) is the score of the same network on source images.
 Further measures have their own settings: --looks (does the image show its condition), --features
 (variety, near-duplicates), --reference (distances). The same command continues a stopped run and
-scores samples that are new or changed.
+scores samples that are new or changed. A second one into the same OUTPUT is refused while the first
+is at work.
 On several CPU processes: torchrun --nproc-per-node 2 -- generation/score.py ...
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -22,11 +24,15 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from generation.quality import score_rows
 from generation.quality.settings import Config, check_settings, open_parts, segmenter_names
 from pipeline import files
+from pipeline.claims import sole_writer
 from pipeline.config import parse, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision, model_revision
 from pipeline.score_rows import Row
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 PATHS = ("data", "output", "limit", "source", "reference", "looks", "segmenters")
 
@@ -58,25 +64,44 @@ def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> 
     """Score what is missing; then the main process writes the summary."""
     from accelerate import Accelerator
 
-    from generation.quality import classifiers, judges
     from pipeline import runs
 
-    accelerator, folder = Accelerator(cpu=runs.only_cpu()), config.folder
-    main, attributes = accelerator.is_main_process, config.attributes if looks else ()
+    accelerator = Accelerator(cpu=runs.only_cpu())
+    alone = sole_writer(config.folder) if accelerator.is_main_process else nullcontext()
+    with alone:
+        runs.open_run(
+            config.folder, identity_of(config, parts, looks), is_main=accelerator.is_main_process
+        )
+        score_missing(config, parts, looks, accelerator)
+
+
+def score_missing(
+    config: Config, parts: dict[str, list[Sample]], looks: list[Sample], accelerator: "Accelerator"
+) -> None:
+    """Train the classifiers, score the blocks of this process, and write the summary."""
+    from generation.quality import classifiers, judges
+
+    folder, size, is_main = config.folder, config.batch_size, accelerator.is_main_process
+    attributes = config.attributes if looks else ()
+
+    # Classifiers of attributes
     if looks:
         classifiers.check(looks, attributes)
-    runs.open_run(folder, identity_of(config, parts, looks), is_main=main)
-    if main and looks:
+    if is_main and looks:
         classifiers.train(folder, looks, attributes)
     accelerator.wait_for_everyone()
     known, record = classifiers.load(folder, attributes) if looks else ({}, {})
-    size, share = config.batch_size, (accelerator.process_index, accelerator.num_processes)
-    missing = any(judges.missing_blocks(n, s, folder, size)[0] for n, s in parts.items())
-    loaded = judges.Judges(config, accelerator.device, known) if missing else None
+
+    # Rows of this process
+    share = (accelerator.process_index, accelerator.num_processes)
+    is_missing = any(judges.missing_blocks(n, s, folder, size)[0] for n, s in parts.items())
+    loaded = judges.Judges(config, accelerator.device, known) if is_missing else None
     for name, samples in parts.items():
         judges.score_part(loaded, name, samples, folder, share, size)
     accelerator.wait_for_everyone()
-    if main:
+
+    # Summary of all rows
+    if is_main:
         rows = {name: score_rows.merge(folder, name, samples) for name, samples in parts.items()}
         write_summary(config, parts, rows, {k: v["heldout"] for k, v in record.items()})
     accelerator.wait_for_everyone()

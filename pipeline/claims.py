@@ -9,12 +9,14 @@ anew. Claims save work, nothing rests on them: a sample that two processes make 
 
 import contextlib
 import json
+import math
 import os
 import re
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ HUNG_S = 1800.0  # a process that takes nothing for so long stops beating
 class Claims:
     """The claims of this process in `folder`; a context that beats, and releases all at its end."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+    def __init__(self, folder: Path, hung_s: float = HUNG_S) -> None:
+        self.folder, self.hung_s = folder / FOLDER, hung_s
         self.held: set[str] = set()
         self._me = {"host": socket.gethostname(), "host_id": files.host_id(), "pid": os.getpid()}
         self._me["id"] = uuid.uuid4().hex[:8]
@@ -80,7 +82,7 @@ class Claims:
 
     def _beat(self) -> None:
         while not self._ending.wait(BEAT_S):
-            if time.monotonic() - self._active < HUNG_S:
+            if time.monotonic() - self._active < self.hung_s:
                 for path in (self._own, *(self.folder / name for name in list(self.held))):
                     with contextlib.suppress(OSError):
                         os.utime(path)
@@ -219,3 +221,21 @@ def require_idle(folder: Path) -> None:
                 f"{folder}: process {pid} on {holder.get('host')} is writing to it; wait "
                 "for its end, or stop it"
             )
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Be the only process that writes to `folder`, or raise `UserError`.
+
+    For programs whose processes do not share their work by claims: a second one would append every
+    row a second time.
+    """
+    require_idle(folder)
+    with Claims(folder, hung_s=math.inf) as claims:
+        if not claims.take_over("writer-000"):  # both have found the folder idle
+            others = claims.others("writer") or [{}]
+            raise UserError(
+                f"{folder}: process {others[0].get('pid')} on {others[0].get('host')} is writing "
+                "to it; wait for its end, or stop it"
+            )
+        yield

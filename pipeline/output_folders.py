@@ -67,11 +67,12 @@ RUN = FolderKind(
     "run folder",
     "run",
     "config.json",
-    early=("checkpoints", "logs", "metrics.jsonl", "tensorboard"),  # of an interrupted start
+    # of an interrupted start
+    early=("checkpoints", "claims", "logs", "metrics.jsonl", "tensorboard"),
     folders=dict.fromkeys(
         (
-            "checkpoints", "tensorboard", "averages", "cache", "previews", "predictions", "base",
-            "unet", "controlnet", "vae", "lora", "ids", "color", "overlay", "cityscapes",
+            "checkpoints", "claims", "tensorboard", "averages", "cache", "previews", "predictions",
+            "base", "unet", "controlnet", "vae", "lora", "ids", "color", "overlay", "cityscapes",
         ),
         "all",
     ),

@@ -45,8 +45,10 @@ class Counts:
 
 def from_row(row: Mapping[str, Any]) -> Counts:
     """Return the counts of a row of `Counts.to_row`."""
-    whole = (np.array(row[name], dtype=np.int64) for name in ("areas", "band", "objects"))
-    return Counts(*whole, np.array(row["loss"], dtype=np.float64))
+    areas, band, objects = (
+        np.array(row[name], dtype=np.int64) for name in ("areas", "band", "objects")
+    )
+    return Counts(areas, band, objects, np.array(row["loss"], dtype=np.float64))
 
 
 def check_row(row: Any) -> None:
@@ -131,7 +133,8 @@ def measure(
 ) -> Counts:
     """Count agreement of costs KxHxW with the train ids HxW of a label; void does not count."""
     predicted = costs.argmin(0).astype(np.uint8)
-    band = boundary_band(label, band_px(*label.shape, band_share))
+    height, width = label.shape
+    band = boundary_band(label, band_px(height, width, band_share))
     valid = label != VOID
     loss = label_loss(costs, label)
     return Counts(

@@ -20,7 +20,7 @@ from pipeline.score_rows import Row, state_of
 
 @dataclass(frozen=True)
 class Block:
-    """Samples that go through the networks together, and the place of the first in its set."""
+    """Samples that go through the networks together, and the position of the first in its set."""
 
     first: int
     samples: Sequence[Sample]
@@ -43,7 +43,7 @@ class Judges:
         """Return the rows of a block; files that belong to them are written before."""
         images = [read_image(sample.image) for sample in block.samples]
         rows = [_begin(sample, image) for sample, image in zip(block.samples, images, strict=True)]
-        contents = []
+        contents: list[tuple[Path, bytes]] = []
         if part != "reference" and self.segmenters:
             contents += self._judge_labels(block, images, rows, part, folder)
         if part == "data":
@@ -61,17 +61,17 @@ class Judges:
         truths = [_read_label(s, i) for s, i in zip(block.samples, images, strict=True)]
         for name, segmenter in self.segmenters.items():
             found = segmenters.costs_by_size(segmenter, images)
-            for place, (costs, label) in enumerate(zip(found, truths, strict=True)):
+            for number, (costs, label) in enumerate(zip(found, truths, strict=True)):
                 counts = fidelity.measure(
                     costs,
                     label,
                     band_share=self.config.band_share,
                     small_share=self.config.small_share,
                 )
-                rows[place].setdefault("fidelity", {})[name] = counts.to_row()
+                rows[number].setdefault("fidelity", {})[name] = counts.to_row()
                 if self.config.costs and part == "data":
-                    sample, index = block.samples[place], block.first + place
-                    rows[place].setdefault("costs", {})[name] = path = score_rows.costs_file(
+                    sample, index = block.samples[number], block.first + number
+                    rows[number].setdefault("costs", {})[name] = path = score_rows.costs_file(
                         name, sample, index
                     )
                     yield folder / path, segmenters.encode_costs(costs, self.config.costs_stride)

@@ -31,17 +31,34 @@ def difference_hash(image: np.ndarray) -> str:
     return np.packbits(small[:, 1:] > small[:, :-1]).tobytes().hex()
 
 
-def near_duplicates(hashes: Sequence[str], most_bits: int) -> list[tuple[int, int, int]]:
-    """Return (i, j, bits) of all pairs i < j of hashes that differ in at most `most_bits`."""
-    words = np.array([np.frombuffer(bytes.fromhex(h), np.uint64) for h in hashes])
-    found = []
+def near_duplicates(hashes: Sequence[str], most_bits: int) -> list[list[int]]:
+    """Return the positions of near-duplicates in groups of two or more, the largest group first.
+
+    Two images are in one group if their hashes differ in at most `most_bits`, or if a chain of such
+    images joins them. Equal hashes are compared once, so memory does not grow with their number.
+    """
+    if not hashes:
+        return []
+    raw = np.array([np.frombuffer(bytes.fromhex(h), np.uint64) for h in hashes])
+    words, kind_of = np.unique(raw, axis=0, return_inverse=True)
+    group_of_kind = _joined(words, most_bits)
+    groups: dict[int, list[int]] = {}
+    for position, kind in enumerate(kind_of.ravel().tolist()):
+        groups.setdefault(int(group_of_kind[kind]), []).append(position)
+    found = [group for group in groups.values() if len(group) > 1]
+    return sorted(found, key=lambda group: (-len(group), group))
+
+
+def _joined(words: np.ndarray, most_bits: int) -> np.ndarray:
+    """Return for each of N hashes, rows of NxW 64-bit words, the number of its group."""
+    group_of = np.arange(len(words))
     for start in range(0, len(words), BLOCK):
-        rows = words[start : start + BLOCK, None]
-        bits = np.zeros((rows.shape[0], len(words)), np.uint16)
-        for word in range(words.shape[1] if len(words) else 0):
-            bits += np.bitwise_count(rows[..., word] ^ words[None, :, word])
-        first, second = np.nonzero(bits <= most_bits)
-        later = second > first + start
-        pairs = zip(first[later], second[later], strict=True)
-        found += [(int(i) + start, int(j), int(bits[i, j])) for i, j in pairs]
-    return found
+        block = words[start : start + BLOCK, None]
+        bits = np.zeros((len(block), len(words)), np.uint16)
+        for word in range(words.shape[1]):
+            bits += np.bitwise_count(block[..., word] ^ words[None, :, word])
+        for near in bits <= most_bits:
+            joined = np.unique(group_of[near])
+            if len(joined) > 1:
+                group_of[np.isin(group_of, joined)] = joined[0]
+    return group_of

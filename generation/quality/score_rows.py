@@ -16,6 +16,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,9 +128,12 @@ def features_content(
 ) -> tuple[Path, bytes]:
     """Return the file of the features BxD of a block, by the name of their network."""
     buffer = io.BytesIO()
-    named = {f"features_{i}": features[name] for i, name in enumerate(sorted(features))}
-    ids, states = [s.id for s in samples], [state_of(s) for s in samples]
-    np.savez_compressed(buffer, ids=np.array(ids), states=np.array(states), **named)
+    arrays: dict[str, Any] = {
+        "ids": np.array([s.id for s in samples]),
+        "states": np.array([state_of(s) for s in samples]),
+    }
+    arrays |= {f"features_{i}": features[name] for i, name in enumerate(sorted(features))}
+    np.savez_compressed(buffer, **arrays)
     return folder / "features" / part / f"{samples[0].id}.npz", buffer.getvalue()
 
 
@@ -137,7 +141,7 @@ def read_features(
     folder: Path, part: str, samples: Sequence[Sample], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Return the features NxD float64 of all samples, in their order, by network."""
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    found: dict[tuple[str, str], tuple[np.ndarray, ...]] = {}
     for path in sorted((folder / "features" / part).glob("*.npz")):
         remedy = f"delete the folder {folder} and score again"
         wanted = ("ids", "states", *(f"features_{i}" for i in range(len(names))))
@@ -145,8 +149,8 @@ def read_features(
         sound = ids.ndim == 1 and ids.shape == states.shape
         if not sound or any(c.ndim != 2 or len(c) != len(ids) for c in columns):
             raise UserError(f"{path}: holds no features; {remedy}")
-        keys = zip(ids.tolist(), states.tolist(), strict=True)
-        found |= zip(keys, zip(*columns, strict=True), strict=True)
+        stored = zip(ids.tolist(), states.tolist(), strict=True)
+        found |= dict(zip(stored, zip(*columns, strict=True), strict=True))
     keys = [(sample.id, state_of(sample)) for sample in samples]
     if absent := [key[0] for key in keys if key not in found]:
         raise UserError(
@@ -154,6 +158,6 @@ def read_features(
             f"folder {folder} and score again"
         )
     return {
-        name: np.stack([found[key][place] for key in keys]).astype(np.float64)
-        for place, name in enumerate(sorted(names))
+        name: np.stack([found[key][number] for key in keys]).astype(np.float64)
+        for number, name in enumerate(sorted(names))
     }

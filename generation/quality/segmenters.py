@@ -68,7 +68,7 @@ def load(folder: Path, named: str, device: Any) -> Segmenter:
     """Load a segmentation network."""
     spec = class_for(folder, named)
     module, _, name = spec.partition(":")
-    found = getattr(importlib.import_module(module), name, None)
+    found: Any = getattr(importlib.import_module(module), name, None)
     if not hasattr(found, "from_pretrained") or not hasattr(found, "costs"):
         raise UserError(f"--segmenter-class {spec}: has no from_pretrained and costs")
     return found.from_pretrained(folder, device=device)
@@ -78,8 +78,8 @@ def costs_by_size(segmenter: Segmenter, images: Sequence[np.ndarray]) -> list[np
     """Return the costs of images of any sizes, those of one size computed together."""
     found: dict[int, np.ndarray] = {}
     for shape in dict.fromkeys(image.shape for image in images):
-        places = [i for i, image in enumerate(images) if image.shape == shape]
-        found |= zip(places, segmenter.costs([images[i] for i in places]), strict=True)
+        numbers = [i for i, image in enumerate(images) if image.shape == shape]
+        found |= zip(numbers, segmenter.costs([images[i] for i in numbers]), strict=True)
     return [found[i] for i in range(len(images))]
 
 

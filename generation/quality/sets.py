@@ -9,29 +9,29 @@ from generation.quality import distances, pixels
 from pipeline.dataset import Sample
 from pipeline.score_rows import Row
 
-MOST_PAIRS = 100  # of near-duplicates that are listed
+MOST_GROUPS = 100  # of near-duplicates that are listed
+MOST_IDS = 10  # of a group that are listed
 
 
 def find_duplicates(rows: Sequence[Row], most_bits: int) -> dict[str, Any]:
-    """Return how many images have a near-duplicate, and the closest pairs."""
-    pairs = pixels.near_duplicates([row["hash"] for row in rows], most_bits)
-    closest = [
-        {"ids": [rows[i]["id"], rows[j]["id"]], "bits": bits}
-        for i, j, bits in sorted(pairs, key=lambda pair: (pair[2], pair[:2]))[:MOST_PAIRS]
-    ]
+    """Return how many images have a near-duplicate, in how many groups, and the largest groups."""
+    groups = pixels.near_duplicates([row["hash"] for row in rows], most_bits)
     return {
-        "images": len({place for pair in pairs for place in pair[:2]}),
-        "pairs": len(pairs),
-        "closest": closest,
+        "images": sum(map(len, groups)),
+        "groups": len(groups),
+        "largest": [
+            {"images": len(group), "ids": [rows[i]["id"] for i in group[:MOST_IDS]]}
+            for group in groups[:MOST_GROUPS]
+        ],
     }
 
 
 def label_groups(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the places of samples with one and the same label map, where there are several."""
+    """Return the positions of samples with one and the same label map, where there are several."""
     groups: dict[str, list[int]] = {}
-    for place, sample in enumerate(samples):
+    for position, sample in enumerate(samples):
         if digest := sample.row.get("label_sha256"):
-            groups.setdefault(str(digest), []).append(place)
+            groups.setdefault(str(digest), []).append(position)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -111,8 +111,9 @@ def classes_of(rows: Sequence[Row], source: Sequence[Row], segmenter: str) -> di
     for i, name in enumerate(CLASS_NAMES):
         if not counts.areas[2, i]:
             continue
+        iou = round(float(iou_of(counts.areas)[i]), 2)
         found[name] = {
-            "iou": rounded(iou_of(counts.areas)[i]),
+            "iou": iou,
             "recall": rounded(ratio(counts.areas[0, i], counts.areas[2, i])),
             "band_recall": rounded(ratio(counts.band[0, i], counts.band[2, i])),
             "small_recall": rounded(ratio(counts.objects[0, i], counts.objects[1, i])),
@@ -124,7 +125,7 @@ def classes_of(rows: Sequence[Row], source: Sequence[Row], segmenter: str) -> di
             most = iou_of(ceiling.areas)[i]
             found[name] |= {
                 "ceiling_iou": rounded(most),
-                "share_of_ceiling": rounded(ratio(found[name]["iou"], most)),
+                "share_of_ceiling": rounded(ratio(iou, most)),
             }
     return found
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from pipeline.markdown import code, plain
 
+SHOWN_GROUPS, SHOWN_IDS = 10, 3  # of near-duplicates
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a Markdown table; the first column is text, the others are numbers or None."""
@@ -60,7 +62,9 @@ def _fidelity(summary: Mapping[str, Any], groups: Mapping[str, Any]) -> list[str
         found = [(group, g["fidelity"][name]) for group, g in groups.items()]
         rows = [[group, *(f.get(key) for key in columns.values())] for group, f in found]
         parts.append(table(["images", *columns], rows))
-        rows = [[c, *(facts.get(key) for key in by_class.values())] for c, facts in classes.items()]
+        rows = [
+            [c, *(scores.get(key) for key in by_class.values())] for c, scores in classes.items()
+        ]
         parts.append(table(["class", *by_class], rows))
     return parts
 
@@ -70,8 +74,8 @@ def _attributes(summary: Mapping[str, Any], groups: Mapping[str, Any]) -> list[s
     if not heldout:
         return []
     rows = [["held-out images", *(heldout[name]["top1"] for name in heldout)]]
-    for group, facts in groups.items():
-        rows.append([group, *(facts["attributes"][name]["accuracy"] for name in heldout)])
+    for group, summarised in groups.items():
+        rows.append([group, *(summarised["attributes"][name]["accuracy"] for name in heldout)])
     head = ["images that show what their row names, %", *heldout]
     return ["## Attributes", table(head, rows)]
 
@@ -80,20 +84,26 @@ def _sets(summary: Mapping[str, Any]) -> list[str]:
     found = summary["duplicates"]
     parts = [
         "## Between images",
-        f"{found['images']} images have a near-duplicate ({found['pairs']} pairs).",
+        f"{found['images']} images have a near-duplicate, in {found['groups']} groups.",
     ]
+    if found["largest"]:
+        rows = [
+            [", ".join(map(str, group["ids"][:SHOWN_IDS])), group["images"]]
+            for group in found["largest"][:SHOWN_GROUPS]
+        ]
+        parts.append(table(["largest groups of near-duplicates, by their first ids", "n"], rows))
     if known := {k: v for k, v in summary.get("diversity", {}).items() if v}:
         head = ["variety of one label map (1 - cosine)", "mean", "deviation", "label maps"]
         rows = [
-            [name, f"{facts['mean']:.3f}", f"{facts['deviation']:.3f}", facts["label_maps"]]
-            for name, facts in known.items()
+            [name, f"{values['mean']:.3f}", f"{values['deviation']:.3f}", values["label_maps"]]
+            for name, values in known.items()
         ]
         parts.append(table(head, rows))
     if known := {k: v for k, v in summary.get("distances", {}).items() if v}:
         columns = ("kernel", "kernel_deviation", "gaussian", "frechet", "precision", "recall")
         rows = [
-            [name, f"{facts['n'][1]} / {facts['n'][0]}", *(f"{facts[c]:g}" for c in columns)]
-            for name, facts in known.items()
+            [name, f"{values['n'][1]} / {values['n'][0]}", *(f"{values[c]:g}" for c in columns)]
+            for name, values in known.items()
         ]
         parts.append(table(["distance from the reference", "n / reference", *columns], rows))
     return parts

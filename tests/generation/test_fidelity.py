@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from generation.quality import fidelity, pixels, segmenters
+from generation.quality import fidelity, pixels, segmenters, sets
 from pipeline import transformers_segmenter
 from pipeline.errors import UserError
 from pipeline.small_objects import small_objects
@@ -119,11 +119,42 @@ def test_near_duplicates_are_found_across_blocks(monkeypatch) -> None:
     images = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(5)]
     images.append(np.clip(images[1].astype(int) + 1, 0, 255).astype(np.uint8))
     hashes = [pixels.difference_hash(image) for image in images]
-    assert [pair[:2] for pair in pixels.near_duplicates(hashes, 6)] == [(1, 5)]
-    exact = [(i, j) for i in range(6) for j in range(i + 1, 6)]
-    differing = {(i, j): bin(int(hashes[i], 16) ^ int(hashes[j], 16)).count("1") for i, j in exact}
-    assert {p[:2]: p[2] for p in pixels.near_duplicates(hashes, 256)} == differing
+    assert pixels.near_duplicates(hashes, 6) == [[1, 5]]
+    assert pixels.near_duplicates(hashes, 256) == [[0, 1, 2, 3, 4, 5]]
     assert pixels.near_duplicates([], 6) == []
+
+
+def test_near_duplicates_come_in_groups(monkeypatch) -> None:
+    """Chains are joined, as an independent search over all pairs finds them."""
+    monkeypatch.setattr(pixels, "BLOCK", 16)
+    rng = np.random.default_rng(1)
+    values = [int(rng.integers(2**62)) for _ in range(20)]
+    for _ in range(60):  # copies of copies, each with one or two bits changed
+        flipped = sum(1 << int(bit) for bit in rng.choice(62, int(rng.integers(0, 3)), False))
+        values.append(values[int(rng.integers(len(values)))] ^ flipped)
+    expected, left = [], set(range(len(values)))
+    while left:
+        group, waiting = set(), [left.pop()]
+        while waiting:
+            here = waiting.pop()
+            group.add(here)
+            near = {i for i in left if (values[i] ^ values[here]).bit_count() <= 2}
+            left -= near
+            waiting += near
+        expected.append(sorted(group))
+    hashes = [f"{value:064x}" for value in values]
+    found = pixels.near_duplicates(hashes, 2)
+    assert sorted(found) == sorted(group for group in expected if len(group) > 1)
+    assert [len(group) for group in found] == sorted(map(len, found), reverse=True)
+
+
+def test_thousands_of_equal_images_are_one_row() -> None:
+    rows = [{"id": f"{i:08d}", "hash": "a" * 64} for i in range(20_000)]
+    rows[7]["hash"] = "5" * 64
+    found = sets.find_duplicates(rows, 6)
+    assert (found["images"], found["groups"]) == (19_999, 1)
+    assert found["largest"][0]["images"] == 19_999
+    assert len(found["largest"][0]["ids"]) == sets.MOST_IDS
 
 
 @pytest.mark.parametrize("key", ["auto_map", "quantization_config", "use_kernels"])

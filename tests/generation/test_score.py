@@ -1,6 +1,7 @@
 """The program that scores a dataset folder, with a network that knows classes by their colours."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from PIL import Image
 
 from generation import score
 from generation.quality import score_rows, sets, summary
+from pipeline import files
+from pipeline.claims import Claims
 from pipeline.dataset import DatasetWriter, open_dataset
 from pipeline.errors import UserError
 
@@ -158,6 +161,24 @@ def test_nothing_is_scored_twice_and_changed_samples_are(
     score.main()
     after = {r["id"]: r for r in map(json.loads, (data / "quality/data.jsonl").open())}
     assert after["00000004"]["state"].startswith("0" * 16)
+
+
+def test_a_second_scoring_into_one_folder_is_refused(
+    call, data: Path, judge: Path, monkeypatch
+) -> None:
+    words = ("--data", data, *toy(judge))
+    with Claims(data / "quality"), pytest.raises(UserError, match="is writing to it; wait"):
+        call(*words)
+    holder = {"host": "here", "host_id": files.host_id(), "pid": os.getppid(), "id": "00000000"}
+    (data / "quality/claims").mkdir()
+    (data / "quality/claims/writer-000").write_text(json.dumps(holder))
+    with monkeypatch.context() as patch:  # both have found the folder idle
+        patch.setattr("pipeline.claims.require_idle", lambda folder: None)
+        with pytest.raises(UserError, match=f"process {os.getppid()} on here is writing"):
+            call(*words)
+    (data / "quality/claims/writer-000").unlink()
+    assert not (data / "quality/data.jsonl").exists()
+    assert call(*words) == 0 and not (data / "quality/claims").exists()
 
 
 def test_another_setting_is_refused(call, data: Path, judge: Path) -> None:
