@@ -57,8 +57,8 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
     config = dataclasses.replace(default_config("pocket"), n=n, output=folder / "inputs")
     inputs = read_inputs(config)
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
-    maker = SampleMaker(sampler, config, inputs.source, inputs.label_maps, {})
-    maker.make(inputs.plan[:1])[0].finish()
+    maker = SampleMaker(sampler, inputs.specs)
+    maker.make(inputs.plan[:1])[0].result()
     seconds: dict[str, list[float]] = {"written": [], "dropped": []}
     for repeat in range(repeats):
         for kind in seconds:
@@ -68,8 +68,8 @@ def writing(folder: Path, n: int, repeats: int) -> dict[str, Any]:
                 target if kind == "written" else Nowhere(), lambda batch: None
             ) as saver:
                 for item in inputs.plan:
-                    for started in maker.make([item]):
-                        saver.put(started)
+                    for sample in maker.make([item]):
+                        saver.put(sample)
             seconds[kind].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(seconds["written"], seconds["dropped"], strict=True)]
     return {

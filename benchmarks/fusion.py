@@ -80,8 +80,8 @@ def plain_loop(networks: Networks, sampler: Sampler) -> Plain:
         controlnet=controlnet,
         vae=networks.vae,
         scheduler=networks.scheduler,
-        base=sampler._latent(sampler.base_px),
-        canvas=sampler._latent(sampler.canvas_px),
+        base=sampler._latent(sampler.sizes.base_px),
+        canvas=sampler._latent(sampler.sizes.canvas_px),
         tile=sampler._latent(config.tile_px),
         stride=sampler._latent(config.stride_px),
         min_region_share=config.min_region_share,
@@ -101,7 +101,7 @@ def our_latents(sampler: Sampler, label: np.ndarray, seed: int) -> list[torch.Te
 
     drawing.decode_latents = decode_and_keep
     try:
-        sampler.draw(label, PROMPT, seed)
+        sampler.generate(label, PROMPT, seed)
     finally:
         drawing.decode_latents = decode_latents
     return caught
@@ -159,7 +159,7 @@ def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, 
             for kind in seconds:
                 start = time.perf_counter()
                 if kind == "ours":
-                    sampler.draw(label, PROMPT, 0)
+                    sampler.generate(label, PROMPT, 0)
                 else:
                     decode_latents(networks.vae, plain.draw(label, states, 0))
                 seconds[kind].append(time.perf_counter() - start)

@@ -12,7 +12,8 @@ from generation import label_maps as maps
 from generation.output import CACHE_NAME
 from generation.plan import PlanItem, Planner
 from generation.settings import Config, run_mapping
-from generation.sizes import check_canvas, check_grid
+from generation.sizes import check_vae_tiles
+from generation.specs import SpecReader
 from pipeline import models
 from pipeline.config import digest
 from pipeline.errors import UserError
@@ -34,6 +35,8 @@ class Inputs:
     images: dict[str, str]
     """Digest by label map of the source images, where they are used."""
     planner: Planner
+    specs: SpecReader
+    """Reads the label maps of plan items."""
     missing: list[int]
     """Indices below n without a finished sample."""
     rows: MetadataIndex
@@ -41,7 +44,7 @@ class Inputs:
 
     @functools.cached_property
     def plan(self) -> list[PlanItem]:
-        """What the samples will be; drawn when first needed, never for a finished folder."""
+        """What the samples will be; made when first needed, never for a finished folder."""
         return self.planner.make_plan(self.rows.n)
 
 
@@ -71,7 +74,9 @@ def check_models(config: Config) -> None:
         models.check_fit(f"--second-control.controlnet {folder}", "controlnet", folder, base)
     home = find_local(base)
     if home is not None:
-        check_grid(config, read_size_grid(home / "vae", home / "unet"))
+        grid = read_size_grid(home / "vae", home / "unet")
+        config.sizes.check_grid(grid)
+        check_vae_tiles(config.vae_tile_px, grid)
 
 
 def check_loadable(config: Config) -> None:
@@ -87,9 +92,9 @@ def check_loadable(config: Config) -> None:
 
 
 def read_inputs(config: Config) -> Inputs:
-    """Check all settings and files and draw the plan."""
+    """Check all settings and files; prepare the plan."""
     config.check()
-    check_canvas(config)
+    config.sizes.check()
     check_output(config.output, DATASET, inputs={"--label-maps": config.label_maps_folder})
     check_models(config)
     source = maps.open_folder(
@@ -119,7 +124,20 @@ def read_inputs(config: Config) -> Inputs:
     rows = MetadataIndex(config.output, config.n)
     rows.update()
     rows.retry_failed()
-    return Inputs(source, found, images, planner, rows.missing(), rows)
+    specs = SpecReader(
+        folder=source,
+        label_maps=found,
+        grammar=config.prompt,
+        seed=config.seed,
+        crop_px=config.crop_px,
+        min_rare_share=config.rare_classes.min_share,
+        with_source=config.needs_source_images,
+        metadata={
+            "negative_prompt": config.negative_prompt if config.guidance_scale != 1 else "",
+            "fusion": config.fusion,
+        },
+    )
+    return Inputs(source, found, images, planner, specs, rows.missing(), rows)
 
 
 def identify(config: Config, inputs: Inputs) -> dict[str, Any]:

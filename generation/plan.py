@@ -1,22 +1,19 @@
 """What every sample will be: a pure function of (settings, seed, index), without torch.
 
-A sample is drawn in two parts. `make_plan` settles class, label map, condition, time and place from
-the statistics of the label maps alone, so a plan of 50,000 samples costs a second. `place_crop`
-settles the crop once the label map is read. Item i does not depend on n, on the number of
-processes or on any other item.
+A sample is settled in two parts. `make_plan` settles class, label map, condition, time and place
+from the statistics of the label maps alone, so a plan of 50,000 samples costs a second.
+`place_crop` settles the crop once the label map is read. Item i does not depend on n, on the number
+of processes or on any other item.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 
-from generation.label_maps import LabelMap
-from generation.prompts import Grammar, Name, join_classes, quota_sequence, render_prompt
-from generation.settings import Config
-from pipeline.labels import CLASS_NAMES, NUM_CLASSES
+from generation.prompts import Grammar, Name, quota_sequence
+from pipeline.labels import NUM_CLASSES
 from pipeline.rare_classes import RareClassSampling, class_probabilities
 from pipeline.seeding import numpy_generator, seed_of
 
@@ -84,8 +81,8 @@ class Planner:
         Conditions come by quota, times and places by quota within their condition.
         """
         grammar = self.grammar
-        shares = {name: condition.share for name, condition in grammar.conditions.items()}
-        conditions = self._deal(shares, n, "conditions")
+        condition_shares = {name: c.share for name, c in grammar.conditions.items()}
+        conditions = self._deal(condition_shares, n, "conditions")
         scenes = {}
         for name in set(conditions):
             pairs = product(grammar.conditions[name].times.items(), grammar.places.items())
@@ -114,8 +111,8 @@ class Planner:
         classes = np.searchsorted(edges / edges[-1], first, side="right")
         label_maps = np.empty(n, dtype=int)
         for class_id in np.unique(classes):
-            drawn, serving = classes == class_id, self.serving[class_id]
-            label_maps[drawn] = serving[(second[drawn] * serving.size).astype(int)]
+            chosen, serving = classes == class_id, self.serving[class_id]
+            label_maps[chosen] = serving[(second[chosen] * serving.size).astype(int)]
         return label_maps.tolist(), classes.tolist()
 
 
@@ -130,7 +127,7 @@ def place_crop(
     """Choose the window of `size` (height, width) for `item` in its HxW label map.
 
     With rare class sampling it is centred on a random pixel of the class, clamped to the map, and
-    redrawn up to ten times until the class covers more than `min_share` of it; the last try
+    chosen again up to ten times until the class covers more than `min_share` of it; the last try
     stands. Otherwise it is uniform. A map of the crop's own size is taken whole.
     """
     height, width = size
@@ -150,38 +147,3 @@ def place_crop(
         if (crop.of(label) == item.rare_class).mean() > min_share:
             break
     return crop
-
-
-def describe(
-    item: PlanItem, whole: np.ndarray, label_map: LabelMap, config: Config
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the label crop of a sample and its row before it is drawn.
-
-    `whole`: the HxW label map of `label_map`, train ids with void 255.
-    """
-    crop = place_crop(
-        whole, item, seed=config.seed, size=config.crop_px, min_share=config.rare_classes.min_share
-    )
-    label, rare = crop.of(whole), item.rare_class
-    rng = numpy_generator(config.seed, "class words", item.index)
-    prompt = render_prompt(
-        config.prompt,
-        join_classes(label, config.prompt, rng),
-        condition=item.condition,
-        time=item.time,
-        place=item.place,
-    )
-    return label, {
-        "prompt": prompt,
-        "negative_prompt": config.negative_prompt if config.guidance_scale != 1 else "",
-        "seed": noise_seed(config.seed, item.index, 0),
-        "condition": item.condition,
-        "time": item.time,
-        "place": item.place,
-        "rare_class": None if rare is None else CLASS_NAMES[rare],
-        "rare_share": None if rare is None else round(float((label == rare).mean()), 4),
-        "source_label": label_map.name,
-        "source_size": [label_map.height, label_map.width],
-        "crop": [crop.top, crop.left, crop.height, crop.width],
-        "fusion": config.fusion,
-    }

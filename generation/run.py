@@ -23,7 +23,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from generation import card, dry_run, label_maps, worker
+from generation import card, dry_run, label_maps, plan_file, worker
 from generation.inputs import (
     Inputs,
     check_loadable,
@@ -62,7 +62,7 @@ def main() -> int | None:
     inputs = read_inputs(config)
 
     with files.storage_errors(
-        config.output, lambda: dry_run.disk_estimate(config, config.n - inputs.rows.done)
+        config.output, lambda: dry_run.disk_estimate(config.n - inputs.rows.done, config.crop_px)
     ):
         # Models: can they be loaded?
         if inputs.missing:
@@ -84,16 +84,15 @@ def main() -> int | None:
 def print_plan(config: Config) -> None:
     """Print what a run would do; write it to `plan_file` if that is set."""
     if config.plan_file:
-        dry_run.check_plan_file(Path(config.plan_file))
+        plan_file.check_plan_file(Path(config.plan_file))
     inputs = read_inputs(config)
     if warning := label_maps.mostly_void(inputs.label_maps):
         print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
     print(dry_run.summary(config, inputs.plan, len(inputs.label_maps), len(inputs.missing)))
     missing = [inputs.plan[index] for index in inputs.missing]
-    print(dry_run.forecast(missing, inputs.source, inputs.label_maps, config))
+    print(dry_run.forecast(missing, inputs.specs, config))
     if config.plan_file:
-        path = Path(config.plan_file)
-        dry_run.write_plan(path, inputs.plan, inputs.source, inputs.label_maps, config)
+        plan_file.write_plan(Path(config.plan_file), inputs.plan, inputs.specs)
 
 
 def print_warnings(config: Config, inputs: Inputs) -> None:
@@ -102,8 +101,8 @@ def print_warnings(config: Config, inputs: Inputs) -> None:
         print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
     if inputs.missing:
         missing = [inputs.plan[index] for index in inputs.missing]
-        samples = dry_run.sample_rows(missing, inputs.source, inputs.label_maps, config)
-        if warning := dry_run.cut_prompts([row for _, row in samples], config):
+        prompts = [spec.prompt for spec in dry_run.read_some(missing, inputs.specs)]
+        if warning := dry_run.cut_prompts(prompts, config.negative_prompt, config.base):
             print(f"streetforge: {warning}", file=sys.stderr)
 
 
@@ -135,7 +134,7 @@ def open_output(config: Config, inputs: Inputs) -> RunFolder:
 
 def prepare_output(config: Config, inputs: Inputs, folder: RunFolder) -> None:
     """Make the folder ready for all processes; those that wait for the scan of the maps go on."""
-    dry_run.require_disk(config, len(inputs.missing))
+    dry_run.require_disk(config.output, len(inputs.missing), config.crop_px)
     require_writable(config.output)
     files.sweep_temporaries(config.output)
     folder.restore(inputs.rows)
@@ -171,7 +170,7 @@ def generate_missing(
 
     sampler = Sampler(load_networks(config, pick_device(config.cpu_threads)), config)
     provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
-    maker = worker.SampleMaker(sampler, config, inputs.source, inputs.label_maps, provenance)
+    maker = worker.SampleMaker(sampler, inputs.specs, provenance)
     return worker.work_until_done(
         lambda indices: maker.make([inputs.plan[index] for index in indices]),
         folder,

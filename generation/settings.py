@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 import tyro
 
 from generation.prompts import Grammar
+from generation.sizes import CanvasSizes
+from generation.tiles import RegionRules
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import require_between, require_positive, require_seed, to_mapping
 from pipeline.errors import UserError
@@ -16,7 +18,7 @@ from pipeline.labels import CLASS_NAMES, shipped
 from pipeline.rare_classes import RareClassSampling
 
 DEFAULT_LABEL_MAPS = shipped("pocket_layouts")
-SCHEDULERS = {
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
@@ -301,14 +303,33 @@ class Config:
         """The folder of the label maps."""
         return Path(self.label_maps) if self.label_maps else DEFAULT_LABEL_MAPS
 
-    def scaled(self, scale: float) -> tuple[int, int]:
-        """Return the crop's height and width in pixels of a pass at `scale`."""
-        return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
+    @property
+    def sizes(self) -> CanvasSizes:
+        """The sizes of crop, passes and tiles."""
+        return CanvasSizes(
+            crop_px=self.crop_px,
+            base_pass_scale=self.base_pass_scale,
+            canvas_scale=self.canvas_scale,
+            tile_px=self.tile_px,
+            stride_px=self.stride_px,
+            is_tiled=self.fusion != "none",
+        )
 
     @property
-    def base_pass_ids(self) -> list[int]:
-        """The train ids of `base_pass_classes`."""
-        return [CLASS_NAMES.index(name) for name in self.base_pass_classes or CLASS_NAMES]
+    def region_rules(self) -> RegionRules:
+        """Which regions are kept from the base pass, and which tiles are evaluated."""
+        ids = [CLASS_NAMES.index(name) for name in self.base_pass_classes or CLASS_NAMES]
+        return RegionRules(self.min_region_share, ids, self.tile_selection, self.fusion)
+
+    @property
+    def first_step(self) -> int:
+        """The first denoising step of images that start from a source image, see `strength`."""
+        return self.steps - max(1, round(self.steps * self.strength))
+
+    @property
+    def guess_mode_step(self) -> int:
+        """The step from which the unconditional branch runs without ControlNet."""
+        return round(self.steps * self.guess_mode_from)
 
     @property
     def needs_source_images(self) -> bool:

@@ -3,8 +3,8 @@
     pipe = StreetPipeline.from_pretrained()                # the pocket model; .to("cuda") elsewhere
     image = pipe(label, "a city street scene with road and car, in snowy weather").images[0]
 
-It draws exactly what `generation/run.py` draws: the label, prompt and seed of a row give the row's
-image, by the same settings on the same kind of device.
+It generates exactly what `generation/run.py` generates: the label, prompt and seed of a row give
+the row's image, by the same settings on the same kind of device.
 """
 
 import contextlib
@@ -18,24 +18,27 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from generation.pipeline_inputs import (
+    Label,
+    Seed,
+    SourceImage,
+    as_source_of,
+    broadcast,
+    require_text,
+)
 from generation.sampler.networks import Networks, load_networks
-from generation.sampler.sampler import Request, Sampler
+from generation.sampler.sampler import Sampler
+from generation.samples import SampleSpec
 from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, default_config
-from generation.sizes import check_canvas
-from pipeline import base_defaults, files, labels, models
+from pipeline import base_defaults, files, models
 from pipeline.config import from_layers, from_mapping, to_mapping, with_base
 from pipeline.errors import UserError
-from pipeline.images import read_image
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 from pipeline.yaml_files import load_preset
 
 SETTINGS_FILE = "street_pipeline.json"
 OF_THE_FOLDER = ("base", "unet", "controlnet", *NOT_IN_DIGEST)  # not settings of a saved pipeline
-Label = np.ndarray | Image.Image | str | Path
-Picture = np.ndarray | Image.Image | str | Path
-PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits a channel
-Seed = torch.Generator | int | np.integer | None
 
 
 @dataclass
@@ -50,7 +53,7 @@ class StreetPipelineOutput(BaseOutput):
 
 
 class StreetPipeline:
-    """Draws street scenes from label maps. `settings` are those of `generation/run.py`.
+    """Generates street scenes from label maps. `settings` are those of `generation/run.py`.
 
     Weights are read for the first image, straight to the device.
     """
@@ -91,7 +94,7 @@ class StreetPipeline:
         return cls(from_mapping(Config, {**named, **settings}, "from_pretrained", chosen))
 
     def to(self, device: str | torch.device) -> "StreetPipeline":
-        """Draw on another device from now on."""
+        """Generate on another device from now on."""
         if torch.device(device) != self.device:
             self.device, self._networks = torch.device(device), None
         return self
@@ -105,82 +108,77 @@ class StreetPipeline:
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        image: Picture | None = None,
+        image: SourceImage | None = None,
         output_type: Literal["pil", "np"] = "pil",
         return_dict: bool = True,
     ) -> StreetPipelineOutput | tuple[Any]:
-        """Draw one image per label and prompt; a single one is used for all.
+        """Generate one image per label and prompt; a single one is used for all.
 
         `label`: HxW train ids with void 255, or the path of such a PNG. `generator`: a seed, or a
         torch.Generator, which stands for its seed when fresh and gives new seeds after that.
         `image`: the source image, of the label's size, for settings with a second control, a
-        strength below 1 or the source's details: a path, a PIL image, HxWx3 or HxW integers in
+        strength below 1 or a colour transfer: a path, a PIL image, HxWx3 or HxW integers in
         0..255, or such floats in 0..1.
         """
         if output_type not in ("pil", "np"):
             raise UserError(f"output_type {output_type!r}: use 'pil' or 'np'")
-        lists = [_as_list(value) for value in (label, prompt, generator)]
-        count = max(map(len, lists))
-        if any(len(values) not in (1, count) for values in lists):
-            raise UserError(
-                f"{len(lists[0])} labels, {len(lists[1])} prompts and {len(lists[2])} generators; "
-                "give one of each, or equally many"
-            )
-        changes = {
-            "negative_prompt": negative_prompt,
-            "steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-        }
-        settings = replace(self.settings, **{k: v for k, v in changes.items() if v is not None})
-        maps, prompts, generators = (v * (count // len(v)) for v in lists)
-        maps, seeds = [as_label(one) for one in maps], [_seed(one) for one in generators]
-        for text in (*prompts, settings.negative_prompt):
-            if not isinstance(text, str):
-                raise UserError(f"prompt {text!r}: must be text")
-        if output_type == "np" and len({one.shape for one in maps}) > 1:
+        label_maps, prompts, seeds = broadcast(label, prompt, generator)
+        if output_type == "np" and len({one.shape for one in label_maps}) > 1:
             raise UserError("output_type 'np': the labels differ in size; use 'pil'")
+        source = self._source_of(image, label_maps)
+        settings = self._changed(negative_prompt, num_inference_steps, guidance_scale)
+        specs = [
+            SampleSpec(one, text, seed, source)
+            for one, text, seed in zip(label_maps, prompts, seeds, strict=True)
+        ]
+        arrays = [self._generate(settings, spec) for spec in specs]
+        images: Any = [Image.fromarray(array) for array in arrays]
+        if output_type == "np":
+            images = np.stack(arrays).astype(np.float32) / 255
+        return StreetPipelineOutput(images, seeds) if return_dict else (images,)
+
+    def _source_of(
+        self, image: SourceImage | None, label_maps: Sequence[np.ndarray]
+    ) -> np.ndarray | None:
+        """Return the source image if the settings use one; it must be given then, and only then."""
         if self.settings.needs_source_images != (image is not None):
             word = "needs" if image is None else "does not use"
             raise UserError(
                 f"image: the pipeline {word} a source image, by its settings second_control, "
                 "strength and color_transfer"
             )
-        source = None if image is None else as_source(image)
-        for one in maps if source is not None else ():
-            if source.shape[:2] != one.shape:
-                raise UserError(
-                    f"image: {source.shape[1]}x{source.shape[0]} px, but its label is "
-                    f"{one.shape[1]}x{one.shape[0]}; both must have the same size"
-                )
-        images = [
-            self._draw(replace(settings, crop_px=one.shape), one, text, seed, source)
-            for one, text, seed in zip(maps, prompts, seeds, strict=True)
-        ]
-        if output_type == "np":
-            pictures: Any = np.stack(images).astype(np.float32) / 255
-        else:
-            pictures = [Image.fromarray(image) for image in images]
-        return StreetPipelineOutput(pictures, seeds) if return_dict else (pictures,)
+        return None if image is None else as_source_of(image, label_maps)
 
-    def _draw(
-        self,
-        settings: Config,
-        label: np.ndarray,
-        prompt: str,
-        seed: int,
-        source: np.ndarray | None,
-    ) -> np.ndarray:
+    def _changed(
+        self, negative_prompt: str | None, steps: int | None, guidance_scale: float | None
+    ) -> Config:
+        """Return the settings of one call."""
+        settings = self.settings
+        if negative_prompt is not None:
+            require_text(negative_prompt)
+            settings = replace(settings, negative_prompt=negative_prompt)
+        if steps is not None:
+            settings = replace(settings, steps=steps)
+        if guidance_scale is not None:
+            settings = replace(settings, guidance_scale=guidance_scale)
+        return settings
+
+    def _generate(self, settings: Config, spec: SampleSpec) -> np.ndarray:
+        """Return the image HxWx3 uint8 of one label map, whose size becomes that of the crop."""
+        height, width = spec.label.shape
+        settings = replace(settings, crop_px=(height, width))
         settings.check()
-        check_canvas(settings)
+        settings.sizes.check()
         if self._networks is None:
             self._networks = load_networks(settings, self.device)
         with _threads(settings.cpu_threads, self.device):
             self._networks.set_scheduler(settings)
-            request = Request(label, prompt, seed, source)
-            picture = Sampler(self._networks, settings).generate_all([request])[0]
-        if picture.image is None:
-            raise UserError(f"seed {seed}: {picture.problem}; try another seed or other settings")
-        return picture.image
+            sample = Sampler(self._networks, settings).generate_all([spec])[0]
+        if sample.image is None:
+            raise UserError(
+                f"seed {spec.seed}: {sample.problem}; try another seed or other settings"
+            )
+        return sample.image
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a stock ControlNet pipeline folder of diffusers, with our settings beside it."""
@@ -213,69 +211,6 @@ class StreetPipeline:
         files.write_json(Path(folder) / SETTINGS_FILE, kept)
         brought = {name: kept[name] for name in OF_THE_BASE}  # for those who name it as a base
         files.write_json(Path(folder) / base_defaults.SETTINGS_FILE, {"generation": brought})
-
-
-def as_label(label: Label) -> np.ndarray:
-    """Return HxW uint8 train ids of an array, a grey or palette image, or the path of a PNG."""
-    if isinstance(label, str | Path):
-        return labels.read_label(label)
-    if isinstance(label, Image.Image):
-        labels.check_label_mode(label.mode, colors=False)
-    ids = np.asarray(label)
-    if ids.ndim != 2 or not ids.size or ids.dtype.kind not in "iu":
-        raise UserError(f"label of shape {ids.shape}, {ids.dtype}: give HxW whole numbers")
-    if ids.min() < 0 or ids.max() > labels.VOID:
-        raise UserError(f"label: ids {ids.min()} to {ids.max()}; give train ids 0..18, void 255")
-    ids = ids.astype(np.uint8)
-    labels.check_ids(ids, "label")
-    return ids
-
-
-def as_source(image: Picture) -> np.ndarray:
-    """Return HxWx3 uint8 RGB of a source image in any of the forms a call takes."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        if image.mode not in PLAIN_MODES:
-            raise UserError(f"image: has mode {image.mode}; convert it to 8-bit RGB")
-        return np.array(image.convert("RGB"))
-    values = np.asarray(image)
-    grey = values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 1)
-    if not (grey or (values.ndim == 3 and values.shape[2] == 3)) or not values.size:
-        raise UserError(f"image of shape {values.shape}: give HxWx3 or HxW")
-    if values.dtype.kind not in "uif":
-        raise UserError(f"image of {values.dtype}: give integers in 0..255 or floats in 0..1")
-    highest = 1 if values.dtype.kind == "f" else 255
-    low, high = values.min(), values.max()
-    if not 0 <= low <= high <= highest:  # not a number is neither
-        raise UserError(
-            f"image: values {low:g} to {high:g}; give integers in 0..255 or floats in 0..1"
-        )
-    pixels = np.round(values * (255 / highest)).astype(np.uint8)
-    return np.repeat(pixels.reshape(*values.shape[:2], 1), 3, 2) if grey else pixels
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Return several values as a list; nested lists of numbers are one label."""
-    if isinstance(value, list | tuple) and not (value and isinstance(value[0], list)):
-        return list(value)
-    return [value]
-
-
-def _seed(generator: Seed) -> int:
-    """Return the seed an image starts from; a generator moves on, so it never gives one twice."""
-    if isinstance(generator, int | np.integer):
-        if not 0 <= generator < 2**64:
-            raise UserError(f"generator {generator}: a seed must be in 0..{2**64 - 1}")
-        return int(generator)
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise UserError(f"generator {generator!r}: give a seed or a torch.Generator")
-    stream = torch.default_generator if generator is None else generator
-    start = stream.initial_seed()
-    fresh = torch.Generator(stream.device).manual_seed(start).get_state()
-    used = not torch.equal(fresh, stream.get_state())
-    drawn = int(torch.randint(2**62, (1,), generator=stream, device=stream.device))
-    return drawn if used else start
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """Where tiles lie, how they are weighted, and which regions come from the base pass.
 
-Lengths are in pixels of whatever grid the caller uses; the engine passes latent pixels.
+Lengths are in pixels of whatever grid the caller uses; the sampler passes latent pixels.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from pipeline.labels import NUM_CLASSES
 from pipeline.resizing import pick_nearest, resize_nearest
@@ -47,6 +47,8 @@ def large_components(
 
     Of `classes` alone, and never of void. DGInStyle, multi-resolution latent fusion.
     """
+    from scipy import ndimage
+
     mask = np.zeros(label.shape, dtype=bool)
     for class_id in np.unique(label):
         if class_id not in classes:
@@ -58,21 +60,26 @@ def large_components(
     return mask
 
 
-def held_mask(
-    label: np.ndarray,
-    size: tuple[int, int],
-    *,
-    min_share: float,
-    classes: Collection[int],
-    fusion: str,
-) -> np.ndarray:
-    """Return the bool mask, of `size` in latent pixels, of what is kept from the base pass.
+@dataclass(frozen=True)
+class RegionRules:
+    """Which regions the high-resolution pass keeps from the base pass, and which tiles it needs."""
 
-    `label`: HxW train ids of the whole canvas. See `large_components`; the `reference` fusion
-    reduces the mask as DGInStyle does.
-    """
-    mask = large_components(label, min_share, classes)
-    return (pick_nearest if fusion == "reference" else resize_nearest)(mask, size)
+    min_share: float
+    """Share of the crop above which a region is kept, see `large_components`."""
+    classes: Collection[int]
+    """Train ids of the classes that are kept."""
+    selection: str
+    """Which tiles are evaluated, see `chosen_boxes`."""
+    fusion: str
+    """`reference` reduces the mask to latent pixels as DGInStyle does."""
+
+    def held_mask(self, label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return the bool mask, of `size` in latent pixels, of what is kept from the base pass.
+
+        `label`: HxW train ids of the whole canvas.
+        """
+        mask = large_components(label, self.min_share, self.classes)
+        return (pick_nearest if self.fusion == "reference" else resize_nearest)(mask, size)
 
 
 def chosen_boxes(

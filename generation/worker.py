@@ -4,96 +4,46 @@ Processes do not know of each other and do not wait for each other; they meet in
 the rows of the output folder. So one may be started, stopped, or killed at any time.
 """
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from generation.label_maps import LabelMap, LabelMapFolder
-from generation.plan import Crop, PlanItem, describe, noise_seed
+from generation.plan import PlanItem
 from generation.progress import Progress
-from generation.settings import Config
-from generation.writer import FinishedSample, PendingSample, Writer, WriterThread
+from generation.samples import FinishedSample, SampleSpec
+from generation.specs import SpecReader
+from generation.writer import Pending, Writer, WriterThread
 from pipeline.claims import Claims
 from pipeline.metadata import MetadataIndex
 from pipeline.rows import sample_id
 from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from generation.sampler.sampler import Sampler
+    from generation.sampler.sampler import PendingSample, Sampler
 
-ATTEMPTS = 3  # an image that is not finite or constant is drawn anew twice
 MAX_CLAIMS = 8  # samples claimed at once, while many are missing
 GRACE_S = 8.0  # a sample that takes longer than this after a stop signal is dropped
 
 
 class SampleMaker:
-    """Makes single samples from plan items."""
+    """Generates samples of the plan; `provenance` goes into every row."""
 
     def __init__(
-        self,
-        sampler: "Sampler",
-        config: Config,
-        source: LabelMapFolder,
-        label_maps: list[LabelMap],
-        facts: dict[str, Any],
+        self, sampler: "Sampler", specs: SpecReader, provenance: dict[str, Any] | None = None
     ) -> None:
-        self.sampler, self.config = sampler, config
-        self.source, self.label_maps, self.facts = source, label_maps, facts
-        self.attempts: Counter[int] = Counter()
-        self._last = 0.0  # when the group before was finished
+        self.sampler, self.specs, self.provenance = sampler, specs, provenance or {}
+        self._attempts: Counter[int] = Counter()
 
-    def prepare(self, item: PlanItem) -> tuple[np.ndarray, dict[str, Any], np.ndarray | None]:
-        """Return label crop and row of a sample before it is drawn, and its source if needed."""
-        label_map = self.label_maps[item.label_map]
-        label, row = describe(item, self.source.read(label_map.name), label_map, self.config)
-        row |= self.facts
-        row["prompt_cut"] = self.sampler.networks.text.truncates(row["prompt"])
-        if not self.config.needs_source_images:
-            return label, row, None
-        picture = self.source.read_source_image(item.label_map, (label_map.height, label_map.width))
-        return label, row, Crop(*row["crop"]).of(picture)
+    def make(self, items: Sequence[PlanItem]) -> list["PendingSample"]:
+        """Start to generate samples together; one that is given again gets another seed."""
+        return self.sampler.start([self._read(item) for item in items])
 
-    def make(self, items: Sequence[PlanItem]) -> list[PendingSample]:
-        """Start to draw samples together.
-
-        One that comes out unusable must be made again, up to ATTEMPTS times; then its row says why
-        in `error`.
-        """
-        from generation.sampler.sampler import Request
-
-        started, requests, prepared = time.perf_counter(), [], []
-        for item in items:
-            label, row, source = self.prepare(item)
-            attempt = self.attempts[item.index]
-            row |= {"attempt": attempt, "seed": noise_seed(self.config.seed, item.index, attempt)}
-            requests.append(Request(label, row["prompt"], row["seed"], source))
-            prepared.append((item.index, label, row))
-        drawings = self.sampler.start(requests)
-
-        def finish(place: int) -> FinishedSample | None:
-            picture, (index, label, row) = drawings[place].picture(), prepared[place]
-            now = time.perf_counter()
-            row["seconds"] = round((now - max(started, self._last)) / len(items), 3)
-            if place == len(items) - 1:
-                self._last = now
-            if picture.image is None:
-                self.attempts[index] += 1
-                if self.attempts[index] < ATTEMPTS:
-                    return None
-                row["error"] = f"{picture.problem} in {ATTEMPTS} attempts"
-            row |= {"tiles": picture.tiles, "tiles_total": picture.tiles_total}
-            row |= {"evaluations": picture.evaluations}
-            row["drawn_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-            return FinishedSample(index, picture.image, label, row)
-
-        return [
-            PendingSample(item.index, partial(finish, place)) for place, item in enumerate(items)
-        ]
+    def _read(self, item: PlanItem) -> SampleSpec:
+        spec = self.specs.read(item, self._attempts[item.index])
+        self._attempts[item.index] += 1
+        is_cut = self.sampler.networks.text.truncates(spec.prompt)
+        return replace(spec, metadata=spec.metadata | self.provenance | {"prompt_cut": is_cut})
 
 
 class WorkQueue:
@@ -144,7 +94,7 @@ class WorkQueue:
 
 
 def work_until_done(
-    make: Callable[[list[int]], Sequence[FinishedSample | PendingSample]],
+    make: Callable[[list[int]], Sequence[Pending]],
     writer: Writer,
     rows: MetadataIndex,
     claims: Claims,
@@ -159,8 +109,8 @@ def work_until_done(
     progress = Progress(rows, claims, show=show_progress)
 
     def saved(batch: Sequence[FinishedSample]) -> None:
-        for drawn in batch:
-            claims.release(sample_id(drawn.index))
+        for sample in batch:
+            claims.release(sample_id(sample.spec.index))
         progress.update()
 
     writer.process_index = claims.take_number("metadata")

@@ -1,4 +1,4 @@
-"""Samples are finished and written in a thread, beside the drawing of the next ones."""
+"""Samples are finished and written in a thread, while the next ones are generated."""
 
 import contextlib
 import queue
@@ -6,36 +6,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Protocol
 
 from generation.output import RunFolder
+from generation.samples import FinishedSample
 from pipeline import files
 from pipeline.dataset import DatasetWriter
 
 Writer = DatasetWriter | RunFolder
-QUEUE = 4  # samples that may wait; then drawing waits for the disk
+QUEUE = 4  # samples that may wait; then the sampler waits for the disk
 PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is tried again
 
 
-@dataclass(frozen=True)
-class FinishedSample:
-    """A sample to be written. `image` is None if it failed; then the row says why in `error`."""
+class Pending(Protocol):
+    """A sample that may still be at work on the device."""
 
-    index: int
-    image: np.ndarray | None
-    label: np.ndarray
-    row: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PendingSample:
-    """A sample that is still being drawn. `finish` waits for it; None says: draw it again."""
-
-    index: int
-    finish: Callable[[], FinishedSample | None]
+    def result(self) -> FinishedSample:
+        """Wait for the image."""
 
 
 class WriterThread:
@@ -47,7 +34,7 @@ class WriterThread:
 
     def __init__(self, writer: Writer, saved: Callable[[Sequence[FinishedSample]], None]) -> None:
         self.writer, self.saved = writer, saved
-        self._queue: queue.Queue[FinishedSample | PendingSample | None] = queue.Queue(QUEUE)
+        self._queue: queue.Queue[Pending | None] = queue.Queue(QUEUE)
         self._again: deque[int] = deque()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -61,13 +48,13 @@ class WriterThread:
         self._thread.join()
         self._raise()
 
-    def put(self, sample: FinishedSample | PendingSample) -> None:
+    def put(self, sample: Pending) -> None:
         """Hand over a sample; wait while too many are unwritten."""
         self._raise()
         self._queue.put(sample)
 
     def take_again(self, count: int) -> list[int]:
-        """Wait until all is written; return up to `count` samples that must be drawn again."""
+        """Wait until all is written; return up to `count` samples that must be generated again."""
         self._queue.join()
         self._raise()
         return [self._again.popleft() for _ in range(min(count, len(self._again)))]
@@ -77,7 +64,7 @@ class WriterThread:
             raise self._error
 
     def _work(self) -> None:
-        batch: list[FinishedSample | PendingSample | None] = [None]
+        batch: list[Pending | None] = [None]
         while True:
             batch = [self._queue.get()]
             with contextlib.suppress(queue.Empty):
@@ -93,18 +80,18 @@ class WriterThread:
             if batch[-1] is None:
                 return
 
-    def _finish(self, batch: list[FinishedSample | PendingSample]) -> list[FinishedSample]:
-        finished = [s.finish() if isinstance(s, PendingSample) else s for s in batch]
-        places = zip(batch, finished, strict=True)
-        self._again.extend(sample.index for sample, drawn in places if drawn is None)
-        return [drawn for drawn in finished if drawn is not None]
+    def _finish(self, batch: list[Pending]) -> list[FinishedSample]:
+        finished = [sample.result() for sample in batch]
+        self._again.extend(sample.spec.index for sample in finished if sample.is_to_be_repeated)
+        return [sample for sample in finished if not sample.is_to_be_repeated]
 
     def _save(self, batch: list[FinishedSample]) -> None:
-        if not batch:  # nothing drawn: the folder stays as it is
+        if not batch:  # the folder stays as it is
             return
+        numbered = [(s.spec.index, s.image, s.spec.label, s.row) for s in batch]
         for pause_s in (*PAUSES_S, None):
             try:
-                self.writer.write_all([(d.index, d.image, d.label, d.row) for d in batch])
+                self.writer.write_all(numbered)
                 break
             except OSError as error:
                 if error.errno not in files.TRANSIENT or pause_s is None:

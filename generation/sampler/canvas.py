@@ -1,8 +1,9 @@
 """Denoising of one or several canvases together, tile by tile in calls of a fixed shape.
 
-A canvas's bytes do not depend on which others are drawn with it: if several are, all network calls
-take `batch` tiles, the missing ones zeros; a canvas drawn by itself has its tiles dealt evenly to
-as few calls. Per step the tiles' predictions are averaged and ONE solver step moves each canvas.
+A canvas's bytes do not depend on which others are denoised with it: if several are, all network
+calls take `batch` tiles, the missing ones zeros; a canvas denoised by itself has its tiles dealt
+evenly to as few calls. Per step the tiles' predictions are averaged and ONE solver step moves each
+canvas.
 """
 
 import copy
@@ -15,8 +16,8 @@ import torch
 
 from generation import tiles
 from generation.sampler.denoiser import Denoiser
-from generation.sampler.fusion import RegionConstraint, guided, noise_levels
-from generation.settings import Config
+from generation.sampler.fusion import RegionConstraint, noise_levels
+from generation.sampler.guidance import Guidance
 from pipeline.errors import UserError
 
 Job = tuple["Canvas", int]  # a canvas and one of its tiles
@@ -26,36 +27,41 @@ class Canvas:
     """One image during one denoising pass, in latent pixels.
 
     `noise`: 1xCxhxw, standard normal. `conditions`: per ControlNet the condition 1xKxHxW of the
-    whole canvas in pixels. `rows`: the rows of (negative, prompt) among the primed texts, or the
-    prompt's alone. `start`: latent 1xCxhxw to start from at `config.strength`, None for noise.
+    whole canvas in pixels. `text_rows`: the rows of (negative, prompt) among the primed texts, or
+    the prompt's alone. `tile_weights`: HxW float32, see `tiles.tile_weights`; it has the size of a
+    tile. `boxes`: top and left of each tile. `constraint`: what is kept from the base pass.
+    `start`: latent 1xCxhxw to start from at step `first_step`, None for noise. The embeddings of up
+    to `num_cached` tiles are kept for the next step.
     """
 
     def __init__(
         self,
-        config: Config,
         scheduler: Any,
         *,
         noise: torch.Tensor,
         conditions: Sequence[torch.Tensor],
-        rows: Sequence[int],
-        tile: tuple[int, int],
+        text_rows: Sequence[int],
+        tile_weights: np.ndarray,
         boxes: list[tiles.Box],
-        paste: RegionConstraint | None = None,
+        constraint: RegionConstraint | None = None,
         start: torch.Tensor | None = None,
+        first_step: int = 0,
+        num_cached: int = 0,
     ) -> None:
-        self.config, self.conditions, self.rows = config, conditions, rows
-        self.tile, self.boxes, self.paste = tile, boxes, paste
+        self.conditions, self.text_rows, self.boxes = conditions, text_rows, boxes
+        self.constraint, self.num_cached = constraint, num_cached
         self.scheduler = copy.deepcopy(scheduler)
         self.levels = noise_levels(self.scheduler)
         self.latents = noise * float(self.scheduler.init_noise_sigma)
-        self.first = first_step(config) if start is not None else 0
+        self.first_step = 0
         if start is not None:
-            alpha, sigma = self.levels[self.first]
+            self.first_step = first_step
+            alpha, sigma = self.levels[first_step]
             self.latents = alpha * start + sigma * noise
             if hasattr(self.scheduler, "set_begin_index"):
-                self.scheduler.set_begin_index(self.first)
-        weight = torch.from_numpy(tiles.tile_weights(tile, config.tile_weight))
-        self.weight = weight.to(noise.device)
+                self.scheduler.set_begin_index(first_step)
+        self.tile = tile_weights.shape
+        self.weight = torch.from_numpy(tile_weights).to(noise.device)
         self.total = torch.zeros_like(self.latents)
         self.weights = torch.zeros_like(self.latents[:, :1])
         self._embeddings: dict[int, list[torch.Tensor]] = {}
@@ -85,7 +91,7 @@ class Canvas:
         (top, left), height, width = self.corner_px(index), *(n * self.px for n in self.tile)
         window = (..., slice(top, top + height), slice(left, left + width))
         made = [denoiser.embed(k, part[window]) for k, part in enumerate(self.conditions)]
-        if len(self._embeddings) < self.config.condition_cache_tiles:
+        if len(self._embeddings) < self.num_cached:
             self._embeddings[index] = made
         return made
 
@@ -95,51 +101,47 @@ class Canvas:
         self.weights[self.window(index)] += self.weight
 
     def step(self, number: int) -> None:
-        """Move the canvas by solver step `number`; where no tile lies the prediction is 0."""
+        """Move the canvas by denoising step `number`; where no tile lies the prediction is 0."""
         scheduler, timestep = self.scheduler, self.scheduler.timesteps[number]
         mean = torch.where(self.weights > 0, self.total / self.weights.clamp(min=1e-12), 0)
-        if self.paste:
+        if self.constraint:
             kind = scheduler.config.prediction_type
-            mean = self.paste.before_step(mean, self.latents, self.levels[number], kind)
+            mean = self.constraint.before_step(mean, self.latents, self.levels[number], kind)
         self.latents = scheduler.step(mean, timestep, self.latents, return_dict=False)[0]
-        if self.paste:
-            self.latents = self.paste.after_step(self.latents, scheduler, number)
+        if self.constraint:
+            self.latents = self.constraint.after_step(self.latents, scheduler, number)
         self.total.zero_()
         self.weights.zero_()
 
 
-def first_step(config: Config) -> int:
-    """Return the solver step at which an image of `config.strength` starts."""
-    return config.steps - max(1, round(config.steps * config.strength))
-
-
-def guided_step(config: Config, number: int) -> bool:
-    """Tell whether solver step `number` evaluates both halves of the guidance."""
-    first, last = config.guidance_interval
-    return config.guidance_scale != 1 and first <= number / config.steps < last
-
-
 class TileBatcher:
-    """Calls the networks with `batch` tiles at a time and halves `batch` when memory runs out."""
+    """Calls the networks with `batch` tiles at a time and halves `batch` when memory runs out.
 
-    def __init__(self, denoiser: Denoiser, config: Config, batch: int) -> None:
-        self.denoiser, self.config, self.batch = denoiser, config, batch
+    `fixed_shape`: all calls take `batch` tiles, see the module docstring; compiled networks need
+    that too.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, guidance: Guidance, batch: int, *, fixed_shape: bool
+    ) -> None:
+        self.denoiser, self.guidance = denoiser, guidance
+        self.batch, self.fixed_shape = batch, fixed_shape
 
     def denoise(self, canvases: list[Canvas]) -> None:
         """Denoise all canvases to their clean latents."""
         jobs = [(canvas, index) for canvas in canvases for index in range(len(canvas.boxes))]
-        for number in range(canvases[0].first, self.config.steps):
-            self._predict(jobs, number)
+        for step in range(canvases[0].first_step, self.guidance.num_steps):
+            self._predict(jobs, step)
             for canvas in canvases:
-                canvas.step(number)
+                canvas.step(step)
 
-    def _predict(self, jobs: list[Job], number: int) -> None:
+    def _predict(self, jobs: list[Job], step: int) -> None:
         done = 0
         while done < len(jobs):
             size = self._call_size(len(jobs))
             group = jobs[done : done + size]
             try:
-                predictions = self._evaluate(group, number, size)
+                predictions = self._evaluate(group, step, size)
             except torch.OutOfMemoryError:
                 self._use_less_memory()
                 continue
@@ -148,8 +150,8 @@ class TileBatcher:
             done += len(group)
 
     def _call_size(self, num_tiles: int) -> int:
-        """Return the tiles per call; compiled calls and those of several images are fixed."""
-        if self.config.image_batch > 1 or self.config.compile:
+        """Return the number of tiles per call."""
+        if self.fixed_shape:
             return self.batch
         return math.ceil(num_tiles / math.ceil(num_tiles / self.batch))
 
@@ -163,26 +165,31 @@ class TileBatcher:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _evaluate(self, group: list[Job], number: int, size: int) -> torch.Tensor:
+    def _evaluate(self, group: list[Job], step: int, size: int) -> torch.Tensor:
         """Return the guided float32 predictions of `size` tiles, BxCxhxw."""
-        views, embeddings, rows, corners = [], [], [], []
+        views, embeddings, text_rows, corners = [], [], [], []
         for canvas, index in group:
-            timestep = canvas.scheduler.timesteps[number]
+            timestep = canvas.scheduler.timesteps[step]
             latents = canvas.scheduler.scale_model_input(canvas.latents, timestep)
             views.append(latents[0][canvas.window(index)])
             embeddings.append([e[0] for e in canvas.embeddings(self.denoiser, index)])
-            rows.append(canvas.rows)
+            text_rows.append(canvas.text_rows)
             corners.append(canvas.corner_px(index))
         padding = size - len(group)
         views += [torch.zeros_like(views[0])] * padding
         embeddings += [[torch.zeros_like(e) for e in embeddings[0]]] * padding
-        rows += [rows[0]] * padding
+        text_rows += [text_rows[0]] * padding
         corners += [(0, 0)] * padding
-        pair = guided_step(self.config, number)
-        texts = torch.from_numpy(np.array(rows).T[-1 - pair :].ravel()).to(self.denoiser.device)
-        stacked = [torch.stack(parts) for parts in zip(*embeddings, strict=True)]
-        output = self.denoiser(torch.stack(views), number, stacked, texts, corners)
-        if not pair:
-            return output
-        negative, positive = output.chunk(2)
-        return guided(negative, positive, self.config.guidance_scale)
+
+        is_guided = self.guidance.is_used_in(step)
+        texts = [rows[-1] for rows in text_rows]
+        if is_guided:  # all tiles with the negative prompt before all with their own
+            texts = [rows[0] for rows in text_rows] + texts
+        output = self.denoiser(
+            torch.stack(views),
+            step,
+            [torch.stack(parts) for parts in zip(*embeddings, strict=True)],
+            torch.tensor(texts, device=self.denoiser.device),
+            corners,
+        )
+        return self.guidance.combine(*output.chunk(2)) if is_guided else output

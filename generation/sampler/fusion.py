@@ -83,8 +83,3 @@ class RegionConstraint:
         noise = torch.randn(self.target.shape, generator=self.generator).to(self.target.device)
         noisy = alpha_squared**0.5 * self.target + (1 - alpha_squared) ** 0.5 * noise
         return torch.where(self.mask, noisy, latents)
-
-
-def guided(unconditional: torch.Tensor, conditional: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return the prediction BxCxhxw of classifier-free guidance (Ho and Salimans, 2022)."""
-    return unconditional + scale * (conditional - unconditional)

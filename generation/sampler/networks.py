@@ -10,7 +10,7 @@ import torch
 from generation.sampler.denoiser import Control, Denoiser, native_attention
 from generation.sampler.structure_control import Detector
 from generation.settings import SCHEDULERS, Config
-from generation.sizes import check_grid
+from generation.sizes import check_vae_tiles
 from pipeline import models
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder
@@ -35,9 +35,10 @@ class Networks:
 
     def set_scheduler(self, config: Config) -> None:
         """Change to the scheduler and the steps of `config`."""
-        self.scheduler = build_scheduler(config, models.find_base(config.base))
+        base = models.find_base(config.base)
+        self.scheduler = build_scheduler(base, config.scheduler, config.steps)
         self.denoiser.set_timesteps(self.scheduler.timesteps)
-        self.denoiser.guess_mode_step = guess_mode_step(config)
+        self.denoiser.guess_mode_step = config.guess_mode_step
 
 
 def pick_device(cpu_threads: int) -> torch.device:
@@ -105,7 +106,8 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         controls.append(Control(_load_controlnet(base, second.controlnet), second.scale))
     vae = models.load_component(base, "vae")
     grid = size_grid_of(vae, unet)
-    check_grid(config, grid)
+    config.sizes.check_grid(grid)
+    check_vae_tiles(config.vae_tile_px, grid)
     for module in (unet, vae, *(control.network for control in controls)):
         copy_out_of_mmap(module)
     for module in (unet, *(control.network for control in controls)):
@@ -118,9 +120,9 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         vae.enable_tiling()
         vae.tile_sample_min_size = config.vae_tile_px
         vae.tile_latent_min_size = config.vae_tile_px // grid.vae_scale_factor
-    scheduler = build_scheduler(config, base)
+    scheduler = build_scheduler(base, config.scheduler, config.steps)
     denoiser = Denoiser(
-        unet, controls, scheduler.timesteps, attend, guess_mode_step=guess_mode_step(config)
+        unet, controls, scheduler.timesteps, attend, guess_mode_step=config.guess_mode_step
     )
     if config.compile:
         denoiser.compile()
@@ -133,11 +135,6 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         device=device,
         grid=grid,
     )
-
-
-def guess_mode_step(config: Config) -> int:
-    """Return the step from which the unconditional branch runs without ControlNet."""
-    return round(config.steps * config.guess_mode_from)
 
 
 def _load_controlnet(base: str, name: str) -> Any:
@@ -154,9 +151,9 @@ def copy_out_of_mmap(module: torch.nn.Module) -> None:
         parameter.data = parameter.data.clone()
 
 
-def build_scheduler(config: Config, base: str) -> Any:
-    """Build the scheduler from the base model's own config, with its timesteps set."""
-    class_name, changes = SCHEDULERS[config.scheduler]
+def build_scheduler(base: str, name: str, num_steps: int) -> Any:
+    """Build a scheduler of `SCHEDULERS` from the base model's own config, its timesteps set."""
+    class_name, changes = SCHEDULERS[name]
     scheduler = models.load_scheduler(base, class_name, **changes)
-    scheduler.set_timesteps(config.steps)
+    scheduler.set_timesteps(num_steps)
     return scheduler

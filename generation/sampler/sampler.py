@@ -5,8 +5,10 @@ else is made. Noise comes from CPU generators in float32, one per sample; solver
 in float32.
 """
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -15,9 +17,10 @@ from generation import tiles
 from generation.sampler.canvas import Canvas, TileBatcher
 from generation.sampler.color_transfer import transfer_details
 from generation.sampler.fusion import RegionConstraint
+from generation.sampler.guidance import Guidance
 from generation.sampler.networks import Networks
+from generation.samples import FinishedSample, SampleSpec
 from generation.settings import Config
-from generation.sizes import padded_crop
 from pipeline import labels
 from pipeline.errors import UserError
 from pipeline.latents import (
@@ -31,43 +34,49 @@ from pipeline.prompt_encoder import Conditioning
 from pipeline.resizing import resize_lanczos, resize_nearest
 
 
+class Stopwatch:
+    """Measures what a sample costs a process that overlaps the ends of groups with the next ones.
+
+    A group's time runs from its start, or from the end of the group before if that is later, and is
+    divided among its samples.
+    """
+
+    def __init__(self) -> None:
+        self._ended = 0.0
+        self._group_start = 0.0
+        self._begun = 0.0
+
+    def lap(self, group_start: float, group_size: int) -> float:
+        """Return the seconds of a sample that has just been finished."""
+        now = time.perf_counter()
+        if group_start != self._group_start:  # the first of its group
+            self._group_start = group_start
+            self._begun = max(group_start, self._ended)
+        self._ended = now
+        return round((now - self._begun) / group_size, 3)
+
+
 @dataclass(frozen=True)
-class Request:
-    """What to draw. `label`: HxW train ids of the crop; `source`: HxWx3 image, where needed."""
+class PendingSample:
+    """A sample whose pixels may still be on their way from the device."""
 
-    label: np.ndarray
-    prompt: str
-    seed: int
-    source: np.ndarray | None = None
-
-
-@dataclass
-class GeneratedImage:
-    """A finished sample. `image`: HxWx3 uint8 of the crop's size, None if it is unusable."""
-
-    image: np.ndarray | None
-    problem: str
-    tiles: int
-    tiles_total: int
-    evaluations: int
-    """Network evaluations of one image or tile, each with its guidance pair."""
-
-
-@dataclass(frozen=True)
-class PendingImage:
-    """An image whose pixels may still be on their way from the device."""
-
+    spec: SampleSpec
     pixels: torch.Tensor
     """1x3xHxW in [-1, 1], of the canvas."""
     padded_px: tuple[int, int]
-    request: Request
-    """As it was asked for, without padding."""
-    details_px: float
+    """Height and width to which the crop was padded."""
+    transfer_px: float
     """Window of the transfer of the source's details, 0 for none."""
-    counts: tuple[int, int, int]
-    """The image's tiles, tiles in all and evaluations."""
+    tiles: int
+    """As in `FinishedSample`."""
+    tiles_total: int
+    evaluations: int
+    stopwatch: Stopwatch
+    group_start: float
+    """`time.perf_counter` at the start of the samples that were generated together."""
+    group_size: int
 
-    def picture(self) -> GeneratedImage:
+    def result(self) -> FinishedSample:
         """Wait for the pixels; check them and bring them to the size of the crop."""
         pixels = self.pixels.cpu()
         image, problem = tensor_to_images(pixels)[0], ""
@@ -75,188 +84,227 @@ class PendingImage:
             problem = "the image is not finite"
         elif int(image.max()) - int(image.min()) < 2:
             problem = "the image is constant"
-        height, width = self.request.label.shape
+        height, width = self.spec.label.shape
         image = resize_lanczos(image, self.padded_px)[:height, :width]
-        if self.details_px and not problem:
-            assert self.request.source is not None
-            label, source = self.request.label, self.request.source
-            image = transfer_details(image, source, label, self.details_px)
-        return GeneratedImage(None if problem else image, problem, *self.counts)
+        if self.transfer_px and not problem:
+            assert self.spec.source is not None
+            image = transfer_details(image, self.spec.source, self.spec.label, self.transfer_px)
+        return FinishedSample(
+            spec=self.spec,
+            image=None if problem else image,
+            problem=problem,
+            tiles=self.tiles,
+            tiles_total=self.tiles_total,
+            evaluations=self.evaluations,
+            seconds=self.stopwatch.lap(self.group_start, self.group_size),
+            generated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
 
 class Sampler:
-    """Draws images for label crops, `config.image_batch` at a time."""
+    """Generates images for label crops, `config.image_batch` at a time."""
 
     def __init__(self, networks: Networks, config: Config) -> None:
         self.networks, self.config = networks, config
-        self.crop_px = padded_crop(config, networks.grid)
-        self.base_px = self._scaled(config.base_pass_scale)
-        self.canvas_px = self._scaled(config.canvas_scale)
-        self.base_pass = TileBatcher(networks.denoiser, config, config.image_batch)
-        self.tile_pass = TileBatcher(networks.denoiser, config, config.tile_batch)
+        self.sizes = config.sizes.padded(networks.grid)
+        self.rules = config.region_rules
+        self.stopwatch = Stopwatch()
+        guidance = Guidance(config.guidance_scale, config.guidance_interval, config.steps)
+        fixed_shape = config.image_batch > 1 or config.compile
+        self.base_pass, self.tile_pass = (
+            TileBatcher(networks.denoiser, guidance, batch, fixed_shape=fixed_shape)
+            for batch in (config.image_batch, config.tile_batch)
+        )
 
-    def draw(self, label: np.ndarray, prompt: str, seed: int) -> GeneratedImage:
+    def generate(self, label: np.ndarray, prompt: str, seed: int) -> FinishedSample:
         """Return the image of an HxW crop of train ids; all noise comes from `seed`."""
-        return self.generate_all([Request(label, prompt, seed)])[0]
+        return self.generate_all([SampleSpec(label, prompt, seed)])[0]
 
-    def generate_all(self, requests: Sequence[Request]) -> list[GeneratedImage]:
-        """Return the images of up to `config.image_batch` requests, drawn together."""
-        return [drawing.picture() for drawing in self.start(requests)]
+    def generate_all(self, specs: Sequence[SampleSpec]) -> list[FinishedSample]:
+        """Return the images of up to `config.image_batch` samples, generated together."""
+        return [sample.result() for sample in self.start(specs)]
 
     @torch.no_grad()
-    def start(self, requests: Sequence[Request]) -> list[PendingImage]:
-        """Draw as `generate_all` does, but do not wait for an accelerator to decode the images."""
-        assert 0 < len(requests) <= self.config.image_batch
+    def start(self, specs: Sequence[SampleSpec]) -> list[PendingSample]:
+        """Generate as `generate_all` does, but do not wait for an accelerator to decode images."""
+        assert 0 < len(specs) <= self.config.image_batch
+        group_start = time.perf_counter()
         try:
-            return self._start_all(requests)
+            finished, tiles_total = self._denoise([self._pad(spec) for spec in specs])
+            return [
+                self._decode(canvas, spec, tiles_total, group_start, len(specs))
+                for canvas, spec in zip(finished, specs, strict=True)
+            ]
         except torch.OutOfMemoryError:
             raise UserError(
                 f"--vae-tile-px {self.config.vae_tile_px}: the device ran out of memory outside "
                 "the tiles; decode in tiles of 512, say, or use smaller --crop-px or --image-batch"
             ) from None
 
-    def _start_all(self, requests: Sequence[Request]) -> list[PendingImage]:
-        config, networks = self.config, self.networks
-        asked, requests = requests, [self._pad(request) for request in requests]
-        text = self._encode([request.prompt for request in requests])
-        generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    def _denoise(self, specs: list[SampleSpec]) -> tuple[list[Canvas], int]:
+        """Return the denoised canvases of padded samples, and how many tiles a canvas has."""
+        denoiser, sizes = self.networks.denoiser, self.sizes
+        text = self._encode([spec.prompt for spec in specs])
+        generators = [torch.Generator().manual_seed(spec.seed) for spec in specs]
 
-        # Base pass
-        size = self._latent(self.base_px)
-        networks.denoiser.prime(text, self.base_px)
+        # Base pass: the whole canvas is one tile
+        denoiser.prime(text, sizes.base_px)
         bases = [
-            self._canvas(place, request, generator, size_px=self.base_px, tile=size, grid=[(0, 0)])
-            for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
+            self._base_canvas(number, spec, generator)
+            for number, (spec, generator) in enumerate(zip(specs, generators, strict=True))
         ]
         self.base_pass.denoise(bases)
-        finished, grid = bases, []
+        if not sizes.is_tiled:
+            return bases, 0
 
         # High-resolution pass
-        if config.fusion != "none":
-            tile = self._latent(config.tile_px)
-            grid = tiles.tile_boxes(
-                self._latent(self.canvas_px), tile, self._latent(config.stride_px)
+        grid = tiles.tile_boxes(
+            self._latent(sizes.canvas_px),
+            self._latent(sizes.tile_px),
+            self._latent(sizes.stride_px),
+        )
+        denoiser.prime(text, sizes.canvas_px)
+        canvases = [
+            self._tiled_canvas(number, spec, generator, grid, base.latents)
+            for number, (spec, generator, base) in enumerate(
+                zip(specs, generators, bases, strict=True)
             )
-            networks.denoiser.prime(text, self.canvas_px)
-            finished = [
-                self._canvas(
-                    place,
-                    request,
-                    generator,
-                    size_px=self.canvas_px,
-                    tile=tile,
-                    grid=grid,
-                    base=bases[place].latents,
-                )
-                for place, (request, generator) in enumerate(zip(requests, generators, strict=True))
-            ]
-            self.tile_pass.denoise(finished)
-        return [
-            self._decode(canvas, request, len(grid))
-            for canvas, request in zip(finished, asked, strict=True)
         ]
-
-    def _scaled(self, scale: float) -> tuple[int, int]:
-        return round(self.crop_px[0] * scale), round(self.crop_px[1] * scale)
+        self.tile_pass.denoise(canvases)
+        return canvases, len(grid)
 
     def _latent(self, size_px: tuple[int, int]) -> tuple[int, int]:
         factor = self.networks.grid.vae_scale_factor
         return size_px[0] // factor, size_px[1] // factor
 
-    def _pad(self, request: Request) -> Request:
+    def _pad(self, spec: SampleSpec) -> SampleSpec:
         """Continue the border of the crop to the size that fits the networks' grid."""
         missing = [
-            (0, big - own) for big, own in zip(self.crop_px, request.label.shape, strict=True)
+            (0, big - own) for big, own in zip(self.sizes.crop_px, spec.label.shape, strict=True)
         ]
         if not any(after for _, after in missing):
-            return request
-        source = request.source
+            return spec
+        source = spec.source
         if source is not None:
             source = np.pad(source, [*missing, (0, 0)], mode="edge")
-        label = np.pad(request.label, missing, mode="edge")
-        return Request(label, request.prompt, request.seed, source)
+        return replace(spec, label=np.pad(spec.label, missing, mode="edge"), source=source)
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         """Return the negative prompt's states and `config.image_batch` prompts', one row each."""
         prompts += prompts[:1] * (self.config.image_batch - len(prompts))
         return self.networks.text.encode([self.config.negative_prompt, *prompts])
 
+    def _base_canvas(self, number: int, spec: SampleSpec, generator: torch.Generator) -> Canvas:
+        """Return the canvas of the base pass of sample `number` of a group."""
+        size_px = self.sizes.base_px
+        size = self._latent(size_px)
+        conditions = self._conditions(spec, size_px)
+        noise = self._noise(size, generator)
+        return self._canvas(number, spec, size_px, noise, conditions, size, [(0, 0)], None)
+
+    def _tiled_canvas(
+        self,
+        number: int,
+        spec: SampleSpec,
+        generator: torch.Generator,
+        grid: list[tiles.Box],
+        base: torch.Tensor,
+    ) -> Canvas:
+        """Return the canvas of the high-resolution pass; `base`: clean latent of the base pass."""
+        size_px = self.sizes.canvas_px
+        size, tile = self._latent(size_px), self._latent(self.sizes.tile_px)
+        conditions = self._conditions(spec, size_px)
+        target = self._reference_latent(base, generator)
+        mask = self.rules.held_mask(spec.label, size)
+        boxes = tiles.chosen_boxes(grid, tile, mask, self.rules.selection)
+        held = torch.from_numpy(mask)[None, None].to(self.networks.device)
+        noise = self._noise(size, generator)  # after the noise of the reference latent
+        constraint = RegionConstraint(held, target, self.config.fusion, generator)
+        return self._canvas(number, spec, size_px, noise, conditions, tile, boxes, constraint)
+
     def _canvas(
         self,
-        place: int,
-        request: Request,
-        generator: torch.Generator,
-        *,
+        number: int,
+        spec: SampleSpec,
         size_px: tuple[int, int],
+        noise: torch.Tensor,
+        conditions: list[torch.Tensor],
         tile: tuple[int, int],
-        grid: list[tiles.Box],
-        base: torch.Tensor | None = None,
+        boxes: list[tiles.Box],
+        constraint: RegionConstraint | None,
     ) -> Canvas:
-        """Set up a pass; `base` is the clean latent of the base pass, if there was one."""
-        networks, config = self.networks, self.config
-        size, paste, boxes = self._latent(size_px), None, grid
-        control = resize_nearest(request.label, size_px)
-        conditions = [labels.one_hot_control(torch.from_numpy(control)[None])]
-        if networks.detector:
-            assert request.source is not None
-            conditions.append(networks.detector(resize_lanczos(request.source, size_px)))
-        if base is not None:
-            target = self._reference_latent(base, generator)
-            mask = tiles.held_mask(
-                request.label,
-                size,
-                min_share=config.min_region_share,
-                classes=config.base_pass_ids,
-                fusion=config.fusion,
-            )
-            boxes = tiles.chosen_boxes(grid, tile, mask, config.tile_selection)
-            held = torch.from_numpy(mask)[None, None].to(networks.device)
-        noise = self._noise(size, generator)
-        if base is not None:
-            paste = RegionConstraint(held, target, config.fusion, generator)
+        config = self.config
         return Canvas(
-            config,
-            networks.scheduler,
+            self.networks.scheduler,
             noise=noise,
             conditions=conditions,
-            rows=(0, 1 + place),
-            tile=tile,
+            text_rows=(0, 1 + number),
+            tile_weights=tiles.tile_weights(tile, config.tile_weight),
             boxes=boxes,
-            paste=paste,
-            start=self._start_latent(request, size_px),
+            constraint=constraint,
+            start=self._start_latent(spec, size_px),
+            first_step=config.first_step,
+            num_cached=config.condition_cache_tiles,
         )
+
+    def _conditions(self, spec: SampleSpec, size_px: tuple[int, int]) -> list[torch.Tensor]:
+        """Return the condition 1xKxHxW of each ControlNet."""
+        control = resize_nearest(spec.label, size_px)
+        conditions = [labels.one_hot_control(torch.from_numpy(control)[None])]
+        if self.networks.detector:
+            assert spec.source is not None
+            conditions.append(self.networks.detector(resize_lanczos(spec.source, size_px)))
+        return conditions
 
     def _noise(self, size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
         channels = self.networks.vae.config.latent_channels
         return torch.randn((1, channels, *size), generator=generator).to(self.networks.device)
 
-    def _start_latent(self, request: Request, size_px: tuple[int, int]) -> torch.Tensor | None:
+    def _start_latent(self, spec: SampleSpec, size_px: tuple[int, int]) -> torch.Tensor | None:
         if self.config.strength == 1:
             return None
-        assert request.source is not None
-        return self._encode_picture(resize_lanczos(request.source, size_px))
+        assert spec.source is not None
+        return self._encode_image(resize_lanczos(spec.source, size_px))
 
-    def _encode_picture(
-        self, picture: np.ndarray, generator: torch.Generator | None = None
+    def _encode_image(
+        self, image: np.ndarray, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Return the latent of an image, a random one of its posterior with a generator."""
-        pixels = images_to_tensor([picture]).to(self.networks.device)
+        pixels = images_to_tensor([image]).to(self.networks.device)
         if generator is None:
             return encode_latents(self.networks.vae, pixels)
         return sample_latents(self.networks.vae, pixels, generator)
 
     def _reference_latent(self, base: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Decode the base pass, enlarge it by Lanczos and encode it at the canvas size."""
-        picture = tensor_to_images(decode_latents(self.networks.vae, base))[0]
-        enlarged = resize_lanczos(picture, self.canvas_px)
+        image = tensor_to_images(decode_latents(self.networks.vae, base))[0]
+        enlarged = resize_lanczos(image, self.sizes.canvas_px)
         sampled = self.config.fusion == "reference"
-        return self._encode_picture(enlarged, generator if sampled else None)
+        return self._encode_image(enlarged, generator if sampled else None)
 
-    def _decode(self, canvas: Canvas, request: Request, tiles_total: int) -> PendingImage:
+    def _decode(
+        self,
+        canvas: Canvas,
+        spec: SampleSpec,
+        tiles_total: int,
+        group_start: float,
+        group_size: int,
+    ) -> PendingSample:
         config = self.config
-        pixels = decode_latents(self.networks.vae, canvas.latents)
-        count = len(canvas.boxes) if tiles_total else 0
-        counts = (count, tiles_total, (config.steps - canvas.first) * (1 + count))
-        window_px = config.color_transfer_window * request.label.shape[0]
-        details_px = window_px if config.color_transfer == "source" else 0.0
-        return PendingImage(pixels, self.crop_px, request, details_px, counts)
+        num_tiles = len(canvas.boxes) if tiles_total else 0
+        num_steps = config.steps - canvas.first_step
+        transfer_px = 0.0
+        if config.color_transfer == "source":
+            transfer_px = config.color_transfer_window * spec.label.shape[0]
+        return PendingSample(
+            spec=spec,
+            pixels=decode_latents(self.networks.vae, canvas.latents),
+            padded_px=self.sizes.crop_px,
+            transfer_px=transfer_px,
+            tiles=num_tiles,
+            tiles_total=tiles_total,
+            evaluations=num_steps * (1 + num_tiles),
+            stopwatch=self.stopwatch,
+            group_start=group_start,
+            group_size=group_size,
+        )

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 
 OWN_KEYS = (
     "status", "error", "image_file_name", "label_file_name", "row_sha256", "class_pixels",
-    "seconds", "drawn_at",
+    "seconds", "generated_at",
 )  # fmt: skip
 TEXTS = (
     "id", "prompt", "condition", "look", "time", "place", "source_label", "digest",

@@ -25,6 +25,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -34,11 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from generation import run, writer
-from generation.plan import noise_seed
 from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
-from generation.worker import ATTEMPTS
-from generation.writer import FinishedSample
+from generation.samples import ATTEMPTS, FinishedSample, SampleSpec
 from pipeline import files
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.metadata import read_rows
@@ -49,7 +48,6 @@ SURPRISE = 1  # the sample that fails
 DONE = EXIT_INCOMPLETE  # of a run that nothing disturbs, since one sample fails
 FLAGS = ["--crop-px", "32", "64", "--fusion", "none", "--steps", "1"]
 MOST = 16  # samples of a trial
-INDEX = {noise_seed(0, i, attempt): i for i in range(MOST) for attempt in range(ATTEMPTS)}
 DELAYS: dict[int, float] = {}
 """Seconds that a sample takes beside those of `generate`."""
 
@@ -58,11 +56,11 @@ def draw(index: int) -> FinishedSample:
     """Invent a sample, for tests of the writer alone."""
     rng = np.random.default_rng(index)
     label = rng.integers(0, 19, SIZE, dtype=np.uint8)
+    spec = SampleSpec(label, "", seed=index, index=index)
     if index == SURPRISE:
-        return FinishedSample(index, None, label, {"error": "the image is constant"})
-    return FinishedSample(
-        index, rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8), label, {"seed": index}
-    )
+        spec = replace(spec, attempt=ATTEMPTS - 1)
+        return FinishedSample(spec, None, "the image is constant")
+    return FinishedSample(spec, rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8))
 
 
 class InventingSampler:
@@ -72,16 +70,16 @@ class InventingSampler:
         self.seconds = seconds
         self.networks = SimpleNamespace(text=SimpleNamespace(truncates=lambda prompt: False))
 
-    def start(self, requests: list) -> list:
-        time.sleep(sum(self.seconds + DELAYS.get(INDEX[r.seed], 0) for r in requests))
-        return [SimpleNamespace(picture=functools.partial(self.draw, r)) for r in requests]
+    def start(self, specs: list[SampleSpec]) -> list:
+        time.sleep(sum(self.seconds + DELAYS.get(spec.index, 0) for spec in specs))
+        return [SimpleNamespace(result=functools.partial(self.finish, spec)) for spec in specs]
 
-    def draw(self, request: drawing.Request) -> drawing.GeneratedImage:
-        shape = (*request.label.shape, 3)
-        image = np.random.default_rng(request.seed).integers(0, 255, shape, dtype=np.uint8)
-        if INDEX[request.seed] == SURPRISE:
-            return drawing.GeneratedImage(None, "the image is constant", 0, 0, 1)
-        return drawing.GeneratedImage(image, "", 0, 0, 1)
+    def finish(self, spec: SampleSpec) -> FinishedSample:
+        shape = (*spec.label.shape, 3)
+        image = np.random.default_rng(spec.seed).integers(0, 255, shape, dtype=np.uint8)
+        if spec.index == SURPRISE:
+            return FinishedSample(spec, None, "the image is constant")
+        return FinishedSample(spec, image)
 
 
 def generate(folder: Path, n: int, seconds: float = 0.0) -> int:
@@ -305,7 +303,7 @@ def logged(log: Path, call: Callable[[], int]) -> int:
 
 def unforeseen(folder: Path, n: int) -> int:
     """Run as if the disk were full only later: nothing looks for space beforehand."""
-    with patch.object(run.dry_run, "require_disk", lambda config, missing: None):
+    with patch.object(run.dry_run, "require_disk", lambda folder, missing, crop: None):
         return generate(folder, n)
 
 

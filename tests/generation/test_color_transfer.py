@@ -9,7 +9,8 @@ from PIL import Image
 
 from generation.inputs import read_inputs
 from generation.sampler.color_transfer import transfer_details
-from generation.sampler.sampler import Request, Sampler
+from generation.sampler.sampler import Sampler
+from generation.samples import SampleSpec
 from pipeline.errors import UserError
 
 
@@ -27,14 +28,14 @@ def lightness(image):
     return cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 
-def test_a_picture_gives_itself_its_own_details(scene):
+def test_an_image_gives_itself_its_own_details(scene):
     source, _, label = scene
     for window_px in (0.5, 3.0, 20.0):
         result = transfer_details(source, source, label, window_px)
         assert np.abs(result.astype(int) - source).max() <= 1
 
 
-def test_each_class_gets_mean_and_contrast_of_the_generated_picture(scene):
+def test_each_class_gets_mean_and_contrast_of_the_generated_image(scene):
     """With a window wider than the image the statistics are those of the whole class."""
     source, generated, label = scene
     result = transfer_details(generated, source, label, 1000.0)
@@ -72,14 +73,14 @@ def test_sampler_takes_details_from_the_source(networks, tiny_config, make_label
     rng = np.random.default_rng(1)
     label, source = make_label(33, 61), rng.integers(0, 256, (33, 61, 3), dtype=np.uint8)
     config = replace(tiny_config, crop_px=(33, 61))  # padded to the grid and cropped
-    request = Request(label, "road", 0, source)
+    request = SampleSpec(label, "road", 0, source)
     plain = Sampler(networks, config).generate_all([request])[0].image
     config = replace(config, color_transfer="source", color_transfer_window=0.2)
     sharp = Sampler(networks, config).generate_all([request])[0].image
     assert np.array_equal(sharp, transfer_details(plain, source, label, 0.2 * 33))
 
 
-def test_label_maps_without_pictures_of_their_size_are_refused(tiny_config, tiny_dataset, tmp_path):
+def test_label_maps_without_images_of_their_size_are_refused(tiny_config, tiny_dataset, tmp_path):
     config = replace(tiny_config, color_transfer="source", output=tmp_path / "out")
     stretched = tiny_dataset(1, 32, 64, folder=tmp_path / "stretched")
     Image.new("RGB", (100, 90)).save(stretched / "images" / "0000" / "00000000.png")

@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from generation import dry_run, label_maps
-from generation.plan import Planner
+from generation import dry_run, plan_file
+from generation.inputs import read_inputs
 from generation.sampler.sampler import Sampler
-from generation.settings import RareClasses
 from generation.worker import SampleMaker
 from pipeline import files, labels
 from pipeline.dataset import DatasetWriter, open_dataset
@@ -22,39 +21,35 @@ from pipeline.size_grid import SizeGrid
 PROVENANCE = {
     "prompt", "negative_prompt", "seed", "attempt", "condition", "time", "place", "rare_class",
     "rare_share", "source_label", "source_size", "crop", "revisions", "digest", "seconds",
-    "drawn_at", "tiles", "evaluations", "image_sha256", "label_sha256",
+    "generated_at", "tiles", "evaluations", "image_sha256", "label_sha256",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_config):
-    """(source, label_maps, plan of twelve) of the tiny settings."""
-    source = label_maps.open_folder(
-        tiny_config.label_maps_folder, pattern="*.png", label_space="train_ids", height_px=0
-    )
-    found = label_maps.scan(source)
-    counts = np.array([label_map.counts for label_map in found])
-    planner = Planner(counts, tiny_config.prompt, seed=0, sampling=RareClasses(min_pixels=4))
-    return source, found, planner.make_plan(12)
+def inputs(tmp_path_factory, tiny_config):
+    """(reader of samples, plan of twelve) of the tiny settings."""
+    found = read_inputs(replace(tiny_config, n=12, output=tmp_path_factory.mktemp("none")))
+    return found.specs, found.plan
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory, loaded, tiny_config, inputs):
+def generated(tmp_path_factory, loaded, tiny_config, inputs):
     """(settings, rows) of a set of the plan's first two samples."""
-    source, found, plan = inputs
-    config = replace(tiny_config, output=tmp_path_factory.mktemp("drawn"))
+    specs, plan = inputs
+    config = replace(tiny_config, output=tmp_path_factory.mktemp("generated"))
     writer = DatasetWriter(config.output, config={"seed": 0})
-    facts = {"digest": writer.digest, "revisions": {"base": "a", "unet": "b", "controlnet": "c"}}
+    revisions = {"base": "a", "unet": "b", "controlnet": "c"}
+    provenance = {"digest": writer.digest, "revisions": revisions}
     loaded.set_scheduler(config)
-    maker = SampleMaker(Sampler(loaded, config), config, source, found, facts)
-    for started in maker.make(plan[:1]) + maker.make(plan[1:2]):
-        drawn = started.finish()
-        writer.write(drawn.index, drawn.image, drawn.label, drawn.row)
+    maker = SampleMaker(Sampler(loaded, config), specs, provenance)
+    for pending in maker.make(plan[:1]) + maker.make(plan[1:2]):
+        sample = pending.result()
+        writer.write(sample.spec.index, sample.image, sample.spec.label, sample.row)
     return config, [sample.row for sample in open_dataset(config.output, labelled=True)]
 
 
-def test_rows_tell_where_a_sample_came_from(drawn):
-    config, rows = drawn
+def test_rows_tell_where_a_sample_came_from(generated):
+    config, rows = generated
     for row in rows:
         assert set(row) >= PROVENANCE, PROVENANCE - set(row)
         assert row["digest"] == read_json(config.output / "run.json")["digest"]
@@ -64,33 +59,33 @@ def test_rows_tell_where_a_sample_came_from(drawn):
         label = labels.read_label(config.output / row["label_file_name"])
         class_id = labels.CLASS_NAMES.index(row["rare_class"])
         assert (label == class_id).mean() == pytest.approx(row["rare_share"], abs=1e-4)
-        assert row["seconds"] > 0 and row["drawn_at"].endswith("+00:00")
+        assert row["seconds"] > 0 and row["generated_at"].endswith("+00:00")
 
 
-def test_void_is_saved_as_255(drawn):
-    config, rows = drawn
+def test_void_is_saved_as_255(generated):
+    config, rows = generated
     found = {int(i) for r in rows for i in
              np.unique(labels.read_label(config.output / r["label_file_name"]))}  # fmt: skip
     assert 255 in found and 19 not in found
 
 
-def test_written_plan_is_what_the_run_does(drawn, inputs, tmp_path):
-    config, rows = drawn
-    source, found, plan = inputs
+def test_written_plan_is_what_the_run_does(generated, inputs, tmp_path):
+    config, rows = generated
+    specs, plan = inputs
     path = tmp_path / "new" / "plan.jsonl"
-    dry_run.write_plan(path, plan, source, found, config)
+    plan_file.write_plan(path, plan, specs)
     planned = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["id"] for row in planned] == [sample_id(i) for i in range(12)]
     for before, after in zip(planned, rows, strict=False):
         assert before == {key: after[key] for key in before}
     with pytest.raises(UserError, match="is a folder"):
-        dry_run.write_plan(tmp_path, plan, source, found, config)
+        plan_file.write_plan(tmp_path, plan, specs)
 
 
-def test_forecast_counts_the_tiles_that_will_be_drawn(drawn, inputs):
-    config, rows = drawn
-    source, found, plan = inputs
-    text = dry_run.forecast(plan[:2], source, found, config)
+def test_forecast_counts_the_tiles_that_will_be_evaluated(generated, inputs):
+    config, rows = generated
+    specs, plan = inputs
+    text = dry_run.forecast(plan[:2], specs, config)
     mean = np.mean([row["evaluations"] for row in rows])
     assert f"network evaluations: {mean:.0f} an image" in text
     seconds = sum(row["seconds"] for row in rows) / 2
@@ -100,12 +95,12 @@ def test_forecast_counts_the_tiles_that_will_be_drawn(drawn, inputs):
     assert float(hours) == pytest.approx(seconds * 2 / 3600, abs=0.01)
 
 
-def test_forecast_without_a_picture_says_how_to_get_the_time(tiny_config, inputs, tmp_path):
-    source, found, plan = inputs
+def test_forecast_without_an_image_says_how_to_get_the_time(tiny_config, inputs, tmp_path):
+    specs, plan = inputs
     config = replace(tiny_config, output=tmp_path / "none", base="owner/name@" + "0" * 40)
-    text = dry_run.forecast(plan, source, found, config)
+    text = dry_run.forecast(plan, specs, config)
     assert "time: not known" in text and "small --n" in text
-    assert dry_run.forecast([], source, found, config) == "nothing is missing"
+    assert dry_run.forecast([], specs, config) == "nothing is missing"
 
 
 @pytest.mark.parametrize(("fusion", "cover", "counts"), [
@@ -116,7 +111,7 @@ def test_count_of_tiles(tiny_config, fusion, cover, counts):
     label = np.full((32, 64), 255, dtype=np.uint8)
     label[:16] = 10  # the first row of tiles is covered
     config = replace(tiny_config, fusion=fusion, tile_selection=cover)
-    assert dry_run.count_tiles(label, config, SizeGrid(4, 8)) == counts
+    assert dry_run.count_tiles(label, config.sizes, config.region_rules, SizeGrid(4, 8)) == counts
 
 
 @pytest.mark.parametrize("dry", [True, False])

@@ -11,8 +11,10 @@ from benchmarks.plain_fusion import Plain
 from generation import tiles
 from generation.sampler import fusion
 from generation.sampler.canvas import Canvas, TileBatcher
+from generation.sampler.guidance import Guidance
 from generation.sampler.networks import build_scheduler, load_networks
-from generation.sampler.sampler import Request, Sampler
+from generation.sampler.sampler import Sampler
+from generation.samples import SampleSpec
 from pipeline import labels, resizing
 
 CANVAS, TILE = (8, 16), (4, 8)  # latent pixels; the tiny VAE reduces 4x
@@ -45,13 +47,15 @@ def fused(networks, config, problem, stride, batch=2, cover="all"):
     control, text, noise, target, mask = problem
     boxes = tiles.chosen_boxes(tiles.tile_boxes(CANVAS, TILE, stride), TILE, mask, cover)
     held = torch.from_numpy(mask)[None, None]
-    paste = fusion.RegionConstraint(held, target, config.fusion, torch.Generator().manual_seed(9))
+    generator = torch.Generator().manual_seed(9)
+    constraint = fusion.RegionConstraint(held, target, config.fusion, generator)
     networks.denoiser.prime(text, config.tile_px)
     canvas = Canvas(
-        config, networks.scheduler, noise=noise, conditions=[control], rows=(0, 1), tile=TILE,
-        boxes=boxes, paste=paste,
+        networks.scheduler, noise=noise, conditions=[control], text_rows=(0, 1), boxes=boxes,
+        tile_weights=tiles.tile_weights(TILE, config.tile_weight), constraint=constraint,
     )  # fmt: skip
-    TileBatcher(networks.denoiser, config, batch).denoise([canvas])
+    guidance = Guidance(config.guidance_scale, config.guidance_interval, config.steps)
+    TileBatcher(networks.denoiser, guidance, batch, fixed_shape=False).denoise([canvas])
     return canvas.latents
 
 
@@ -102,7 +106,7 @@ def test_reference_preset_equals_the_published_loop(reference_run, make_label, s
         guidance_scale=7.5,
         controlnet_scale=1.0,
     )  # fmt: skip
-    requests = [Request(make_label(32, 64, i)[8:24, 16:48], f"road {i}", i) for i in range(2)]
+    requests = [SampleSpec(make_label(32, 64, i)[8:24, 16:48], f"road {i}", i) for i in range(2)]
     latents, decode = [], sampler._decode
     sampler._decode = lambda done, *rest: latents.append(done.latents) or decode(done, *rest)
     bases, enlarge = [], sampler._reference_latent
@@ -126,9 +130,9 @@ def test_reference_mask_takes_the_first_pixel_of_each_block():
     """512 px are reduced to 128 latents by pixel 4i, as torch's nearest rule does."""
     label = np.full((512, 512), 5, np.uint8)
     label[::4] = label[:, ::4] = 0  # a lattice of road; its gaps hold the pixels 4i + 2
-    size = {"min_share": 0.07, "classes": [0]}
-    assert tiles.held_mask(label, (128, 128), fusion="reference", **size).all()
-    assert not tiles.held_mask(label, (128, 128), fusion="aligned", **size).any()
+    for preset, share in (("reference", 1), ("aligned", 0)):
+        rules = tiles.RegionRules(0.07, [0], "all", preset)
+        assert rules.held_mask(label, (128, 128)).mean() == share
     odd = np.random.default_rng(0).random((52, 77)) < 0.5
     picked = F.interpolate(torch.from_numpy(odd).float()[None, None], size=(13, 31))
     assert np.array_equal(resizing.pick_nearest(odd, (13, 31)), picked[0, 0].bool().numpy())
@@ -164,7 +168,7 @@ def test_held_region_follows_the_straight_path(tiny_config, solver, kind):
     Eight steps, since the DDIM of diffusers leaves its own grid if steps do not divide 1000.
     """
     config = replace(tiny_config, scheduler=solver, steps=8)
-    scheduler = build_scheduler(config, config.base)
+    scheduler = build_scheduler(config.base, config.scheduler, config.steps)
     # Zero terminal SNR cannot be expressed by noise predictions, so they get the plain schedule.
     changes = {"prediction_type": kind, "rescale_betas_zero_snr": kind != "epsilon"}
     scheduler = type(scheduler).from_config(scheduler.config, **changes)
@@ -190,18 +194,20 @@ def test_tile_batch_changes_the_result_by_rounding_alone(networks, tiny_config, 
 def test_guidance_is_classifier_free_guidance():
     generator = torch.Generator().manual_seed(0)
     negative, positive = torch.randn((2, 3, 4, 8, 8), generator=generator)
-    assert torch.equal(fusion.guided(negative, positive, 5.0), negative + 5 * (positive - negative))
+    guidance = Guidance(5.0, (0.0, 1.0), 10)
+    expected = negative + 5 * (positive - negative)
+    assert torch.equal(guidance.combine(negative, positive), expected)
 
 
 @pytest.mark.parametrize("preset", ["aligned", "reference", "none"])
-def test_picture_depends_on_label_prompt_and_seed(networks, tiny_config, make_label, preset):
+def test_image_depends_on_label_prompt_and_seed(networks, tiny_config, make_label, preset):
     config = replace(tiny_config, fusion=preset, steps=2)
     networks.set_scheduler(config)
     sampler = Sampler(networks, config)
     label, prompt = make_label(32, 64), "a city street scene with road"
-    first = sampler.draw(label, prompt, 5)
-    sampler.draw(label, prompt, 6)
-    again = sampler.draw(label, prompt, 5)
+    first = sampler.generate(label, prompt, 5)
+    sampler.generate(label, prompt, 6)
+    again = sampler.generate(label, prompt, 5)
     assert first.image.shape == (32, 64, 3) and np.array_equal(first.image, again.image)
     assert (first.tiles_total == 0) == (preset == "none")
     assert first.evaluations == 2 * (1 + first.tiles)
@@ -210,6 +216,6 @@ def test_picture_depends_on_label_prompt_and_seed(networks, tiny_config, make_la
 def test_high_resolution_pass_is_reduced_to_the_crop(networks, tiny_config, make_label):
     config = replace(tiny_config, canvas_scale=2.0, base_pass_scale=1.0, steps=2)
     networks.set_scheduler(config)
-    picture = Sampler(networks, config).draw(make_label(32, 64), "road", 0)
-    assert picture.image.shape == (32, 64, 3)
-    assert picture.tiles_total == 7 * 7
+    sample = Sampler(networks, config).generate(make_label(32, 64), "road", 0)
+    assert sample.image.shape == (32, 64, 3)
+    assert sample.tiles_total == 7 * 7

@@ -111,18 +111,18 @@ def test_dataset_folder_gives_its_labels(tiny_dataset):
     assert [n.startswith("labels/") for n in source.names] == [True] * 3
 
 
-def test_pictures_of_another_size_than_their_maps_are_refused(tiny_dataset, tmp_path):
+def test_images_of_another_size_than_their_maps_are_refused(tiny_dataset, tmp_path):
     folder = tiny_dataset(3, 16, 32, folder=tmp_path / "set")
     label_maps.check_source_images(opened(folder))
     label_maps.check_source_images(opened(folder, height_px=8))  # maps and images are scaled alike
-    picture = folder / "images" / "0000" / "00000001.png"
-    whole = picture.read_bytes()
-    save(picture, np.zeros((90, 100, 3)))
+    image = folder / "images" / "0000" / "00000001.png"
+    whole = image.read_bytes()
+    save(image, np.zeros((90, 100, 3)))
     message = r"labels/0000/00000001\.png: label is 32x16 but its image is 100x90; "
     with pytest.raises(UserError, match=message) as caught:
         label_maps.check_source_images(opened(folder))
     assert "\n" not in str(caught.value)
-    picture.write_bytes(whole[: len(whole) // 2])
+    image.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"00000001\.png: not a readable image"):
         label_maps.check_source_images(opened(folder))
 

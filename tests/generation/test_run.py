@@ -19,6 +19,7 @@ from generation.prompts import Grammar
 from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
 from generation.sampler.color_transfer import transfer_details
+from generation.samples import ATTEMPTS
 from pipeline import files, labels
 from pipeline.dataset import open_dataset, read_pair
 from pipeline.errors import EXIT_INCOMPLETE, UserError
@@ -82,7 +83,7 @@ def test_labels_are_the_crops_of_the_label_maps(finished, label_folder):
         )
 
 
-def test_details_come_from_the_source_picture_of_the_crop(call, tiny_dataset, tmp_path):
+def test_details_come_from_the_source_image_of_the_crop(call, tiny_dataset, tmp_path):
     data = tiny_dataset(4, 48, 96)
     plain, sharp = tmp_path / "plain", tmp_path / "sharp"
     assert call("--n", 3, "--label-maps", data, "--output", plain) == 0
@@ -173,24 +174,24 @@ def test_stop_signal_finishes_the_current_sample(call, finished, tmp_path, monke
 
 
 @pytest.mark.parametrize("image_batch", [1, 2])
-def test_unusable_pictures_are_tried_again_and_then_rows(
+def test_unusable_images_are_tried_again_and_then_rows(
     call, tmp_path, monkeypatch, capsys, image_batch
 ):
     start, tried, bad = drawing.Sampler.start, [], set()
 
-    def spoil(self, requests):
-        tried.extend(request.seed for request in requests)
+    def spoil(self, specs):
+        tried.extend(spec.seed for spec in specs)
         return [
-            dataclasses.replace(drawing, pixels=drawing.pixels * 0)
-            if request.seed in bad or not bad else drawing
-            for request, drawing in zip(requests, start(self, requests), strict=True)
+            dataclasses.replace(pending, pixels=pending.pixels * 0)
+            if pending.spec.seed in bad or not bad else pending
+            for pending in start(self, specs)
         ]  # fmt: skip
 
     monkeypatch.setattr(drawing.Sampler, "start", spoil)
     arguments = ("--n", 2, "--image-batch", image_batch, "--output", tmp_path / "set")
     assert call(*arguments) == EXIT_INCOMPLETE
     assert "could not be generated (00000000, 00000001)" in capsys.readouterr().err
-    assert len(set(tried)) == 2 * worker.ATTEMPTS
+    assert len(set(tried)) == 2 * ATTEMPTS
     row = read_rows(tmp_path / "set")["00000000"]
     assert row["status"] == "failed" and "constant" in row["error"]
 
@@ -202,7 +203,7 @@ def test_unusable_pictures_are_tried_again_and_then_rows(
     assert rows["00000000"]["status"] == "ok" and rows["00000000"]["seed"] == tried[2]
 
 
-def test_not_finite_and_constant_pictures_are_noticed(networks, tiny_config, make_label):
+def test_not_finite_and_constant_images_are_noticed(networks, tiny_config, make_label):
     import torch
 
     config = dataclasses.replace(tiny_config, fusion="none", steps=1)
@@ -210,8 +211,8 @@ def test_not_finite_and_constant_pictures_are_noticed(networks, tiny_config, mak
         decoded = torch.full((1, 3, 8, 8), value)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(drawing, "decode_latents", lambda vae, z, d=decoded: d)
-            picture = drawing.Sampler(networks, config).draw(make_label(32, 64), "road", 0)
-        assert picture.image is None and problem in picture.problem
+            sample = drawing.Sampler(networks, config).generate(make_label(32, 64), "road", 0)
+        assert sample.image is None and problem in sample.problem
 
 
 def test_real_size_gta_labels_keep_void(call, tmp_path):
@@ -247,7 +248,7 @@ def test_dry_run_counts_without_torch_and_writes_nothing(flags, tmp_path, run_pr
     done = run_program(
         "-c", code, "generation/run.py", *flags, "--n", 500, "--dry-run", "--output", folder
     )
-    assert "conditions:" in done.stdout and "drawn for class:" in done.stdout
+    assert "conditions:" in done.stdout and "label map chosen for class:" in done.stdout
     assert "500 are missing" in done.stdout and "MB free" in done.stdout
     assert done.stdout.rstrip().endswith("False") and not folder.exists()
 

@@ -17,7 +17,8 @@ import pytest
 from generation import progress, worker
 from generation import writer as writing
 from generation.progress import Progress
-from generation.writer import FinishedSample, WriterThread
+from generation.samples import FinishedSample, SampleSpec
+from generation.writer import WriterThread
 from pipeline import files
 from pipeline.claims import LEASE_S, Claims
 from pipeline.dataset import DatasetWriter
@@ -239,7 +240,11 @@ def test_writer_error_stops_the_loop_and_keeps_what_came_before(tmp_path, monkey
         for _ in range(100):
             saver.put(trials.draw(2))
             time.sleep(0.01)
-    assert [drawn.index for drawn in kept] == [0] == [int(key) for key in read_rows(writer.folder)]
+    assert (
+        [sample.spec.index for sample in kept]
+        == [0]
+        == [int(key) for key in read_rows(writer.folder)]
+    )
 
 
 def test_drawing_waits_when_too_much_is_unwritten(tmp_path, monkeypatch):
@@ -257,8 +262,8 @@ def test_drawing_waits_when_too_much_is_unwritten(tmp_path, monkeypatch):
 
         def draw() -> None:
             for index in range(many):
-                image, label = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
-                saver.put(FinishedSample(index, image, label, {}))
+                spec = SampleSpec(np.zeros((8, 8), np.uint8), "", 0, index=index)
+                saver.put(FinishedSample(spec, np.zeros((8, 8, 3), np.uint8)))
                 put.append(index)
 
         drawing = threading.Thread(target=draw)
@@ -281,7 +286,7 @@ def test_progress_counts_all_processes(tmp_path, capsys):
         first.write_all([(0, None, None, {"error": "constant"})])
         for index, writer in ((1, first), (2, second), (9, second)):
             drawn = trials.draw(9)
-            writer.write(index, drawn.image, drawn.label, {})
+            writer.write(index, drawn.image, drawn.spec.label, {})
         state.update(last=True)
     assert "2/4 samples (50.0 %), 1 failed" in capsys.readouterr().err
     status = json.loads((tmp_path / progress.STATUS_NAME).read_text())

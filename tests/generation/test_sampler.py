@@ -11,7 +11,8 @@ from generation import tiles
 from generation.sampler import canvas, structure_control
 from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
-from generation.sampler.sampler import Request, Sampler
+from generation.sampler.sampler import Sampler
+from generation.samples import SampleSpec
 from generation.settings import SecondControl
 from pipeline.errors import UserError
 
@@ -24,10 +25,10 @@ def source():
 
 
 @pytest.mark.parametrize("preset", ["aligned", "reference", "none"])
-def test_company_does_not_change_a_picture(networks, tiny_config, make_label, preset):
+def test_company_does_not_change_an_image(networks, tiny_config, make_label, preset):
     config = replace(tiny_config, fusion=preset, image_batch=3)
     sampler = Sampler(networks, config)
-    requests = [Request(make_label(32, 64, i), f"road {i}", i) for i in range(3)]
+    requests = [SampleSpec(make_label(32, 64, i), f"road {i}", i) for i in range(3)]
     together = sampler.generate_all(requests)
     other_order = sampler.generate_all(requests[::-1])[::-1]
     alone = [sampler.generate_all([request])[0] for request in requests]
@@ -40,23 +41,23 @@ def test_company_does_not_change_a_picture(networks, tiny_config, make_label, pr
 def test_odd_crops_are_padded_and_cropped(networks, tiny_config, make_label, crop):
     config = replace(tiny_config, crop_px=crop, base_pass_scale=0.5, canvas_scale=1.0)
     sampler = Sampler(networks, config)
-    height, width = sampler.crop_px
+    height, width = sampler.sizes.crop_px
     assert height >= crop[0] and width >= crop[1] and height % 2 == width % 2 == 0
-    picture = sampler.draw(make_label(*crop), "road", 0)
-    assert picture.image.shape == (*crop, 3)
+    sample = sampler.generate(make_label(*crop), "road", 0)
+    assert sample.image.shape == (*crop, 3)
 
 
 def test_whole_frames_have_more_tiles(networks, tiny_config, make_label):
     config = replace(tiny_config, crop_px=(64, 128), tile_selection="all")
-    picture = Sampler(networks, config).draw(make_label(64, 128), "road", 0)
-    assert picture.image.shape == (64, 128, 3)
-    assert picture.tiles == picture.tiles_total == 7 * 7
+    sample = Sampler(networks, config).generate(make_label(64, 128), "road", 0)
+    assert sample.image.shape == (64, 128, 3)
+    assert sample.tiles == sample.tiles_total == 7 * 7
 
 
 def test_unguided_interval_equals_no_guidance(networks, tiny_config, make_label):
     request = make_label(32, 64), "road", 0
     guided, never, interval = (
-        Sampler(networks, replace(tiny_config, **changes)).draw(*request).image
+        Sampler(networks, replace(tiny_config, **changes)).generate(*request).image
         for changes in ({}, {"guidance_scale": 1.0}, {"guidance_interval": (0.0, 0.0)})
     )
     assert np.array_equal(never, interval) and not np.array_equal(guided, never)
@@ -65,7 +66,7 @@ def test_unguided_interval_equals_no_guidance(networks, tiny_config, make_label)
 def test_cached_embeddings_change_nothing(networks, tiny_config, make_label):
     request = make_label(32, 64), "road", 0
     images = [
-        Sampler(networks, replace(tiny_config, condition_cache_tiles=n)).draw(*request).image
+        Sampler(networks, replace(tiny_config, condition_cache_tiles=n)).generate(*request).image
         for n in (0, 1, 256)
     ]
     assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
@@ -88,7 +89,7 @@ def test_adaptive_cover_holds_every_needed_pixel():
 def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_label, monkeypatch):
     request = make_label(32, 64), "road", 0
     config = replace(tiny_config, tile_batch=8)
-    expected = Sampler(networks, config).draw(*request).image
+    expected = Sampler(networks, config).generate(*request).image
     evaluate = canvas.TileBatcher._evaluate
 
     def small_device(self, group, number, size):
@@ -98,7 +99,7 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
 
     monkeypatch.setattr(canvas.TileBatcher, "_evaluate", small_device)
     sampler = Sampler(networks, config)
-    image = sampler.draw(*request).image
+    image = sampler.generate(*request).image
     assert sampler.tile_pass.batch == 2
     assert np.abs(image.astype(int) - expected).max() <= 1
 
@@ -107,7 +108,7 @@ def test_memory_running_out_halves_the_tile_batch(networks, tiny_config, make_la
 
     monkeypatch.setattr(canvas.TileBatcher, "_evaluate", no_device)
     with pytest.raises(UserError, match="a single tile"):
-        sampler.draw(*request)
+        sampler.generate(*request)
 
 
 def test_memory_running_out_outside_the_tiles_is_one_line(
@@ -118,15 +119,15 @@ def test_memory_running_out_outside_the_tiles_is_one_line(
 
     monkeypatch.setattr(drawing, "decode_latents", no_memory)
     with pytest.raises(UserError, match="--vae-tile-px 0: .* outside the tiles"):
-        Sampler(networks, tiny_config).draw(make_label(32, 64), "road", 0)
+        Sampler(networks, tiny_config).generate(make_label(32, 64), "road", 0)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "unipc"])
-def test_start_from_a_picture(networks, tiny_config, make_label, source, solver, monkeypatch):
+def test_start_from_an_image(networks, tiny_config, make_label, source, solver, monkeypatch):
     config = replace(tiny_config, scheduler=solver, steps=8, fusion="none", base_pass_scale=1.0)
     networks.set_scheduler(config)
     label = make_label(32, 64)
-    start = Sampler(networks, replace(config, strength=0.5))._encode_picture(source)
+    start = Sampler(networks, replace(config, strength=0.5))._encode_image(source)
     distances, latents, decode = [], [], drawing.decode_latents
     monkeypatch.setattr(
         drawing, "decode_latents", lambda vae, z: latents.append(z) or decode(vae, z)
@@ -134,8 +135,8 @@ def test_start_from_a_picture(networks, tiny_config, make_label, source, solver,
     for strength in (0.25, 0.5, 0.99):
         sampler = Sampler(networks, replace(config, strength=strength))
         latents.clear()
-        picture = sampler.generate_all([Request(label, "road", 0, source)])[0]
-        assert picture.evaluations == max(1, round(8 * strength))
+        sample = sampler.generate_all([SampleSpec(label, "road", 0, source)])[0]
+        assert sample.evaluations == max(1, round(8 * strength))
         distances.append(float((latents[0] - start).norm()))
     assert distances[0] < distances[1] < distances[2]
 
@@ -154,9 +155,9 @@ def test_second_control(networks, tiny_config, tiny_base, make_label, source, tm
         kind = SecondControl("canny", str(tmp_path / "canny"), scale)
         config = replace(tiny_config, second_control=kind)
         sampler = Sampler(loading.load_networks(config, torch.device("cpu")), config)
-        request = Request(make_label(32, 64), "road", 0, source)
+        request = SampleSpec(make_label(32, 64), "road", 0, source)
         images.append(sampler.generate_all([request])[0].image.astype(int))
-    plain = Sampler(networks, tiny_config).draw(make_label(32, 64), "road", 0).image
+    plain = Sampler(networks, tiny_config).generate(make_label(32, 64), "road", 0).image
     assert np.abs(images[0] - plain).max() <= 1 < np.abs(images[1] - plain).max()
 
 
@@ -180,9 +181,9 @@ def test_what_is_not_installed_or_named_is_one_line(tiny_config, monkeypatch):
         replace(tiny_config, guidance_interval=(0.5, 0.2)).check()
 
 
-def test_large_pictures_are_decoded_in_tiles(tiny_config, make_label):
+def test_large_images_are_decoded_in_tiles(tiny_config, make_label):
     config = replace(tiny_config, vae_tile_px=16)
     tiled = Sampler(loading.load_networks(config, torch.device("cpu")), config)
-    picture = tiled.draw(make_label(32, 64), "road", 0)
-    assert picture.image.shape == (32, 64, 3)
+    sample = tiled.generate(make_label(32, 64), "road", 0)
+    assert sample.image.shape == (32, 64, 3)
     assert tiled.networks.vae.use_tiling

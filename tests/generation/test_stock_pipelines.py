@@ -9,7 +9,8 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from generation.sampler.networks import load_networks
-from generation.sampler.sampler import Request, Sampler
+from generation.sampler.sampler import Sampler
+from generation.samples import SampleSpec
 from pipeline.latents import decode_latents, encode_latents
 
 HALF_A_GREY_LEVEL = 0.5 + 1e-2  # ours is rounded to whole ones; the rest is float32
@@ -64,7 +65,7 @@ def test_equals_the_stock_pipeline(family, tiny_config, make_label, solver):
     )
     label, prompt = make_label(32, 64), "a city street scene with road and car"
     sampler = Sampler(load_networks(config, torch.device("cpu")), config)
-    ours = sampler.generate_all([Request(label, prompt, 11)])[0].image
+    ours = sampler.generate_all([SampleSpec(label, prompt, 11)])[0].image
 
     ids = torch.from_numpy(np.where(label == 255, 19, label)).long()
     control = torch.stack([ids == channel for channel in range(20)]).float()[None]

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from generation import run
+from generation.pipeline_inputs import as_source
 from generation.sampler.sampler import Sampler
-from generation.street_pipeline import SETTINGS_FILE, StreetPipeline, as_source
+from generation.street_pipeline import SETTINGS_FILE, StreetPipeline
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
@@ -36,7 +37,7 @@ def pixels(output) -> np.ndarray:
     return np.array(output.images[0])
 
 
-def test_row_of_the_program_gives_its_picture(pipe, flags, tmp_path, monkeypatch):
+def test_row_of_the_program_gives_its_image(pipe, flags, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", *flags, "--n", "1", "--output", str(tmp_path)])
     assert not run.main()
     (sample,) = open_dataset(tmp_path, labelled=True)
@@ -45,7 +46,7 @@ def test_row_of_the_program_gives_its_picture(pipe, flags, tmp_path, monkeypatch
 
 
 def test_generators_stand_for_seeds_and_move_on(pipe, networks, tiny_config, label):
-    expected = Sampler(networks, tiny_config).draw(label, PROMPT, 7).image
+    expected = Sampler(networks, tiny_config).generate(label, PROMPT, 7).image
     assert np.array_equal(pixels(pipe(label, PROMPT, generator=7)), expected)
     fresh = torch.Generator().manual_seed(7)
     assert np.array_equal(pixels(pipe(label, PROMPT, generator=fresh)), expected)
@@ -113,7 +114,7 @@ def test_bad_parts_are_found_before_weights_are_read(tiny_config):
         StreetPipeline.from_pretrained(colour="red")
 
 
-def test_saved_folder_gives_the_same_picture_and_is_a_stock_pipeline(pipe, label, tmp_path):
+def test_saved_folder_gives_the_same_image_and_is_a_stock_pipeline(pipe, label, tmp_path):
     from diffusers import StableDiffusionControlNetPipeline
 
     pipe.save_pretrained(tmp_path)
@@ -159,15 +160,15 @@ def test_xl_base_is_saved_and_drawn_alike(family_base, tmp_path, label):
     StableDiffusionXLControlNetPipeline.from_pretrained(tmp_path / "saved")
 
 
-def test_starts_from_a_source_picture(tiny_config, label):
+def test_starts_from_a_source_image(tiny_config, label):
     pipe = StreetPipeline(replace(tiny_config, strength=0.5))
     with pytest.raises(UserError, match="needs a source image"):
         pipe(label, "road")
-    pictures = [
+    images = [
         pipe(label, "road", generator=0, image=np.full((32, 64, 3), value, np.uint8)).images[0]
         for value in (0, 255)
     ]
-    assert pictures[0].size == (64, 32) and pictures[0].tobytes() != pictures[1].tobytes()
+    assert images[0].size == (64, 32) and images[0].tobytes() != images[1].tobytes()
 
 
 def test_source_images_come_in_many_forms(tmp_path):

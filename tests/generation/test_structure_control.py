@@ -225,8 +225,8 @@ def test_xformers_draws_what_native_attention_draws(networks, tiny_config, make_
     config = replace(tiny_config, attention="xformers")
     loaded = loading.load_networks(config, torch.device("cpu"))
     label = make_label(32, 64)
-    ours = sampler.Sampler(loaded, config).draw(label, "road", 3).image
-    native = sampler.Sampler(networks, tiny_config).draw(label, "road", 3).image
+    ours = sampler.Sampler(loaded, config).generate(label, "road", 3).image
+    native = sampler.Sampler(networks, tiny_config).generate(label, "road", 3).image
     assert np.abs(ours.astype(int) - native).max() <= 1
     parts = torch.randn(3, 2, 9, 4, 8)
     expected = denoiser.native_attention(*parts)

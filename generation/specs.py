@@ -1,0 +1,82 @@
+"""From a plan item to what the sampler needs: the label map is read and cropped."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from generation.label_maps import LabelMap, LabelMapFolder
+from generation.plan import Crop, PlanItem, noise_seed, place_crop
+from generation.prompts import Grammar, join_classes, render_prompt
+from generation.samples import SampleSpec
+from pipeline.labels import CLASS_NAMES
+from pipeline.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class SpecReader:
+    """Reads the label map of a plan item and returns its `SampleSpec`."""
+
+    folder: LabelMapFolder
+    label_maps: Sequence[LabelMap]
+    grammar: Grammar
+    seed: int
+    """Seed of the run."""
+    crop_px: tuple[int, int]
+    min_rare_share: float
+    """Share of the crop that a rare class should cover, see `place_crop`."""
+    with_source: bool
+    """Read the source image too."""
+    metadata: dict[str, Any]
+    """What all rows have in common."""
+
+    def read(self, item: PlanItem, attempt: int = 0) -> SampleSpec:
+        """Return the sample of a plan item; each attempt has a seed of its own."""
+        label_map = self.label_maps[item.label_map]
+        whole = self.folder.read(label_map.name)
+        spec = self.describe(item, whole, attempt)
+        if not self.with_source:
+            return spec
+        size = (label_map.height, label_map.width)
+        image = self.folder.read_source_image(item.label_map, size)
+        return replace(spec, source=self._crop(item, whole).of(image))
+
+    def describe(self, item: PlanItem, whole: np.ndarray, attempt: int = 0) -> SampleSpec:
+        """Return the sample of a plan item without its source image.
+
+        `whole`: the item's HxW label map, train ids with void 255.
+        """
+        label_map, crop = self.label_maps[item.label_map], self._crop(item, whole)
+        label, rare = crop.of(whole), item.rare_class
+        rng = numpy_generator(self.seed, "class words", item.index)
+        prompt = render_prompt(
+            self.grammar,
+            join_classes(label, self.grammar, rng),
+            condition=item.condition,
+            time=item.time,
+            place=item.place,
+        )
+        origin = {
+            "condition": item.condition,
+            "time": item.time,
+            "place": item.place,
+            "rare_class": None if rare is None else CLASS_NAMES[rare],
+            "rare_share": None if rare is None else round(float((label == rare).mean()), 4),
+            "source_label": label_map.name,
+            "source_size": [label_map.height, label_map.width],
+            "crop": [crop.top, crop.left, crop.height, crop.width],
+        }
+        return SampleSpec(
+            label=label,
+            prompt=prompt,
+            seed=noise_seed(self.seed, item.index, attempt),
+            index=item.index,
+            attempt=attempt,
+            metadata=origin | self.metadata,
+        )
+
+    def _crop(self, item: PlanItem, whole: np.ndarray) -> Crop:
+        return place_crop(
+            whole, item, seed=self.seed, size=self.crop_px, min_share=self.min_rare_share
+        )
