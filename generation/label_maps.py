@@ -180,7 +180,7 @@ def save_scan(
 def _kept(source: LabelMapFolder, cache: Path | None, kind: str) -> dict[str, Any]:
     """Return by label map what `save_scan` kept of files that have not changed since.
 
-    A damaged file of it counts as none: everything in it is measured anew.
+    A damaged file of it counts as none: everything in it is measured again.
     """
     if cache is None or not cache.is_file():
         return {}

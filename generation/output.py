@@ -2,7 +2,7 @@
 
 `run.json` is written with the first sample, so that a start with a wrong setting, which stops
 before, binds nobody. From then on the folder belongs to that run. Each row carries the digest of
-its run as well: a lost `run.json` is written anew by the command that made the rows.
+its run as well: a lost `run.json` is restored by the command that made the rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ class RunFolder:
         require_same(self.folder, DATASET, self.identity, row_digests=rows.digests)
 
     def restore(self, rows: MetadataIndex) -> None:
-        """Write a lost or damaged `run.json` anew, for rows that `refuse_other` let pass."""
+        """Restore a lost or damaged `run.json`, for rows that `refuse_other` let pass."""
         if rows.digests or has_marker(self.folder, DATASET):
             write_marker(self.folder, DATASET, self.identity, provenance=self.provenance)
 

@@ -107,7 +107,7 @@ def accuracy(
         mistakes[key] = mistakes.get(key, 0) + 1
     return {
         "top1": round(100 * float(hit.mean()), 1),
-        "pictures": len(looks),
+        "images": len(looks),
         "per_look": per_look,
         "mistakes": dict(sorted(mistakes.items(), key=lambda kv: -kv[1])[:MOST_MISTAKES]),
     }

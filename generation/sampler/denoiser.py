@@ -34,7 +34,7 @@ def native_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 class TextAttention:
     """Cross-attention processor that looks keys and values up by row number.
 
-    In place of text states the network receives the B row numbers of its texts.
+    Instead of text states the network receives the B row numbers of its texts.
     """
 
     def __init__(self, attend: Callable[..., torch.Tensor]) -> None:
@@ -128,7 +128,7 @@ class Denoiser:
 
     @torch.no_grad()
     def set_timesteps(self, timesteps: torch.Tensor) -> None:
-        """Embed the timesteps of a solver; a call names them by their place."""
+        """Embed the timesteps of a solver; a call names them by their step."""
         at = timesteps.to(self.device)
         self._times = [
             network.time_embedding(network.time_proj(at).to(self.dtype))

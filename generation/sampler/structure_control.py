@@ -69,11 +69,11 @@ def load_detector(control: SecondControl, device: "torch.device | str") -> Any:
             f"--second-control.kind {control.kind}: controlnet_aux cannot be imported ({error}); "
             "pip install 'streetforge[controlnet-aux]', or use canny"
         ) from None
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as folder:
         for name in source.files:
-            _rewrite(_find_weights(control.detector, name), Path(place) / name)
+            _rewrite(_find_weights(control.detector, name), Path(folder) / name)
         try:
-            return detector.from_pretrained(place).to(device)
+            return detector.from_pretrained(folder).to(device)
         except Exception as error:  # whatever a library raises over weights that do not fit
             reason = " ".join(str(error).split())[:200]
             raise UserError(

@@ -110,7 +110,7 @@ def failures(rows: Sequence[Row]) -> list[Row]:
 
 
 def timings(samples: Sequence[Sample]) -> Row | None:
-    """Return the time that samples took, in seconds, and when they were drawn."""
+    """Return the time that samples took, in seconds, and when they were generated."""
     known = [(condition_of(s), float(s.row["seconds"])) for s in samples if s.row.get("seconds")]
     if not known:
         return None
@@ -118,7 +118,7 @@ def timings(samples: Sequence[Sample]) -> Row | None:
     groups: dict[str, list[float]] = {}
     for name, value in known:
         groups.setdefault(name, []).append(value)
-    drawn = sorted(str(s.row["drawn_at"]) for s in samples if s.row.get("drawn_at"))
+    times = sorted(str(s.row["generated_at"]) for s in samples if s.row.get("generated_at"))
     means = {name: float(np.mean(values)) for name, values in groups.items()}
     longest = max(means.values())
     return {
@@ -127,8 +127,8 @@ def timings(samples: Sequence[Sample]) -> Row | None:
         "median": float(np.median(seconds)),
         "slowest": float(np.quantile(seconds, 0.99)),
         "total_h": float(seconds.sum() / 3600),
-        "first": drawn[0] if drawn else "",
-        "last": drawn[-1] if drawn else "",
+        "first": times[0] if times else "",
+        "last": times[-1] if times else "",
         "conditions": [
             {"name": n, "mean": means[n], "bar": 100 * means[n] / longest}
             for n in sorted(means, key=lambda n: (-len(groups[n]), n))[:MOST_ROWS]
