@@ -26,7 +26,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for number, source in enumerate(code_cells(path)):
         exec(compile(source, f"{path.name}, code cell {number}", "exec"), names)
     if path.stem == "street_pipeline":
-        brightness = [sum(picture.convert("L").histogram()[128:]) for picture in names["pictures"]]
+        brightness = [sum(image.convert("L").histogram()[128:]) for image in names["images"]]
         assert brightness[3] < min(brightness[:3])  # the last one is at night
         assert names["output"].images[0].size == (256, 128)
     assert not list(tmp_path.iterdir())
