@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import files, images, labels, parallel
+from pipeline import files, images, labels, marks, parallel
 from pipeline.class_stats import require_classes
 from pipeline.config import digest
 from pipeline.errors import UserError
@@ -62,8 +62,10 @@ class Sample:
         return self.row.get("prompt") or ""
 
 
-def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
-    """List the `ok` samples of a dataset folder in id order.
+def open_dataset(
+    folder: str | Path, *, labelled: bool, with_excluded: bool = False
+) -> list[Sample]:
+    """List the `ok` samples of a dataset folder in id order, without those that marks exclude.
 
     `folder` may be the address of a released set, `s3://bucket/set`: its samples are read from
     there one by one, as they are needed.
@@ -76,15 +78,25 @@ def open_dataset(folder: str | Path, *, labelled: bool) -> list[Sample]:
     if not address:
         metadata_files(folder)
     enclosure = None if address else Enclosure(folder)
+    excluded = frozenset() if address or with_excluded else marks.excluded_ids(folder)
+    num_excluded = 0
     rows = read_remote_rows(address) if address else read_rows(folder)
     for key, row in sorted(rows.items()):
         if not is_ok(row):
             continue
+        if key in excluded:
+            num_excluded += 1
+            continue
         if labelled and not row.get("label_file_name"):
             raise UserError(f"{folder}: sample {key} has no label; a labelled dataset is needed")
         samples.append(_open_sample(folder, key, row, enclosure))
+    told = f"{num_excluded} samples are excluded by {marks.NAME}"
+    if not samples and num_excluded:
+        raise UserError(f"{folder}: all {told}; take some back with pipeline/browse.py")
     if not samples:
         raise UserError(f"{folder}: holds no finished sample; run the stage that writes it")
+    if num_excluded:
+        print(f"notice: {folder}: {told}", file=sys.stderr)
     return samples
 
 

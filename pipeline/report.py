@@ -171,7 +171,7 @@ def gather_dataset(config: Config, folder: Path) -> dict[str, Any]:
     facts = [(f"{len(samples):,}", "samples")]
     facts.append((str(len({str(s.row.get("condition") or "none") for s in samples})), "conditions"))
     if failed:
-        facts.append((f"{failed:,}", "failed or withdrawn"))
+        facts.append((f"{failed:,}", "failed, withdrawn or excluded"))
     if data["scores"]:
         facts += [
             (f"{one['miou']:.1f}", f"mIoU of images and labels, {one['name']}")

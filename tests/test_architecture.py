@@ -90,8 +90,9 @@ ROOMS: dict[str, set[str]] = {
         "pipeline/download.py", "pipeline/prepare.py", "pipeline/preflight.py",
         "segtrain/protocol.py",
     },
+    "pipeline/browsing": {"pipeline/browse.py"},
     "pipeline/exports": {"pipeline/export.py", "pipeline/prepare.py", "pipeline/release.py"},
-    "pipeline/reporting": {"pipeline/report.py"},
+    "pipeline/reporting": {"pipeline/report.py", "pipeline/browsing/index.py"},
     "pipeline/pocket": {"pipeline/pocket_city.py"},
     "generation/sampler": {
         "generation/run.py", "generation/worker.py", "generation/street_pipeline.py",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import marks
 from pipeline.dataset import Sample
 from pipeline.metadata import read_rows
 from pipeline.reporting import quality, sets
@@ -46,7 +47,7 @@ def sections(
         "histogram": sets.histogram(pixels, of_source) if counted else [],
         "occurrence": sets.occurrence(counted, pixels) if counted else [],
         "scores": score_section(found, sheets) if found else None,
-        "failures": sets.failures(list(read_rows(folder).values())),
+        "failures": sets.failures(list(read_rows(folder).values())) + excluded(folder),
         "timings": sets.timings(samples),
         "provenance": sets.provenance(folder, samples),
     }
@@ -54,6 +55,13 @@ def sections(
     page["has_source"] = any(len(row) == 3 for _, rows in page["conditions"] for row in rows)
     page["problems"] = sorted(set(sheets.problems))[:MOST_PROBLEMS]
     return page
+
+
+def excluded(folder: Path) -> list[Row]:
+    """Return the line of the samples that a person left out."""
+    count = len(marks.excluded_ids(folder))
+    reason = f"by a person, see {marks.NAME}"
+    return [{"status": "excluded", "reason": reason, "count": count}] if count else []
 
 
 def score_section(scores: quality.Scores, sheets: Sheets) -> Row:

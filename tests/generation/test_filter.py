@@ -19,6 +19,7 @@ from pipeline.claims import Claims
 from pipeline.dataset import DatasetWriter, open_dataset
 from pipeline.errors import UserError
 from pipeline.labels import colorize
+from pipeline.marks import Mark, write_marks
 from pipeline.metadata import read_rows
 
 HERE = Path(__file__).parent
@@ -321,6 +322,12 @@ def test_hostile_costs_are_one_line(call, scored: Path, tmp_path: Path, arrays) 
     with pytest.raises(UserError, match="00000001.npz: .*; run generation/score.py again") as got:
         call("--data", scored, "--output", tmp_path / "out")
     assert "\n" not in str(got.value)
+
+
+def test_samples_that_a_person_excluded_are_left_out(call, scored: Path, tmp_path: Path) -> None:
+    write_marks(scored, {"00000001": Mark(excluded=True)})
+    assert call("--data", scored, "--output", tmp_path / "out") == 0
+    assert sorted(read_rows(tmp_path / "out")) == ["00000000", "00000002"]
 
 
 def test_a_second_filter_of_one_folder_waits(call, scored: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-ANSWER_S = 120
+ANSWER_S = 60
 # Chromium reads from file 3 and writes to file 4
 START = """
 import os, sys
