@@ -269,7 +269,7 @@ class DatasetWriter:
         """Return of which runs the rows are; None where the folder says it itself."""
         if stored_config(self.folder, DATASET) is not None:
             return None
-        return {str(row.get("digest")) for row in read_rows(self.folder).values()}
+        return {str(row.get("digest", "not named")) for row in read_rows(self.folder).values()}
 
     @property
     def metadata(self) -> Path:

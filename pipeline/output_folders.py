@@ -115,7 +115,7 @@ def check_output(
         if foreign and not has_marker(folder, kind) and not _has_rows(folder, kind):
             raise UserError(
                 f"{folder}: {_told(folder, kind, foreign)} and has no {kind.marker}, the mark of "
-                f"{_a(kind.content)}; choose another {setting}"
+                f"{_a(kind.name)}; choose another {setting}"
             )
     _check_entries(folder, kind, setting)
 
@@ -124,7 +124,9 @@ def require_new(folder: Path, setting: str = SETTING) -> None:
     """Raise `UserError` unless a folder is new or empty: it is never continued."""
     found = list(entries(folder, setting)) if folder_exists(folder, setting) else []
     if found:
-        raise UserError(f"{folder}: holds {found[0].name}, is not empty; choose another {setting}")
+        raise UserError(
+            f"{folder}: holds {found[0].name} and is not empty; choose another {setting}"
+        )
 
 
 def require_same(
@@ -148,8 +150,10 @@ def require_same(
             return
         if row_digests == {digest(dict(config))}:
             return
-        others = ", ".join(sorted(row_digests or ())[:3])
-        rows = f", and rows are of another {kind.content} ({others})" if others else ""
+        rows = ""
+        if row_digests:
+            others = ", ".join(sorted(row_digests - {digest(dict(config))})[:3])
+            rows = f", and rows are of another {kind.content} ({others})"
         what = "is missing" if not path.exists() else f"is damaged, or not of {_a(kind.content)}"
         raise UserError(
             f"{path}: {what}{rows}; restore it from a copy, repeat the very command that made the "
@@ -166,7 +170,8 @@ def refuse_differences(
         return
     remedy = "repeat the command that began it"
     begun = [e for e in entries(folder, setting) if not fnmatch(e.name, kind.marker)]
-    if all(_is_early(entry, kind) for entry in begun) and not _has_checkpoint(folder):
+    nothing = all(_is_early(entry, kind) for entry in begun) and not _has_checkpoint(folder)
+    if nothing and not kind.is_flat:  # flat markers come with or after the results
         remedy = f"delete {folder / kind.marker}, nothing was made yet"
     more = len(lines) - SHOWN_DIFFERENCES
     shown = "; ".join(lines[:SHOWN_DIFFERENCES]) + (f"; {more} more" if more > 0 else "")
