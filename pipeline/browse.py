@@ -1,11 +1,11 @@
-"""Look through a dataset folder in a web browser; mark, exclude and comment samples.
+"""Browse a dataset folder in a web browser; mark, exclude and comment samples.
 
     python pipeline/browse.py runs/mine/generated --source runs/mine/source
 
-Then open the address that is printed. Only this machine can; from another one use
-`ssh -L 8642:localhost:8642`. Marks are saved in marks.json of the dataset folder, at once. All
-programs that read the folder leave excluded samples out: training, filters, exports, prepare.
-Needs the extra `browse`: pip install -e ".[browse]"
+Then open the printed address. It is reachable from this machine only; on another machine, use `ssh
+-L 8642:localhost:8642`. Marks are saved immediately, in marks.json of the dataset folder. All
+programs that read the folder leave excluded samples out: training, filters, exports, prepare. Needs
+the extra `browse`: pip install -e ".[browse]"
 """
 
 import os

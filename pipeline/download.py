@@ -45,9 +45,9 @@ class Config:
     release: str = ""
     """Address or folder of a released set, in place of --dataset."""
     sha256: str = ""
-    """Of a release: hash of its SHA256SUMS, if you have it from a place that you trust."""
+    """With --release: SHA-256 of its SHA256SUMS, from a source that you trust."""
     only: tuple[str, ...] = ()
-    """Of a release: patterns of the files that are wanted, for example 'sample/*'."""
+    """With --release: patterns of the files to download, for example 'sample/*'."""
     output: Path = Path("")
     """New folder for the unpacked files."""
     archive: tuple[Path, ...] = ()

@@ -1,13 +1,13 @@
-"""Pack a dataset folder for others: shards, card, checksums, a sample, Croissant.
+"""Pack a dataset folder for publication: shards, card, checksums, a sample, Croissant metadata.
 
     python pipeline/release.py runs/generated --output runs/release --name "Streets in fog" \\
         --licence cc-by-4.0 --licences "base model=CreativeML Open RAIL-M"
     python pipeline/release.py s3://bucket/generated --output s3://bucket/release
 
-OUTPUT is a dataset folder itself, whose images lie in tar shards: every program reads it without
-unpacking. It appears when it is complete; the same command continues a stopped one. Data and
-output may be addresses that fsspec opens (s3://, gs://, memory://). `--push OWNER/NAME` lists what
-would go to the Hugging Face hub, `--upload True` sends it.
+OUTPUT is itself a dataset folder, with its images in tar shards: every program reads it without
+unpacking. It appears when it is complete; the same command continues a stopped run. Data and output
+may be addresses that fsspec opens (s3://, gs://, memory://). `--push OWNER/NAME` lists the files
+for the Hugging Face hub, `--upload True` sends them.
 """
 
 import re
@@ -63,7 +63,7 @@ class Config:
     licence: str = "other"
     """Licence of the set, as its SPDX identifier in small letters (cc-by-4.0) or in words."""
     licences: tuple[str, ...] = ()
-    """Licences of what it was made from, as PART=LICENCE."""
+    """Licences of its inputs, as PART=LICENCE."""
     url: str = ""
     """Address at which the set will be found."""
     cite_as: str = ""
@@ -73,15 +73,15 @@ class Config:
     split: str = "train"
     """Name of the split in the layouts."""
     sample_mb: int = MAX_SAMPLE_MB
-    """Most megabytes of the sample of plain files; it is a tenth of the set at most."""
+    """Largest size of the sample of plain files in megabytes; at most a tenth of the set."""
     shard_samples: int = 1000
-    """Most samples in a tar or Parquet file."""
+    """Largest number of samples in a tar or Parquet file."""
     shard_mb: int = 1000
-    """Most megabytes in a tar or Parquet file."""
+    """Largest size of a tar or Parquet file in megabytes."""
     quality: str = ""
     """Folder of generation/score.py; empty: `quality` of the dataset folder, if it is there."""
     work: Path = Path("runs/release_work")
-    """Where files wait that come from, or go to, an address."""
+    """Folder for temporary files of downloads and uploads."""
     push: str = ""
     """Repository on the Hugging Face hub, OWNER/NAME; nothing is sent without `--upload True`."""
     upload: bool = False

@@ -4,9 +4,9 @@
         --output runs/mine/comparison.json
 
 Reads one or more score files of segtrain/score.py, and the counts of each image beside them.
-Networks whose names differ in the number at their end are seeds of one arm. Each arm is compared
-with the baseline by a paired bootstrap over images. Writes the tables as Markdown, LaTeX and CSV
-(the first table) beside the JSON file.
+An arm is a network with its seeds: networks whose names differ only in the number at their end.
+Each arm is compared with the baseline by a paired bootstrap over images. Writes the tables as
+Markdown, LaTeX and CSV (the first table) beside the JSON file.
 """
 
 import sys

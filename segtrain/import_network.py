@@ -1,13 +1,13 @@
-"""Take over a network that mmsegmentation trained: config and checkpoint to a folder of ours.
+"""Import a network that mmsegmentation trained: config and checkpoint to a folder of this project.
 
     python segtrain/import_network.py --config-file segformer_mit-b5.py \\
         --weights segformer_mit-b5.pth --output networks/segformer_b5
 
-The folder is scored, used for prediction and exported like one of segtrain/train.py. The config is
-a Python file that mmengine executes: give one that you trust. The checkpoint is read without being
-executed, so it must hold tensors and plain values only; `publish_model.py` of mmsegmentation makes
-such a file. The network must predict the 19 classes of Cityscapes in their order and be made of
-parts that our programs know.
+The folder can be scored, used for prediction and exported like an output of segtrain/train.py. The
+config is a Python file that mmengine executes: give one that you trust. The checkpoint is read
+without being executed, so it must contain tensors and plain values only; `publish_model.py` of
+mmsegmentation writes such a file. The network must predict the 19 classes of Cityscapes in their
+order and consist of supported modules.
 """
 
 import sys
@@ -33,7 +33,7 @@ class Config:
     """Settings of one import."""
 
     config_file: Path = Path("config.py")
-    """Config of mmsegmentation 1.x, of which `model` and `test_pipeline` are read."""
+    """Config of mmsegmentation 1.x; its `model` and `test_pipeline` are read."""
     weights: Path = Path("model.pth")
     """Its checkpoint, .pth or .safetensors."""
     output: Path = Path("imported")

@@ -64,25 +64,24 @@ class Config:
     targets: tuple[Path, ...] = ()
     """Labelled dataset folders to score on."""
     select_on: Path | None = None
-    """Labelled development set: of the networks, only the one with the best mIoU there is scored.
-    None scores all, each as its training left it."""
+    """Labelled development set: only the network with the best mIoU on it is scored. None scores
+    all networks."""
     select_on_target: bool = False
-    """Let --select-on be a target; every table with its scores then says so."""
+    """Allow a target as --select-on; every table with its scores is then marked."""
     output: Path = Path("scores.json")
     """JSON file to write. Its tables go beside it as .md, the counts of each image as
     .rows.jsonl."""
     figures: bool = False
-    """Also draw the confusion matrix and the worst images of each target, into OUTPUT.figures."""
+    """Also plot the confusion matrix and the worst images of each target, into OUTPUT.figures."""
     worst: int = 8
     """Number of worst images in a figure."""
     scene: Path | None = None
     """Output folder of segtrain/adapt.py, learned through the one checkpoint that is scored."""
     base: str = ""
-    """Where the diffusion model of a diffusion backbone is, if it has moved since the training."""
+    """Folder of the diffusion model of a diffusion backbone, if it has moved since the training."""
     size_px: tuple[int, int] | None = None
-    """Height and width that images are scaled into, their aspect kept. None: by the protocol of a
-    prepared target, at the resolution that the recipe names, or by the recipe where there is
-    none."""
+    """Height and width that images are scaled into; the aspect ratio is kept. None: the protocol of
+    a prepared target at the resolution that the recipe names, otherwise the recipe."""
     limit: int | None = None
     """Use the first N images of each target only."""
 

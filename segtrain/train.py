@@ -71,7 +71,7 @@ class Config:
     generated_share: float = 0.0
     """Probability that a training sample comes from the generated set, 0 to 1."""
     generated_limit: int | None = None
-    """Only the first N samples of the generated set; None takes all."""
+    """Use only the first N samples of the generated set; None uses all."""
     sets: tuple[str, ...] = ()
     """More labelled sets as NAME=FOLDER:SHARE; the recipe's `sets` has the scale of each name."""
     rare_classes: RareClassSampling = field(
@@ -107,8 +107,8 @@ class Config:
     log_interval: int = 20
     """Updates between log lines."""
     show_batch: Path | None = None
-    """Write the first batch, images and labels as the network gets them, to this PNG file, and end
-    without a training."""
+    """Write the first batch, images and labels as the network receives them, to this PNG file, and
+    stop before the training."""
 
 
 def check(config: Config) -> TrainingData:
