@@ -14,10 +14,11 @@ fiftyone       data/ and labels/ for FiftyOne
 
 Real, converted and generated folders are exported alike; labels keep the 19 train ids and 255 for
 void. The same command continues a stopped export and does nothing when all is done. Several splits
-may share an output: --split val.
+may share an output: --split val. Data and output may be addresses that fsspec opens (s3://, gs://).
 """
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import Literal
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files
+from pipeline import checksums, files, remote_files
 from pipeline.config import (
     digest,
     parse,
@@ -72,9 +73,9 @@ class Config:
     """What to export, and how."""
 
     data: str = ""
-    """dataset folder"""
+    """dataset folder, or its address"""
     output: str = ""
-    """folder to write"""
+    """folder to write, or its address"""
     format: Literal[
         "mmseg", "dginstyle", "webdataset", "imagefolder", "parquet", "coco_panoptic", "fiftyone"
     ] = "mmseg"
@@ -89,6 +90,8 @@ class Config:
     """largest size of a tar or Parquet file in megabytes"""
     workers: int = 2
     """processes that read labels"""
+    work: Path = Path("runs/export_work")
+    """where files wait that come from, or go to, an address"""
 
 
 def check(config: Config) -> None:
@@ -101,19 +104,26 @@ def check(config: Config) -> None:
             f"--split {config.split}: must be small letters, digits and _, beginning with a letter"
         )
     require_positive(config, "shard_samples", "shard_mb", "workers")
-    check_output(Path(config.output), EXPORT, inputs={"--data": Path(config.data)})
+    here, data = (remote_files.local_path(text) for text in (config.output, config.data))
+    if here is not None:
+        check_output(here, EXPORT, inputs={"--data": data} if data else {})
     if config.format == "parquet":
         shards.require_parquet()
 
 
-def open_output(config: Config, samples: list[Sample]) -> Path:
+def marker_of(config: Config) -> str:
+    """Return the name of the file that records an export."""
+    return "export.json" if config.format in ONE_SPLIT else f"export-{config.split}.json"
+
+
+def open_output(config: Config, folder: Path, samples: list[Sample]) -> None:
     """Record what this export is; an output that holds something else is refused."""
-    folder = Path(config.output)
     require_writable(folder)
-    split = "" if config.format in ONE_SPLIT else f"-{config.split}"
-    marker = f"export{split}.json"
-    settings = {k: v for k, v in to_mapping(config).items() if k not in ("output", "workers")}
-    record = {**settings, "data": str(Path(config.data).resolve()), "samples": len(samples)}
+    marker, left_out = marker_of(config), ("output", "workers", "work")
+    settings = {k: v for k, v in to_mapping(config).items() if k not in left_out}
+    here = remote_files.local_path(config.data)
+    record = {**settings, "data": str(here.resolve()) if here else config.data}
+    record["samples"] = len(samples)
     record["rows"] = digest([facts(sample) for sample in samples])
     require_same(folder, EXPORT, record, marker=marker)
     for other in sorted(folder.glob(EXPORT.marker)):  # of other splits
@@ -122,7 +132,27 @@ def open_output(config: Config, samples: list[Sample]) -> Path:
             refuse_differences(folder, EXPORT, [f"format: {form!r} -> {config.format!r}"])
     files.sweep_temporaries(folder)
     write_marker(folder, EXPORT, record, marker=marker)
-    return folder
+
+
+def upload(config: Config, folder: Path) -> None:
+    """Send a finished export to its address, its record last; then what waited here goes."""
+    store, marker = remote_files.open_store(config.output), marker_of(config)
+    names = [name for name in checksums.list_files(folder) if name != marker]
+    remote_files.upload_folder(folder, [*names, marker], store)
+    shutil.rmtree(folder)
+
+
+def find_folder(config: Config) -> tuple[Path, bool]:
+    """Return the folder to write the export to, and whether it is then sent to an address.
+
+    Raises `UserError` if the address holds an export of this name already.
+    """
+    here = remote_files.local_path(config.output)
+    if here is not None:
+        return here, False
+    if marker_of(config) in remote_files.open_store(config.output).sizes():
+        raise UserError(f"{config.output}: holds {marker_of(config)}; choose another --output")
+    return remote_files.work_folder(config.output, config.work), True
 
 
 def main() -> int | None:
@@ -132,10 +162,13 @@ def main() -> int | None:
         show(config)
         return None
     check(config)
-    samples = read_samples(config.data, labelled=config.format not in WITHOUT_LABELS)
+    folder, is_sent = find_folder(config)
+    data = remote_files.bring_folder(config.data, config.work)
+    samples = read_samples(data, labelled=config.format not in WITHOUT_LABELS)
+    open_output(config, folder, samples)
     job = Job(
         samples,
-        open_output(config, samples),
+        folder,
         config.split,
         config.link,
         config.shard_samples,
@@ -143,6 +176,9 @@ def main() -> int | None:
         config.workers,
     )
     hint = WRITERS[config.format](job)
+    if is_sent:
+        upload(config, folder)
+        hint = "sent"
     print(f"{config.output}: {len(samples)} samples as {config.format}; {hint}")
     return None
 

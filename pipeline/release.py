@@ -122,16 +122,6 @@ def check(config: Config) -> None:
         raise UserError(f"--push: --output {config.output} is far away; give a folder of yours")
 
 
-def bring_data(config: Config) -> Path:
-    """Return the dataset folder, downloaded into the work folder if it is an address."""
-    here = remote_files.local_path(config.data)
-    if here is not None:
-        return here
-    folder = config.work / f"data-{digest(config.data)}"
-    remote_files.download_folder(remote_files.open_store(config.data), folder)
-    return folder
-
-
 def describe(config: Config, data: Path, samples: list[Sample]) -> dict[str, Any]:
     """Return release.json: the settings that make the release, and a digest of the rows."""
     quality = Path(config.quality) if config.quality else data / "quality"
@@ -189,8 +179,9 @@ def open_staging(config: Config, record: dict[str, Any]) -> Path:
     What other settings left there is no use and goes.
     """
     here = remote_files.local_path(config.output)
-    name = f"release-{digest(config.output)}"
-    staging = here.with_name(f"{here.name}.packing") if here else config.work / name
+    staging = remote_files.work_folder(config.output, config.work)
+    if here is not None:
+        staging = here.with_name(f"{here.name}.packing")
     path = staging / RELEASE.marker
     if path.is_file() and read_json(path) != record:
         print(f"{staging}: of other settings or data, begun anew", file=sys.stderr)
@@ -257,7 +248,7 @@ def main() -> int | None:
     if call.dry_run:
         show(config)
         return None
-    data = bring_data(config)
+    data = remote_files.bring_folder(config.data, config.work)
     samples = read_samples(data, labelled=not set(config.formats) <= set(UNLABELLED))
     record = describe(config, data, samples)
     if is_complete(config.output, record):

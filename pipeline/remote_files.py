@@ -148,6 +148,21 @@ def upload_folder(folder: Path, names: Sequence[str], store: Store) -> int:
     return sent
 
 
+def bring_folder(text: str, work: Path) -> Path:
+    """Return the folder that a setting names; one elsewhere is downloaded to a folder in `work`."""
+    here = local_path(text)
+    if here is None:
+        here = work_folder(text, work)
+        download_folder(open_store(text), here)
+    return here
+
+
+def work_folder(address: str, work: Path) -> Path:
+    """Return the folder in `work` where files wait that come from, or go to, an address."""
+    name = address.rstrip("/").rpartition("/")[2]
+    return work / f"{name}-{files.sha256(address.encode())[:12]}"
+
+
 def download_folder(store: Store, folder: Path) -> None:
     """Bring every file below an address to `folder`, but for those that are here in full size."""
     from tqdm import tqdm

@@ -345,6 +345,27 @@ def test_s3_in_and_out(
         fetch(f"{bucket}/nothing", output=tmp_path / "nothing")
 
 
+def test_exports_go_to_a_store(
+    bucket: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(data: object, output: object) -> None:
+        argv = ["--data", data, "--output", output, "--format", "mmseg", "--workers", 1]
+        argv += ["--work", tmp_path / "work", "--link", "copy"]
+        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, argv)])
+        assert export.main() is None
+
+    store = remote_files.open_store(f"{bucket}/plain")
+    remote_files.upload_folder(data, checksums.list_files(data), store)
+    run(f"{bucket}/plain", f"{bucket}/mmseg")
+    run(data, tmp_path / "mmseg")
+    remote_files.download_folder(remote_files.open_store(f"{bucket}/mmseg"), tmp_path / "back")
+    found, wanted = content(tmp_path / "back"), content(tmp_path / "mmseg")
+    assert set(found) == set(wanted)
+    assert {n for n in found if found[n] != wanted[n]} == {"train_dataset.py", "export-train.json"}
+    with pytest.raises(UserError, match="holds export-train.json"):
+        run(data, f"{bucket}/mmseg")
+
+
 def test_upload_that_stops_has_no_sums_and_is_continued(
     pack: Callable[..., Path], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
