@@ -5,7 +5,6 @@ its scores where it was scored. All of it is taken from the files of the set and
 of the release.
 """
 
-import functools
 import json
 import re
 from collections import Counter
@@ -159,18 +158,19 @@ def _numbers(scores: Mapping[str, Any]) -> list[str]:
 
 
 def licence_chain(given: Sequence[str], run: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return part and licence of what a set was made from: PART=LICENCE, and parts not named.
+    """Return part and licence of what a set was made from, of texts PART=LICENCE.
 
-    A part of which nothing is said keeps a line of its own, so that it is not forgotten.
+    Without any, the parts that are known are listed, so that none is forgotten.
     """
     named = dict(text.split("=", 1) for text in given)
     config = run.get("config")
-    told = functools.partial(dict.get, config if isinstance(config, dict) else {})
-    if any(told(key) for key in ("base", "controlnet")):
-        named.setdefault("base model", f"that of {told('base') or 'the base model'}")
-        named.setdefault("label maps", "that of their source")
-    elif told("dataset"):
-        named.setdefault(str(told("dataset")), "that of the dataset, see its homepage")
+    config = config if isinstance(config, dict) else {}
+    if config.get("models"):
+        parts = ["base model", "ControlNet", "label maps"]
+    elif config.get("dataset"):
+        parts = [str(config["dataset"])]
     else:
-        named.setdefault("images and labels", "that of their source")
+        parts = ["images and labels"]
+    if not named:
+        named = dict.fromkeys(parts, "not stated here; that of its source holds")
     return tuple(named.items())

@@ -18,6 +18,7 @@ import pytest
 from pipeline import checksums, download, export, files, labels, release, remote_files
 from pipeline.dataset import check_dataset, find_images, open_dataset, read_pair
 from pipeline.errors import UserError
+from pipeline.exports.release_card import licence_chain
 from pipeline.metadata import read_rows
 from tests.pipeline.test_download import Page, Server
 from tests.pipeline.test_download import server as server  # a fixture
@@ -201,6 +202,7 @@ def test_card_tells_licences_scores_and_nothing_active(
     body = card.text
     assert "<script>" not in body and "<b>" not in body and "[x](y)" not in body
     assert "| base model | Open RAIL-M |" in body
+    assert licence_chain([], {"config": {"models": {"base": "x"}}})[0][0] == "base model"
     assert re.search(r"\| fog \| 4 \|", body) and "| all | 12 | 41.2 | 60.0 | - |" in body
     assert (folder / "quality/summary.json").read_text() == json.dumps(summary)
     for line in body.splitlines():
