@@ -175,7 +175,9 @@ class Scoring:
         self.is_main = self.accelerator.is_main_process
         self.entries: list[dict[str, Any]] = []
         folders = config.checkpoint or (config.predictions or Path(),)
-        self.networks = dict(zip(unique_names(folders), folders, strict=True))
+        adapted = f" with {config.scene.resolve().name}" if config.scene else ""
+        names = [f"{name}{adapted}" for name in unique_names(folders)]
+        self.networks = dict(zip(names, folders, strict=True))
 
     def run(self) -> None:
         """Score and write the result."""
@@ -224,7 +226,8 @@ class Scoring:
     def score_network(self, name: str, folder: Path, part: Part) -> None:
         """Write the rows of a network on all targets."""
         targets = self.plan.targets
-        facts = describe_predictions(folder) if self.config.predictions else describe(folder)
+        predictions, scene = self.config.predictions, self.config.scene
+        facts = describe_predictions(folder) if predictions else describe(folder, scene)
         self.entries.append({"name": name, **facts})
         worst = self.config.worst if self.config.figures else 0
         for predict, target in zip(self.load(folder, targets), targets, strict=True):

@@ -61,7 +61,8 @@ def read_scores(paths: Sequence[Path]) -> Scores:
 
 def _add(scores: Scores, path: Path, document: Mapping[str, Any]) -> None:
     sizes = {}
-    for target, facts in document["sets"].items():
+    for target in document["targets"]:
+        facts = document["sets"][target]
         classes = [str(name) for name in facts["classes"]]
         if not 0 < len(classes) <= MOST_CLASSES:
             raise ValueError(f"{len(classes)} classes of {target}")

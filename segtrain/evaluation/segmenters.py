@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.identity import file_digest
 from pipeline.model_files import require_stock_classes
 from pipeline.reading import read_json
-from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, require_trained
+from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, require_scene, require_trained
 from segtrain.evaluation.targets import Target
 from segtrain.protocol import Size, require_images, tested_size
 
@@ -41,8 +41,11 @@ def require_network(folder: Path, targets: Sequence[Target], size_px: Size | Non
         require_images(target.samples, recipe, size_px or target.protocol.size_px(recipe))
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """Return what a score file says of a network: its kind, weights, seed and how it was chosen."""
+def describe(folder: Path, scene: Path | None = None) -> dict[str, Any]:
+    """Return what a score file says of a network: its kind, weights, seed and how it was chosen.
+
+    `scene` is the result of segtrain/adapt.py that it is scored with.
+    """
     facts: dict[str, Any] = {"checkpoint": str(folder)}
     if is_transformers(folder):
         return facts | {"kind": "transformers", "selection": {"rule": "not recorded"}}
@@ -54,8 +57,11 @@ def describe(folder: Path) -> dict[str, Any]:
     seed = config.get("seed") if isinstance(config, dict) else None
     if type(seed) is int:
         facts["seed"] = seed
-    trained = isinstance(config, dict)
-    return facts | {"selection": {"rule": "last iterate" if trained else "not recorded"}}
+    rule = "last iterate" if isinstance(config, dict) else "not recorded"
+    if scene:
+        seen = require_scene(scene)["config"].get("target")
+        rule += f"; scene learned on unlabelled images of {Path(str(seen)).name}"
+    return facts | {"selection": {"rule": rule}}
 
 
 def describe_predictions(folder: Path) -> dict[str, Any]:
