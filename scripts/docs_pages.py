@@ -27,7 +27,7 @@ PACKAGES = {
     "pipeline": "tools and shared settings",
 }
 GUIDE = ("pocket-city", "real-data", "generation", "performance", "scale", "quality", "inspection",
-         "segmentation", "export", "release", "files")  # fmt: skip
+         "segmentation", "evaluation", "export", "release", "files")  # fmt: skip
 TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "datasets/README.md",
          "pipeline/pocket/weights/README.md")  # fmt: skip
 RESULTS = {"Results": "experiments/results", "Performance": "benchmarks/results"}

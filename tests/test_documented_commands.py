@@ -23,9 +23,10 @@ from pipeline.catalogue import specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
-    "export", "files", "generation", "performance", "pocket-city", "quality", "real-data",
-    "release", "results", "scale", "segmentation"))]  # fmt: skip
-AFTER_README = ("docs/export.md", "docs/release.md", "docs/quality.md", "docs/segmentation.md")
+    "evaluation", "export", "files", "generation", "performance", "pocket-city", "quality",
+    "real-data", "release", "results", "scale", "segmentation"))]  # fmt: skip
+AFTER_README = ("docs/evaluation.md", "docs/export.md", "docs/release.md", "docs/quality.md",
+                "docs/segmentation.md")  # fmt: skip
 ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1",
             "--training.gradient-accumulation", "1", "--training.workers", "0")  # fmt: skip
@@ -46,7 +47,8 @@ TOY: dict[str, tuple[str, ...]] = {
     "generation/run.py": ("--n", "1", "--steps", "1"),
     "segtrain/train.py": ("--steps", "2", "--batch-size", "2", "--workers", "0"),
     "segtrain/adapt.py": ("--steps", "1", "--batch-size", "1", "--limit", "2"),
-    "segtrain/score.py": ("--limit", "2",),
+    "segtrain/score.py": ("--limit", "2"),
+    "segtrain/compare.py": ("--resamples", "100"),
     "segtrain/visualise.py": (),
 }  # fmt: skip
 
