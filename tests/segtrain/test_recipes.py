@@ -107,7 +107,9 @@ def test_every_recipe_builds_and_takes_a_step(path: Path, toy_bases: dict[str, P
     assert 0 < factor(0) <= factor(iterations // 10) <= 1 and factor(iterations) == 0
     if "diff37" in learned:  # the plain branch of the step above is all that a test runs
         return
-    inputs, samples = batch(0, size=(size := (80, 144) if path.stem.endswith("hrda_gta") else (40, 72)))
+    inputs, samples = batch(
+        0, size=(size := (80, 144) if path.stem.endswith("hrda_gta") else (40, 72))
+    )
     with torch.no_grad():
         (result,) = model.eval().predict(inputs, samples)
     assert result.pred_sem_seg.shape == size
