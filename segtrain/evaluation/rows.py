@@ -110,7 +110,7 @@ def parse_row(line: bytes, num_classes: dict[str, int]) -> Row:
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"counts are missing ({error})") from None
     found = Counts(counts.confusion, boundary, objects, calibration)
-    return Row(*(row[name] for name in names), found)
+    return Row(row["network"], row["target"], row["id"], row["condition"], row["label"], found)
 
 
 class Part:

@@ -1,6 +1,6 @@
 """Scores of a network on a target, from the counts of its images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,7 +128,9 @@ def calibration_score(counts: Counts) -> dict[str, Any] | None:
     }
 
 
-def network_score(targets: dict[str, Images], classes: dict[str, Sequence[str]]) -> dict[str, Any]:
+def network_score(
+    targets: dict[str, Images], classes: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """Return what a score file says of one network: each target, their mean and its interval."""
     draws = {
         name: bootstrap.resampled_mious(images.areas, name) for name, images in targets.items()
