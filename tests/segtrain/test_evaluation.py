@@ -155,7 +155,7 @@ def test_scores_sum_pixels_over_images_and_conditions() -> None:
     iou = total[0] / (total[1] + total[2] - total[0])
     assert score["miou"] == pytest.approx(100 * iou.mean())
     assert score["interval"][0] < score["miou"] < score["interval"][1]
-    assert {name: s["pictures"] for name, s in score["conditions"].items()} == {"none": 3, "fog": 3}
+    assert {name: s["images"] for name, s in score["conditions"].items()} == {"none": 3, "fog": 3}
 
 
 def test_intervals_are_those_of_scipy() -> None:
