@@ -61,16 +61,18 @@ def _counts(title: str, names: Sequence[str]) -> list[str]:
 
 def summary(config: Config, plan: list[PlanItem], num_label_maps: int, num_missing: int) -> str:
     """Return the text of `--dry-run`."""
+    part = f", in shard {config.shard}" if config.shard else ""
+    disk = "" if config.output_address else f", {disk_free(config.output) / 1e6:.1f} MB free"
     classes = ["(any)" if i.rare_class is None else CLASS_NAMES[i.rare_class] for i in plan]
     lines = [
-        f"samples: {config.n}, of which {num_missing} are missing in {config.output}",
+        f"samples: {config.n}, of which {num_missing} are missing in "
+        f"{config.output_address or config.output}{part}",
         f"label maps: {num_label_maps} in {config.label_maps_folder}",
         f"image: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "
         f"color transfer {config.color_transfer}",
         *_counts("conditions", [item.condition for item in plan]),
         *_counts("label map chosen for class", classes),
-        f"disk: about {disk_estimate(num_missing, config.crop_px) / 1e6:.1f} MB needed, "
-        f"{disk_free(config.output) / 1e6:.1f} MB free",
+        f"disk: about {disk_estimate(num_missing, config.crop_px) / 1e6:.1f} MB needed{disk}",
     ]
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from generation import label_maps as maps
 from generation.output import CACHE_NAME
 from generation.plan import PlanItem, Planner
 from generation.settings import Config, run_mapping
+from generation.shards import parse_shard
 from generation.sizes import check_vae_tiles
 from generation.specs import SpecReader
 from pipeline import models
@@ -38,7 +39,7 @@ class Inputs:
     specs: SpecReader
     """Reads the label maps of plan items."""
     missing: list[int]
-    """Indices below n without a finished sample."""
+    """Indices of wanted samples that are not finished."""
     rows: MetadataIndex
     """What the output folder holds."""
 
@@ -121,7 +122,7 @@ def read_inputs(config: Config) -> Inputs:
         seed=config.seed,
         sampling=config.rare_classes,
     )
-    rows = MetadataIndex(config.output, config.n)
+    rows = MetadataIndex(config.output, config.n, parse_shard(config.shard))
     rows.update()
     rows.retry_failed()
     specs = SpecReader(

@@ -19,13 +19,13 @@ class Outcome:
 
     folder: Path
     n: int
-    """Size of the set that was asked for."""
+    """Size of the set, or of the shard of it, that was asked for."""
     done: int
-    """Finished samples below `n`."""
+    """Finished samples among these."""
     surplus: int
     """Finished samples from `n` on, of an earlier run with a larger `n`."""
     failed: list[int]
-    """Indices below `n` of samples that could not be generated."""
+    """Indices of wanted samples that could not be generated."""
     others: list[dict[str, Any]]
     """Host and pid of the processes that are still generating."""
     is_last: bool
@@ -48,10 +48,10 @@ class Outcome:
         """Read the state from the rows of the folder."""
         return cls(
             folder=rows.folder,
-            n=rows.n,
+            n=len(rows.wanted),
             done=rows.done,
-            surplus=len(rows.ok) - rows.done,
-            failed=sorted(index for index in rows.failed if index < rows.n),
+            surplus=sum(index >= rows.n for index in rows.ok),
+            failed=sorted(index for index in rows.failed if index in rows.wanted),
             others=others,
             is_last=is_last,
             had_work=had_work,

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import digest
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset import DatasetWriter, EncodedSample
 from pipeline.metadata import MetadataIndex
 from pipeline.output_folders import DATASET, has_marker, require_same, write_marker
 
 CACHE_NAME = "label_maps.json"
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
 
 class RunFolder:
@@ -54,10 +55,17 @@ class RunFolder:
         samples: Sequence[tuple[int, np.ndarray | None, np.ndarray | None, dict[str, Any]]],
     ) -> list[dict[str, Any]]:
         """Commit samples as `DatasetWriter.write_all` does; the first ones open the folder."""
+        return self._open().write_all(samples)
+
+    def write_encoded(self, samples: Sequence[EncodedSample]) -> list[dict[str, Any]]:
+        """Commit samples that other processes encoded."""
+        return self._open().write_encoded(samples)
+
+    def _open(self) -> DatasetWriter:
         if self._writer is None:
             write_marker(self.folder, DATASET, self.identity, provenance=self.provenance)
             self._writer = DatasetWriter(
                 self.folder, config=self.identity, process_index=self.process_index
             )
             self.begin()
-        return self._writer.write_all(samples)
+        return self._writer

@@ -33,7 +33,7 @@ class Progress:
         terminal = sys.stderr.isatty()
         self._lines = show and not terminal
         self._bar = tqdm(
-            total=rows.n,
+            total=len(rows.wanted),
             initial=rows.done,
             unit="sample",
             smoothing=0.05,
@@ -50,7 +50,7 @@ class Progress:
             self._points.popleft()
         self._bar.update(done - self._bar.n)
         since, more = now - self._lined[0], done - self._lined[1]
-        due = since >= LINE_S or (more >= LINE_SHARE * self.rows.n and since >= 1)
+        due = since >= LINE_S or (more >= LINE_SHARE * len(self.rows.wanted) and since >= 1)
         if self._lines and (due or (last and more)):
             self._lined = now, done
             print(f"streetforge: {self.line()}", file=sys.stderr, flush=True)
@@ -68,7 +68,8 @@ class Progress:
 
     def line(self) -> str:
         """Return the state in one line."""
-        n, done, rate, failed = self.rows.n, self.rows.done, self.rate(), self.rows.num_failed()
+        n, done = len(self.rows.wanted), self.rows.done
+        rate, failed = self.rate(), self.rows.num_failed()
         parts = [f"{done}/{n} samples ({100 * done / n:.1f} %)"]
         if failed:
             parts.append(f"{failed} failed")
@@ -79,7 +80,7 @@ class Progress:
 
     def status(self) -> dict[str, Any]:
         """Return what status.json says."""
-        missing, rate, now = self.rows.n - self.rows.done, self.rate(), time.monotonic()
+        missing, rate, now = len(self.rows.wanted) - self.rows.done, self.rate(), time.monotonic()
         processes = []
         for name, holder in self.claims.living("metadata"):
             index, seen = self.rows.last.get(name, (None, now))
@@ -93,7 +94,7 @@ class Progress:
                 }
             )
         return {
-            "n": self.rows.n, "ok": self.rows.done, "missing": missing,
+            "n": len(self.rows.wanted), "ok": self.rows.done, "missing": missing,
             "failed": self.rows.num_failed(), "samples_per_s": round(rate, 4),
             "eta_s": round(missing / rate, 1) if rate else None,
             "written_unix_s": round(time.time(), 1), "processes": processes,

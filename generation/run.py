@@ -14,6 +14,7 @@ the rest; 2 bad input or setting; 3 some samples could not be generated; 130/143
 SIGINT/SIGTERM. Launchers turn every code but 0 into 1.
 """
 
+import dataclasses
 import importlib.metadata
 import os
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from generation import card, dry_run, label_maps, plan_file, worker
+from generation import card, dry_run, label_maps, plan_file, ray_workers, tar_output, worker
 from generation.inputs import (
     Inputs,
     check_loadable,
@@ -32,7 +33,7 @@ from generation.inputs import (
     row_revisions,
 )
 from generation.outcome import Outcome
-from generation.output import CACHE_NAME, RunFolder
+from generation.output import CACHE_NAME, PACKAGES, RunFolder
 from generation.settings import Config, default_config
 from pipeline import files
 from pipeline.claims import Claims
@@ -41,7 +42,6 @@ from pipeline.errors import UserError, guard
 from pipeline.metadata import repair_tail
 from pipeline.output_folders import require_writable
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 WAIT_S = 1800
 
 
@@ -57,6 +57,8 @@ def main() -> int | None:
     # Inputs: what is wrong with settings, models or label maps is found here, before torch
     if config.plan_file:
         raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
+    if config.output_address:
+        return (ray_workers.fill_tar_set if config.ray else tar_output.run)(config)
     if not is_main:
         wait_for(config.output / CACHE_NAME)
     inputs = read_inputs(config)
@@ -86,6 +88,8 @@ def print_plan(config: Config) -> None:
     if config.plan_file:
         plan_file.check_plan_file(Path(config.plan_file))
     inputs = read_inputs(config)
+    if config.output_address:
+        inputs = dataclasses.replace(inputs, missing=tar_output.missing(config, inputs))
     if warning := label_maps.mostly_void(inputs.label_maps):
         print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
     print(dry_run.summary(config, inputs.plan, len(inputs.label_maps), len(inputs.missing)))
@@ -165,12 +169,10 @@ def generate_missing(
     config: Config, inputs: Inputs, folder: RunFolder, claims: Claims, *, show_progress: bool
 ) -> int:
     """Load the networks and generate what is missing; return 0, or the code of a stop signal."""
-    from generation.sampler.networks import load_networks, pick_device
-    from generation.sampler.sampler import Sampler
-
-    sampler = Sampler(load_networks(config, pick_device(config.cpu_threads)), config)
+    if config.ray:
+        return ray_workers.fill_folder(config, inputs, folder, claims)
     provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
-    maker = worker.SampleMaker(sampler, inputs.specs, provenance)
+    maker = worker.load_maker(config, inputs.specs, provenance)
     return worker.work_until_done(
         lambda indices: maker.make([inputs.plan[index] for index in indices]),
         folder,

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import tyro
 
 from generation.prompts import Grammar
+from generation.shards import parse_shard
 from generation.sizes import CanvasSizes
 from generation.tiles import RegionRules
 from pipeline.base_defaults import with_base_defaults
@@ -16,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.images import MAX_PIXELS
 from pipeline.labels import CLASS_NAMES, shipped
 from pipeline.rare_classes import RareClassSampling
+from pipeline.remote_files import local_path
+from pipeline.tar_members import address_of
 
 DEFAULT_LABEL_MAPS = shipped("pocket_layouts")
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,7 +26,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-NOT_IN_DIGEST = ("n", "output", "plan_file")
+NOT_IN_DIGEST = ("n", "output", "plan_file", "shard", "shard_samples", "ray", "ray_workers")
 OF_THE_BASE = (  # settings that a base model may bring along
     "crop_px",
     "rare_classes",
@@ -47,6 +50,8 @@ OF_THE_BASE = (  # settings that a base model may bring along
 )
 LIMITS = {  # lowest and highest value; what lies outside is a slip, or would never end
     "n": (1, 1_000_000),
+    "shard_samples": (1, 99_999),
+    "ray_workers": (0, 100_000),
     "label_height_px": (0, 16384),
     "controlnet_scale": (0, 10),
     "strength": (0, 1),
@@ -144,7 +149,19 @@ class Config:
     seed: int = 0
     """seed of the run; sample i depends on this seed and on i alone"""
     output: Path = Path("runs/generated")
-    """dataset folder to write; the same command continues it"""
+    """dataset folder to write, or an address that fsspec opens (s3://bucket/set), where samples are
+    written as tar shards; the same command continues it"""
+    shard: str = ""
+    """i/n, with i from 0 to n - 1: this process makes part i of n and asks no other one"""
+    shard_samples: int = 250
+    """samples of a tar shard, where --output is an address; an interrupted tar shard is made
+    anew"""
+    ray: str = ""
+    """address of a Ray cluster ('auto', host:port, ray://host:port), or 'local': run one actor per
+    GPU there, without GPUs one per CPU thread count; needs the extra `ray`"""
+    ray_workers: int = 0
+    """actors on the Ray cluster; more than fit now wait for further nodes. 0 follows the size of
+    the cluster"""
     plan_file: str = ""
     """with --dry-run: write label map, crop, prompt and seed of every sample to this JSONL file"""
 
@@ -283,6 +300,18 @@ class Config:
                 "--second-control.controlnet, the folder of a 3-channel ControlNet trained for it"
             )
         self.prompt.check()
+        parse_shard(self.shard)
+        if address_of(self.output) and not self.output_address:
+            raise UserError(
+                f"--output {self.output}: is on this machine; write {local_path(str(self.output))}"
+            )
+        if self.ray and self.shard:
+            raise UserError(
+                f"--shard {self.shard}: with --ray {self.ray} the cluster divides the samples; "
+                "leave one of the two out"
+            )
+        if self.ray_workers and not self.ray:
+            raise UserError("--ray-workers: is for --ray; add --ray ADDRESS or leave it out")
 
     def _check_known_sizes(self) -> None:
         """Raise `UserError` for sizes below 1, and if the base model's own size is not known."""
@@ -297,6 +326,11 @@ class Config:
         for flag, size in sizes.items():
             if min(size) <= 0:
                 raise UserError(f"{flag} {size[0]} {size[1]}: both must be 1 or more")
+
+    @property
+    def output_address(self) -> str | None:
+        """The address of the output, None if it is a folder of this machine."""
+        return address_of(self.output) if local_path(str(self.output)) is None else None
 
     @property
     def label_maps_folder(self) -> Path:

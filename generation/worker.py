@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from generation.plan import PlanItem
 from generation.progress import Progress
 from generation.samples import FinishedSample, SampleSpec
+from generation.settings import Config
 from generation.specs import SpecReader
 from generation.writer import Pending, Writer, WriterThread
 from pipeline.claims import Claims
@@ -44,6 +45,15 @@ class SampleMaker:
         self._attempts[item.index] += 1
         is_cut = self.sampler.networks.text.truncates(spec.prompt)
         return replace(spec, metadata=spec.metadata | self.provenance | {"prompt_cut": is_cut})
+
+
+def load_maker(config: Config, specs: SpecReader, provenance: dict[str, Any]) -> SampleMaker:
+    """Load the networks of a run onto the device of this process."""
+    from generation.sampler.networks import load_networks, pick_device
+    from generation.sampler.sampler import Sampler
+
+    sampler = Sampler(load_networks(config, pick_device(config.cpu_threads)), config)
+    return SampleMaker(sampler, specs, provenance)
 
 
 class WorkQueue:
@@ -93,6 +103,25 @@ class WorkQueue:
                 yield taken[first : first + self.group]
 
 
+def generate_groups(
+    groups: Iterator[list[int]],
+    make: Callable[[list[int]], Sequence[Pending]],
+    saver: WriterThread,
+    stop: StopRequest,
+    group: int = 1,
+) -> None:
+    """Make groups of samples, and anew those that came out unusable, until none or a stop signal.
+
+    `make` is given up to `group` samples at a time.
+    """
+    while not stop.signal_number:
+        indices = next(groups, []) or saver.take_again(group)
+        if not indices:
+            break
+        for sample in make(indices):
+            saver.put(sample)
+
+
 def work_until_done(
     make: Callable[[list[int]], Sequence[Pending]],
     writer: Writer,
@@ -102,10 +131,7 @@ def work_until_done(
     group: int = 1,
     show_progress: bool,
 ) -> int:
-    """Make and write what is missing and not claimed; return 0, or the code of a stop signal.
-
-    `make` is given up to `group` samples at a time.
-    """
+    """Make and write what is missing and not claimed; return 0, or the code of a stop signal."""
     progress = Progress(rows, claims, show=show_progress)
 
     def saved(batch: Sequence[FinishedSample]) -> None:
@@ -113,16 +139,11 @@ def work_until_done(
             claims.release(sample_id(sample.spec.index))
         progress.update()
 
-    writer.process_index = claims.take_number("metadata")
+    # The metadata files of all parts have names of their own, so that their folders can be joined
+    writer.process_index = claims.take_number("metadata", rows.wanted.start, rows.wanted.step)
     try:
         with StopRequest(GRACE_S).listening() as stop, WriterThread(writer, saved) as saver:
-            groups = iter(WorkQueue(rows, claims, group))
-            while not stop.signal_number:
-                indices = next(groups, []) or saver.take_again(group)
-                if not indices:
-                    break
-                for sample in make(indices):
-                    saver.put(sample)
+            generate_groups(iter(WorkQueue(rows, claims, group)), make, saver, stop, group)
     except SystemExit:  # after a stop signal, from the middle of a sample; the others are written
         pass
     finally:

@@ -6,16 +6,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from generation.output import RunFolder
+import numpy as np
+
 from generation.samples import FinishedSample
 from pipeline import files
-from pipeline.dataset import DatasetWriter
 
-Writer = DatasetWriter | RunFolder
+Numbered = tuple[int, np.ndarray | None, np.ndarray | None, dict[str, Any]]
+"""Index, image, label and row of a sample."""
 QUEUE = 4  # samples that may wait; then the sampler waits for the disk
 PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is tried again
+
+
+class Writer(Protocol):
+    """Commits samples; see `DatasetWriter.write_all`."""
+
+    process_index: int
+
+    def write_all(self, samples: Sequence[Numbered]) -> object:
+        """Commit samples together."""
 
 
 class Pending(Protocol):

@@ -141,11 +141,11 @@ class Claims:
             self.release(turn)
         return won
 
-    def take_number(self, prefix: str) -> int:
-        """Claim the first free `prefix`-000, `prefix`-001, ... and return its number."""
-        number = 0
+    def take_number(self, prefix: str, first: int = 0, step: int = 1) -> int:
+        """Claim the first free of `prefix`-first, `prefix`-first+step, ...; return its number."""
+        number = first
         while not self.take_over(f"{prefix}-{number:03d}", lease=False):
-            number += 1
+            number += step
         return number
 
     def release(self, name: str) -> None:

@@ -227,11 +227,13 @@ def _require_same(folder: Path, sizes: dict[Path, int]) -> None:
 class MetadataIndex:
     """The rows of all processes of a folder, of which only new ones are read; safe in threads."""
 
-    def __init__(self, folder: Path, n: int) -> None:
+    def __init__(self, folder: Path, n: int, part: tuple[int, int] = (0, 1)) -> None:
+        """Follow the set of `n` samples; of `part` (i, k) the samples i, i + k, ... are wanted."""
         self.folder, self.n = folder, n
+        self.wanted = range(part[0], n, part[1])
         self.ok: set[int] = set()
         self.done = 0
-        """Number of `ok` samples below `n`."""
+        """Number of `ok` samples among the wanted ones."""
         self.failed: dict[int, str] = {}
         """Reason by index, of samples that have no `ok` row."""
         self.tried: set[int] = set()
@@ -279,7 +281,7 @@ class MetadataIndex:
         index = int(row["id"])
         self.digests.add(str(row.get("digest")))
         if is_ok(row):
-            self.done += index < self.n and index not in self.ok
+            self.done += index in self.wanted and index not in self.ok
             self.ok.add(index)
             self.failed.pop(index, None)
         elif index not in self.ok:
@@ -296,9 +298,9 @@ class MetadataIndex:
         return index in self.ok or index in self.tried
 
     def missing(self) -> list[int]:
-        """Return the indices below `n` without an `ok` row, in order."""
-        return [index for index in range(self.n) if index not in self.ok]
+        """Return the wanted indices without an `ok` row, in order."""
+        return [index for index in self.wanted if index not in self.ok]
 
     def num_failed(self) -> int:
-        """Return how many samples below `n` failed and were not made since."""
-        return sum(index < self.n for index in self.failed)
+        """Return how many wanted samples failed and were not made since."""
+        return sum(index in self.wanted for index in self.failed)

@@ -1,0 +1,61 @@
+"""Brings dataset folders that static shards wrote on machines of their own into one folder."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import files
+from pipeline.config import differences
+from pipeline.errors import UserError
+from pipeline.metadata import read_rows
+from pipeline.output_folders import DATASET, check_output, require_writable, stored_config
+from pipeline.paths import Enclosure
+from pipeline.rows import KINDS, encode_row, is_ok
+
+RECORDS = ("run.json", "classes.json", "README.md")
+
+
+def join_parts(folder: Path, parts: Sequence[Path]) -> None:
+    """Bring the finished samples of `parts` into `folder`, which may hold some itself.
+
+    All must be of one run. Files come first, rows last. What is there is not written again, so the
+    same call goes on after a kill.
+    """
+    check_output(folder, DATASET, inputs={"--parts": list(parts)}, setting="--data")
+    for part in parts:
+        _require_same_run(folder, parts[0], part)
+    require_writable(folder, "--data")
+    for name in RECORDS:
+        if not (folder / name).exists() and (parts[0] / name).exists():
+            files.place(parts[0] / name, folder / name, "copy")
+    for number, part in enumerate(parts):
+        rows = {key: row for key, row in read_rows(part).items() if is_ok(row)}
+        enclosure = Enclosure(part)
+        for key, row in rows.items():
+            for kind in KINDS:
+                if file_name := row.get(f"{kind}_file_name"):
+                    _bring(part, folder, file_name, enclosure, f"{kind} of sample {key}")
+        lines = "".join(encode_row(row) for _, row in sorted(rows.items()))
+        files.write_bytes(folder / f"metadata-part-{number:06d}.jsonl", lines.encode())
+
+
+def _require_same_run(folder: Path, first: Path, part: Path) -> None:
+    if stored_config(part, DATASET) is None:
+        raise UserError(f"{part}: has no sound run.json; give dataset folders of one run")
+    for other in (folder, first):
+        stored, own = stored_config(other, DATASET), stored_config(part, DATASET)
+        if stored is not None and own is not None and (lines := differences(stored, own)):
+            raise UserError(
+                f"{part}: is of another run than {other} ({'; '.join(lines[:6])}); give parts of "
+                "one run"
+            )
+
+
+def _bring(part: Path, folder: Path, name: str, enclosure: Enclosure, what: str) -> None:
+    target = folder / name
+    try:
+        size = enclosure.find(name).st_size
+    except UserError as error:
+        raise UserError(f"{part / name}: {what} {error}") from None
+    if not (target.is_file() and os.path.getsize(target) == size):
+        files.place(part / name, target)

@@ -1,0 +1,251 @@
+"""A generated set behind an address: tar shards with fixed numbers, counted when their rows exist.
+
+    s3://bucket/set/run.json                  which run this is
+    s3://bucket/set/shards/000012.tar         samples 3000 to 3249, in the layout of webdataset
+    s3://bucket/set/rows/000012-00250.jsonl   their rows, written last; 250 of them are finished
+    s3://bucket/set/metadata.jsonl            the rows of all shards, by pipeline/merge.py
+
+Object stores have no rename and no append, but an object appears when it is whole. So the rows of
+a shard are one object, written after the tar file that they name. A worker that is killed leaves at
+most a tar file that no row names; the same number is written anew. A shard with fewer finished
+samples than wanted (a sample failed, the worker was stopped, `n` grew) is completed: its samples
+are taken over from the old tar file.
+"""
+
+import io
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline import files, labels
+from pipeline.config import differences, digest
+from pipeline.dataset import EncodedSample
+from pipeline.errors import UserError
+from pipeline.reading import parse_json
+from pipeline.remote_files import Store
+from pipeline.rows import encode_row, is_ok, parse_row, seal
+from pipeline.tar_members import find_member, member_name
+
+ROWS_NAME = re.compile(r"rows/(\d{6})-(\d{5})\.jsonl")
+MAX_SHARD_SAMPLES = 99_999
+NOT_IN_TAR = (
+    "id", "status", "error", "image_file_name", "label_file_name", "row_sha256", "seconds",
+    "generated_at",
+)  # fmt: skip
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file: the samples that it shall hold, and the rows of those that it holds already."""
+
+    number: int
+    wanted: range
+    kept: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def missing(self) -> list[int]:
+        """The indices that are not finished yet."""
+        finished = {int(row["id"]) for row in self.kept}
+        return [index for index in self.wanted if index not in finished]
+
+
+class TarSet:
+    """The set of one run behind an address; `size` is the number of samples of a tar file."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Mapping[str, Any],
+        size: int,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.store, self.identity, self.size = store, dict(identity), size
+        self.facts = {**(facts or {}), "shard_samples": size}
+        self.digest = digest(self.identity)
+        self._is_open = False
+
+    def refuse_other(self) -> None:
+        """Raise `UserError` if something else than this run lies behind the address."""
+        sizes = self.store.sizes()
+        if "run.json" not in sizes:
+            if sizes:
+                raise UserError(
+                    f"{self.store.address}: holds {min(sizes)} and has no run.json; choose another "
+                    "--output"
+                )
+            return
+        record = read_record(self.store)
+        lines = differences(record["config"], self.identity)
+        if (size := record.get("shard_samples")) != self.size:
+            lines.append(f"shard_samples: {size} -> {self.size}")
+        if lines:
+            raise UserError(
+                f"{self.store.address}: holds another run ({'; '.join(lines[:6])}); choose "
+                "another --output, or repeat the command that began it"
+            )
+
+    def unfinished(self, n: int, first: int = 0, step: int = 1) -> list[Shard]:
+        """Return the shards first, first + step, ... of a set of `n` samples that lack samples."""
+        found = committed(self.store)
+        shards = []
+        for number in range(first, -(-n // self.size), step):
+            wanted = range(number * self.size, min(n, (number + 1) * self.size))
+            count = found.get(number)
+            if count is None:
+                shards.append(Shard(number, wanted))
+            elif count < len(wanted):
+                rows = filter(is_ok, read_shard_rows(self.store, number, count))
+                shards.append(Shard(number, wanted, tuple(rows)))
+        return shards
+
+    def commit(self, shard: Shard, samples: Sequence[EncodedSample]) -> int:
+        """Write a tar file and then its rows; return how many samples of the shard are finished."""
+        if not self._is_open:
+            self._begin()
+        everything = [*self._taken_over(shard), *samples]
+        everything.sort(key=lambda sample: sample.row["id"])
+        name = f"shards/{shard.number:06d}.tar"
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "content"
+            with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+                rows = [add_sample(archive, sample, name) for sample in everything]
+            self.store.upload(path, name)
+            count = sum(map(is_ok, rows))
+            path.write_text("".join(encode_row(seal(row)) for row in rows))
+            self.store.upload(path, f"rows/{shard.number:06d}-{count:05d}.jsonl")
+        self._remove_older(shard.number, count)
+        return count
+
+    def _begin(self) -> None:
+        """Write run.json and classes.json, unless another worker of this run has."""
+        if "run.json" not in self.store.sizes():
+            palette = labels.PALETTE.tolist()
+            classes = {"names": list(labels.CLASS_NAMES), "palette": palette, "void": 255}
+            record = {**self.facts, "config": self.identity, "digest": self.digest}
+            write_json(self.store, "classes.json", classes)
+            write_json(self.store, "run.json", record)
+        self.refuse_other()  # of two runs that begin together one has written last
+        self._is_open = True
+
+    def _taken_over(self, shard: Shard) -> list[EncodedSample]:
+        """Return the finished samples of a shard's old tar file."""
+        samples = []
+        for row in shard.kept:
+            contents = []
+            for kind in ("label", "image"):
+                if (member := find_member(row.get(f"{kind}_file_name") or "")) is None:
+                    continue
+                data = self.store.read(member.shard, member.start, member.num_bytes)
+                if files.sha256(data) != row[f"{kind}_sha256"]:
+                    raise UserError(
+                        f"{self.store.address}: sample {row['id']} in {member.shard} differs from "
+                        f"its {kind}_sha256; remove that tar file and its rows, and repeat the "
+                        "command"
+                    )
+                contents.append((f"{kind}s/{row['id']}.png", data))
+            samples.append(EncodedSample(tuple(contents), row))
+        return samples
+
+    def _remove_older(self, number: int, count: int) -> None:
+        for name in self.store.sizes():
+            match = ROWS_NAME.fullmatch(name)
+            if match and int(match[1]) == number and int(match[2]) < count:
+                self.store.call(
+                    "removed", partial(self.store.system.rm_file, self.store.path(name))
+                )
+
+
+def add_sample(archive: tarfile.TarFile, sample: EncodedSample, shard: str) -> dict[str, Any]:
+    """Append the files of a sample as webdataset reads them; return its row, which names them."""
+    row, key = dict(sample.row), sample.row["id"]
+    for name, data in sample.contents:
+        kind = name.partition("s/")[0]
+        start = add_member(archive, f"{key}.{kind}.png", data)
+        row[f"{kind}_file_name"] = member_name(shard, start, len(data), f"{key}.png")
+    if sample.contents:
+        known = {k: v for k, v in row.items() if k not in NOT_IN_TAR}
+        add_member(archive, f"{key}.json", json.dumps(known, sort_keys=True).encode())
+    return row
+
+
+def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file whose header depends on name and size alone; return where its bytes begin."""
+    member = tarfile.TarInfo(name)  # time 0, owner 0, no names
+    member.size, member.mode = len(data), 0o644
+    archive.addfile(member, io.BytesIO(data))
+    return archive.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def committed(store: Store) -> dict[int, int]:
+    """Return how many samples of each shard are finished, by number; one listing, no reading."""
+    found: dict[int, int] = {}
+    for match in filter(None, map(ROWS_NAME.fullmatch, store.sizes())):
+        number, count = int(match[1]), int(match[2])
+        found[number] = max(count, found.get(number, 0))
+    return found
+
+
+def read_shard_rows(store: Store, number: int, count: int) -> list[dict[str, Any]]:
+    """Return the rows of a shard of `count` finished samples."""
+    name = f"rows/{number:06d}-{count:05d}.jsonl"
+    try:
+        rows = [parse_row(line) for line in store.read(name).splitlines()]
+    except ValueError as error:
+        raise UserError(
+            f"{store.address}/{name}: holds a broken row, it {error}; remove this object and "
+            "repeat the command that made the set"
+        ) from None
+    return rows
+
+
+def read_all_rows(store: Store) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all shards, in the order of their numbers."""
+    shards = sorted(committed(store).items())
+    with ThreadPoolExecutor(THREADS) as pool:
+        for rows in pool.map(lambda shard: read_shard_rows(store, *shard), shards):
+            yield from rows
+
+
+def merge_tar_set(store: Store) -> list[dict[str, Any]]:
+    """Write the rows of all shards to the set's metadata.jsonl, in id order; return them.
+
+    Programs then read the set like a dataset folder.
+    """
+    read_record(store)
+    rows = list(read_all_rows(store))
+    if not rows:
+        raise UserError(f"{store.address}: holds no row; run the stage that writes it")
+    write_data(store, "metadata.jsonl", "".join(map(encode_row, rows)).encode())
+    return rows
+
+
+def read_record(store: Store) -> dict[str, Any]:
+    """Return the content of a set's run.json."""
+    try:
+        record = parse_json(store.read("run.json"), dict)
+    except ValueError as error:
+        record = {"error": str(error)}
+    if not isinstance(record.get("config"), dict):
+        raise UserError(f"{store.address}/run.json: is damaged; restore it, or choose another set")
+    return record
+
+
+def write_json(store: Store, name: str, value: Any) -> None:
+    """Write `value` as JSON behind an address."""
+    write_data(store, name, files.json_bytes(value))
+
+
+def write_data(store: Store, name: str, data: bytes) -> None:
+    """Write an object."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "content"
+        path.write_bytes(data)
+        store.upload(path, name)
