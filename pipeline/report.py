@@ -32,6 +32,23 @@ TEMPLATE = "page.html.j2"
 PACKAGES = ("streetforge", "torch", "diffusers", "transformers", "accelerate", "mmsegmentation",
             "mmengine", "numpy", "pillow")  # fmt: skip
 LARGEST_MB = 20
+LINKS_OF_DATASET = {
+    "conditions": "conditions",
+    "classes": "classes",
+    "scores": "scores",
+    "histogram": "class histogram",
+    "making": "failures, times, provenance",
+}
+LINKS_OF_WORKSPACE = {
+    "targets": "scores on targets",
+    **LINKS_OF_DATASET,
+    "fusion": "fusion",
+    "details": "details",
+    "swap": "Style Swap",
+    "collection": "collection",
+    "domains": "targets",
+    "stages": "stages",
+}
 ABOUT_WORKSPACE = (
     "Label maps of one simulator in, a diverse labelled training set out. This page shows what one "
     "run of the whole method made, and how segmentation networks trained with it do on five "
@@ -118,6 +135,7 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
         ) | {"alone": False}  # fmt: skip
     return {
         **frame("workspace.html.j2", workspace, header(generated, rows, scores, stages, recolored)),
+        "links": links(LINKS_OF_WORKSPACE, data),
         "heading": "Streetforge",
         "about": ABOUT_WORKSPACE,
         "recolored": recolored,
@@ -157,6 +175,16 @@ def frame(body: str, folder: Path, facts: list[tuple[str, str]]) -> dict[str, An
     }
 
 
+def links(sections: dict[str, str], data: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return (id, text) of the sections that the page has."""
+    absent: set[str] = set()
+    if data is None or not data["labelled"]:
+        absent |= {"classes", "scores", "histogram"}
+    if data is None:
+        absent.add("making")
+    return [(place, text) for place, text in sections.items() if place not in absent]
+
+
 def gather_dataset(config: Config, folder: Path) -> dict[str, Any]:
     """Collect everything that the page of one dataset folder shows."""
     from pipeline.reporting.dataset_page import sections
@@ -180,6 +208,7 @@ def gather_dataset(config: Config, folder: Path) -> dict[str, Any]:
         ]
     return {
         **frame("dataset.html.j2", folder, facts),
+        "links": links(LINKS_OF_DATASET, data),
         "heading": folder.name,
         "about": "Images and label maps of the dataset folder",
         "recolored": is_recolored(folder),

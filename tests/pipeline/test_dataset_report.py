@@ -41,7 +41,7 @@ def scored(tiny_dataset, add_scores, tmp_path: Path) -> Path:
 
 def test_page_of_a_scored_set(write, scored: Path, tiny_dataset) -> None:
     page = write(scored, "--source", tiny_dataset(3, 64, 128))
-    assert "<script" not in page and not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
+    assert "<script" not in page and not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)
     for text in ("Worst images", "Best images", "IoU of class and condition, judge", "Fog",
                  "against the source", "No sample failed", "Images by class"):  # fmt: skip
         assert text.lower() in page.lower(), text
@@ -178,6 +178,9 @@ def test_page_in_a_browser(browser, write, scored: Path, width: int, dark: bool)
     assert seen.shape == (800, width)
     middle = np.median(seen[400:])
     assert middle < 60 if dark else middle > 200
+    assert browser.evaluate(
+        "[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))"
+    )
     texts = browser.evaluate(
         "[...document.querySelectorAll('h2, p.lead, td')].map(e => e.getBoundingClientRect())"
         ".every(r => r.width > 20)"
