@@ -152,16 +152,15 @@ class Config:
     """dataset folder to write, or an address that fsspec opens (s3://bucket/set), where samples are
     written as tar shards; the same command continues it"""
     shard: str = ""
-    """i/n, with i from 0 to n - 1: this process makes part i of n and asks no other one"""
+    """i/n, with i from 0 to n - 1: this process generates part i of n, independently of others"""
     shard_samples: int = 250
-    """samples of a tar shard, where --output is an address; an interrupted tar shard is made
-    anew"""
+    """samples per tar shard if --output is an address; an interrupted shard is generated again"""
     ray: str = ""
     """address of a Ray cluster ('auto', host:port, ray://host:port), or 'local': run one actor per
     GPU there, without GPUs one per CPU thread count; needs the extra `ray`"""
     ray_workers: int = 0
-    """actors on the Ray cluster; more than fit now wait for further nodes. 0 follows the size of
-    the cluster"""
+    """actors on the Ray cluster; actors that do not fit wait for further nodes. 0 uses one per GPU
+    of the cluster"""
     plan_file: str = ""
     """with --dry-run: write label map, crop, prompt and seed of every sample to this JSONL file"""
 

@@ -26,6 +26,6 @@ def check_palette(
         first = index[wrong][0]
         raise UserError(
             f"the palette gives index {first} and {wrong.sum() - 1} more the Cityscapes colour of "
-            "other classes than the label space does, as where indices were numbered anew; if the "
+            "other classes than the label space does, as if indices were renumbered; if the "
             "colours are right, use --label-space cityscapes_colors"
         )

@@ -201,7 +201,7 @@ def write_marker(
         record = {**(provenance or {}), "config": dict(config), "digest": digest(dict(config))}
     if path.exists() or _has_rows(folder, kind):
         files.write_json(path, record)
-        print(f"streetforge: {path}: was missing or damaged, written anew", file=sys.stderr)
+        print(f"streetforge: {path}: was missing or damaged, written again", file=sys.stderr)
     else:
         files.create(path, files.json_bytes(record))
 

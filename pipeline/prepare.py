@@ -233,7 +233,7 @@ def open_writer(
     if merged:  # for whoever scores in the set's own classes, see labels.classes_of_folder
         provenance["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
     if is_mapped_otherwise(settings, folder):
-        print(f"{folder}: {listing.label_space} was changed, all labels are converted anew")
+        print(f"{folder}: {listing.label_space} was changed, all labels are converted again")
         for path in folder.glob("metadata*.jsonl"):
             path.unlink()
         record = {**provenance, "config": settings, "digest": digest(settings)}

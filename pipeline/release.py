@@ -184,7 +184,7 @@ def open_staging(config: Config, record: dict[str, Any]) -> Path:
         staging = here.with_name(f"{here.name}.packing")
     path = staging / RELEASE.marker
     if path.is_file() and read_json(path) != record:
-        print(f"{staging}: of other settings or data, begun anew", file=sys.stderr)
+        print(f"{staging}: of other settings or data, started again", file=sys.stderr)
         shutil.rmtree(staging)
     elif staging.is_dir() and not path.is_file() and any(staging.iterdir()):
         raise UserError(f"{staging}: is in the way and is not a release; move it")

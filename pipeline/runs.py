@@ -137,5 +137,5 @@ def check_finite(value: float, step: int, folder: Path, what: str = "loss") -> N
         good = latest_checkpoint(folder)
         raise UserError(
             f"step {step}: the {what} is {value}; no update was made. Lower the learning rate; the "
-            f"last good checkpoint is {good if good else 'none, the run starts anew'}"
+            f"last good checkpoint is {good if good else 'none, the run starts again'}"
         )

@@ -160,7 +160,7 @@ def check_orphans(folder: Path, scan: Scan) -> Iterator[Fault]:
             for name in sorted(names):
                 path = Path(current, name)
                 if files.TEMPORARY_MARK not in name and str(path.relative_to(folder)) not in named:
-                    message = "no row names it; the run makes it anew, or remove it"
+                    message = "no row names it; run the command of the folder again, or remove it"
                     yield Fault(str(path), message)
 
 

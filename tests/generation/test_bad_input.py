@@ -228,7 +228,7 @@ def test_lost_record_is_made_anew_by_the_command_that_made_the_set(
     assert "repeat the very command that made the folder" in line
     assert call("--n", 1, "--steps", 1, "--output", folder) == 0
     assert (folder / "run.json").read_bytes() == (made / "run.json").read_bytes()
-    assert "written anew" in capsys.readouterr().err
+    assert "written again" in capsys.readouterr().err
 
 
 def test_damaged_cache_of_the_label_maps_is_measured_anew(call, made, tmp_path):

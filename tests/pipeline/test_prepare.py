@@ -369,7 +369,7 @@ def test_a_mended_label_space_converts_all_labels_anew(
     assert labels.read_label(out / "labels/0000/00000000.png").tolist() == [[9, 2]]
     own_space(tmp_path, "train_ids: {1: 8, 2: 2}\nvoid: [77]\n")
     assert run(monkeypatch, root, out, *flags) is None
-    assert "all labels are converted anew" in capsys.readouterr().out
+    assert "all labels are converted again" in capsys.readouterr().out
     found = [labels.read_label(s.label).tolist() for s in open_dataset(out, labelled=True)]
     assert found == [[[8, 2]], [[8, 255]]]
     record = json.loads((out / "run.json").read_text())["config"]["label_space_content"]

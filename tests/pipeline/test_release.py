@@ -249,7 +249,7 @@ def test_other_settings_begin_a_stopped_release_anew(
         with pytest.raises(KeyboardInterrupt):
             pack("--split", "val")
     folder = pack()
-    assert "begun anew" in capsys.readouterr().err
+    assert "started again" in capsys.readouterr().err
     assert not any("val" in name for name in content(folder))
 
 

@@ -150,7 +150,7 @@ def test_finished_mark_counts_for_its_steps_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_loss_that_is_not_finite_stops_and_names_the_last_good(tmp_path: Path, loss: float) -> None:
     runs.check_finite(1.0, 3, tmp_path)
-    with pytest.raises(UserError, match="step 3.*no update was made.*none, the run starts anew"):
+    with pytest.raises(UserError, match="step 3.*no update was made.*none, the run starts again"):
         runs.check_finite(loss, 3, tmp_path)
 
 

@@ -410,7 +410,7 @@ def test_a_run_without_its_record_goes_on_if_the_rows_prove_it(
         DatasetWriter(folder, config={"seed": 2})
     assert DatasetWriter(folder, config=config).done_ids() == {"00000000"}
     assert (folder / "run.json").read_bytes() == whole
-    assert "written anew" in capsys.readouterr().err
+    assert "written again" in capsys.readouterr().err
 
 
 def test_repair_keeps_the_rows_as_they_were(call: Callable, data: Path) -> None:
