@@ -210,8 +210,9 @@ def publish(config: Config, staging: Path) -> None:
 
 
 def push(config: Config, folder: Path) -> None:
-    """List what goes to the hub; send it if asked to."""
-    names = [*checksums.list_files(folder), checksums.NAME]
+    """List what goes to the hub, the files of SHA256SUMS and itself; send it if asked to."""
+    sums = folder / checksums.NAME
+    names = [*checksums.parse_sums(sums.read_bytes(), str(sums)), checksums.NAME]
     for name in names:
         print(f"{(folder / name).stat().st_size:>14,} {name}")
     total = sum((folder / name).stat().st_size for name in names)

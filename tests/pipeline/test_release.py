@@ -413,6 +413,8 @@ def test_push_is_a_dry_run_unless_told(
     assert "nothing was sent" in told and "dataset me/streets" in told and not calls
     for name in content(folder):
         assert re.search(rf"^ *[\d,]+ {re.escape(name)}$", told, re.M)
+    check_dataset(open_dataset(folder, labelled=True))
+    assert (folder / "checked.json").exists()  # of the reader, not of the release
     pack("--push", "me/streets", "--upload", True)
     assert [repo for repo, _ in calls] == ["me/streets"] * 2 and calls[0][1]["private"]
     assert set(calls[1][1]) == set(content(folder))
