@@ -159,8 +159,8 @@ class Config:
     """address of a Ray cluster ('auto', host:port, ray://host:port), or 'local': run one actor per
     GPU there, without GPUs one per CPU thread count; needs the extra `ray`"""
     ray_workers: int = 0
-    """actors on the Ray cluster; actors that do not fit wait for further nodes. 0 uses one per GPU
-    of the cluster"""
+    """actors on the Ray cluster; actors that do not fit wait for further nodes. 0 uses as many as
+    fit"""
     plan_file: str = ""
     """with --dry-run: write label map, crop, prompt and seed of every sample to this JSONL file"""
 
