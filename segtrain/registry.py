@@ -36,6 +36,7 @@ from pipeline.dataset import open_dataset  # noqa: E402
 from segtrain.backbones.efficientnet import EfficientNetBackbone  # noqa: E402
 from segtrain.backbones.foundation import FoundationBackbone  # noqa: E402
 from segtrain.diffusion.backbone import DiffusionBackbone  # noqa: E402
+from segtrain.diffusion.latent_regression import LatentRegressionHead  # noqa: E402
 from segtrain.diffusion.segmentor import DiffusionSegmentor  # noqa: E402
 from segtrain.generalization.hrda import HRDASegmentor  # noqa: E402
 from segtrain.generalization.segmentor import Segmentor  # noqa: E402
@@ -50,6 +51,7 @@ PARTS = (
     EfficientNetBackbone,
     FoundationBackbone,
     HRDASegmentor,
+    LatentRegressionHead,
     Mask2FormerHead,
     Segmentor,
 )

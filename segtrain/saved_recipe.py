@@ -28,6 +28,7 @@ OURS = (
     "StreetforgeEfficientNetBackbone",
     "StreetforgeFoundationBackbone",
     "StreetforgeHRDASegmentor",
+    "StreetforgeLatentRegressionHead",
     "StreetforgeSegmentor",
     "StreetforgeMask2FormerHead",
 )

@@ -59,7 +59,8 @@ class DiffusionExtractor(torch.nn.Module):
             raise UserError(f"timestep {highest}: the last one of this base model is {last}")
         unet.requires_grad_(False).eval()
         vae.requires_grad_(False).eval()
-        if not any(tap.startswith("vae.decoder") for tap in taps):
+        # conv_out is the output of the U-Net; a head may decode it
+        if not any(tap.startswith(("vae.decoder", "conv_out")) for tap in taps):
             vae.decoder = vae.post_quant_conv = None
         self._models = (unet, vae)  # a tuple: not registered as submodules
         self._prepare(training or Training())

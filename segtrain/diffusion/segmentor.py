@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
+from segtrain.diffusion.latent_regression import LatentRegressionHead
 from segtrain.losses import Kind, consistency, require_branch
 
 FIRST, SECOND = "plain", "second"  # before the names of losses in the log
@@ -110,6 +111,8 @@ class DiffusionSegmentor(EncoderDecoder):
         if self.ipkl and self.backbone.attention_taps:
             raise UserError("ipkl: its prompts have no token per class; drop the :maps taps")
         require_fit(self.backbone.out_channels, self.neck if self.with_neck else self.decode_head)
+        if isinstance(self.decode_head, LatentRegressionHead):
+            self.decode_head.use_autoencoder(self.backbone.extractor.vae)
         self.scene: torch.Tensor | int = 0
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # of training, so far
 

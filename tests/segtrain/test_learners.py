@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from segtrain import checkpoints, loop, recipes, train
+from segtrain.diffusion.trajectories import DIFF_37_SAVED
 from segtrain.segmenter import Segmenter
 
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 EFFICIENTNET = "backbone=dict(pretrained=None),"
 MIT = "backbone=dict(embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]),"
 RESNET = "backbone=dict(depth=18, base_channels=8, stem_channels=8),"
@@ -43,6 +45,33 @@ LEARNERS = {
     "flexseg_gta": MIT_DAFORMER,
     "class_mixing_gta": MIT_DAFORMER,
 }
+DAFORMER = f"{EFFICIENTNET} decode_head=dict(channels=8, embed_dims=8)"
+SHORT = (
+    "backbone=dict(features=dict(trajectory=dict("
+    f"targets={[*sorted(DIFF_37_SAVED), 105]}))), decode_head=dict(channels=8, embed_dims=8)"
+)
+POCKET = {
+    "class_mixing_pocket": DAFORMER,
+    "daformer_efficientnet_pocket": DAFORMER,
+    "deeplabv2_pocket": EFFICIENTNET,
+    "diff1_pocket": "decode_head=dict(channels=8, embed_dims=8)",
+    "diff5_pocket": "decode_head=dict(channels=8, embed_dims=8)",
+    "diff_as_released_pocket": SHORT,
+    "diff_pocket": SHORT,
+    "diffusion_pocket": "",
+    "flexseg_pocket": DAFORMER,
+    "hrda_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8, embed_dims=8), "
+    "detail=dict(crop_size=(32, 32)), attention_head=dict(channels=8)",
+    "latent_regression_pocket": "",
+    "mask2former_pocket": "decode_head=dict(train_num_points=64)",
+    "ptdiffseg_pocket": "",
+    "random_pocket": "",
+    "segformer_pocket": MIT + "decode_head=dict(in_channels=[8] * 4, channels=8)",
+    "shade_pocket": f"{DAFORMER}, style_hallucination=dict(num_styles=2, interval=1, pool=4)",
+    "streetforge_pocket": "",
+    "vpd_pocket": "",
+}
+"""The other recipes of Pocket City, those of diffusion backbones on the shipped model."""
 Shrink = Callable[[str, str], Path]
 
 
@@ -93,6 +122,49 @@ def test_a_learner_trains_and_resumes(
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     images = sorted((source / "images").rglob("*.png"))
     assert Segmenter.from_pretrained(config.output)(images[0]).shape == (32, 64)
+
+
+def test_every_recipe_of_pocket_city_is_here() -> None:
+    names = {path.stem for path in RECIPES.glob("*_pocket.py")}
+    assert names == {name for name in {**LEARNERS, **POCKET} if name.endswith("_pocket")}
+
+
+@pytest.mark.parametrize("name", POCKET)
+def test_a_recipe_of_pocket_city_trains_and_resumes(
+    name: str, shrink: Shrink, source: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Bit-equal resume is tested above and in test_training.py; here that each recipe can."""
+    path = shrink(name, POCKET[name])
+    start = initial_weights(path, tmp_path) if "feature_distance" in path_text(name) else None
+    config = train.Config(
+        recipe=path,
+        source=source,
+        output=tmp_path / "run",
+        generated=source,
+        generated_share=0.5,
+        steps=2,
+        batch_size=2,
+        checkpoint_interval=1,
+        init=start,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Progress, "update", killed_after_a_checkpoint)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config, train.check(config))
+    train.run(config, train.check(config))
+    assert json.loads((config.output / "finished.json").read_text())["first_step"] == 1
+    image = next((source / "images").rglob("*.png"))
+    assert Segmenter.from_pretrained(config.output)(image).shape == (32, 64)
+
+
+def killed_after_a_checkpoint(self: loop.Progress, done: int, *_: float) -> None:
+    if done == 2:
+        raise KeyboardInterrupt
+
+
+def path_text(name: str) -> str:
+    """The model of a shipped recipe, as text."""
+    return str(recipes.load_recipe(RECIPES / f"{name}.py").model)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -31,7 +31,7 @@ DIFFUSION = [
     path
     for path in RECIPES
     if not path.stem.endswith("_pocket")
-    and path.stem.startswith(("diff", "ptdiffseg", "streetforge", "vpd"))
+    and path.stem.startswith(("diff", "latent", "ptdiffseg", "streetforge", "vpd"))
 ]
 
 
@@ -139,7 +139,9 @@ def test_maps_fit_neck_and_head_on_the_full_size_model(path: Path) -> None:
         kind = AGGREGATIONS[settings.aggregation]
         aggregation = kind(shapes, levels, settings.out_channels, attention=maps)
     head = recipe.model.decode_head
-    if settings.pyramid:
+    if recipe.model.neck is None:
+        assert aggregation.out_channels == [head.in_channels]
+    elif settings.pyramid:
         assert len(settings.pyramid) == len(aggregation.strides) + 1
         assert list(settings.pyramid) == list(head.in_channels)
     else:

@@ -102,7 +102,7 @@ def test_shards_train_the_network_that_their_folder_trains(
         generated=source,
         generated_share=0.5,
         rare_classes=rare,
-        checkpoint_every=3,
+        checkpoint_interval=3,
         output=tmp_path / "plain",
     )
     plain = _train(config)

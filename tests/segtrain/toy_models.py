@@ -74,6 +74,8 @@ def shrink_recipe(recipe: Any, base: Path) -> None:
         features.out_channels, features.pyramid = 16, [8, 8, 16, 16]
         model.decode_head.update(in_channels=[8, 8, 16, 16], embed_dims=8, channels=8)
         return
+    if model.get("neck") is None:  # the latent channels are those of the full size
+        return
     model.neck.in_channels = [
         c // SHRINK + (19 if c % SHRINK == 19 else 0) for c in model.neck.in_channels
     ]
