@@ -10,7 +10,9 @@ from segtrain.recipes import as_json, diffusion_models
 from segtrain.sets import set_pipeline
 from segtrain.training_data import TrainingData
 
-WITHOUT_EFFECT = ("output", "workers", "checkpoint_interval", "log_interval", "show_batch")
+WITHOUT_EFFECT = (
+    "output", "workers", "checkpoint_interval", "log_interval", "show_batch", "train_on_target",
+)  # fmt: skip
 """Settings that do not change the result."""
 SEEN_ELSEWHERE = ("recipe", "cfg_options", "source", "generated", "generated_share", "base")
 """Settings whose effect is in the recipe, the shares, or the contents of data and models."""

@@ -74,6 +74,8 @@ class Config:
     """Use only the first N samples of the generated set; None uses all."""
     sets: tuple[str, ...] = ()
     """More labelled sets as NAME=FOLDER:SHARE; the recipe's `sets` has the scale of each name."""
+    train_on_target: tuple[str, ...] = ()
+    """Targets of the catalogue, by name, whose test splits may be trained on."""
     rare_classes: RareClassSampling = field(
         default_factory=lambda: RareClassSampling(enabled=False)
     )
@@ -127,7 +129,10 @@ def check(config: Config) -> TrainingData:
         read_shapes(config.init)
     sets = named_sets(config.source, config.generated, config.generated_share, config.sets)
     data = open_training_data(
-        sets, config.self_training.target, generated_limit=config.generated_limit
+        sets,
+        config.self_training.target,
+        generated_limit=config.generated_limit,
+        targets_allowed=config.train_on_target,
     )
     check_output(config.output, RUN, inputs=data.folders())
     return data

@@ -3,7 +3,7 @@
 `open_training_data` finds bad input without torch; the rest turns the data into samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.rare_classes import RareClassSampling, index_classes
 from segtrain.class_mixing import read_class_mixing
 from segtrain.mixing import MixedSamples, seeded_globals
+from segtrain.protocol import origin_of
 from segtrain.recipe_checks import check_sample, named_faults
 from segtrain.sets import (
     GENERATED,
@@ -56,12 +57,19 @@ class TrainingData:
 
 
 def open_training_data(
-    sets: list[NamedSet], target: Path | None, *, generated_limit: int | None = None
+    sets: list[NamedSet],
+    target: Path | None,
+    *,
+    generated_limit: int | None = None,
+    targets_allowed: Sequence[str] = (),
 ) -> TrainingData:
     """Open and check all folders of a training; no image is decoded.
 
     `generated_limit`: only so many samples of the generated set, the first ones.
+    `targets_allowed`: targets of the catalogue whose test splits may be trained on.
     """
+    for one in sets:
+        refuse_target(one, targets_allowed)
     unlabelled = find_images(target) if target else []
     check_images(unlabelled)
     samples = {one.name: open_dataset(one.folder, labelled=True) for one in sets}
@@ -76,6 +84,22 @@ def open_training_data(
     for found in samples.values():
         check_dataset(found)
     return TrainingData(sets, samples, target, unlabelled)
+
+
+def refuse_target(one: NamedSet, allowed: Sequence[str]) -> None:
+    """Raise `UserError` for a labelled set that is the test data of a target in the catalogue.
+
+    Splits named train are no test data.
+    """
+    origin = origin_of(one.folder)
+    name, split = origin.get("dataset", ""), origin.get("split", "")
+    if origin.get("role") != "target" or split == "train" or name in allowed:
+        return
+    described = f"the split {split} of {name}" if split else name
+    raise UserError(
+        f"{one.folder}: is {described}, a target that networks are scored on; train on another "
+        f"set, or give --train-on-target {name}"
+    )
 
 
 def labelled_samples(

@@ -166,6 +166,20 @@ def test_a_limit_takes_the_first_generated_samples(config) -> None:
             train.check(dataclasses.replace(config, **options))
 
 
+def test_a_target_is_trained_on_only_if_it_is_named(config) -> None:
+    path = config.generated / "run.json"
+    document = json.loads(path.read_text())
+    for split, allowed in (("val", False), ("train", True)):
+        document["config"] |= {"dataset": "cityscapes", "split": split}
+        path.write_text(json.dumps(document))
+        if allowed:
+            assert train.check(config)
+            continue
+        with pytest.raises(UserError, match="split val of cityscapes.*--train-on-target citysc"):
+            train.check(config)
+        assert train.check(dataclasses.replace(config, train_on_target=("cityscapes",)))
+
+
 def test_a_batch_is_shown_as_the_network_gets_it(config, tmp_path: Path, capsys) -> None:
     sheet = tmp_path / "batch.png"
     showing = dataclasses.replace(config, show_batch=sheet)
