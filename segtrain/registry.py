@@ -36,11 +36,11 @@ from pipeline.dataset import open_dataset  # noqa: E402
 from segtrain.backbones.efficientnet import EfficientNetBackbone  # noqa: E402
 from segtrain.backbones.foundation import FoundationBackbone  # noqa: E402
 from segtrain.diffusion.backbone import DiffusionBackbone  # noqa: E402
-from segtrain.diffusion.latent_regression import LatentRegressionHead  # noqa: E402
 from segtrain.diffusion.segmentor import DiffusionSegmentor  # noqa: E402
 from segtrain.generalization.hrda import HRDASegmentor  # noqa: E402
 from segtrain.generalization.segmentor import Segmentor  # noqa: E402
 from segtrain.heads import DAFormerHead, DeepLabV2Head, Mask2FormerHead  # noqa: E402
+from segtrain.latent_regression import LatentRegressionHead  # noqa: E402
 from segtrain.transforms import Resize, prepare, with_reader  # noqa: E402
 
 PARTS = (

@@ -59,6 +59,7 @@ def test_stages_import_only_themselves_and_pipeline(path: Path) -> None:
 
 
 MMSEG_USERS = {
+    "segtrain/latent_regression.py",
     "segtrain/registry.py", "segtrain/mmcv_stand_in.py", "segtrain/heads.py", "segtrain/recipes.py",
     "segtrain/transforms.py", "segtrain/self_training.py", "segtrain/segmenter.py",
     "segtrain/export.py", "segtrain/import_network.py", "segtrain/diffusion/segmentor.py",
@@ -125,7 +126,7 @@ TORCH_FILES = {
     "pipeline/runs.py", "pipeline/transformers_segmenter.py", "segtrain/adaptation.py",
     "segtrain/heads.py", "segtrain/loop.py", "segtrain/losses.py", "segtrain/registry.py",
     "segtrain/segmenter.py", "segtrain/self_training.py", "segtrain/transforms.py",
-    "segtrain/weight_average.py",
+    "segtrain/weight_average.py", "segtrain/latent_regression.py",
 }  # fmt: skip
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft", "mmseg", "mmengine", "mmcv"}
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
-from segtrain.diffusion.latent_regression import LatentRegressionHead
+from segtrain.latent_regression import LatentRegressionHead
 from segtrain.losses import Kind, consistency, require_branch
 
 FIRST, SECOND = "plain", "second"  # before the names of losses in the log

@@ -7,7 +7,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch.nn import functional
 
-from segtrain.diffusion.latent_regression import LatentRegressionHead, class_colors
+from segtrain.latent_regression import LatentRegressionHead, class_colors
 
 
 class MeanCodec:
