@@ -1,4 +1,4 @@
-"""The rival without a diffusion model: colours of random collection images on the source."""
+"""The baseline without a diffusion model: colours of random collection images on the source."""
 
 import sys
 from collections.abc import Callable

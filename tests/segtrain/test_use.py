@@ -1,4 +1,4 @@
-"""Trained networks in use: the Python API, prediction of folders, pictures of features."""
+"""Trained networks in use: the Python API, prediction of folders, images of features."""
 
 import dataclasses
 import json
