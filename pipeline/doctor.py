@@ -43,6 +43,7 @@ EXTRAS = {
     "xformers": "faster attention on NVIDIA GPUs",
     "controlnet-aux": "depth or edges as second control; wants the torchvision of your torch",
     "imagenet": "ImageNet features of EfficientNet-Lite0: losses and distances",
+    "browse": "a dataset folder in a web browser",
     "export": "Parquet, and readers of the exports",
     "s3": "addresses s3:// of released sets",
     "gs": "addresses gs:// of released sets",

