@@ -8,7 +8,8 @@ from pipeline.markdown import code, plain
 def write_dataset_card(config: Config, revisions: dict[str, str], num_label_maps: int) -> None:
     """Write README.md of the dataset folder; it describes the run, not its progress."""
     origin = "source images and label maps" if config.needs_source_images else "source label maps"
-    details = ", details from the source images" if config.color_transfer == "source" else ""
+    recolored = config.color_transfer == "source"
+    details = ", colours transferred to the source images" if recolored else ""
     own = "the base's own U-Net (Style Swap)"
     swap = f"the U-Net {code(config.unet)}" if config.unet else own
     conditions = ", ".join(f"{plain(k)} ({c.share:g})" for k, c in config.prompt.conditions.items())

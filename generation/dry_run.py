@@ -114,12 +114,12 @@ def cut_prompts(prompts: Sequence[str], negative_prompt: str, base: str) -> str:
     num_cut = sum(any(is_cut(t, prompt) for t in tokenizers) for prompt in prompts)
     if num_cut:
         return (
-            f"{num_cut} of {len(prompts)} prompts are cut after {window} tokens and lose what "
-            "stands last; shorten prompt.template, or name fewer classes (prompt.max_classes)"
+            f"{num_cut} of {len(prompts)} prompts are cut after {window} tokens and lose their "
+            "end; shorten prompt.template, or name fewer classes (prompt.max_classes)"
         )
     if any(is_cut(tokenizer, negative_prompt) for tokenizer in tokenizers):
         return (
-            f"--negative-prompt is cut after {window} tokens and loses what stands last; shorten it"
+            f"--negative-prompt is cut after {window} tokens and loses its end; shorten it"
         )
     return ""
 

@@ -58,7 +58,7 @@ def _fidelity(summary: Mapping[str, Any], groups: Mapping[str, Any]) -> list[str
                 "compares the classes that both have."
             )
         else:
-            parts.append("No ceiling is known: give source images by `--source`.")
+            parts.append("No ceiling is known: pass source images by `--source`.")
         found = [(group, g["fidelity"][name]) for group, g in groups.items()]
         rows = [[group, *(f.get(key) for key in columns.values())] for group, f in found]
         parts.append(table(["images", *columns], rows))
@@ -76,7 +76,7 @@ def _attributes(summary: Mapping[str, Any], groups: Mapping[str, Any]) -> list[s
     rows = [["held-out images", *(heldout[name]["top1"] for name in heldout)]]
     for group, summarised in groups.items():
         rows.append([group, *(summarised["attributes"][name]["accuracy"] for name in heldout)])
-    head = ["images that show what their row names, %", *heldout]
+    head = ["images classified as their row states, %", *heldout]
     return ["## Attributes", table(head, rows)]
 
 

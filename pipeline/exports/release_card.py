@@ -19,14 +19,14 @@ from pipeline.markdown import code, plain, table
 from pipeline.reading import expecting, read_json
 
 SPDX = re.compile(r"[a-z0-9][a-z0-9.-]*")
-LIMITS = """- Generated images may show something else than their label, above all small objects and
-  boundaries. Read the scores, and look at `sample/`.
+LIMITS = """- Generated images may differ from their label, above all at small objects and boundaries. Read
+  the scores, and inspect `sample/`.
 - A diffusion model repeats the biases of its training images. Persons in it are not real.
-- Realism does not predict the gain of a training. Compare sets by training on them.
-- The labels are semantic: they tell classes, not objects."""
+- Realism does not predict the gain from training. Compare sets by training on them.
+- The labels are semantic: they contain classes, not instances."""
 LAYOUTS = {
     "webdataset": "tar shards of `<id>.image.png`, `<id>.label.png`, `<id>.json`; "
-    "`metadata.jsonl` says where in them each file lies",
+    "`metadata.jsonl` has the byte range of each file",
     "parquet": "Parquet files with the images inside, for Hugging Face `datasets`",
     "coco_panoptic": "tar files; unpacked into one folder they are COCO's panoptic layout",
     "fiftyone": "tar files; unpacked into one folder FiftyOne's importer reads them",
@@ -64,7 +64,7 @@ def write_card_text(
     """Return the card. `run`: the set's run.json; `quality`: its folder of scores, if there."""
     licence = facts.licence if SPDX.fullmatch(facts.licence) else "other"
     files = [[code(f"{kind}/"), LAYOUTS[kind]] for kind in facts.formats]
-    files += [["`sample/`", "a few samples as plain files; conditions take turns"]]
+    files += [["`sample/`", "a few samples as plain files, balanced over conditions"]]
     files += [["`SHA256SUMS`", "`sha256sum --check SHA256SUMS`"]]
     files += [["`croissant.json`", "Croissant 1.0"], ["`run.json`", "how the set was made"]]
     parts = [
@@ -77,7 +77,7 @@ def write_card_text(
         "## Provenance",
         _provenance(facts, run),
         "## Licence",
-        f"This set: {plain(facts.licence)}. It depends on what it was made from:",
+        f"This set: {plain(facts.licence)}. It depends on the licences of its inputs:",
         table(["part", "licence"], [[plain(p), plain(text)] for p, text in facts.chain]).rstrip(),
         "## Limits",
         LIMITS,
@@ -114,7 +114,7 @@ def _content(rows: Sequence[Mapping[str, Any]]) -> str:
 def _provenance(facts: CardFacts, run: Mapping[str, Any]) -> str:
     lines = [f"- packed by {code(facts.command)}"]
     if not run:
-        return "\n".join([*lines, "- the set has no `run.json`: how it was made is not known"])
+        return "\n".join([*lines, "- the set has no `run.json`: its provenance is not known"])
     for name in ("digest", "streetforge", "commit"):
         if run.get(name):
             lines.append(f"- {name}: {code(run[name])}")
@@ -172,5 +172,5 @@ def licence_chain(given: Sequence[str], run: Mapping[str, Any]) -> tuple[tuple[s
     else:
         parts = ["images and labels"]
     if not named:
-        named = dict.fromkeys(parts, "not stated here; that of its source holds")
+        named = dict.fromkeys(parts, "not stated; the licence of its source applies")
     return tuple(named.items())

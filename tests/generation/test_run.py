@@ -90,7 +90,7 @@ def test_details_come_from_the_source_image_of_the_crop(call, tiny_dataset, tmp_
     assert (
         call("--n", 3, "--label-maps", data, "--color-transfer", "source", "--output", sharp) == 0
     )
-    assert "details from the source images" in (sharp / "README.md").read_text()
+    assert "colours transferred to the source images" in (sharp / "README.md").read_text()
     drawn = {s.id: read_pair(s)[0] for s in open_dataset(plain, labelled=True)}
     for sample in open_dataset(sharp, labelled=True):
         image, label = read_pair(sample)
