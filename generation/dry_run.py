@@ -118,9 +118,7 @@ def cut_prompts(prompts: Sequence[str], negative_prompt: str, base: str) -> str:
             "end; shorten prompt.template, or name fewer classes (prompt.max_classes)"
         )
     if any(is_cut(tokenizer, negative_prompt) for tokenizer in tokenizers):
-        return (
-            f"--negative-prompt is cut after {window} tokens and loses its end; shorten it"
-        )
+        return f"--negative-prompt is cut after {window} tokens and loses its end; shorten it"
     return ""
 
 

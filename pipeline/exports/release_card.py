@@ -19,8 +19,8 @@ from pipeline.markdown import code, plain, table
 from pipeline.reading import expecting, read_json
 
 SPDX = re.compile(r"[a-z0-9][a-z0-9.-]*")
-LIMITS = """- Generated images may differ from their label, above all at small objects and boundaries. Read
-  the scores, and inspect `sample/`.
+LIMITS = """- Generated images may differ from their label, above all at small objects and
+  boundaries. Read the scores, and inspect `sample/`.
 - A diffusion model repeats the biases of its training images. Persons in it are not real.
 - Realism does not predict the gain from training. Compare sets by training on them.
 - The labels are semantic: they contain classes, not instances."""
