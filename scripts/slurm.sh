@@ -5,10 +5,10 @@
 #   sbatch --nodes 2 --gpus-per-node 8 scripts/slurm.sh finetune/controlnet.py --config ... --output ...
 #   STREETFORGE_ACCELERATE=configs/accelerate/fsdp_sdxl.yaml sbatch ... scripts/slurm.sh finetune/unet.py ...
 #
-# Three minutes before the time limit the programs are asked to stop: they finish the sample or the
-# update at hand, save, and leave; the job then queues itself again and continues. Preempted jobs
-# are queued again by Slurm (--requeue). The same sbatch line continues a job that failed.
-# The output must lie on a file system that all nodes share.
+# Three minutes before the time limit the programs receive a stop signal. They finish the current
+# sample or update, save and exit; the job then queues itself again and continues. Slurm queues
+# preempted jobs again (--requeue). The same sbatch line continues a job that failed. The output must
+# be on a file system that all nodes share.
 #SBATCH --job-name=streetforge
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The pocket model on one GPU: render, train, measure, pack. Aim: 12 minutes on an H100 with 16 cores.
+# The pocket model on one GPU: render, train, measure, pack. Goal: 12 minutes on an H100 with 16 cores.
 #
 #   bash scripts/gpu/pocket_model.sh OUT          # OUT receives weights, curves, sheets, measurements
-#   TOY=1 bash scripts/gpu/pocket_model.sh OUT    # a rehearsal of a few updates on a CPU
+#   TOY=1 bash scripts/gpu/pocket_model.sh OUT    # a test run of a few updates on a CPU
 #
-# A trial of each training runs while the images are rendered: it fills the compiler's cache and
-# measures the time of an update, from which the number of updates follows. VAE_SECONDS, PRIOR_SECONDS
-# and CONTROLNET_SECONDS are the time of each training. The same command continues. PYTHON names the
-# interpreter, WORKSPACE the folder to work in. Needs the packages of pyproject.toml and the extra
+# A trial of each training runs while the images are rendered. It fills the compiler's cache and
+# measures the time of an update; the number of updates is computed from it. VAE_SECONDS, PRIOR_SECONDS
+# and CONTROLNET_SECONDS are the time of each training. The same command continues a stopped run. PYTHON
+# names the interpreter, WORKSPACE the folder for intermediate files. Needs the packages of pyproject.toml and the extra
 # `imagenet`; no network.
 # `cat OUT/model.tar.gz.* | tar xz` unpacks the weights.
 set -euo pipefail

@@ -4,8 +4,8 @@
 #
 #   scripts/reproduce/pocket_table.sh [OPTIONS OF pipeline/run.py]      such as --workspace DIR, --dry-run
 #
-# Complete stages are skipped, so the script can be stopped and started again, and the whole recipe
-# continues from what it made.
+# Complete stages are skipped, so the script can be stopped and started again. The whole recipe
+# continues from its results.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

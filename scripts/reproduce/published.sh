@@ -1,8 +1,8 @@
-# For the scripts beside this file: what a published table needs, and its recipe. Not to be run alone.
+# Sourced by the scripts in this folder: data and recipe of a published table. Not to be run itself.
 #
-# RAW is the folder with one unpacked dataset in each folder RAW/NAME; what is not there is downloaded,
-# or its files and the place to register are named. BASE and MIT_B5 replace the weights that the recipe
-# names. VALUES are more NAME=TEXT values of the recipe.
+# RAW contains one unpacked dataset in each folder RAW/NAME. Missing datasets are downloaded; for those
+# that require a registration, the script names the files and the place to register. BASE and MIT_B5
+# replace the weights that the recipe names. VALUES are more NAME=TEXT values of the recipe.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 RAW=${RAW:-data/raw} python=${PYTHON:-.venv/bin/python}
