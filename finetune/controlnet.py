@@ -63,7 +63,7 @@ class Config(BaseModelSettings):
     """share of crops whose colours change at random (any hue), so that the ControlNet learns
     positions and not the colours of the source"""
     init_weight: float = 0.0
-    """share of the weights of --init in those written (WiSE-FT, Wortsman et al., CVPR 2022)"""
+    """share of the weights of --init in the saved weights (WiSE-FT, Wortsman et al., CVPR 2022)"""
     save_fp16: bool = False
     """save the weights as float16"""
     crop: Crop = field(default_factory=lambda: Crop(scales=(1.0,)))

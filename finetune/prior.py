@@ -1,13 +1,12 @@
 """Train a small text-to-image base model from scratch: tokenizer, text encoder and U-Net.
 
-The second half of making a base model of one's own, after `vae.py`. Reads images and captions,
-never labels. Crops of all images are encoded once, so that an update costs text encoder and U-Net
-alone.
+The second step of training a new base model, after `vae.py`. Reads images and captions, never
+labels. Crops of all images are encoded once, so an update runs only text encoder and U-Net.
 
     accelerate launch finetune/prior.py --data DIR --vae DIR/vae --output DIR
     accelerate launch --num_processes 8 finetune/prior.py --data DIR --vae DIR/vae --output DIR
     python finetune/prior.py --data DIR --vae DIR/vae --output DIR --training.steps 20   # a trial
-    python finetune/prior.py --data DIR --vae DIR/vae --init DIR/base --output DIR       # go on
+    python finetune/prior.py --data DIR --vae DIR/vae --init DIR/base --output DIR       # further
 
 Writes OUTPUT/base, a folder that `StableDiffusionPipeline.from_pretrained` loads.
 """
@@ -61,8 +60,8 @@ class Config(TextToImageSizes, RunSettings):
     cache_on_device: bool = False
     """keep the latents in the memory of the device and sample the batches there"""
     holdout: int = 0
-    """images at the end of the data that are not trained on; their loss chooses the width of the
-    averaged weights where `training.ema_sigma_rel` is given"""
+    """images at the end of the data that are not trained on; with `training.ema_sigma_rel`, their
+    loss selects the width of the averaged weights"""
     save_fp16: bool = True
     """save U-Net and autoencoder weights as float16"""
     crop: Crop = field(default_factory=lambda: Crop((64, 128), (0.5, 0.5, 0.5, 0.75, 1.0)))

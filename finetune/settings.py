@@ -101,7 +101,7 @@ class RunSettings:
     """Settings of every fine-tuning program."""
 
     data: tuple[str, ...] = ()
-    """dataset folders; samples come evenly from their union"""
+    """dataset folders; samples are taken uniformly from their union"""
     output: Path | None = None
     """run folder that is written"""
     seed: int = 0
@@ -117,9 +117,9 @@ class BaseModelSettings(RunSettings):
     base: str = "pocket"
     """base model: pocket, a diffusers folder, or owner/name@<commit>"""
     min_snr_gamma: float = 0.0
-    """gamma of the min-SNR loss weights, 5 is usual; 0 weighs all timesteps alike"""
+    """gamma of the min-SNR loss weights, 5 is usual; 0 weights all timesteps equally"""
     gradient_checkpointing: bool = False
-    """trade time for memory"""
+    """recompute activations in the backward pass: less memory, more time"""
     cached_crops: int = 0
     """crops sampled and encoded once before the training; 0 samples and encodes during it"""
     cache_on_device: bool = False

@@ -1,8 +1,8 @@
 """Fine-tune the U-Net on the look of the source: U_P becomes U_S.
 
 Trains on images with one prompt, the empty one, and without labels (DGInStyle, section 3.1).
-Autoencoder and text encoder stay as they are. U_S is the U-Net that the ControlNet is trained on;
-Style Swap generates with U_P in its place.
+Autoencoder and text encoder are frozen. The ControlNet is trained on U_S; generation uses U_P
+instead (Style Swap).
 
     accelerate launch finetune/unet.py --config configs/finetune/unet_pocket.yaml \\
         --data DIR --output DIR

@@ -1,6 +1,6 @@
 """Train a small autoencoder (AutoencoderKL) from scratch on an image collection.
 
-The first half of making a base model of one's own; `prior.py` is the second. Labels are not read.
+The first step of training a new base model; `prior.py` is the second. Labels are not read.
 
     accelerate launch finetune/vae.py --data DIR --output DIR
     accelerate launch --num_processes 8 finetune/vae.py --data DIR --output DIR     # 8 GPUs
@@ -39,9 +39,9 @@ class Config(AutoencoderSizes, RunSettings):
     init: str | None = None
     """autoencoder folder to continue from; None starts from scratch"""
     edge_weight: float = 1.0
-    """weight of the finite-difference term beside the absolute error"""
+    """weight of the error of finite differences, relative to the absolute error"""
     color_weight: float = 2.0
-    """weight of the hue error beside the absolute error"""
+    """weight of the hue error, relative to the absolute error"""
     scale_weight: float = 0.5
     """weight of the same errors after halving the latent: it must decode to the halved image"""
     perceptual_weight: float = 0.0
@@ -50,10 +50,10 @@ class Config(AutoencoderSizes, RunSettings):
     adversarial_weight: float = 0.0
     """gradient of the adversarial loss as a share of that of the errors above"""
     adversarial_start: int = 0
-    """update from which the adversarial loss trains the decoder; the discriminator learns from the
-    first update on"""
+    """update from which the adversarial loss trains the decoder; the discriminator is trained
+    from the first update on"""
     color_jitter: float = 0.3
-    """share of crops with shifted colours, for sources with colours that the collection lacks"""
+    """share of crops with shifted colours, for sources whose colours are not in the data"""
     decoder_only: bool = False
     """with `init`: keep the encoder, so that diffusion models of its latents stay valid"""
     kl_weight: float = 2e-4

@@ -20,8 +20,8 @@ class CaptionSettings:
     """How a text names the classes of a label map."""
 
     template: str = "{classes}"
-    """text with {classes} in the place of the class names, which stand in train id order; if the
-    text window is too short for all of them, the commonest are left out"""
+    """text with {classes} in place of the class names, in train id order; if the text window is too
+    short for all of them, the most frequent classes are left out"""
     class_separator: str = " "
     """text between two class names"""
     class_last: str | None = None
