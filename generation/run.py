@@ -4,6 +4,8 @@
     python generation/run.py --n 50000                          # one process
     accelerate launch generation/run.py --n 50000               # all GPUs
     torchrun --nproc-per-node 2 -- generation/run.py --n 100    # two CPU processes; mind the --
+    python generation/run.py --n 50000 --shard 3/64 --output s3://bucket/set   # part 3 of 64
+    python generation/run.py --n 50000 --ray auto               # on a Ray cluster
     python generation/run.py --n 50000 --dry-run --plan-file plan.jsonl   # what would be done
 
 The same command continues a stopped run; a larger --n adds to it. Running the same command again
