@@ -21,7 +21,8 @@ from pipeline.rows import sample_id
 from pipeline.stopping import StopRequest
 
 if TYPE_CHECKING:
-    from generation.sampler.sampler import PendingSample, Sampler
+    from generation.sampler.pending import PendingSample
+    from generation.sampler.sampler import Sampler
 
 MAX_CLAIMS = 8  # samples claimed at once, while many are missing
 GRACE_S = 8.0  # a sample that takes longer than this after a stop signal is dropped

@@ -1,6 +1,6 @@
 """All that looks at images, loaded once, and the loop that gives each sample its row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +39,13 @@ class Judges:
         }
         self.features = {name: features.load(name, device) for name in config.features}
 
-    def look_at(self, block: Block, part: str, folder: Path) -> list[Row]:
+    def score_block(self, block: Block, part: str, folder: Path) -> list[Row]:
         """Return the rows of a block; files that belong to them are written before."""
         images = [read_image(sample.image) for sample in block.samples]
         rows = [_begin(sample, image) for sample, image in zip(block.samples, images, strict=True)]
         contents: list[tuple[Path, bytes]] = []
         if part != "reference" and self.segmenters:
-            contents += self._judge_labels(block, images, rows, part, folder)
+            contents += self._score_labels(block, images, rows, part, folder)
         if part == "data":
             self._name_attributes(images, rows)
         if part != "source" and self.features:
@@ -54,27 +54,37 @@ class Judges:
         files.write_all(contents)
         return rows
 
-    def _judge_labels(
+    def _score_labels(
         self, block: Block, images: list[np.ndarray], rows: list[Row], part: str, folder: Path
-    ) -> Iterator[tuple[Path, bytes]]:
-        """Add what the segmenters say to the rows; yield the files of costs, if wanted."""
+    ) -> list[tuple[Path, bytes]]:
+        """Add the label fidelity under each segmenter to the rows; return the files of costs."""
         truths = [_read_label(s, i) for s, i in zip(block.samples, images, strict=True)]
+        contents = []
         for name, segmenter in self.segmenters.items():
-            found = segmenters.costs_by_size(segmenter, images)
-            for number, (costs, label) in enumerate(zip(found, truths, strict=True)):
+            costs = segmenters.costs_by_size(segmenter, images)
+            for row, image_costs, label in zip(rows, costs, truths, strict=True):
                 counts = fidelity.measure(
-                    costs,
+                    image_costs,
                     label,
                     band_share=self.config.band_share,
                     small_share=self.config.small_share,
                 )
-                rows[number].setdefault("fidelity", {})[name] = counts.to_row()
-                if self.config.costs and part == "data":
-                    sample, index = block.samples[number], block.first + number
-                    rows[number].setdefault("costs", {})[name] = path = score_rows.costs_file(
-                        name, sample, index
-                    )
-                    yield folder / path, segmenters.encode_costs(costs, self.config.costs_stride)
+                row.setdefault("fidelity", {})[name] = counts.to_row()
+            if self.config.costs and part == "data":
+                contents += self._costs_files(block, rows, name, costs, folder)
+        return contents
+
+    def _costs_files(
+        self, block: Block, rows: list[Row], segmenter: str, costs: list[np.ndarray], folder: Path
+    ) -> list[tuple[Path, bytes]]:
+        """Name the files of the costs in the rows; return paths and contents of the files."""
+        contents = []
+        for number, (row, image_costs) in enumerate(zip(rows, costs, strict=True)):
+            path = score_rows.costs_file(segmenter, block.samples[number], block.first + number)
+            row.setdefault("costs", {})[segmenter] = path
+            content = segmenters.encode_costs(image_costs, self.config.costs_stride)
+            contents.append((folder / path, content))
+        return contents
 
     def _name_attributes(self, images: list[np.ndarray], rows: list[Row]) -> None:
         """Add to the rows which value of each attribute the classifiers see."""
@@ -131,7 +141,7 @@ def score_part(
     todo = [block for block in blocks if block.first // batch_size % count == index]
     for block in tqdm(todo, desc=part, unit="block", disable=index > 0, leave=False):
         assert judges is not None
-        rows = judges.look_at(block, part, folder)
+        rows = judges.score_block(block, part, folder)
         appender.append([row for row in rows if row["id"] not in done])
 
 

@@ -91,54 +91,54 @@ def find_attention(
 
 def load_networks(config: Config, device: torch.device) -> Networks:
     """Load all networks of a run onto `device`."""
-    base = models.find_base(config.base)
-    dtype, memory_format = DTYPES[config.precision], torch.contiguous_format
-    if config.channels_last:
-        memory_format = torch.channels_last
+    base, dtype = models.find_base(config.base), DTYPES[config.precision]
     attend = find_attention(config.attention, device, dtype)
     text = PromptEncoder(base, device, dtype)
     text.load()
-    swapped = models.find_folder(config.unet, "unet") if config.unet else None
-    unet = models.load_network("unet", base, swapped)
-    controls = [Control(_load_controlnet(base, config.controlnet), config.controlnet_scale)]
-    if config.second_control.is_on:
-        second = config.second_control
-        controls.append(Control(_load_controlnet(base, second.controlnet), second.scale))
+    unet = models.load_network(
+        "unet", base, models.find_folder(config.unet, "unet") if config.unet else None
+    )
+    controls = _load_controls(config, base)
     vae = models.load_component(base, "vae")
     grid = size_grid_of(vae, unet)
     config.sizes.check_grid(grid)
     check_vae_tiles(config.vae_tile_px, grid)
-    for module in (unet, vae, *(control.network for control in controls)):
-        copy_out_of_mmap(module)
+
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     for module in (unet, *(control.network for control in controls)):
-        torch.nn.Module.to(
-            module, device, dtype, memory_format=memory_format
-        )  # diffusers' own warns
+        copy_out_of_mmap(module)
+        # That of torch: the one of diffusers warns of modules it would keep in float32
+        torch.nn.Module.to(module, device, dtype, memory_format=memory_format)
         module.requires_grad_(False).eval()
+    copy_out_of_mmap(vae)
     vae.to(device).requires_grad_(False).eval()
     if config.vae_tile_px:
         vae.enable_tiling()
         vae.tile_sample_min_size = config.vae_tile_px
         vae.tile_latent_min_size = config.vae_tile_px // grid.vae_scale_factor
+
     scheduler = build_scheduler(base, config.scheduler, config.steps)
     denoiser = Denoiser(
         unet, controls, scheduler.timesteps, attend, guess_mode_step=config.guess_mode_step
     )
     if config.compile:
         denoiser.compile()
-    return Networks(
-        scheduler=scheduler,
-        denoiser=denoiser,
-        vae=vae,
-        text=text,
-        detector=Detector(config.second_control, device) if config.second_control.is_on else None,
-        device=device,
-        grid=grid,
-    )
+    detector = Detector(config.second_control, device) if config.second_control.is_on else None
+    return Networks(scheduler, denoiser, vae, text, detector, device, grid)
 
 
-def _load_controlnet(base: str, name: str) -> Any:
-    return models.load_network("controlnet", base, models.find_folder(name, "controlnet"))
+def _load_controls(config: Config, base: str) -> list[Control]:
+    """Load the semantic ControlNet, and the second one if there is one."""
+    second = config.second_control
+    wanted = [(config.controlnet, config.controlnet_scale)]
+    if second.is_on:
+        wanted.append((second.controlnet, second.scale))
+    return [
+        Control(
+            models.load_network("controlnet", base, models.find_folder(name, "controlnet")), scale
+        )
+        for name, scale in wanted
+    ]
 
 
 def copy_out_of_mmap(module: torch.nn.Module) -> None:
