@@ -38,7 +38,8 @@ from generation.sampler import sampler as drawing
 from generation.sampler.denoiser import Control, Denoiser
 from generation.sampler.networks import Networks, load_networks
 from generation.sampler.sampler import Sampler
-from generation.settings import DEFAULT_LABEL_MAPS, Config, RareClasses, default_config
+from generation.setting_groups import RareClasses
+from generation.settings import DEFAULT_LABEL_MAPS, Config, default_config
 from pipeline import files, models, resizing
 from pipeline.errors import guard
 from pipeline.latents import decode_latents

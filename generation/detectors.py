@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from generation.settings import SecondControl
+from generation.setting_groups import SecondControl
 from pipeline.errors import UserError
 from pipeline.hub import is_pinned
 from pipeline.identity import file_digest

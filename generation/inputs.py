@@ -94,10 +94,35 @@ def check_loadable(config: Config) -> None:
 
 def read_inputs(config: Config) -> Inputs:
     """Check all settings and files; prepare the plan."""
+    # Settings and models
     config.check()
     config.sizes.check()
     check_output(config.output, DATASET, inputs={"--label-maps": config.label_maps_folder})
     check_models(config)
+
+    # Label maps and their source images
+    source, cache = open_label_maps(config), config.output / CACHE_NAME
+    images = {}
+    if config.needs_source_images:
+        maps.check_source_images(source)
+        images = maps.digest_images(source, cache)
+    found = maps.scan(source, cache)
+    maps.check_sizes(source, found, config.crop_px)
+
+    # Plan
+    counts = np.array([label_map.counts for label_map in found], dtype=np.int64)
+    planner = Planner(counts, config.prompt, seed=config.seed, sampling=config.rare_classes)
+    specs = spec_reader(config, source, found)
+
+    # What the output folder has already
+    rows = MetadataIndex(config.output, config.n, parse_shard(config.shard))
+    rows.update()
+    rows.retry_failed()
+    return Inputs(source, found, images, planner, specs, rows.missing(), rows)
+
+
+def open_label_maps(config: Config) -> maps.LabelMapFolder:
+    """List the label maps, with their source images where these are needed."""
     source = maps.open_folder(
         config.label_maps_folder,
         pattern=config.label_pattern,
@@ -109,23 +134,14 @@ def read_inputs(config: Config) -> Inputs:
             f"{config.label_maps_folder}: has label maps alone, but --strength, --second-control "
             "and --color-transfer source need their source images; give a dataset folder"
         )
-    cache, images = config.output / CACHE_NAME, {}
-    if config.needs_source_images:
-        maps.check_source_images(source)
-        images = maps.digest_images(source, cache)
-    found = maps.scan(source, cache)
-    maps.check_sizes(source, found, config.crop_px)
-    counts = np.array([label_map.counts for label_map in found], dtype=np.int64)
-    planner = Planner(
-        counts,
-        config.prompt,
-        seed=config.seed,
-        sampling=config.rare_classes,
-    )
-    rows = MetadataIndex(config.output, config.n, parse_shard(config.shard))
-    rows.update()
-    rows.retry_failed()
-    specs = SpecReader(
+    return source
+
+
+def spec_reader(
+    config: Config, source: maps.LabelMapFolder, found: list[maps.LabelMap]
+) -> SpecReader:
+    """Return what turns plan items of these label maps into samples for the sampler."""
+    return SpecReader(
         folder=source,
         label_maps=found,
         grammar=config.prompt,
@@ -138,7 +154,6 @@ def read_inputs(config: Config) -> Inputs:
             "fusion": config.fusion,
         },
     )
-    return Inputs(source, found, images, planner, specs, rows.missing(), rows)
 
 
 def identify(config: Config, inputs: Inputs) -> dict[str, Any]:

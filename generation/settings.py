@@ -1,6 +1,5 @@
 """The settings of a generation run: those of the base model, changed by files and flags."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,15 +7,14 @@ from typing import Any, ClassVar, Literal
 import tyro
 
 from generation.prompts import Grammar
+from generation.setting_groups import RareClasses, SecondControl
 from generation.shards import parse_shard
 from generation.sizes import CanvasSizes
 from generation.tiles import RegionRules
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import require_between, require_positive, require_seed, to_mapping
 from pipeline.errors import UserError
-from pipeline.images import MAX_PIXELS
 from pipeline.labels import CLASS_NAMES, shipped
-from pipeline.rare_classes import RareClassSampling
 from pipeline.remote_files import local_path
 from pipeline.tar_members import address_of
 
@@ -68,52 +66,6 @@ LIMITS = {  # lowest and highest value; what lies outside is a slip, or would ne
     "vae_tile_px": (0, 16384),
     "cpu_threads": (1, 1024),
 }
-MIN_TEMPERATURE = 1e-6  # below it the softmax overflows
-
-
-@dataclass(frozen=True)
-class SecondControl:
-    """A second ControlNet, conditioned on the structure of the source image."""
-
-    kind: Literal["none", "canny", "depth", "softedge", "lineart"] = "none"
-    """condition that is detected in the source image; canny needs no extra package, the others need
-    the extra `controlnet-aux`"""
-    controlnet: str = ""
-    """folder of a ControlNet with 3 condition channels, trained for this kind"""
-    scale: float = 0.5
-    """factor on the residuals of this ControlNet"""
-    detector: str = "lllyasviel/Annotators@982e7edaec38759d914a963c48c4726685de7d96"
-    """weights of the detector: a folder, or a hub id pinned as owner/name@<40-digit commit>"""
-    canny_thresholds: tuple[float, float] = (100.0, 200.0)
-    """lower and upper gradient threshold of canny, for 8-bit grey values"""
-
-    def __post_init__(self) -> None:
-        require_between(self, 0, 10, "scale", prefix="second-control.")
-        low, high = self.canny_thresholds
-        if not 0 <= low <= high < math.inf:
-            raise UserError(
-                f"--second-control.canny-thresholds {low:g} {high:g}: must be two numbers of 0 or "
-                "more, in order"
-            )
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there is a second ControlNet."""
-        return self.kind != "none"
-
-
-@dataclass(frozen=True)
-class RareClasses(RareClassSampling):
-    """How often label maps and crops with rare classes are chosen."""
-
-    min_share: float = 0.01
-    """crops are sampled again (10 tries) until the class covers more than this share of the crop"""
-
-    def __post_init__(self) -> None:
-        prefix = "rare-classes."
-        require_between(self, MIN_TEMPERATURE, 1000, "temperature", prefix=prefix)
-        require_between(self, 0, MAX_PIXELS, "min_pixels", prefix=prefix)
-        require_between(self, 0, 1, "min_share", prefix=prefix)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from generation.detectors import DETECTORS, weights_in
-from generation.settings import SecondControl
+from generation.setting_groups import SecondControl
 from pipeline.errors import UserError
 from pipeline.hub import is_pinned
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from generation.sampler.structure_control import Detector
-from generation.settings import SecondControl
+from generation.setting_groups import SecondControl
 
 
 @pytest.fixture(scope="module")

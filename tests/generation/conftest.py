@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from generation.settings import Config, RareClasses
+from generation.setting_groups import RareClasses
+from generation.settings import Config
 
 CROP = (32, 64)
 

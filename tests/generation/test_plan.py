@@ -10,7 +10,8 @@ import pytest
 
 from generation.plan import Planner, noise_seed, place_crop
 from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
-from generation.settings import Config, RareClasses, default_config
+from generation.setting_groups import RareClasses
+from generation.settings import Config, default_config
 from pipeline.config import from_layers, from_mapping
 from pipeline.dataset import Sample
 from pipeline.errors import UserError

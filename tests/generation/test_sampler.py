@@ -13,7 +13,7 @@ from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
 from generation.sampler.sampler import Sampler
 from generation.samples import SampleSpec
-from generation.settings import SecondControl
+from generation.setting_groups import SecondControl
 from pipeline.errors import UserError
 
 

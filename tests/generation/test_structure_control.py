@@ -19,7 +19,7 @@ from PIL import Image
 from generation import detectors
 from generation.sampler import denoiser, sampler, structure_control
 from generation.sampler import networks as loading
-from generation.settings import SecondControl
+from generation.setting_groups import SecondControl
 from pipeline.errors import UserError
 
 
