@@ -254,6 +254,24 @@ def test_names_are_imported_from_the_module_that_defines_them(path: Path) -> Non
     assert not strange, strange
 
 
+# Where a run of generation is put together. All else takes values or small groups of settings.
+TAKE_ALL_SETTINGS = {
+    "generation/run.py", "generation/inputs.py", "generation/card.py", "generation/dry_run.py",
+    "generation/worker.py", "generation/tar_output.py", "generation/ray_workers.py",
+    "generation/street_pipeline.py", "generation/sampler/networks.py",
+    "generation/sampler/sampler.py",
+}  # fmt: skip
+
+
+def test_settings_of_generation_stop_where_a_run_is_put_together() -> None:
+    users = {
+        name_of(path)
+        for path in SOURCES
+        if "generation.settings.Config" in imported_names(tree_of(path))
+    }
+    assert users == TAKE_ALL_SETTINGS, sorted(users ^ TAKE_ALL_SETTINGS)
+
+
 def test_datasets_folder_holds_no_python() -> None:
     assert not list((ROOT / "datasets").rglob("*.py")), "it would hide Hugging Face `datasets`"
 
