@@ -24,6 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files, labels, models
 from pipeline.config import parse, require_between, require_positive, show
 from pipeline.errors import UserError, guard
+from pipeline.identity import file_digest
 from pipeline.iou import score_of
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import require_writable
@@ -260,6 +261,7 @@ class Scoring:
             "targets": [target.name for target in targets],
             "sets": {target.name: target.facts() for target in targets},
             "limit": self.config.limit,
+            "rows_sha256": file_digest(rows_file(output)),
             "checkpoints": results,
         }
         if self.config.size_px:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from segtrain.evaluation import bootstrap
-from segtrain.evaluation.published import AVERAGES, Group, average
+from segtrain.evaluation.published import AVERAGES, Group, PublishedRow, average
 from segtrain.evaluation.score_files import Network, Scores
 from segtrain.evaluation.score_tables import selection_notes
 from segtrain.evaluation.summary import NONE, counts_score
@@ -119,9 +119,16 @@ class Comparison:
             ],
         }
 
-    def published(self, row: Any, column: str) -> float | None:
-        """Return a published score for a column."""
-        return row.value(self.scores.datasets.get(column, column))
+    def published(self, row: PublishedRow, column: str) -> float | None:
+        """Return a published score for a column; None where our column is of other data.
+
+        Pocket City has targets of the same names, but only prepared datasets are those of papers.
+        """
+        datasets = {self.scores.datasets[target] for target in self.scores.catalogued}
+        if column in AVERAGES:
+            return row.value(column) if datasets >= set(AVERAGES[column]) else None
+        known = column in self.scores.catalogued
+        return row.value(self.scores.datasets[column]) if known else None
 
 
 def main_table(comparison: Comparison, published: Sequence[Group]) -> Table:
@@ -136,7 +143,7 @@ def main_table(comparison: Comparison, published: Sequence[Group]) -> Table:
             cells = [number(value, 2) for value in values]
             for place, column in enumerate(comparison.columns):
                 gain = row.gains.get(comparison.scores.datasets.get(column, column))
-                if values[place] is None and gain is not None:
+                if gain is not None and column in comparison.scores.catalogued:
                     cells[place] = f"{gain:+.2f} over the best before"
             rows.append([f"{row.method} [{row.paper}, table {row.table}; {row.read}]", "-", *cells])
     return Table("mIoU in percent", ["mIoU %", "networks", *comparison.columns], rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.identity import file_digest
 from pipeline.reading import expecting, read_json, shortened
 from segtrain.evaluation.rows import read_rows, rows_file
 from segtrain.evaluation.summary import Images, collect
@@ -36,6 +37,8 @@ class Scores:
     """by target"""
     datasets: dict[str, str] = field(default_factory=dict)
     """dataset of the catalogue by target, the target's own name where it is of none"""
+    catalogued: set[str] = field(default_factory=set)
+    """targets that were prepared from a dataset of the catalogue, as published rows are"""
     marks: list[str] = field(default_factory=list)
     """what tables must say: scores on the first images only, say"""
 
@@ -69,14 +72,26 @@ def _add(scores: Scores, path: Path, document: Mapping[str, Any]) -> None:
         if scores.classes.setdefault(target, classes) != classes:
             raise UserError(f"{path}: {target} has other classes than in the files before it")
         scores.datasets[target] = dataset_of(target, facts)
+        if facts.get("dataset"):
+            scores.catalogued.add(target)
         sizes[target] = len(classes)
     if document.get("limit"):
         scores.marks.append(
             f"{path.name}: the first {int(document['limit'])} images of each target"
         )
+    require_own_rows(path, document)
     found = collect(read_rows(rows_file(path), sizes))
     for entry in document["checkpoints"]:
         _add_network(scores, path, entry, found.get(entry["name"], {}))
+
+
+def require_own_rows(path: Path, document: Mapping[str, Any]) -> None:
+    """Raise `UserError` if the rows beside a score file are not those it was computed from."""
+    rows = rows_file(path)
+    if not rows.is_file():
+        raise UserError(f"{rows}: no such file, it belongs to {path.name}; {REMEDY}")
+    if document.get("rows_sha256", "") not in ("", file_digest(rows)):
+        raise UserError(f"{rows}: is not what {path.name} was computed from; {REMEDY}")
 
 
 def _add_network(

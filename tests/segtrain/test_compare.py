@@ -134,7 +134,13 @@ def other_images(path: Path) -> None:
     path.with_suffix(".rows.jsonl").write_text(text.replace('"label": "', '"label": "0', 1))
 
 
+def other_run(path: Path) -> None:
+    text = path.read_text().replace('"limit": null', '"limit": null, "rows_sha256": "0"')
+    path.write_text(text)
+
+
 FAULTS = {
+    "rows of another run": other_run,
     "no rows": lambda path: path.with_suffix(".rows.jsonl").unlink(),
     "broken rows": lambda path: path.with_suffix(".rows.jsonl").write_text("{}\n"),
     "empty rows": lambda path: path.with_suffix(".rows.jsonl").write_text(""),
@@ -159,6 +165,21 @@ def test_damaged_score_files_end_in_one_line(fault, tmp_path, monkeypatch, capsy
     error = capsys.readouterr().err.strip()
     assert stopped.value.code == 2 and "\n" not in error and "s." in error or "labels of" in error
     assert not (tmp_path / "c.json").exists()
+
+
+def test_published_rows_are_for_prepared_datasets_alone(tmp_path: Path, monkeypatch) -> None:
+    scores = write_scores(tmp_path / "s.json", {"a": 0.3}, images=2)
+    text = scores.read_text().replace('"dataset"', '"of"').replace("mapillary_v1_2", "mapillary")
+    scores.write_text(text.replace("_val", ""))  # as Pocket City calls its targets
+    rows_path = rows.rows_file(scores)
+    moved = rows_path.read_text().replace("mapillary_v1_2", "mapillary").replace("_val", "")
+    rows_path.write_text(moved)
+    words = ("--output", tmp_path / "c.json", "--published", "gta_mit_b5", "gta_diff")
+    call(monkeypatch, scores, *words, "--resamples", 100)
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["columns"][-1] == "Avg5"
+    assert not any(row["scores"] for row in found["published"])
+    assert "over the best before" not in (tmp_path / "c.md").read_text()
 
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:
