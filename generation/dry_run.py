@@ -1,4 +1,4 @@
-"""What a run will do, told before it starts and without torch: rows of the plan, and its price."""
+"""The text of --dry-run: plan, cost and prompts of a run, without torch."""
 
 import shutil
 from collections import Counter

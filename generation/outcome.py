@@ -1,4 +1,4 @@
-"""What is told at the end of a run: which samples the folder holds now, and the exit code."""
+"""The last message and the exit code of a run: which samples are finished, failed and missing."""
 
 import sys
 from dataclasses import dataclass

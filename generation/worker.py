@@ -111,7 +111,7 @@ def generate_groups(
     stop: StopRequest,
     group: int = 1,
 ) -> None:
-    """Make groups of samples, and anew those that came out unusable, until none or a stop signal.
+    """Generate groups of samples, unusable ones again, until none is left or a stop signal.
 
     `make` is given up to `group` samples at a time.
     """

@@ -101,7 +101,7 @@ def stage_lines(workspace: Path) -> list[dict[str, Any]]:
 
 
 def is_recolored(folder: Path) -> bool:
-    """Tell whether the images of a set are the source's own in the colours of the drawn ones.
+    """Return whether the images of a set are source images in the colours of generated ones.
 
     That is colour transfer (`--color-transfer source`), and the page must not call it generated.
     """
@@ -145,7 +145,7 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
             {path.name: path for path in sorted((workspace / "data" / "targets").glob("*"))}
         ),
         "details": images.comparison(
-            generated, variants["plain"], ("as drawn", "with the source's details")
+            generated, variants["plain"], ("generated", "colour transfer to the source")
         ),
         "close_ups": images.close_ups(plain, variants["no_fusion"]),
         "swaps": images.comparison(

@@ -1,4 +1,4 @@
-"""Faults of recipes, found and told in one line before any weights load.
+"""Checks of recipes: each fault is one line, before any weights are loaded.
 
 A recipe is Python and may name any part of mmsegmentation, so what its code or its parts raise
 cannot be listed. `named_faults` turns all of it into a `UserError`; the checks here find what would

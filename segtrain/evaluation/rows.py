@@ -1,4 +1,4 @@
-"""Rows of an evaluation: one per network, target and image, so that all can be computed anew.
+"""Rows of an evaluation: one per network, target and image, from which all scores follow.
 
     scores.json  scores.md  scores.rows.jsonl
 
