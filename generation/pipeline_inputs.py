@@ -22,21 +22,20 @@ def broadcast(
     label: Label | Sequence[Label], prompt: str | Sequence[str], generator: Seed | Sequence[Seed]
 ) -> tuple[list[np.ndarray], list[str], list[int]]:
     """Return equally many labels HxW of train ids, prompts and seeds; a single one serves all."""
-    labels_, prompts, generators = (as_list(value) for value in (label, prompt, generator))
-    lengths = [len(labels_), len(prompts), len(generators)]
+    given, prompts, generators = (as_list(value) for value in (label, prompt, generator))
+    lengths = [len(given), len(prompts), len(generators)]
     count = max(lengths)
-    if any(length not in (1, count) for length in lengths):
+    if count == 0 or any(length not in (1, count) for length in lengths):
         raise UserError(
             f"{lengths[0]} labels, {lengths[1]} prompts and {lengths[2]} generators; give one of "
             "each, or equally many"
         )
     for text in prompts:
         require_text(text)
-    return (
-        [as_label(one) for one in _repeated(labels_, count)],
-        _repeated(prompts, count),
-        [as_seed(one) for one in _repeated(generators, count)],
-    )
+    label_maps = [as_label(one) for one in given]
+    # A generator that serves all gives each image a seed of its own
+    seeds = [as_seed(one) for one in _repeated(generators, count)]
+    return _repeated(label_maps, count), _repeated(prompts, count), seeds
 
 
 def _repeated(values: list[Any], count: int) -> list[Any]:

@@ -70,7 +70,8 @@ class Sampler:
         except torch.OutOfMemoryError:
             raise UserError(
                 f"--vae-tile-px {self.config.vae_tile_px}: the device ran out of memory outside "
-                "the tiles; decode in tiles of 512, say, or use smaller --crop-px or --image-batch"
+                "the tiles; decode in tiles of 512, for example, or use a smaller --crop-px or "
+                "--image-batch"
             ) from None
 
     def _denoise(self, specs: list[SampleSpec]) -> tuple[list[Canvas], int]:

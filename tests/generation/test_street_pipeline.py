@@ -95,6 +95,7 @@ def test_threads_of_the_process_stay_as_they_are(pipe, label):
     ({"label": np.zeros((8, 64), np.uint8)}, "tile height exceeds"),
     ({"image": np.zeros((32, 64, 3), np.uint8)}, "does not use a source image"),
     ({"prompt": ["a", "b"], "generator": [1, 2, 3]}, "equally many"),
+    ({"label": [], "prompt": [], "generator": []}, "0 labels, 0 prompts and 0 generators"),
     ({"output_type": "jpg"}, "use 'pil' or 'np'"),
     ({"num_inference_steps": 0}, "--steps 0: must be in 1..1000"),
 ])  # fmt: skip
