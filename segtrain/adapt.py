@@ -159,7 +159,7 @@ def run(config: Config, paths: list[Path]) -> None:
         segmenter,
         scene,
         paths,
-        seeding.numpy_generator(config.seed, "order").permutation(len(paths)),
+        seeding.numpy_generator(config.seed, "order").permutation(len(paths)).tolist(),
         steps=steps,
         batch_size=1 if online else config.batch_size,
         ema_decay=config.ema_decay,

@@ -97,7 +97,7 @@ class Adaptation:
         for step in range(first, self.steps):
             begin = (step * world + rank) * self.batch_size
             count = len(self.order)
-            yield [[int(self.order[(begin + i) % count]) for i in range(self.batch_size)]]
+            yield [[self.order[(begin + i) % count] for i in range(self.batch_size)]]
 
     def count(self, batch: list[int]) -> Mapping[str, int]:
         """Return nothing: there is one set."""

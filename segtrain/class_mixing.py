@@ -46,12 +46,12 @@ def paste_classes(sample: Any, other: Any, rng: np.random.Generator) -> None:
     below, above = (one["data_samples"].gt_sem_seg.data for one in (sample, other))
     height, width = (min(a, b) for a, b in zip(below.shape[-2:], above.shape[-2:], strict=True))
     label = above[..., :height, :width]
-    classes = label.unique()
-    classes = classes[classes != VOID].tolist()
-    chosen = rng.choice(classes, (len(classes) + 1) // 2, replace=False) if classes else []
+    classes = [int(value) for value in label.unique() if value != VOID]
+    count = (len(classes) + 1) // 2  # at least one, unless all pixels are void
+    pasted = rng.choice(classes, count, replace=False).tolist() if classes else []
     mask = label[0] == VOID
     mask[:] = False
-    for wanted in chosen:
-        mask |= label[0] == int(wanted)
+    for class_id in pasted:
+        mask |= label[0] == class_id
     below[0, :height, :width][mask] = label[0][mask]
     sample["inputs"][:, :height, :width][:, mask] = other["inputs"][:, :height, :width][:, mask]

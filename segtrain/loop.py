@@ -63,7 +63,7 @@ def batches(
     per_update = size * plan.gradient_accumulation
     positions = list(seeding.batches(first, plan.steps, per_update, rank, world))
     loader = DataLoader(
-        seeding.SeededSamples(draw, seed),  # type: ignore[arg-type]
+        seeding.SeededSamples(draw, seed),
         batch_sampler=positions,
         num_workers=plan.workers,
         collate_fn=_as_list,

@@ -65,8 +65,9 @@ def require_predictions_of(predictions: Path, target: Path) -> None:
         config = read_json(path, dict).get("config")
         config = config if isinstance(config, dict) else {}
         made_of = config.get("images", config.get("target"))
-        moved = not isinstance(made_of, str) or not Path(made_of).is_dir()  # nothing to compare
-        if not moved and Path(made_of).resolve() != target.resolve():
+        if not isinstance(made_of, str) or not Path(made_of).is_dir():
+            return  # it has moved: nothing to compare
+        if Path(made_of).resolve() != target.resolve():
             raise UserError(
                 f"{predictions}: {path} says that these are predictions of "
                 f"{shortened(made_of)}, not of {target}; give that folder as --targets, or predict "

@@ -90,8 +90,9 @@ def _of_catalogue(config: dict[str, Any]) -> dict[str, list[int]]:
     Only names in our own catalogue are looked up: the folder may come from strangers.
     """
     name = config.get("dataset")
-    known = name in specs.known_datasets()
-    return specs.protocol_record(specs.load_spec(name)) if known else {}
+    if not isinstance(name, str) or name not in specs.known_datasets():
+        return {}
+    return specs.protocol_record(specs.load_spec(name))
 
 
 def _size(value: Any, where: str) -> Size | None:
@@ -129,7 +130,7 @@ def require_images(
     for one in images:
         path = one if isinstance(one, Path) else one.image
         row = {} if isinstance(one, Path) else one.row
-        height, width = row.get("height"), row.get("width")
+        height, width = row.get("height", 0), row.get("width", 0)
         if not all(type(n) is int and n > 0 for n in (height, width)):
             width, height = image_size(path)
         try:

@@ -152,7 +152,7 @@ def _check_model(model: dict[str, Any]) -> None:
         if heads is None and name == "auxiliary_head":
             continue
         for head in heads if isinstance(heads, list | tuple) else [heads]:
-            _require_type(head, f"model.{name}")
+            head = _require_type(head, f"model.{name}")
             if head.get("num_classes", NUM_CLASSES) != NUM_CLASSES:
                 raise UserError(
                     f"model.{name}.num_classes is {head['num_classes']!r}; must be "
@@ -160,10 +160,12 @@ def _check_model(model: dict[str, Any]) -> None:
                 )
 
 
-def _require_type(part: Any, where: str) -> None:
+def _require_type(part: Any, where: str) -> dict[str, Any]:
+    """Return a part of a recipe, or raise `UserError` unless it is a dict with a type."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not kind or not isinstance(kind, str | type):
         raise UserError(f"{where} must be a dict with a type, not {part!r:.80}; correct the recipe")
+    return part
 
 
 def _check_steps(steps: Sequence[Any], where: str) -> None:
@@ -198,8 +200,7 @@ def _check_optimizer(wrapper: dict[str, Any]) -> None:
             f"optim_wrapper.type is {wrapper['type']!r}; must be OptimWrapper, for "
             "mixed precision use --precision"
         )
-    optimizer = wrapper.get("optimizer")
-    _require_type(optimizer, "optim_wrapper.optimizer")
+    optimizer = _require_type(wrapper.get("optimizer"), "optim_wrapper.optimizer")
     _require_above_zero(optimizer.get("lr"), "optim_wrapper.optimizer.lr")
     clip = wrapper.get("clip_grad")
     if clip is None:

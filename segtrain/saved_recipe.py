@@ -236,15 +236,19 @@ def _check_testing(settings: dict[str, Any]) -> None:
         raise ValueError("model.test_cfg.mode is neither whole nor slide")
     if mode == "whole":
         return
-    crop, stride = settings.get("crop_size"), settings.get("stride")
-    for size in (crop, stride):
-        sound = isinstance(size, list) and len(size) == 2
-        if not sound or not all(type(n) is int and 0 < n <= 16384 for n in size):
-            raise ValueError("model.test_cfg.crop_size or stride is not height and width in pixels")
+    crop = _height_and_width(settings.get("crop_size"))
+    stride = _height_and_width(settings.get("stride"))
     if any(not c / MOST_OVERLAP <= s <= c for c, s in zip(crop, stride, strict=True)):
         raise ValueError(
             f"model.test_cfg.stride is not within a {MOST_OVERLAP}th and the whole of crop_size"
         )
+
+
+def _height_and_width(size: Any) -> list[int]:
+    is_pair = isinstance(size, list) and len(size) == 2
+    if is_pair and all(type(n) is int and 0 < n <= 16384 for n in size):
+        return size
+    raise ValueError("model.test_cfg.crop_size or stride is not height and width in pixels")
 
 
 def _check_diffusion(backbone: dict[str, Any], recorded: dict[str, Any]) -> None:

@@ -80,7 +80,8 @@ class Segmenter:
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
         with self._naming(name):
             inputs, samples = self.prepare([pixels], size_px)
-            require_sight(*inputs.shape[-2:], self.recipe)
+            height, width = inputs.shape[-2:]
+            require_sight(height, width, self.recipe)
             inputs = _pad_small(inputs, samples)
             return self.model.predict(inputs, samples)[0]
 
@@ -92,7 +93,8 @@ class Segmenter:
         """
         with self._naming(f"an image of {images[0].shape[1]}x{images[0].shape[0]} px"):
             inputs, samples = self.prepare(images)
-            require_sight(*inputs.shape[-2:], self.recipe)
+            height, width = inputs.shape[-2:]
+            require_sight(height, width, self.recipe)
             inputs = _pad_small(inputs, samples)
             logits = [one.seg_logits.data.float() for one in self.model.predict(inputs, samples)]
         return [-one.log_softmax(0).cpu().numpy() for one in logits]

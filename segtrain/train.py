@@ -235,7 +235,9 @@ def run(config: Config, data: TrainingData) -> None:
     plan = make_plan(config, recipe)
     labelled, unlabelled = build_samples(config, recipe, data)
     if config.show_batch:
-        write_first_batch(config, plan, build_network(config, recipe)[0], (labelled, unlabelled))
+        network, _ = build_network(config, recipe)
+        task = make_task(config, plan, network, (labelled, unlabelled))
+        write_first_batch(config.show_batch, task)
         return
     identity = check_run(config, recipe, data)
     if runs.is_finished(config.output, plan.steps):
@@ -290,17 +292,14 @@ def make_task(config: Config, plan: Any, network: Any, samples: tuple[MixedSampl
     )
 
 
-def write_first_batch(
-    config: Config, plan: Any, network: Any, samples: tuple[MixedSamples, Any]
-) -> None:
-    """Write the samples of the first batch of one process to the file of `--show-batch`."""
+def write_first_batch(path: Path, task: Any) -> None:
+    """Write the samples of the first micro-batch of one process to a PNG file."""
     from segtrain.batch_sheet import batch_sheet, describe_samples
 
-    task = make_task(config, plan, network, samples)
     labelled, unlabelled = next(task.batches(0, 0, 1))[0]
     batch = [*labelled, *unlabelled]
-    files.write_bytes(config.show_batch, images.encode_png(batch_sheet(network, batch)))
-    print("\n".join([f"{config.show_batch}: image and label", *describe_samples(batch)]))
+    files.write_bytes(path, images.encode_png(batch_sheet(task.network, batch)))
+    print("\n".join([f"{path}: images and labels", *describe_samples(batch)]))
 
 
 def main() -> int | None:

@@ -5,6 +5,7 @@ Both hook into the network, whose own modules and names stay as they are.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ def hook_tokens(layers: Sequence[nn.Module], tokens: ReinTokens, num_prefix: int
     """Refine the patch tokens of each layer's output; `num_prefix` tokens before them stay."""
     for number, layer in enumerate(layers):
 
-        def refine(_module: nn.Module, _inputs: object, output: object, number: int = number):
+        def refine(_module: nn.Module, _inputs: Any, output: Any, number: int = number) -> Any:
             states = output[0] if isinstance(output, tuple) else output
             refined = tokens(states[:, num_prefix:], number)
             states = torch.cat([states[:, :num_prefix], refined], dim=1)
@@ -71,7 +72,12 @@ def hook_low_rank(linears: Sequence[nn.Linear], rank: int) -> nn.ModuleList:
     changes = nn.ModuleList(LowRank(linear, rank) for linear in linears)
     for linear, change in zip(linears, changes, strict=True):
 
-        def add(_module: nn.Module, inputs: tuple, output: torch.Tensor, change=change):
+        def add(
+            _module: nn.Module,
+            inputs: tuple[torch.Tensor, ...],
+            output: torch.Tensor,
+            change: nn.Module = change,
+        ) -> torch.Tensor:
             return output + change(inputs[0])
 
         linear.register_forward_hook(add)

@@ -73,8 +73,9 @@ class Aggregation(nn.Module):
         self.groups = [
             [tap for tap, (_, s) in enumerate(shapes) if s == stride] for stride in self.strides
         ]
-        single = isinstance(out_channels, int)
-        self.out_channels = [out_channels] * len(self.groups) if single else list(out_channels)
+        if isinstance(out_channels, int):
+            out_channels = [out_channels] * len(self.groups)
+        self.out_channels = list(out_channels)
         if len(self.out_channels) != len(self.groups):
             raise UserError(
                 f"out_channels {out_channels}: needs one for each of {len(self.groups)} strides"

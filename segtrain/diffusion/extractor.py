@@ -194,7 +194,7 @@ class DiffusionExtractor(torch.nn.Module):
         visit: Visit,
         context: Conditioning,
         masks: torch.Tensor | None,
-        size_px: tuple[int, ...],
+        size_px: Sequence[int],
     ) -> tuple[torch.Tensor | None, list[Feature]]:
         """Run the U-Net once on all prompts of a visit.
 

@@ -183,7 +183,9 @@ class DiffusionSegmentor(EncoderDecoder):
         if isinstance(branch, Ipkl):
             labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
             options = self.conditional_options(labels, latents, branch.max_classes)
-            return (branch, options) if self._all_have(options) else (None, {})
+            if self._all_have(options) and options is not None:
+                return branch, options
+            return None, {}
         others = len(self.backbone.text.scenes) - 1
         if others == 0:
             return None, {}

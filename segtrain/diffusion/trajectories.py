@@ -6,6 +6,7 @@ of the noise (DIFF). A trajectory gives a first `Visit`, and from the U-Net's ou
 one. Where several prompts have a part of the image each (paths), it takes their masks PxBx1xhxw.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -247,7 +248,7 @@ class Inversion:
         return masked_mean(torch.stack([first, *others]), masks)
 
 
-TRAJECTORIES = {
+TRAJECTORIES: dict[str, Callable[..., Trajectory]] = {
     "clean": Clean,
     "noised": Noised,
     "inversion": Inversion,

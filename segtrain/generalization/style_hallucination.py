@@ -137,7 +137,7 @@ def _hooked(backbone: torch.nn.Module, layer: str, hook: object) -> Iterator[Non
         module = backbone.get_submodule(layer)
     except AttributeError as error:
         raise UserError(f"style_hallucination.layer {layer!r}: {error}") from None
-    handle = module.register_forward_hook(hook)  # type: ignore[arg-type]
+    handle = module.register_forward_hook(hook)
     try:
         yield
     finally:
