@@ -145,7 +145,7 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
             {path.name: path for path in sorted((workspace / "data" / "targets").glob("*"))}
         ),
         "details": images.comparison(
-            generated, variants["plain"], ("generated", "colour transfer to the source")
+            generated, variants["plain"], ("generated image", "recoloured source image")
         ),
         "close_ups": images.close_ups(plain, variants["no_fusion"]),
         "swaps": images.comparison(

@@ -56,7 +56,7 @@ def test_full_report_is_self_contained_and_escaped(workspace: Path, run_program)
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)
     assert "Not in this workspace yet: the same" not in page
     expected = ("+8.0", "41.0", "fog", "night", "with fusion", "without Style Swap", "61.5")
-    for text in (*expected, "source&#39;s details"):
+    for text in (*expected, "recoloured source image"):
         assert text in page, text
     assert len(page) < 15_000_000
 
