@@ -23,11 +23,11 @@ from pipeline.catalogue import specs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
-    "evaluation", "export", "files", "generation", "performance", "pocket-city", "quality",
-    "real-data", "release", "results", "scale", "segmentation"))]  # fmt: skip
-AFTER_README = ("docs/evaluation.md", "docs/export.md", "docs/release.md", "docs/quality.md",
-                "docs/segmentation.md")  # fmt: skip
-ELSEWHERE = ("make", "source")  # the Makefile and the environment are not of this process
+    "evaluation", "export", "files", "generation", "inspection", "performance", "pocket-city",
+    "quality", "real-data", "release", "results", "scale", "segmentation"))]  # fmt: skip
+AFTER_README = ("docs/evaluation.md", "docs/export.md", "docs/inspection.md", "docs/release.md",
+                "docs/quality.md", "docs/segmentation.md")  # fmt: skip
+ELSEWHERE = ("make", "pip", "source")  # Makefile and environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1",
             "--training.gradient-accumulation", "1", "--training.workers", "0")  # fmt: skip
 SIZE = ("--crop.size-px", "64", "128", "--crop.scales", "1.0")
@@ -37,6 +37,7 @@ TOY: dict[str, tuple[str, ...]] = {
     "pipeline/prepare.py": ("--workers", "1"),
     "pipeline/download.py": ("--dry-run",),  # tests/pipeline/test_download.py fetches
     "pipeline/run.py": ("--dry-run",),  # `make demo` runs it
+    "pipeline/browse.py": ("--dry-run",),  # it serves until it is stopped: test_browse.py
     "finetune/unet.py": (*TRAINING, *SIZE, "--previews", "0", "--cached-crops", "4"),
     "finetune/controlnet.py": (*TRAINING, *SIZE, "--previews", "0", "--cached-crops", "4",
                                "--rare-classes.min-pixels", "1"),
