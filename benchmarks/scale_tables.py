@@ -204,9 +204,11 @@ def changed(words: list[str]) -> Inputs:
         try:
             value = type(known[name])(text)
         except ValueError:
-            raise UserError(f"--set {word}: give a number, {name}={known[name]:g} say") from None
+            raise UserError(
+                f"--set {word}: give a number, for example {name}={known[name]:g}"
+            ) from None
         if not 0 < value < float("inf"):
-            raise UserError(f"--set {word}: must be above 0; {name}={known[name]:g} say")
+            raise UserError(f"--set {word}: must be above 0, for example {name}={known[name]:g}")
         values[name] = value
     return Inputs(**values)
 

@@ -21,8 +21,8 @@ def parse_shard(text: str) -> tuple[int, int]:
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 <= index < count <= MOST_SHARDS:
         raise UserError(
-            f"--shard {text}: must be i/n with i from 0 to n - 1 and n up to {MOST_SHARDS}, 0/8 to "
-            "7/8 say"
+            f"--shard {text}: must be i/n with i from 0 to n - 1 and n up to {MOST_SHARDS}, for "
+            "example 0/8 to 7/8"
         )
     return index, count
 

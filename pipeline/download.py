@@ -262,7 +262,7 @@ def main() -> int | None:
     if config.output.name in ("", ".."):
         raise UserError(f"--output {config.output}: must name a new folder; give its path")
     if config.only and not sources.release:
-        raise UserError("--only: has a meaning for released sets alone; leave it out")
+        raise UserError("--only: has a meaning for released sets only; leave it out")
     if sources.release:
         return download_release(config, sources.release, dry_run=call.dry_run)
     pinned = hub or sources.git

@@ -512,7 +512,7 @@ def test_bad_sums_are_refused(text: str, fetch: Callable[..., Path], tmp_path: P
     [
         (("--release", "http://example.org/x"), "needs https"),
         (("--release", "x", "--dataset", "gta"), "give one of the two"),
-        (("--dataset", "gta", "--only", "x"), "released sets alone"),
+        (("--dataset", "gta", "--only", "x"), "released sets only"),
         (("--release", "x", "--revision", "a" * 40), "--revision: has no meaning"),
         (("--release", "x", "--sha256", "1"), "64 hexadecimal"),
         (("--release", "no/such"), "no such folder"),
