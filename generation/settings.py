@@ -109,7 +109,7 @@ class Config:
     """samples per tar shard if --output is an address; an interrupted shard is generated again"""
     ray: str = ""
     """address of a Ray cluster ('auto', host:port, ray://host:port), or 'local': run one actor per
-    GPU there, without GPUs one per CPU thread count; needs the extra `ray`"""
+    GPU there, without GPUs one per `cpu_threads` CPUs; needs the extra `ray`"""
     ray_workers: int = 0
     """actors on the Ray cluster; actors that do not fit wait for further nodes. 0 uses as many as
     fit"""

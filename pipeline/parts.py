@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.config import differences
 from pipeline.errors import UserError
-from pipeline.metadata import read_rows
+from pipeline.metadata import is_dataset, read_rows
 from pipeline.output_folders import DATASET, check_output, require_writable, stored_config
 from pipeline.paths import Enclosure
 from pipeline.rows import KINDS, encode_row, is_ok
@@ -18,9 +18,15 @@ RECORDS = ("run.json", "classes.json", "README.md")
 def join_parts(folder: Path, parts: Sequence[Path]) -> None:
     """Bring the finished samples of `parts` into `folder`, which may hold some itself.
 
-    All must be of one run. Files come first, rows last. What is there is not written again, so the
-    same call goes on after a kill.
+    All must be of one run; a part without rows, of a shard that has no sample, is passed over.
+    Files come first, rows last. What is there is not written again, so the same call goes on after
+    a kill.
     """
+    if absent := [part for part in parts if not part.is_dir()]:
+        raise UserError(f"--parts {absent[0]}: no such folder; check the path")
+    parts = [part for part in parts if is_dataset(part)]
+    if not parts:
+        raise UserError("--parts: hold no row; run the stage that writes them")
     check_output(folder, DATASET, inputs={"--parts": list(parts)}, setting="--data")
     for part in parts:
         _require_same_run(folder, parts[0], part)

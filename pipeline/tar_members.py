@@ -9,9 +9,11 @@ an address that fsspec opens, `s3://bucket/set/train-000000.tar/...` say.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,14 @@ def read_member(member: Member, path: str | Path) -> bytes:
     if len(data) != member.num_bytes:
         raise UserError(f"{path}: the shard ends before it; {RENEW}")
     return data
+
+
+def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file whose header depends on name and size alone; return where its bytes begin."""
+    member = tarfile.TarInfo(name)  # time 0, owner 0, no names
+    member.size, member.mode = len(data), 0o644
+    archive.addfile(member, io.BytesIO(data))
+    return archive.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def file_size(path: Path) -> int:

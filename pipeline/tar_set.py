@@ -12,7 +12,6 @@ samples than wanted (a sample failed, the worker was stopped, `n` grew) is compl
 are taken over from the old tar file.
 """
 
-import io
 import json
 import re
 import tarfile
@@ -31,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.reading import parse_json
 from pipeline.remote_files import Store
 from pipeline.rows import encode_row, is_ok, parse_row, seal
-from pipeline.tar_members import find_member, member_name
+from pipeline.tar_members import add_member, find_member, member_name
 
 ROWS_NAME = re.compile(r"rows/(\d{6})-(\d{5})\.jsonl")
 MAX_SHARD_SAMPLES = 99_999
@@ -174,14 +173,6 @@ def add_sample(archive: tarfile.TarFile, sample: EncodedSample, shard: str) -> d
         known = {k: v for k, v in row.items() if k not in NOT_IN_TAR}
         add_member(archive, f"{key}.json", json.dumps(known, sort_keys=True).encode())
     return row
-
-
-def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a file whose header depends on name and size alone; return where its bytes begin."""
-    member = tarfile.TarInfo(name)  # time 0, owner 0, no names
-    member.size, member.mode = len(data), 0o644
-    archive.addfile(member, io.BytesIO(data))
-    return archive.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def committed(store: Store) -> dict[int, int]:

@@ -22,6 +22,7 @@ from pipeline.exports.release_card import CardFacts, write_card_text
 from pipeline.output_folders import RELEASE
 from pipeline.reading import read_json
 from pipeline.rows import encode_row
+from pipeline.tar_members import add_member
 
 SCORES = ("summary.md", "summary.json")
 LAYOUTS = "layouts"  # where layouts of plain files wait until they are packed
@@ -78,7 +79,7 @@ def pack_layout(job: Job, kind: str, target: Path) -> None:
             tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
         ):
             for name in names:
-                shards.add_member(archive, name, (job.output / name).read_bytes())
+                add_member(archive, name, (job.output / name).read_bytes())
 
 
 def groups(folder: Path, max_bytes: int) -> Iterator[list[str]]:

@@ -1,6 +1,5 @@
 """Exports that put many samples into one file: tar shards and Parquet."""
 
-import io
 import json
 import tarfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pipeline.dataset import Sample
 from pipeline.errors import UserError
 from pipeline.exports.job import TEXTS, Job, facts, read_checked, table, write_hub_card
 from pipeline.rows import seal
-from pipeline.tar_members import file_size, member_name
+from pipeline.tar_members import add_member, file_size, member_name
 
 ROW_GROUP = 100  # samples that a reader of Parquet must hold at once
 
@@ -40,13 +39,6 @@ def missing(job: Job, names: str) -> Iterator[tuple[Path, range]]:
         path = job.output / names.format(number, len(shards))
         if not path.exists():
             yield path, positions
-
-
-def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append a file whose header depends on name and size alone."""
-    member = tarfile.TarInfo(name)  # time 0, owner 0, no names
-    member.size, member.mode = len(data), 0o644
-    archive.addfile(member, io.BytesIO(data))
 
 
 def shard_row(sample: Sample, image: bytes, label: bytes | None) -> dict[str, Any]:

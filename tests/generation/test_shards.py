@@ -95,6 +95,16 @@ def test_shards_in_one_folder_meet_there(call, whole, tmp_path, capsys):
     assert plain(read_rows(folder).values()) == whole
 
 
+def test_shard_without_a_sample_is_passed_over(call, whole, tmp_path):
+    parts = [tmp_path / f"part-{index}" for index in range(2)]
+    for index, part in enumerate(parts):
+        assert call("--n", 1, "--shard", f"{index}/2", "--output", part) == 0
+    assert call("--data", tmp_path / "set", "--parts", *parts, "--n", 1, program=merge) == 0
+    assert list(read_rows(tmp_path / "set")) == ["00000000"]
+    with pytest.raises(UserError, match="none: no such folder; check the path"):
+        call("--data", tmp_path / "set", "--parts", tmp_path / "none", program=merge)
+
+
 def test_merge_names_what_is_missing_and_refuses_other_runs(call, tmp_path, capsys):
     first, other, joined = tmp_path / "first", tmp_path / "other", tmp_path / "set"
     assert call("--n", N, "--shard", "0/2", "--output", first) == 0
