@@ -198,6 +198,7 @@ def test_what_others_mark_meanwhile_is_kept(server: Server) -> None:
 
 
 def test_filter_mark_and_reload_by_keyboard(browser, server: Server) -> None:
+    browser.open("about:blank")
     browser.events.clear()
     browser.resize(1280, 800)
     browser.open(server.address)
