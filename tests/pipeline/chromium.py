@@ -85,8 +85,8 @@ class Chromium:
 
     def open(self, url: str) -> None:
         """Open a page and wait until it has loaded."""
-        self.call("Page.navigate", url=url)
-        self.wait_for("location.href != 'about:blank' && document.readyState == 'complete'")
+        assert "errorText" not in self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState == 'complete'")
 
     def resize(self, width: int, height: int, *, dark: bool = False) -> None:
         """Give the page a size and a colour scheme, of a phone below 600 pixels."""
