@@ -297,7 +297,7 @@ def test_a_port_in_use_is_one_line(run_program, server: Server) -> None:
     assert done.returncode == 2 and "--port" in done.stderr and "in use" in done.stderr
 
 
-def test_a_folder_that_cannot_be_written_to_is_shown(
+def test_a_mark_that_cannot_be_saved_is_none(
     tiny_dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.browsing.index import Index
