@@ -31,10 +31,10 @@ def diffusion_base(recipe: Any) -> dict[str, str]:
     if "base" not in backbone:
         return {}
     revision = models.revision(models.find_base(backbone["base"]))
-    facts = {"base": backbone["base"], "revision": revision}
+    record = {"base": backbone["base"], "revision": revision}
     if backbone.get("unet"):
-        facts["unet_revision"] = models.revision(models.find_folder(backbone["unet"], "unet"))
-    return facts
+        record["unet_revision"] = models.revision(models.find_folder(backbone["unet"], "unet"))
+    return record
 
 
 def features(model: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def features(model: Any) -> dict[str, Any]:
     return {"timesteps": list(extractor.levels), "taps": list(extractor.taps)}
 
 
-def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -> None:
+def save_trained(folder: Path, recipe: Any, model: Any, record: dict[str, Any]) -> None:
     """Write weights and recipe of a trained model; frozen weights are named, not stored."""
     from safetensors.torch import save_file
 
@@ -53,7 +53,7 @@ def save_trained(folder: Path, recipe: Any, model: Any, facts: dict[str, Any]) -
     with files.replacing(folder / WEIGHTS_FILE) as temporary:
         save_file(state, temporary)
     diffusion = {"diffusion": diffusion_base(recipe), "features": features(model)}
-    saved = {"recipe": saved_recipe.portable(as_json(recipe)), **diffusion, **facts}
+    saved = {"recipe": saved_recipe.portable(as_json(recipe)), **diffusion, **record}
     files.write_json(folder / RECIPE_FILE, saved)
 
 
@@ -77,11 +77,11 @@ def require_scene(folder: Path) -> dict[str, Any]:
     path = folder / "scene.json"
     if not (folder / SCENE_FILE).is_file() or not path.is_file():
         raise UserError(f"{folder}: holds no learned scene; run segtrain/adapt.py to its end")
-    facts = read_json(path, dict)
-    if not isinstance(facts.get("config"), dict):
+    record = read_json(path, dict)
+    if not isinstance(record.get("config"), dict):
         raise UserError(f"{path}: has no config; restore it, or run segtrain/adapt.py again")
     require_weights(folder / SCENE_FILE)
-    return facts
+    return record
 
 
 def load_scene(folder: Path, checkpoint: Path) -> Any:
@@ -90,8 +90,8 @@ def load_scene(folder: Path, checkpoint: Path) -> Any:
     Raises `UserError` if it was another one: tokens that help one network may harm the next.
     """
     require_trained(checkpoint)
-    facts = require_scene(folder)
-    if facts["config"].get("weights") != file_digest(checkpoint / WEIGHTS_FILE):
+    record = require_scene(folder)
+    if record["config"].get("weights") != file_digest(checkpoint / WEIGHTS_FILE):
         raise UserError(
             f"{folder}: its scene was not learned through {checkpoint}; run segtrain/adapt.py on "
             "that checkpoint, into another folder"

@@ -108,10 +108,10 @@ def is_current(prediction: Path, image: Path) -> bool:
     """
     try:
         made = prediction.stat().st_mtime_ns
-        facts = (image.stat(), image.lstat())
+        states = (image.stat(), image.lstat())
     except OSError:
         return False
-    return made >= max(max(fact.st_mtime_ns, fact.st_ctime_ns) for fact in facts)
+    return made >= max(max(state.st_mtime_ns, state.st_ctime_ns) for state in states)
 
 
 def check(config: Config) -> dict[Path, Path]:

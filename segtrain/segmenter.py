@@ -132,8 +132,8 @@ class Segmenter:
         for image in images:
             pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
             size = pixels.shape[:2]
-            facts = {"img_shape": size, "ori_shape": size, "seg_fields": []}
-            packed.append(transform({"img": np.ascontiguousarray(pixels[..., ::-1]), **facts}))
+            metadata = {"img_shape": size, "ori_shape": size, "seg_fields": []}
+            packed.append(transform({"img": np.ascontiguousarray(pixels[..., ::-1]), **metadata}))
         return packed
 
     def _stack(self, packed: list[Any]) -> tuple[torch.Tensor, list[Any]]:

@@ -7,10 +7,11 @@ Hardware: one 24 GB GPU. Chen et al., TPAMI 2018, with the two rates that are us
 generalization. Not run by us.
 """
 
-_base_ = ["./parts/data_gta.py", "./parts/schedule_gta.py"]
+_base_ = ["./parts/data_gta.py", "./parts/schedule_gta.py", "./parts/segmentor.py"]
 
 norm_cfg = dict(type="BN", requires_grad=True)
 model = dict(
+    data_preprocessor={{_base_.data_preprocessor}},
     backbone=dict(
         type="ResNet",
         depth=101,

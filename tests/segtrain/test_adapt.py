@@ -107,15 +107,15 @@ def test_a_stop_signal_saves_the_update_and_the_same_command_continues(
     assert torch.equal(_adapt(stopped), straight)
 
 
-def test_online_predicts_each_picture_before_it_learns_from_it(config, tmp_path) -> None:
+def test_online_predicts_each_image_before_it_learns_from_it(config, tmp_path) -> None:
     config = dataclasses.replace(config, mode="online")
     _adapt(config)
     found = sorted((config.output / "predictions").rglob("*.png"))
-    pictures = adapt.check(config)
-    assert len(found) == len(pictures)
-    order = adapt_order(config, len(pictures))
-    plain = Segmenter.from_pretrained(config.checkpoint)(pictures[order[0]])
-    name = pictures[order[0]].relative_to(config.target).with_suffix(".png")
+    images = adapt.check(config)
+    assert len(found) == len(images)
+    order = adapt_order(config, len(images))
+    plain = Segmenter.from_pretrained(config.checkpoint)(images[order[0]])
+    name = images[order[0]].relative_to(config.target).with_suffix(".png")
     assert (labels.read_label(config.output / "predictions" / name) == plain).all()
 
 
@@ -126,7 +126,7 @@ def adapt_order(config: adapt.Config, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
-def test_pictures_of_any_size_and_place_are_adapted_to(config, mode, tmp_path, monkeypatch) -> None:
+def test_images_of_any_size_and_place_are_adapted_to(config, mode, tmp_path, monkeypatch) -> None:
     rng = np.random.default_rng(0)
     writer = DatasetWriter(tmp_path / "target", config={})
     for index, size in enumerate(((32, 64), (40, 48), (32, 64), (48, 32))):
@@ -151,17 +151,17 @@ def test_pictures_of_any_size_and_place_are_adapted_to(config, mode, tmp_path, m
     assert names == ([f"s{index}.png" for index in range(4)] if mode == "online" else [])
 
 
-def test_pictures_are_grouped_by_size_and_keep_their_values(trained: Path) -> None:
+def test_images_are_grouped_by_size_and_keep_their_values(trained: Path) -> None:
     rng = np.random.default_rng(0)
     sizes = ((32, 64), (40, 48), (32, 64))
-    pictures = [rng.integers(0, 255, (*size, 3), np.uint8) for size in sizes]
+    images = [rng.integers(0, 255, (*size, 3), np.uint8) for size in sizes]
     segmenter = Segmenter.from_pretrained(trained)
-    (pair, _), (single, _) = segmenter.prepare_by_size(pictures)
-    assert torch.equal(pair, segmenter.prepare([pictures[0], pictures[2]])[0])
-    assert torch.equal(single, segmenter.prepare(pictures[1:2])[0])
+    (pair, _), (single, _) = segmenter.prepare_by_size(images)
+    assert torch.equal(pair, segmenter.prepare([images[0], images[2]])[0])
+    assert torch.equal(single, segmenter.prepare(images[1:2])[0])
 
 
-def test_self_training_takes_pictures_smaller_than_the_crop(tiny_recipe, tmp_path) -> None:
+def test_self_training_takes_images_smaller_than_the_crop(tiny_recipe, tmp_path) -> None:
     rng = np.random.default_rng(0)
     for name, size in (("a.png", (24, 24)), ("b.png", (16, 64))):
         Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(tmp_path / name)
@@ -184,8 +184,8 @@ def test_a_learned_scene_is_used(config: adapt.Config, source: Path, tmp_path: P
     context = segmenter.model.backbone.text(segmenter.model.scene)
     assert isinstance(context, Conditioning)
     assert torch.equal(context.states[0, -len(tokens) :], tokens.float())
-    picture = adapt.check(config)[0]
-    inputs, _ = segmenter.prepare([picture])
+    image = adapt.check(config)[0]
+    inputs, _ = segmenter.prepare([image])
     adapted = segmenter.model.extract_feat(inputs)[0]
     segmenter.model.scene = 0
     assert not torch.allclose(adapted, segmenter.model.extract_feat(inputs)[0])

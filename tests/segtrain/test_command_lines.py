@@ -166,7 +166,7 @@ def _jpeg(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
 
-PICTURES = {
+IMAGES = {
     "bomb": lambda path: path.write_bytes(_png_of(50_000, 50_000, bytes(10_000))),
     "larger than any": lambda path: path.write_bytes(_png_of(2**31 - 1, 2**31 - 1)),
     "no pixel": lambda path: path.write_bytes(_png_of(0, 5)),
@@ -188,12 +188,12 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("how", PICTURES)
+@pytest.mark.parametrize("how", IMAGES)
 @pytest.mark.parametrize("reader", READERS)
-def test_bad_pictures_are_named_before_weights_load(reader, how, call, tmp_path) -> None:
+def test_bad_images_are_named_before_weights_load(reader, how, call, tmp_path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
-    PICTURES[how](folder / "bad.png")
+    IMAGES[how](folder / "bad.png")
     program, *options = READERS[reader]
     error = call(program, *options, str(folder))
     assert "bad.png" in error or ("holds no PNG" in error and how in ("folder", "pipe"))

@@ -16,7 +16,7 @@ from segtrain.segmenter import Segmenter
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, tiny_recipe: Path, source: Path) -> tuple[Path, Path]:
-    """The folder of a tiny SegFormer and of its export, at twice the size of its pictures."""
+    """The folder of a tiny SegFormer and of its export, at twice the size of its images."""
     folder = tmp_path_factory.mktemp("exported")
     recipe = folder / "recipe.py"
     recipe.write_text(

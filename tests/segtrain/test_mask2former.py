@@ -44,7 +44,7 @@ def sample(label: torch.Tensor) -> SegDataSample:
 
 @pytest.fixture
 def scene():
-    """Maps of two pictures of 32x64 and their labels: two halves, some void."""
+    """Maps of two images of 32x64 and their labels: two halves, some void."""
     torch.manual_seed(1)
     label = torch.full((2, 32, 64), 3)
     label[0, :, :32], label[1, 16:], label[:, :4] = 1, 2, 255
@@ -93,7 +93,7 @@ def test_every_parameter_learns_also_from_void_alone(scene) -> None:
     assert {name for name, p in head.named_parameters() if p.grad is not None} == learns
 
 
-def test_pictures_of_void_alone_do_not_count(scene) -> None:
+def test_images_of_void_alone_do_not_count(scene) -> None:
     maps, samples, label = scene
     void = sample(torch.full_like(label[0], 255))
     head = build_head()

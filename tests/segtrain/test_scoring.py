@@ -57,7 +57,7 @@ def test_areas_sum_exactly_beyond_float32() -> None:
 
 @pytest.fixture(scope="module")
 def cityscapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of three Cityscapes pictures with label ids; no label has a train or a fence."""
+    """A tree of three Cityscapes images with label ids; no label has a train or a fence."""
     root = tmp_path_factory.mktemp("cityscapes")
     rng = np.random.default_rng(3)
     ids = np.array([7, 8, 11, 12, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 32, 33, 0, 3, 29])

@@ -152,7 +152,7 @@ def test_only_what_learns_is_stored_and_the_rest_reloads(tiny_base, features, te
     assert torch.equal(*outputs)
 
 
-def test_a_picture_of_any_size_is_that_picture_with_its_edge_repeated(tiny_base: Path) -> None:
+def test_an_image_of_any_size_is_that_image_with_its_edge_repeated(tiny_base: Path) -> None:
     taps = ["up_blocks.0.resnets.0.conv2", "up_blocks.1"]
     features = {"taps": taps, "aggregation": "direct", "pyramid": [8, 8, 8]}
     model = _build(tiny_base, features=features).eval()
@@ -193,7 +193,7 @@ def test_nothing_is_kept_for_a_gradient_that_never_comes(tiny_base: Path) -> Non
     assert at_the_end == [False, False] and not maps[0].requires_grad
 
 
-def test_windows_slide_over_a_picture_of_any_size(tiny_base: Path) -> None:
+def test_windows_slide_over_an_image_of_any_size(tiny_base: Path) -> None:
     model = _build(tiny_base, test_cfg={"mode": "slide", "crop_size": (32, 32), "stride": (24, 24)})
     size = (40, 72)
     metas = [{"img_shape": size, "pad_shape": size, "ori_shape": size}]

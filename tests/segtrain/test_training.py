@@ -168,7 +168,7 @@ def test_a_sample_does_not_depend_on_order_or_global_state(source: Path, tiny_re
 def test_rare_classes_are_drawn_and_shown_more_often(
     source: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """One label of the set gets a block of bicycle; the crops are half of the picture or less."""
+    """One label of the set gets a block of bicycle; the crops are half of the image or less."""
     folder = tmp_path / "source"
     shutil.copytree(source, folder)
     sample = open_dataset(folder, labelled=True)[1]
@@ -212,8 +212,8 @@ def test_self_training_labels_where_the_average_is_sure(
 ) -> None:
     recipe = recipes.load_recipe(tiny_diffusion_recipe)
     model = recipes.build_model(recipe).train()
-    pictures = [sample.image for sample in open_dataset(source, labelled=True)]
-    draw = UnlabelledSamples(pictures, recipe.train_pipeline)
+    images = [sample.image for sample in open_dataset(source, labelled=True)]
+    draw = UnlabelledSamples(images, recipe.train_pipeline)
     teacher = Teacher(model, SelfTraining(confidence=0.9999, ema_decay=0.5), draw)
     assert not any("extractor" in name for name in teacher.state_dict())  # frozen: held once
     samples = [SeededSamples(draw, 0)[i] for i in range(2)]

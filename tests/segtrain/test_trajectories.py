@@ -126,7 +126,7 @@ def test_eta_keeps_the_variance_of_the_level() -> None:
     schedule = _schedule("epsilon")
     noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(1))
 
-    def model(visit: Visit) -> torch.Tensor:  # knows the noise in latents whose picture is zero
+    def model(visit: Visit) -> torch.Tensor:  # knows the noise in latents whose image is zero
         return visit.latents / (1 - schedule.alpha(int(visit.timesteps[0]))) ** 0.5
 
     start = (1 - schedule.alpha(0)) ** 0.5 * noise

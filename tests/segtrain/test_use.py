@@ -24,7 +24,7 @@ from segtrain.segmenter import Segmenter
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder with a PNG and a JPEG of different sizes."""
     rng = np.random.default_rng(0)
     for name, size in (("a/one.png", (37, 51)), ("two.jpg", (32, 64))):
@@ -33,27 +33,27 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_a_picture_becomes_a_label_map_of_its_size(trained: Path, pictures: Path) -> None:
+def test_an_image_becomes_a_label_map_of_its_size(trained: Path, images: Path) -> None:
     segmenter = Segmenter.from_pretrained(trained)
-    label = segmenter(pictures / "a/one.png")
+    label = segmenter(images / "a/one.png")
     assert label.shape == (37, 51) and label.dtype == np.uint8
     assert label.max() < labels.NUM_CLASSES
-    assert np.array_equal(label, segmenter(read_image(pictures / "a/one.png")))
+    assert np.array_equal(label, segmenter(read_image(images / "a/one.png")))
 
 
-def test_costs_are_lowest_where_the_label_map_says_so(trained: Path, pictures: Path) -> None:
+def test_costs_are_lowest_where_the_label_map_says_so(trained: Path, images: Path) -> None:
     segmenter = Segmenter.from_pretrained(trained)
-    image = read_image(pictures / "a/one.png")
+    image = read_image(images / "a/one.png")
     costs = segmenter.costs([image, image[::-1]])
     assert [c.shape for c in costs] == [(labels.NUM_CLASSES, 37, 51)] * 2
     assert np.allclose(np.exp(-costs[0]).sum(0), 1, atol=1e-5)
     assert (costs[0].argmin(0) == segmenter(image)).mean() > 0.999
 
 
-def test_every_kind_is_written_and_what_is_there_stays(trained, pictures, tmp_path) -> None:
+def test_every_kind_is_written_and_what_is_there_stays(trained, images, tmp_path) -> None:
     config = predict.Config(
         checkpoint=trained,
-        images=pictures,
+        images=images,
         output=tmp_path / "out",
         kinds=("ids", "color", "overlay", "cityscapes"),
         opacity=0.25,
@@ -61,10 +61,10 @@ def test_every_kind_is_written_and_what_is_there_stays(trained, pictures, tmp_pa
     predict.run(config, predict.check(config))
     out = tmp_path / "out"
     label = labels.read_label(out / "ids/a/one.png")
-    assert np.array_equal(label, Segmenter.from_pretrained(trained)(pictures / "a/one.png"))
+    assert np.array_equal(label, Segmenter.from_pretrained(trained)(images / "a/one.png"))
     color = read_image(out / "color/a/one.png")
     assert np.array_equal(color, labels.colorize(label))
-    mixed = read_image(pictures / "a/one.png") * 0.75 + color * 0.25
+    mixed = read_image(images / "a/one.png") * 0.75 + color * 0.25
     assert np.abs(read_image(out / "overlay/a/one.png") - mixed).max() <= 0.5
     server = np.array(Image.open(out / "cityscapes/a/one.png"))
     assert np.array_equal(labels.label_space("cityscapes_ids")[server], label)
@@ -102,19 +102,19 @@ def test_predictions_score_as_the_network_that_made_them(trained, source, tmp_pa
         score.run(folder, score.check(folder))
 
 
-def test_another_run_is_refused_in_the_same_folder(trained, pictures, tmp_path) -> None:
+def test_another_run_is_refused_in_the_same_folder(trained, images, tmp_path) -> None:
     other = tmp_path / "other"
     shutil.copytree(trained, other)
     weights = load_file(other / WEIGHTS_FILE)
     save_file({name: value * 2 for name, value in weights.items()}, other / WEIGHTS_FILE)
     config = predict.Config(
-        checkpoint=trained, images=pictures, output=tmp_path / "out", kinds=("ids",), limit=1
+        checkpoint=trained, images=images, output=tmp_path / "out", kinds=("ids",), limit=1
     )
     predict.run(config, predict.check(config))
     for changes, text in (
         ({"checkpoint": other}, r"weights: '\w+' -> '\w+'"),
         ({"opacity": 0.7}, "opacity: 0.5 -> 0.7"),
-        ({"images": pictures / "a"}, "images"),
+        ({"images": images / "a"}, "images"),
     ):
         changed = dataclasses.replace(config, **changes)
         with pytest.raises(UserError, match=f"holds another run .*{text}.*another --output"):
@@ -124,9 +124,9 @@ def test_another_run_is_refused_in_the_same_folder(trained, pictures, tmp_path) 
     assert len(list((tmp_path / "out").rglob("*.png"))) == 4
 
 
-def test_pictures_outside_of_the_dataset_are_refused(trained, pictures, tmp_path) -> None:
+def test_images_outside_of_the_dataset_are_refused(trained, images, tmp_path) -> None:
     (tmp_path / "dataset").mkdir()
-    for name in (str(pictures / "a/one.png"), "../in/two.jpg"):
+    for name in (str(images / "a/one.png"), "../in/two.jpg"):
         row = {"id": "first", "status": "ok", "image_file_name": name}
         (tmp_path / "dataset/metadata.jsonl").write_text(json.dumps(row) + "\n")
         config = predict.Config(
@@ -136,14 +136,14 @@ def test_pictures_outside_of_the_dataset_are_refused(trained, pictures, tmp_path
             predict.check(config)
 
 
-def test_predictions_among_the_images_are_refused(trained, pictures) -> None:
-    config = predict.Config(checkpoint=trained, images=pictures, output=pictures / "out")
+def test_predictions_among_the_images_are_refused(trained, images) -> None:
+    config = predict.Config(checkpoint=trained, images=images, output=images / "out")
     with pytest.raises(UserError, match="out: lies in --images"):
         predict.check(config)
-    assert not (pictures / "out").exists()
+    assert not (images / "out").exists()
 
 
-def test_a_moved_base_model_is_named(trained, tiny_base, pictures, tmp_path) -> None:
+def test_a_moved_base_model_is_named(trained, tiny_base, images, tmp_path) -> None:
     moved, run = tmp_path / "moved", tmp_path / "run"
     shutil.copytree(tiny_base, moved)
     shutil.copytree(trained, run)
@@ -151,11 +151,11 @@ def test_a_moved_base_model_is_named(trained, tiny_base, pictures, tmp_path) -> 
     (run / "recipe.json").write_text(facts.replace(str(tiny_base), str(tmp_path / "gone")))
     with pytest.raises(UserError, match="gone"):
         Segmenter.from_pretrained(run)
-    picture = pictures / "a/one.png"
-    label = Segmenter.from_pretrained(run, base=str(moved))(picture)
-    assert np.array_equal(label, Segmenter.from_pretrained(trained)(picture))
+    image = images / "a/one.png"
+    label = Segmenter.from_pretrained(run, base=str(moved))(image)
+    assert np.array_equal(label, Segmenter.from_pretrained(trained)(image))
     config = predict.Config(
-        checkpoint=run, images=pictures, output=tmp_path / "out", kinds=("ids",), base=str(moved)
+        checkpoint=run, images=images, output=tmp_path / "out", kinds=("ids",), base=str(moved)
     )
     predict.run(config, predict.check(config))
     assert np.array_equal(labels.read_label(tmp_path / "out/ids/a/one.png"), label)
@@ -192,9 +192,9 @@ def test_two_processes_predict_what_one_does(trained, source, tmp_path, run_prog
     )
 
 
-def test_bad_input_of_prediction(trained: Path, pictures: Path, tmp_path: Path) -> None:
-    good = predict.Config(checkpoint=trained, images=pictures, output=tmp_path / "out")
-    (pictures / "two.png").write_bytes((pictures / "a/one.png").read_bytes())
+def test_bad_input_of_prediction(trained: Path, images: Path, tmp_path: Path) -> None:
+    good = predict.Config(checkpoint=trained, images=images, output=tmp_path / "out")
+    (images / "two.png").write_bytes((images / "a/one.png").read_bytes())
     (tmp_path / "before/overlay").mkdir(parents=True)
     for changes, text in (
         ({"checkpoint": tmp_path}, "no finished training"),
@@ -213,7 +213,7 @@ def test_bad_input_of_prediction(trained: Path, pictures: Path, tmp_path: Path) 
         predict.check(dataclasses.replace(good, images=tmp_path / "empty"))
 
 
-def test_features_become_pictures(tiny_base: Path, source: Path, tmp_path: Path) -> None:
+def test_features_become_images(tiny_base: Path, source: Path, tmp_path: Path) -> None:
     maps = "up_blocks.1.attentions.0.transformer_blocks.0.attn2:maps"
     config = visualise.Config(
         base=str(tiny_base),
@@ -224,10 +224,10 @@ def test_features_become_pictures(tiny_base: Path, source: Path, tmp_path: Path)
         classes=("road", "car", "sky"),
         timesteps=(10, 200),
     )
-    pictures = [read_image(path) for path in visualise.check(config)]
-    found = visualise.extract(config, pictures)
-    assert visualise.sheet(config, 0, pictures, found).shape == (2 * 32, 3 * 64, 3)
-    assert visualise.sheet(config, 1, pictures, found).shape == (2 * 32, 7 * 64, 3)
+    images = [read_image(path) for path in visualise.check(config)]
+    found = visualise.extract(config, images)
+    assert visualise.sheet(config, 0, images, found).shape == (2 * 32, 3 * 64, 3)
+    assert visualise.sheet(config, 1, images, found).shape == (2 * 32, 7 * 64, 3)
     for changes, text in (
         ({"classes": ("dog",)}, "--classes dog"),
         ({"categories": "foo"}, "categories foo: expected none, eos, words"),
@@ -242,9 +242,9 @@ def test_features_are_computed_on_the_accelerator(tiny_base, source, monkeypatch
     meta = torch.device("meta")  # stands for one: it refuses tensors of the CPU, and to come back
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: meta)
     config = visualise.Config(base=str(tiny_base), images=source, limit=1, taps=("up_blocks.1",))
-    picture = read_image(visualise.check(config)[0])
+    image = read_image(visualise.check(config)[0])
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        visualise.extract(config, [picture])
+        visualise.extract(config, [image])
 
 
 def test_principal_components_find_the_directions_of_change() -> None:
@@ -262,15 +262,15 @@ def _end_line(config: predict.Config, capsys) -> str:
     return capsys.readouterr().out.strip().splitlines()[-1]
 
 
-def test_a_replaced_picture_is_predicted_again(trained, pictures, tmp_path, capsys) -> None:
-    config = predict.Config(checkpoint=trained, images=pictures, output=tmp_path / "out")
+def test_a_replaced_image_is_predicted_again(trained, images, tmp_path, capsys) -> None:
+    config = predict.Config(checkpoint=trained, images=images, output=tmp_path / "out")
     assert "skipped" not in _end_line(config, capsys)
     assert "2 were there already and were skipped" in _end_line(config, capsys)
     other = Image.fromarray(np.full((37, 51, 3), 200, np.uint8))
     other.save(tmp_path / "other.png")
-    old = os.stat(pictures / "a/one.png").st_mtime - 1000
+    old = os.stat(images / "a/one.png").st_mtime - 1000
     os.utime(tmp_path / "other.png", (old, old))  # as a copy that keeps the time
-    shutil.copy2(tmp_path / "other.png", pictures / "a/one.png")
+    shutil.copy2(tmp_path / "other.png", images / "a/one.png")
     before = (tmp_path / "out/overlay/a/one.png").read_bytes()
     assert "1 were there already" in _end_line(config, capsys)
     assert (tmp_path / "out/overlay/a/one.png").read_bytes() != before
@@ -292,7 +292,7 @@ def test_predictions_of_another_set_are_not_scored(
         score.check(score.Config(predictions=ids, targets=(sets[1],), output=tmp_path / "s.json"))
 
 
-def test_protocol_scales_pictures_and_the_prediction_returns_to_their_size(
+def test_protocol_scales_images_and_the_prediction_returns_to_their_size(
     trained, make_dataset, tmp_path, monkeypatch
 ) -> None:
     target = make_dataset(tmp_path / "target", 1)
@@ -339,13 +339,13 @@ def test_protocol_scales_pictures_and_the_prediction_returns_to_their_size(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (12, 20), (3, 200), (200, 2)])
-def test_tiny_pictures_are_predicted(trained: Path, size) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
-    label = Segmenter.from_pretrained(trained)(picture)
+def test_tiny_images_are_predicted(trained: Path, size) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    label = Segmenter.from_pretrained(trained)(image)
     assert label.shape == size and label.max() < labels.NUM_CLASSES
 
 
-def test_too_large_pictures_are_named_before_weights_load(trained, tmp_path) -> None:
+def test_too_large_images_are_named_before_weights_load(trained, tmp_path) -> None:
     (tmp_path / "in").mkdir()
     Image.new("L", (5000, 3000)).save(tmp_path / "in/big.png")
     config = predict.Config(checkpoint=trained, images=tmp_path / "in", output=tmp_path / "out")
@@ -354,7 +354,7 @@ def test_too_large_pictures_are_named_before_weights_load(trained, tmp_path) -> 
     predict.check(dataclasses.replace(config, size_px=(512, 1024)))
 
 
-def test_what_a_network_cannot_take_names_the_picture(trained, monkeypatch) -> None:
+def test_what_a_network_cannot_take_names_the_image(trained, monkeypatch) -> None:
     segmenter = Segmenter.from_pretrained(trained)
     for error, text in (
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "more memory than"),

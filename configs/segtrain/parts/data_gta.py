@@ -32,4 +32,4 @@ train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root, pipeline
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-model = dict(data_preprocessor=dict(size=crop_size))
+data_preprocessor = dict(size=crop_size)

@@ -42,19 +42,14 @@ val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
-model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=crop_size,
-    ),
-    train_cfg=dict(),
-    test_cfg=dict(mode="whole"),
+data_preprocessor = dict(
+    type="SegDataPreProcessor",
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=crop_size,
 )
 
 val_cfg = dict(type="ValLoop")
