@@ -143,9 +143,10 @@ class Cluster:
                 except self.ray.exceptions.RayTaskError as error:
                     raise self._cause(error) from None
                 except self.ray.exceptions.RayError as error:  # actor, worker or node is lost
-                    if job is not None:
-                        queue.append(job)
-                        self._note_loss(job, error)
+                    if job is None:  # `ready` is repeated by Ray unless the actor cannot start
+                        raise self._cannot_start(error) from None
+                    queue.append(job)
+                    self._note_loss(job, error)
                     self._await_ready(actor)
                     continue
                 if job is not None:
@@ -168,6 +169,13 @@ class Cluster:
                 "finished samples are kept"
             )
         print("streetforge: an actor was lost; another one makes its samples", file=sys.stderr)
+
+    def _cannot_start(self, error: Exception) -> UserError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return UserError(
+            f"--ray {self.config.ray}: an actor cannot start ({lines[-1].strip()}); install this "
+            "version on all nodes, with models and label maps at the same paths"
+        )
 
     @staticmethod
     def _cause(error: Any) -> BaseException:
