@@ -5,12 +5,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import Sample, check_dataset, check_images, find_images, open_dataset
 from pipeline.errors import UserError
+from pipeline.labels import CLASS_NAMES
 from pipeline.rare_classes import RareClassSampling, index_classes
+from pipeline.reading import read_json, shortened
 from segtrain.class_mixing import read_class_mixing
 from segtrain.mixing import MixedSamples, seeded_globals
 from segtrain.protocol import origin_of
@@ -70,6 +73,7 @@ def open_training_data(
     """
     for one in sets:
         refuse_target(one, targets_allowed)
+        require_class_names(one.folder)
     unlabelled = find_images(target) if target else []
     check_images(unlabelled)
     samples = {one.name: open_dataset(one.folder, labelled=True) for one in sets}
@@ -84,6 +88,24 @@ def open_training_data(
     for found in samples.values():
         check_dataset(found)
     return TrainingData(sets, samples, target, unlabelled)
+
+
+def require_class_names(folder: Path) -> None:
+    """Raise `UserError` if the class list of a dataset folder is not ours; it may have none."""
+    path = folder / "classes.json"
+    if not path.is_file():
+        return
+    names = read_json(path, dict).get("names")
+    if names is not None and names != list(CLASS_NAMES):
+        found = names if isinstance(names, list) else []
+        pairs = zip_longest(found, CLASS_NAMES, fillvalue="none")
+        number, (name, ours) = next(
+            (number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]
+        )
+        raise UserError(
+            f"{path}: class {number} is {shortened(name)}, but the train id {number} is {ours} in "
+            "all labels here; convert the dataset by pipeline/prepare.py"
+        )
 
 
 def refuse_target(one: NamedSet, allowed: Sequence[str]) -> None:

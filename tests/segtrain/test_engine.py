@@ -180,6 +180,18 @@ def test_a_target_is_trained_on_only_if_it_is_named(config) -> None:
         assert train.check(dataclasses.replace(config, train_on_target=("cityscapes",)))
 
 
+def test_another_class_list_is_an_error(config) -> None:
+    path = config.source / "classes.json"
+    document = json.loads(path.read_text())
+    for names, told in (
+        (["sky", *document["names"][1:]], "class 0 is sky, but the train id 0 is road"),
+        (document["names"][:-1], "class 18 is none, but the train id 18 is bicycle"),
+    ):
+        path.write_text(json.dumps({**document, "names": names}))
+        with pytest.raises(UserError, match=f"classes.json: {told}"):
+            train.check(config)
+
+
 def test_a_batch_is_shown_as_the_network_gets_it(config, tmp_path: Path, capsys) -> None:
     sheet = tmp_path / "batch.png"
     showing = dataclasses.replace(config, show_batch=sheet)
