@@ -3,9 +3,10 @@
 Folders have a rule of their own, in `pipeline.output_folders`.
 """
 
+import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -39,6 +40,29 @@ def check_output_file(
         raise UserError(f"{setting} {path}: exists already; {remedy}")
     if not stat.S_ISREG(mode) or not is_own(path):
         raise UserError(f"{setting} {path}: exists and is not a {what} of this program; {remedy}")
+
+
+def check_tables(path: Path, starts: Mapping[str, str], is_own: IsOwn, what: str) -> None:
+    """Raise `UserError` unless the tables of a result at `path` may be written beside it.
+
+    Tables have the name of the result with other suffixes; `starts` is what each begins with, by
+    suffix. A table is the program's own beside a result of it, or, where that was deleted, if it
+    begins so. Call it after `check_output_file` of the result.
+    """
+    has_result = path.is_file() and is_own(path)
+    for suffix, start in starts.items():
+        table = path.with_suffix(suffix)
+        if table == path:
+            raise UserError(
+                f"{SETTING} {path}: is the name of its own table; choose one that ends in .json"
+            )
+        own = functools.partial(_begins_with, start=start.encode())
+        check_output_file(table, (lambda _: True) if has_result else own, f"table of a {what}")
+
+
+def _begins_with(path: Path, start: bytes) -> bool:
+    with open(path, "rb") as handle:
+        return handle.read(len(start)) == start
 
 
 def open_output_file(

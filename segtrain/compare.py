@@ -21,7 +21,7 @@ import tyro
 from pipeline import files
 from pipeline.config import parse, require_between, show
 from pipeline.errors import UserError, guard
-from pipeline.output_files import check_output_file
+from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 from segtrain.evaluation import comparison as comparing
@@ -29,6 +29,9 @@ from segtrain.evaluation.bootstrap import RESAMPLES
 from segtrain.evaluation.comparison import Comparison
 from segtrain.evaluation.published import Group, groups_of
 from segtrain.evaluation.score_files import arms_of, read_scores, require_same_images
+
+TABLES = {".md": "**mIoU in percent**", ".tex": "% mIoU in percent", ".csv": "mIoU %,"}
+"""Their suffixes and how they begin."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def check(config: Config) -> tuple[Comparison, list[Group]]:
         raise UserError("no score file given; name one or more of segtrain/score.py")
     require_between(config, 100, 100_000, "resamples")
     check_output_file(config.output, is_comparison, "comparison")
+    check_tables(config.output, TABLES, is_comparison, "comparison")
     if config.output.resolve() in [path.resolve() for path in config.scores]:
         raise UserError(f"--output {config.output}: is a score file; choose another --output")
     published = groups_of(config.published)
@@ -95,7 +99,8 @@ def run(config: Config, comparison: Comparison, published: list[Group]) -> None:
     text = "\n\n".join([*(f"**{t.title}**\n\n{t.markdown()}" for t in tables), *notes])
     latex = "\n\n".join([*(table.latex() for table in tables), *(f"% {note}" for note in notes)])
     files.write_json(config.output, comparison.document(published))
-    for suffix, content in ((".md", text), (".tex", latex), (".csv", first.csv().rstrip())):
+    contents = (text, latex, first.csv().rstrip())
+    for suffix, content in zip(TABLES, contents, strict=True):
         files.write_bytes(config.output.with_suffix(suffix), f"{content}\n".encode())
     print(text)
 

@@ -26,7 +26,7 @@ from pipeline.config import parse, require_between, require_positive, show
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
 from pipeline.iou import score_of
-from pipeline.output_files import check_output_file
+from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 from segtrain.checkpoints import require_scene
@@ -43,9 +43,18 @@ from segtrain.evaluation.segmenters import (
 )
 from segtrain.evaluation.streaming import score_images, worst_samples
 from segtrain.evaluation.summary import collect, network_score
-from segtrain.evaluation.targets import Target, open_targets, require_blind, unique_names
+from segtrain.evaluation.targets import (
+    Target,
+    open_targets,
+    require_blind,
+    require_each_once,
+    unique_names,
+)
 from segtrain.prediction_names import require_predictions_of
 from segtrain.protocol import require_size
+
+TABLES = {".md": "| mIoU % (classes)"}
+"""Their suffixes and how they begin."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ class Plan:
 def check(config: Config) -> Plan:
     """Find bad input before torch or weights load."""
     check_output_file(config.output, is_scores, "score file")
+    check_tables(config.output, TABLES, is_scores, "score file")
     check_settings(config)
     if config.scene:
         require_scene(config.scene)
@@ -139,6 +149,8 @@ def check_settings(config: Config) -> None:
         raise UserError("--predictions: goes with one target, without --checkpoint and --scene")
     if not config.targets:
         raise UserError("--targets: give at least one labelled dataset folder")
+    require_each_once(config.checkpoint, "--checkpoint")
+    require_each_once(config.targets, "--targets")
     if config.scene and len(config.checkpoint) > 1:
         raise UserError("--scene: goes with the checkpoint it was learned through; name one")
     if config.select_on and len(config.checkpoint) < 2:

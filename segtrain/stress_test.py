@@ -21,12 +21,15 @@ import tyro
 from pipeline import files
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
-from pipeline.output_files import check_output_file
+from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 from segtrain.evaluation import correlation
 from segtrain.evaluation.score_files import Network, Scores, read_scores, require_same_images
+from segtrain.evaluation.score_tables import selection_notes
 
+TABLES = {".md": "| generated with target", ".csv": "mIoU %,"}
+"""Their suffixes and how they begin."""
 FEWEST = 3  # of which a correlation can be computed
 
 
@@ -57,6 +60,7 @@ def check(config: Config) -> Plan:
     if not config.scores:
         raise UserError("no score file given; name one or more of segtrain/score.py")
     check_output_file(config.output, is_stress_test, "stress test")
+    check_tables(config.output, TABLES, is_stress_test, "stress test")
     scores = read_scores(config.scores)
     if not config.generated or not set(config.generated) <= set(scores.classes):
         known = ", ".join(scores.classes)
@@ -91,12 +95,18 @@ def run(config: Config, plan: Plan) -> None:
     parts = (plan.scores, plan.networks, plan.generated, plan.targets)
     found = correlation.correlations(*parts)
     table, scored = correlation.correlation_table(found), correlation.scores_table(*parts)
-    notes = [*correlation.notes_of(len(plan.networks)), *plan.scores.marks]
+    selection = {network.name: network.selection for network in plan.networks}
+    notes = [
+        *selection_notes(selection),
+        *correlation.notes_of(len(plan.networks)),
+        *plan.scores.marks,
+    ]
     both = [*plan.generated, *plan.targets]
     document = {
         "networks": {
             n.name: correlation.network_columns(plan.scores, n, both) for n in plan.networks
         },
+        "selection": selection,
         "generated": plan.generated,
         "targets": plan.targets,
         "enough": len(plan.networks) >= correlation.ENOUGH,

@@ -79,6 +79,8 @@ def _add(scores: Scores, path: Path, document: Mapping[str, Any]) -> None:
         scores.marks.append(
             f"{path.name}: the first {int(document['limit'])} images of each target"
         )
+    if not document["checkpoints"]:
+        raise UserError(f"{path}: holds no network; {REMEDY}")
     require_own_rows(path, document)
     found = collect(read_rows(rows_file(path), sizes))
     for entry in document["checkpoints"]:
@@ -99,7 +101,7 @@ def _add_network(
 ) -> None:
     """Add the targets of an entry to its network; another one of its name gets the file's name."""
     name, checkpoint = str(entry["name"]), str(entry["checkpoint"])
-    weights, selection = str(entry.get("weights", "")), dict(entry["selection"])
+    weights, selection = str(entry.get("weights", "")), read_selection(entry)
     if not images:
         raise UserError(f"{rows_file(path)}: holds no row of {shortened(name)}; {REMEDY}")
     known = scores.networks.get(name)
@@ -112,6 +114,14 @@ def _add_network(
         network.images[target] = one
     if selection.get("is_target"):
         network.selection = selection
+
+
+def read_selection(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the network of an entry was chosen; raises as a damaged entry does."""
+    selection = dict(entry["selection"])
+    if selection.get("rule") == "best":
+        selection |= {"on": str(selection["on"]), "candidates": dict(selection["candidates"])}
+    return selection
 
 
 def dataset_of(target: str, facts: Mapping[str, Any]) -> str:
@@ -140,13 +150,19 @@ def arms_of(scores: Scores, patterns: Sequence[str]) -> dict[str, list[Network]]
 
 
 def require_same_images(networks: Sequence[Network], targets: Sequence[str]) -> None:
-    """Raise `UserError` unless all networks were scored on the same images and labels."""
+    """Raise `UserError` unless all networks were scored on the same images and labels.
+
+    So it does for a target without a pixel of a class: there is no score to compare.
+    """
     first = networks[0]
+    for target in targets:
+        if not first.images[target].areas.any():
+            raise UserError(f"{target}: no pixel of it has a class; score again without this set")
     for network in networks[1:]:
         for target in targets:
             own, other = first.images[target], network.images[target]
-            if (own.ids, own.labels) != (other.ids, other.labels):
+            if (own.ids, own.conditions, own.labels) != (other.ids, other.conditions, other.labels):
                 raise UserError(
-                    f"{network.name}: was scored on other images or labels of {target} than "
-                    f"{first.name}; score both again on the same folder"
+                    f"{network.name}: was scored on other images, conditions or labels of {target} "
+                    f"than {first.name}; score both again on the same folder"
                 )

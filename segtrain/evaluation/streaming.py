@@ -32,7 +32,7 @@ def score_images(
     mine = target.samples[accelerator.process_index :: accelerator.num_processes]
     hidden = not accelerator.is_main_process
     for sample in tqdm(mine, desc=f"{network}: {target.name}", disable=hidden, leave=False):
-        counts, digest = count_image(predict, sample, target)
+        counts, digest = count_image(predict, sample, target, network)
         areas += counts.areas
         if part:
             condition = str(sample.row.get("condition") or "")
@@ -44,8 +44,13 @@ def score_images(
     return _sum(areas, accelerator), [(-miou, key) for miou, key in poorest]
 
 
-def count_image(predict: Predict, sample: Sample, target: Target) -> tuple[Counts, str]:
-    """Predict and count one image; returns the digest of its label too."""
+def count_image(
+    predict: Predict, sample: Sample, target: Target, network: str
+) -> tuple[Counts, str]:
+    """Predict and count one image; returns the digest of its label too.
+
+    Raises `UserError` for what is no prediction; `network` is named then.
+    """
     assert sample.label is not None
     image, ids = read_pair(sample)
     found, confidence = predict(sample.image, image)
@@ -53,6 +58,11 @@ def count_image(predict: Predict, sample: Sample, target: Target) -> tuple[Count
         raise UserError(
             f"{sample.label}: has shape {ids.shape}, its prediction {found.shape}; predict the "
             "images of this folder again"
+        )
+    if confidence is not None and not np.isfinite(confidence).all():
+        raise UserError(
+            f"{network}: its probabilities for {sample.image} are not numbers, so its weights are "
+            "damaged or its training diverged; train it again or leave it out"
         )
     return measure(found, ids, confidence, target.protocol), label_digest(ids)
 

@@ -24,6 +24,8 @@ class Images:
     ids: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     """digests of the labels"""
+    conditions: list[str] = field(default_factory=list)
+    """of the images"""
     image_areas: list[np.ndarray] = field(default_factory=list)
     """3xK of each image"""
 
@@ -34,6 +36,7 @@ class Images:
         self.numbers[row.condition] = self.numbers.get(row.condition, 0) + 1
         self.ids.append(row.id)
         self.labels.append(row.label)
+        self.conditions.append(row.condition)
         self.image_areas.append(row.counts.areas)
 
     @property

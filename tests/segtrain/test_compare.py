@@ -134,6 +134,24 @@ def other_images(path: Path) -> None:
     path.with_suffix(".rows.jsonl").write_text(text.replace('"label": "', '"label": "0', 1))
 
 
+def change_first_row(path: Path, **values: object) -> None:
+    first, *rest = rows.rows_file(path).read_text().splitlines()
+    lines = [json.dumps(json.loads(first) | values), *rest]
+    rows.rows_file(path).write_text("".join(f"{line}\n" for line in lines))
+
+
+def no_class(path: Path) -> None:
+    lines = [json.loads(line) for line in rows.rows_file(path).read_text().splitlines()]
+    lines = [line | {"confusion": [], "boundary": [], "objects": []} for line in lines]
+    rows.rows_file(path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def change_network(path: Path, **values: object) -> None:
+    document = json.loads(path.read_text())
+    document["checkpoints"][0] |= values
+    path.write_text(json.dumps(document))
+
+
 def other_run(path: Path) -> None:
     text = path.read_text().replace('"limit": null', '"limit": null, "rows_sha256": "0"')
     path.write_text(text)
@@ -145,6 +163,15 @@ FAULTS = {
     "broken rows": lambda path: path.with_suffix(".rows.jsonl").write_text("{}\n"),
     "empty rows": lambda path: path.with_suffix(".rows.jsonl").write_text(""),
     "other labels": other_images,
+    "other conditions": lambda path: change_first_row(path, condition="snow"),
+    "labels without a class": no_class,
+    "a choice among nothing": lambda path: change_network(path, selection={"rule": "best"}),
+    "a choice among a number": lambda path: change_network(
+        path, selection={"rule": "best", "on": "dev", "candidates": 3}
+    ),
+    "no network": lambda path: path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"checkpoints": []})
+    ),
     "no JSON": lambda path: path.write_text("["),
     "a list": lambda path: path.write_text("[]"),
     "an earlier version": lambda path: path.write_text('{"checkpoints": [], "targets": []}'),
@@ -163,8 +190,30 @@ def test_damaged_score_files_end_in_one_line(fault, tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stopped:
         guard(compare.main)
     error = capsys.readouterr().err.strip()
-    assert stopped.value.code == 2 and "\n" not in error and "s." in error or "labels of" in error
+    named = any(text in error for text in ("s.", "labels of", "acdc_val: no pixel"))
+    assert stopped.value.code == 2 and "\n" not in error and named
     assert not (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize("suffix", [".md", ".tex", ".csv"])
+def test_tables_of_others_are_not_replaced(suffix, tmp_path, monkeypatch) -> None:
+    scores = write_scores(tmp_path / "s.json", {"a": 0.3, "b": 0.2}, ("acdc",), images=2)
+    output, table = tmp_path / "c.json", tmp_path / f"c{suffix}"
+    table.write_text("mine")
+    with pytest.raises(UserError, match=rf"c{suffix}: exists and is not a table"):
+        compare.check(compare.Config(scores=(scores,), output=output))
+    with pytest.raises(UserError, match=r"is the name of its own table; .* ends in \.json"):
+        compare.check(compare.Config(scores=(scores,), output=tmp_path / f"new{suffix}"))
+    assert table.read_text() == "mine" and not output.exists()
+    table.unlink()
+    for _ in range(3):  # its own tables it replaces, as pipeline/run.py needs it
+        call(monkeypatch, scores, "--output", output, "--resamples", 100)
+        output.unlink()
+    output.write_text('{"arms": {}}')
+    table.unlink()
+    table.symlink_to(scores)
+    with pytest.raises(UserError, match=f"c{suffix}: exists and is not a table"):
+        compare.check(compare.Config(scores=(scores,), output=output))
 
 
 def test_published_rows_are_for_prepared_datasets_alone(tmp_path: Path, monkeypatch) -> None:

@@ -111,3 +111,39 @@ def test_a_network_of_transformers_is_scored(target: Path, tmp_path: Path) -> No
     smaller = dataclasses.replace(scoring, size_px=(64, 128), output=tmp_path / "t.json")
     score.run(smaller, score.check(smaller))
     assert json.loads(smaller.output.read_text())["size_px"] == [64, 128]
+
+
+def test_what_would_count_twice_or_is_no_number_is_named(
+    networks, target: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.json"
+    for changes, text in (
+        ({"targets": (target, target / ".." / target.name)}, "--targets .*acdc: is named twice"),
+        ({"checkpoint": (networks[0], networks[0])}, "--checkpoint .*: is named twice"),
+    ):
+        settings = {"checkpoint": networks[:1], "targets": (target,), "output": output, **changes}
+        with pytest.raises(UserError, match=text):
+            score.check(score.Config(**settings))
+    broken = tmp_path / "broken"
+    shutil.copytree(networks[1], broken)
+    weights = load_file(broken / WEIGHTS_FILE)
+    bias = next(name for name in weights if name.endswith("conv_seg.bias"))
+    weights[bias][:] = float("nan")
+    save_file(weights, broken / WEIGHTS_FILE)
+    config = score.Config(checkpoint=(broken,), targets=(target,), output=output)
+    with pytest.raises(UserError, match=r"broken: its probabilities for .*\.png are not numbers"):
+        score.run(config, score.check(config))
+    assert not list(tmp_path.glob("s.*"))
+
+
+def test_tables_beside_the_scores_are_not_replaced(networks, target: Path, tmp_path: Path) -> None:
+    own = score.Config(checkpoint=networks[:1], targets=(target,), output=tmp_path / "own.json")
+    for _ in range(2):
+        score.run(own, score.check(own))
+        own.output.unlink()
+    (tmp_path / "README.md").write_text("mine")
+    for name, text in (("README.json", "exists and is not a table"), ("s.md", "its own table")):
+        config = score.Config(checkpoint=networks, targets=(target,), output=tmp_path / name)
+        with pytest.raises(UserError, match=text):
+            score.check(config)
+    assert (tmp_path / "README.md").read_text() == "mine"

@@ -11,7 +11,7 @@ import scipy.stats
 from pipeline.errors import UserError
 from segtrain import stress_test
 from segtrain.evaluation import correlation
-from tests.segtrain.test_compare import write_scores
+from tests.segtrain.test_compare import no_class, write_scores
 
 
 @pytest.mark.parametrize("number", [4, 7, 9])
@@ -81,3 +81,31 @@ def test_what_gives_no_correlation_is_refused(tmp_path: Path) -> None:
             stress_test.check(
                 stress_test.Config(**{"scores": (few,), "generated": ("acdc_val",), **changes})
             )
+
+
+def test_tables_say_how_the_networks_were_chosen(tmp_path: Path, monkeypatch, capsys) -> None:
+    chosen = {"rule": "best", "on": "acdc_val", "candidates": {"a": 1, "b": 2}, "is_target": True}
+    noise = {"a": 0.1, "b": 0.2, "c": 0.3}
+    scores = write_scores(tmp_path / "s.json", noise, ("acdc", "bdd100k"), chosen, images=2)
+    output = tmp_path / "out.json"
+    words = [str(scores), "--generated", "acdc_val", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["x", *words])
+    assert not stress_test.main()
+    text = output.with_suffix(".md").read_text()
+    assert text in capsys.readouterr().out and "**Not target-blind**: a, b, c" in text
+    assert "which is a target" in text
+    assert json.loads(output.read_text())["selection"]["b"]["is_target"]
+    output.unlink()
+    config = stress_test.Config(scores=(scores,), generated=("acdc_val",), output=output)
+    stress_test.check(config)  # its own tables it replaces
+    output.with_suffix(".md").write_text("mine")
+    with pytest.raises(UserError, match=r"out\.md: exists and is not a table of a stress test"):
+        stress_test.check(config)
+
+
+def test_sets_without_a_labelled_pixel_are_named(tmp_path: Path) -> None:
+    noise = {"a": 0.1, "b": 0.2, "c": 0.3}
+    scores = write_scores(tmp_path / "s.json", noise, ("acdc", "bdd100k"), images=2)
+    no_class(scores)
+    with pytest.raises(UserError, match="acdc_val: no pixel of it has a class"):
+        stress_test.check(stress_test.Config(scores=(scores,), generated=("acdc_val",)))
