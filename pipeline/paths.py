@@ -16,7 +16,7 @@ from typing import NamedTuple
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.reading import shortened
-from pipeline.tar_members import find_member
+from pipeline.tar_members import address_of, find_member
 
 STORES_VARIABLE = "STREETFORGE_STORES"
 MAX_STEM_BYTES = 150  # file systems take 255, and temporary names add to it
@@ -40,7 +40,8 @@ def check_relative(name: object) -> None:
     if not isinstance(name, str):
         raise ValueError(f"must be text, not {shortened(repr(name), 40)}")
     shown = shortened(name, 100)
-    if name.startswith(("/", "~")) or "\\" in name or name[1:2] == ":":
+    foreign = name.startswith(("/", "~")) or "\\" in name or name[1:2] == ":"
+    if foreign or address_of(name):  # `http:/host/x` in the folder `.` would be read from there
         raise ValueError(f"{shown} is not a plain relative path, divided by /")
     if not name.isprintable() or set(name.split("/")) & {"", ".", ".."}:
         raise ValueError(f"{shown} must be a plain path below the folder, without . and ..")

@@ -39,11 +39,7 @@ class Store:
         except UserError:
             raise
         except Exception as error:  # clients of stores raise all kinds
-            reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-            raise UserError(
-                f"{self.address}: cannot be {what} ({reason.splitlines()[0]}); check the address, "
-                "your credentials and the connection"
-            ) from None
+            raise _failure(self.address, what, error) from None
 
     def read(self, name: str = "", start: int = 0, num_bytes: int | None = None) -> bytes:
         """Return the bytes of a file, or a part of them."""
@@ -89,6 +85,14 @@ class Store:
             self.call("read", lambda: self.system.get_file(self.path(name), str(temporary)))
 
 
+def _failure(address: str, what: str, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return UserError(
+        f"{address}: cannot be {what} ({reason.splitlines()[0]}); check the address, your "
+        "credentials and the connection"
+    )
+
+
 def check_name(where: str, name: str) -> None:
     """Raise `UserError` unless a name that a store gives is fit for a file below a folder."""
     try:
@@ -122,6 +126,8 @@ def open_store(text: str | Path) -> Store:
         raise UserError(f"{text}: is not an address; write it as s3://bucket/folder")
     scheme = address.partition("://")[0]
     try:
+        if "::" in address:
+            raise ValueError("chains of file systems are not read")
         system, root = fsspec.url_to_fs(address)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
@@ -129,6 +135,8 @@ def open_store(text: str | Path) -> Store:
         raise UserError(f"{address}: {scheme}:// needs a package ({error}); {remedy}") from None
     except ValueError as error:
         raise UserError(f"{address}: {error}; use s3://, gs://, https:// or a path") from None
+    except Exception as error:  # some clients connect at once
+        raise _failure(address, "opened", error) from None
     return Store(address, system, root)
 
 

@@ -98,5 +98,7 @@ def _read_local(member: Member) -> bytes:
 def _read_remote(member: Member) -> bytes:
     import fsspec
 
+    if "::" in member.shard:  # fsspec would open a chain of file systems
+        raise ValueError("its name has ::")
     system, path = fsspec.url_to_fs(member.shard)
     return system.cat_file(path, start=member.start, end=member.start + member.num_bytes)

@@ -22,7 +22,7 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.metadata import MetadataIndex, choose, read_rows, scan_rows
 from pipeline.paths import STORES_VARIABLE, Enclosure, check_relative
-from pipeline.reading import read_json
+from pipeline.reading import read_bytes, read_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORMATS = (
@@ -414,6 +414,17 @@ def test_drawn_metadata_opens_inside_the_folder_or_is_one_line(
         return
     for sample in samples:
         assert sample.image.resolve().is_relative_to(folder.resolve()) and sample.image.is_file()
+
+
+@pytest.mark.parametrize("name", ["http:/127.0.0.1/x.tar/0-9/a.png", "s3://bucket/a.png"])
+def test_no_name_is_an_address(name: str) -> None:
+    with pytest.raises(ValueError, match="plain"):
+        check_relative(name)
+
+
+def test_member_of_a_chain_of_file_systems_is_not_read() -> None:
+    with pytest.raises(UserError, match="its name has ::"):
+        read_bytes(Path("memory://set/a::file:/etc/x.tar/0-9/a.png"))
 
 
 @settings(deadline=None)
