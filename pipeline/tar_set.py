@@ -12,6 +12,8 @@ samples than wanted (a sample failed, the worker was stopped, `n` grew) is compl
 are taken over from the old tar file.
 """
 
+import contextlib
+import io
 import json
 import re
 import tarfile
@@ -142,8 +144,11 @@ class TarSet:
             for kind in ("label", "image"):
                 if (member := find_member(row.get(f"{kind}_file_name") or "")) is None:
                     continue
+                digest_of = row.get(f"{kind}_sha256")
                 data = self.store.read(member.shard, member.start, member.num_bytes)
-                if files.sha256(data) != row[f"{kind}_sha256"]:
+                if files.sha256(data) != digest_of:  # a killed worker wrote a longer tar file
+                    data = self._read_by_name(member.shard, f"{row['id']}.{kind}.png")
+                if files.sha256(data) != digest_of:
                     raise UserError(
                         f"{self.store.address}: sample {row['id']} in {member.shard} differs from "
                         f"its {kind}_sha256; remove that tar file and its rows, and repeat the "
@@ -152,6 +157,17 @@ class TarSet:
                 contents.append((f"{kind}s/{row['id']}.png", data))
             samples.append(EncodedSample(tuple(contents), row))
         return samples
+
+    def _read_by_name(self, shard: str, name: str) -> bytes:
+        """Return a member of a tar file by its name, empty if it is not there."""
+        data = io.BytesIO(self.store.read(shard))
+        with (
+            contextlib.suppress(tarfile.TarError, KeyError, EOFError),
+            tarfile.open(fileobj=data) as archive,
+        ):
+            member = archive.extractfile(name)
+            return member.read() if member else b""
+        return b""
 
     def _remove_older(self, number: int, count: int) -> None:
         for name in self.store.sizes():
@@ -189,6 +205,9 @@ def read_shard_rows(store: Store, number: int, count: int) -> list[dict[str, Any
     name = f"rows/{number:06d}-{count:05d}.jsonl"
     try:
         rows = [parse_row(line) for line in store.read(name).splitlines()]
+        for row in rows:
+            if not re.fullmatch("[0-9]{8,12}", row["id"]):
+                raise ValueError(f"has an id that no sample of a run has, {row['id']}")
     except ValueError as error:
         raise UserError(
             f"{store.address}/{name}: holds a broken row, it {error}; remove this object and "

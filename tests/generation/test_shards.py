@@ -190,6 +190,33 @@ def test_failed_samples_are_tried_again(call, whole, address, monkeypatch, capsy
     assert plain(read_all_rows(open_store(address))) == whole
 
 
+def test_killed_between_tar_and_rows_of_a_shard_with_a_failed_sample(
+    call, whole, address, monkeypatch
+):
+    options = ("--n", N, "--shard-samples", 3, "--output", address)
+    with monkeypatch.context() as patch:
+        patch.setattr(tar_output, "encode_sample", fail_sample(tar_output.encode_sample, 1))
+        assert call(*options) == EXIT_INCOMPLETE
+    store = open_store(address)
+    rows = store.read("rows/000000-00002.jsonl")
+    assert call(*options) == 0
+    store.system.rm_file(store.path("rows/000000-00003.jsonl"))
+    store.system.pipe_file(store.path("rows/000000-00002.jsonl"), rows)
+    assert call(*options) == 0
+    assert plain(read_all_rows(store)) == whole
+
+
+def test_foreign_rows_are_one_line(call, address):
+    options = ("--n", N, "--shard-samples", 3, "--output", address)
+    assert call(*options) == 0
+    store = open_store(address)
+    store.system.rm_file(store.path("rows/000000-00003.jsonl"))
+    row = b'{"id": "abc", "image_file_name": "shards/000000.tar/512-5/a.png"}\n'
+    store.system.pipe_file(store.path("rows/000000-00001.jsonl"), row)
+    with pytest.raises(UserError, match="000000-00001.jsonl: holds a broken row"):
+        call(*options)
+
+
 def fail_sample(encode, bad: int):
     """Return `encode` as if sample `bad` had come out unusable."""
 
