@@ -64,6 +64,8 @@ def parse_sums(data: bytes, where: str) -> dict[str, str]:
             if not match:
                 raise ValueError(f"{line[:100]!r} is not a line of `sha256sum`")
             check_relative(match[2])
+            if files.TEMPORARY_MARK in match[2] or match[2].endswith(".part"):
+                raise ValueError(f"{match[2][:100]} is the name of an unfinished file")
             if match[2] in sums or match[2] == NAME:
                 raise ValueError(f"names {match[2][:100]} twice, or itself")
             sums[match[2]] = match[1].lower()

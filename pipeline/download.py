@@ -29,7 +29,13 @@ from pipeline.catalogue.releases import Release, fetch_release
 from pipeline.catalogue.specs import CATALOGUE, load_spec
 from pipeline.config import differences, from_mapping, parse
 from pipeline.errors import UserError, guard
-from pipeline.output_folders import DOWNLOAD, check_output, has_marker, refuse_differences
+from pipeline.output_folders import (
+    DOWNLOAD,
+    check_output,
+    has_marker,
+    refuse_differences,
+    require_apart,
+)
 from pipeline.reading import read_json, shortened
 from pipeline.remote_files import local_path
 
@@ -185,6 +191,8 @@ def download_release(config: Config, release: Release, *, dry_run: bool) -> int:
     if (here := local_path(release.address)) and not here.is_dir():
         remedy = "the head of its YAML says how to make it" if config.dataset else "check the path"
         raise UserError(f"{here}: no such folder; {remedy}")
+    for folder in (config.output, staging) if here else ():
+        require_apart(folder, {"--release": here})
     try:
         names = fetch_release(release, config.output, staging, config.only)
     except OSError as error:

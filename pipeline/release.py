@@ -34,6 +34,7 @@ from pipeline.output_folders import (
     RELEASE,
     check_output,
     has_marker,
+    require_apart,
     require_same,
     require_writable,
 )
@@ -116,8 +117,10 @@ def check(config: Config) -> None:
     if "parquet" in config.formats:
         shards.require_parquet()
     here, data = (remote_files.local_path(text) for text in (config.output, config.data))
+    inputs = {"DATA": data} if data else {}
+    require_apart(staging_folder(config), inputs)  # it is emptied when the settings change
     if here is not None:
-        check_output(here, RELEASE, inputs={"DATA": data} if data else {})
+        check_output(here, RELEASE, inputs=inputs)
     elif config.push:
         raise UserError(f"--push: --output {config.output} is far away; give a folder of yours")
 
@@ -173,15 +176,22 @@ def is_complete(output: str, record: dict[str, Any]) -> bool:
     return checksums.NAME in there
 
 
+def staging_folder(config: Config) -> Path:
+    """Return the folder in which the release of an output is packed."""
+    here = remote_files.local_path(config.output)
+    if here is None:
+        return remote_files.work_folder(config.output, config.work)
+    if here.name in ("", ".."):
+        raise UserError(f"--output {config.output}: must name a new folder; give its path")
+    return here.with_name(f"{here.name}.packing")
+
+
 def open_staging(config: Config, record: dict[str, Any]) -> Path:
     """Return the folder in which the release is packed; what a stopped one left is kept.
 
     What other settings left there is no use and goes.
     """
-    here = remote_files.local_path(config.output)
-    staging = remote_files.work_folder(config.output, config.work)
-    if here is not None:
-        staging = here.with_name(f"{here.name}.packing")
+    staging = staging_folder(config)
     path = staging / RELEASE.marker
     if path.is_file() and read_json(path) != record:
         print(f"{staging}: of other settings or data, started again", file=sys.stderr)

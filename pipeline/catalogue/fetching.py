@@ -5,6 +5,7 @@ it, which only one process can do: nothing rests on a lock.
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -113,7 +114,9 @@ def _size(path: Path) -> int:
 def _own_copy(path: Path, keep: bool) -> Iterator[Path]:
     """Yield a temporary file of ours that holds what a stopped process left of `path`."""
     own = path.with_name(f"{path.name}{files.TEMPORARY_MARK}{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    for left in path.parent.glob(f"{path.name}.part*"):
+    name = glob.escape(path.name)
+    marked = path.parent.glob(f"{name}{files.TEMPORARY_MARK}*")
+    for left in (*marked, path.with_name(f"{path.name}.part")):
         if files.is_abandoned(left):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(left, own)

@@ -4,6 +4,7 @@ A release is a folder on a web server, behind an address that fsspec opens, or o
 appears under its name when all files are there with the right hash, or not at all.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.reading import read_bytes
 
 WEB = ("http://", "https://")
+NEW_SUMS = f"{checksums.NAME}.new"
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,10 @@ def fetch_release(
 
     They wait in `staging`. `only`: patterns of the names that are wanted.
     """
-    sums_file = staging / checksums.NAME
-    _bring(release, RemoteFile(name=checksums.NAME, sha256=release.sha256), sums_file, again=True)
-    data = read_bytes(sums_file, checksums.MAX_BYTES)
+    require_own(staging)
+    new_sums = staging / NEW_SUMS  # the old ones tell whose files wait, until these are whole
+    _bring(release, RemoteFile(name=checksums.NAME, sha256=release.sha256), new_sums, again=True)
+    data = read_bytes(new_sums, checksums.MAX_BYTES)
     sums = checksums.parse_sums(data, f"{release.address}/{checksums.NAME}")
     wanted = [name for name in sums if not only or any(fnmatch(name, p) for p in only)]
     if not wanted:
@@ -48,16 +51,38 @@ def fetch_release(
         require_same(output, data, wanted)
         shutil.rmtree(staging)
         return wanted
+    kept = {NEW_SUMS, *wanted}
+    for name in checksums.list_files(staging):
+        if name.removesuffix(".part") not in kept:  # of other patterns, or of an older release
+            (staging / name).unlink()
+    os.replace(new_sums, staging / checksums.NAME)
     for name in wanted:
         _bring(release, RemoteFile(name=name, sha256=sums[name]), staging / name)
-    for name in checksums.list_files(staging):
-        if name not in wanted:  # of an earlier call with other patterns, or of an older release
-            (staging / name).unlink()
+    for name in (*wanted, NEW_SUMS):
+        (staging / f"{name}.part").unlink(missing_ok=True)
     files.sweep_temporaries(staging)
     os.sync()
     staging.rename(output)
     files.fsync_folder(output.parent)
     return wanted
+
+
+def require_own(staging: Path) -> None:
+    """Raise `UserError` if `staging`, which is emptied and renamed, holds files of others.
+
+    What a stopped download left there are files that its SHA256SUMS names.
+    """
+    own: dict[str, str] = {}
+    sums_file = staging / checksums.NAME
+    with contextlib.suppress(UserError):  # absent, or of what was no release
+        own = checksums.parse_sums(read_bytes(sums_file, checksums.MAX_BYTES), str(sums_file))
+    for name in checksums.list_files(staging):
+        whole = name.removesuffix(".part")
+        if whole not in own and whole != NEW_SUMS:
+            raise UserError(
+                f"{staging / name}: is no file of a released set, and this folder is for one; "
+                "move it, or choose another --output"
+            )
 
 
 def require_same(output: Path, sums: bytes, wanted: Sequence[str]) -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import checksums, files
+from pipeline.errors import UserError
 from pipeline.exports import croissant, folders, panoptic, shards, subset
 from pipeline.exports.job import Job
 from pipeline.exports.release_card import CardFacts, write_card_text
 from pipeline.output_folders import RELEASE
+from pipeline.paths import Enclosure
 from pipeline.reading import read_json
 from pipeline.rows import encode_row
 from pipeline.tar_members import add_member
@@ -53,15 +55,26 @@ def write_release(job: Job, record: dict[str, Any], data: Path, quality: Path) -
     files.write_changed(folder / "classes.json", files.json_bytes(subset.classes_record()))
     run = read_json(data / "run.json", dict) if (data / "run.json").is_file() else {}
     if run:
-        files.place(data / "run.json", folder / "run.json", "copy")
+        copy_own(data, "run.json", folder / "run.json")
+    owner = data if quality == data / "quality" else quality
     for name in SCORES:
         if (quality / name).is_file():
-            files.place(quality / name, folder / "quality" / name, "copy")
+            within = str((quality / name).relative_to(owner))
+            copy_own(owner, within, folder / "quality" / name)
     card = write_card_text(card_facts(record), rows, run, folder / "quality")
     files.write_changed(folder / "README.md", card.encode())
     shutil.rmtree(folder / LAYOUTS, ignore_errors=True)
     suffixes = sorted({sample.image.suffix.lower() for sample in job.samples})
     checksums.write_sums(folder, write_croissant(folder, record, suffixes))
+
+
+def copy_own(folder: Path, name: str, target: Path) -> None:
+    """Copy a file that lies in `folder`: a link could publish any file of this machine."""
+    try:
+        Enclosure(folder).find(name)
+    except UserError as error:
+        raise UserError(f"{folder / name}: {error}") from None
+    files.place(folder / name, target, "copy")
 
 
 def pack_layout(job: Job, kind: str, target: Path) -> None:

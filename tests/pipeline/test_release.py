@@ -481,6 +481,8 @@ def test_bad_places_are_refused(pack: Callable[..., Path], data: Path, tmp_path:
         pack(output=tmp_path / "file")
     with pytest.raises(UserError, match="nosuch"):
         pack(output="nosuch://bucket/set")
+    with pytest.raises(UserError, match="chains of file systems"):
+        pack(output="memory://set::file:///etc")
     pack()
     with pytest.raises(UserError, match="holds another release"):
         pack("--version", "2.0.0")
@@ -493,6 +495,8 @@ BAD_SUMS = {
     f"{SUMS}  /etc/x": "not a plain relative path",
     f"{SUMS}  a\n{SUMS}  a": "twice",
     f"{SUMS}  {checksums.NAME}": "itself",
+    f"{SUMS}  x.tar.part-1-ab": "name of an unfinished file",
+    f"{SUMS}  http:/127.0.0.1/x": "not a plain relative path",
     "<html>": "not a line of `sha256sum`",
     "": "names no file",
 }
@@ -543,6 +547,66 @@ def test_members_that_lead_elsewhere_are_refused(pack: Callable[..., Path], tmp_
     shard.symlink_to(tmp_path / "secret.tar")
     with pytest.raises(UserError, match="leads out of the dataset folder"):
         open_dataset(folder, labelled=True)
+
+
+@pytest.mark.parametrize("name", ["quality/summary.md", "quality/summary.json", "run.json"])
+def test_links_of_the_data_publish_no_file_of_this_machine(
+    name: str, pack: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "secret").write_text('{"config": {}}')
+    path = tmp_path / "data" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="leads out of the dataset folder"):
+        pack(data=tmp_path / "data")
+    assert not (tmp_path / "set").exists()
+
+
+def test_data_in_the_place_of_a_stopped_release_stay(
+    pack: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "set.packing")
+    (tmp_path / "set.packing/release.json").write_text("{}")
+    before = content(tmp_path / "set.packing")
+    with pytest.raises(UserError, match="lies in DATA"):
+        pack(data=tmp_path / "set.packing")
+    assert content(tmp_path / "set.packing") == before
+
+
+def test_downloads_of_others_stay(
+    pack: Callable[..., Path], fetch: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = pack()
+    archive = tmp_path / "back.downloads/images.zip"
+    archive.parent.mkdir()
+    archive.write_text("x")
+    with pytest.raises(UserError, match="images.zip: is no file of a released set"):
+        fetch(folder)
+    assert archive.read_text() == "x"
+    shutil.rmtree(archive.parent)
+    place = folder.rename(archive.parent)
+    before = content(place)
+    for output in (tmp_path / "back", place / "inside"):
+        with pytest.raises(UserError, match="lies in --release"):
+            fetch(place, "--only", "sample/*", output=output)
+    assert content(place) == before
+
+
+def test_stopped_download_of_an_older_release_is_continued(
+    pack: Callable[..., Path], fetch: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    folder = pack()
+    staging = tmp_path / "back.downloads"
+    staging.mkdir()
+    (staging / checksums.NAME).write_text(f"{SUMS}  old.tar\n")
+    (staging / "old.tar").write_text("x")
+    (staging / f"{checksums.NAME}.new.part").write_text("x")
+    with pytest.raises(UserError, match="no such file"):
+        fetch(data)
+    (staging / "old.tar.part").write_text("x")
+    assert content(fetch(folder)) == content(folder)
 
 
 def test_label_of_a_palette_has_the_hash_of_its_member(
