@@ -58,6 +58,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     with named_faults(str(path)):
         whole = as_json(StockConfig.fromfile(path))
         recipe = {key: whole[key] for key in ("model", "test_pipeline")}
+        if "data_preprocessor" not in recipe["model"]:
+            raise UserError("model has no data_preprocessor, which prepares images; add it")
         recipe["model"].setdefault("test_cfg", {"mode": "whole"})
         heads = recipe["model"]["decode_head"]
         heads = heads if isinstance(heads, list) else [heads]

@@ -26,12 +26,13 @@ from pipeline.config import parse, require_between, require_positive, show
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
 from pipeline.iou import score_of
+from pipeline.output_entries import require_kind
 from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 from segtrain.checkpoints import require_scene
 from segtrain.evaluation.predictions import locate, space_of
-from segtrain.evaluation.rows import Part, merge, read_rows, rows_file
+from segtrain.evaluation.rows import Part, figures_of, merge, read_rows, rows_file
 from segtrain.evaluation.score_tables import score_tables
 from segtrain.evaluation.segmenters import (
     Predict,
@@ -53,7 +54,7 @@ from segtrain.evaluation.targets import (
 from segtrain.prediction_names import require_predictions_of
 from segtrain.protocol import require_size
 
-TABLES = {".md": "| mIoU % (classes)"}
+TABLES = {".md": "| mIoU % (classes)", ".rows.jsonl": '{"boundary": '}
 """Their suffixes and how they begin."""
 
 
@@ -118,6 +119,8 @@ def check(config: Config) -> Plan:
     """Find bad input before torch or weights load."""
     check_output_file(config.output, is_scores, "score file")
     check_tables(config.output, TABLES, is_scores, "score file")
+    if config.figures:
+        require_kind(figures_of(config.output), folder=True)
     check_settings(config)
     if config.scene:
         require_scene(config.scene)

@@ -5,13 +5,18 @@ from typing import Any
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Return the tensors of a safetensors file, or of a pickle without executing it."""
+    """Return the tensors of a safetensors file, or of a pickle without executing it.
+
+    Raises `UserError` for a damaged file.
+    """
     import torch
     from safetensors.torch import load_file
 
+    from pipeline.model_files import read_header
     from pipeline.torch_pickle import StateDict
 
     if path.suffix == ".safetensors":
+        read_header(path)
         return load_file(path)
     dtypes = {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import files, images, labels
 from pipeline.dataset import Sample, read_pair
+from segtrain.evaluation.rows import figures_of
 from segtrain.evaluation.segmenters import Predict
 
 SHOWN_PX = 480  # width of an image in the gallery
@@ -21,7 +22,7 @@ MUCH = 0.55  # share from which a cell is dark, so that its number is white
 def path_of(scores: Path, network: str, target: str, kind: str) -> Path:
     """Return the file of a figure, in the folder that belongs to a score file."""
     name = "_".join(re.sub(r"[^\w.-]+", "-", part).strip("-.") for part in (network, target, kind))
-    return scores.with_name(f"{scores.stem}.figures") / f"{name}.png"
+    return figures_of(scores) / f"{name}.png"
 
 
 def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> None:

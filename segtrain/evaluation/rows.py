@@ -68,6 +68,11 @@ def rows_file(scores: Path) -> Path:
     return scores.with_name(f"{scores.stem}.rows.jsonl")
 
 
+def figures_of(scores: Path) -> Path:
+    """Return the folder of the figures of a score file."""
+    return scores.with_name(f"{scores.stem}.figures")
+
+
 def _sparse(table: np.ndarray) -> list[list[float]]:
     """Return [column, its values ...] for the columns of a table that are not all zero."""
     kept = np.flatnonzero(table.any(0))

@@ -108,6 +108,7 @@ def test_what_was_exported_is_imported_and_predicts_alike(exported, source, tmp_
         (("num_classes=19", "num_classes=7"), "predicts 7 classes"),
         (("type='SegformerHead'", "type='MyHead'"), "MyHead.*not on the list of parts"),
         (("channels=16", "channels=8"), "does not fit the weights"),
+        (("data_preprocessor=", "other="), "config.py: model has no data_preprocessor"),
     ],
 )
 def test_networks_that_cannot_be_imported_are_named(exported, change, text, tmp_path) -> None:
@@ -120,3 +121,14 @@ def test_networks_that_cannot_be_imported_are_named(exported, change, text, tmp_
     with pytest.raises(UserError, match=text):
         import_network.run(config)
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors"])
+def test_damaged_weights_are_not_imported(exported, content: bytes, tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(content)
+    config = import_network.Config(exported[1] / "config.py", weights, tmp_path / "imported")
+    import_network.check(config)
+    with pytest.raises(UserError, match="model.safetensors: is cut, empty or no safetensors file"):
+        import_network.run(config)
+    assert not config.output.exists()

@@ -147,3 +147,12 @@ def test_tables_beside_the_scores_are_not_replaced(networks, target: Path, tmp_p
         with pytest.raises(UserError, match=text):
             score.check(config)
     assert (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "one.rows.jsonl").mkdir()
+    (tmp_path / "two.rows.jsonl").write_text("mine")
+    (tmp_path / "three.figures").write_text("mine")
+    (tmp_path / "four.figures").symlink_to(target)
+    for name, text in (("one", "is a folder"), ("two", "exists and is not a table"),
+                       ("three", "is not a folder"), ("four", "is a link")):  # fmt: skip
+        config = dataclasses.replace(own, output=tmp_path / f"{name}.json", figures=True)
+        with pytest.raises(UserError, match=text):
+            score.check(config)
