@@ -10,6 +10,7 @@ may be addresses that fsspec opens (s3://, gs://, memory://). `--push OWNER/NAME
 for the Hugging Face hub, `--upload True` sends them.
 """
 
+import datetime
 import re
 import shutil
 import sys
@@ -101,7 +102,7 @@ def check(config: Config) -> None:
         raise UserError(
             f"--split {config.split}: must be small letters, digits and _, beginning with a letter"
         )
-    if config.date and not re.fullmatch(r"\d{4}-\d\d-\d\d", config.date):
+    if config.date and not is_day(config.date):
         raise UserError(f"--date {config.date}: must be a day, as 2027-01-31")
     require_positive(config, "shard_samples", "shard_mb", "workers")
     require_between(config, 0, MAX_SAMPLE_MB, "sample_mb")
@@ -123,6 +124,14 @@ def check(config: Config) -> None:
         check_output(here, RELEASE, inputs=inputs)
     elif config.push:
         raise UserError(f"--push: --output {config.output} is far away; give a folder of yours")
+
+
+def is_day(text: str) -> bool:
+    """Tell whether a text is a day of the calendar, as 2027-01-31."""
+    try:
+        return str(datetime.date.fromisoformat(text)) == text
+    except ValueError:
+        return False
 
 
 def describe(config: Config, data: Path, samples: list[Sample]) -> dict[str, Any]:

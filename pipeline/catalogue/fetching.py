@@ -40,6 +40,11 @@ class RemoteFile:
         """Whether its content can be checked."""
         return bool(self.sha256 or self.md5)
 
+    @property
+    def remedy(self) -> str:
+        """What a user can do if the server does not give the file."""
+        return "save the file with a browser and give it by --archive"
+
 
 class _Interrupted(Exception):
     """The transfer broke in a way that may pass."""
@@ -91,8 +96,7 @@ def fetch(file: RemoteFile, path: Path, *, timeout_s: float = 60.0, wait_s: floa
             num_failures = 0 if _size(own) > before else num_failures + 1
             if NUM_ATTEMPTS in (num_failures, num_restarts):
                 raise UserError(
-                    f"{file.address}: {reason}; run the same command again later, or save the file "
-                    "with a browser and give it by --archive"
+                    f"{file.address}: {reason}; run the same command again later, or {file.remedy}"
                 )
             time.sleep(wait_s * 2**num_failures)
         try:
@@ -213,6 +217,4 @@ def _check_answer(file: RemoteFile, answer: Any) -> None:
 
 
 def _refusal(file: RemoteFile, what: str) -> UserError:
-    return UserError(
-        f"{file.address}: the server {what}; save the file with a browser and give it by --archive"
-    )
+    return UserError(f"{file.address}: the server {what}; {file.remedy}")

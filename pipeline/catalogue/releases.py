@@ -32,6 +32,16 @@ class Release:
     """of its SHA256SUMS; with it the address need not be trusted"""
 
 
+@dataclass(frozen=True)
+class ReleaseFile(RemoteFile):
+    """A file of a release on a web server."""
+
+    @property
+    def remedy(self) -> str:
+        """What a user can do if the server does not give the file."""
+        return "check the address of the release"
+
+
 def fetch_release(
     release: Release, output: Path, staging: Path, only: Sequence[str] = ()
 ) -> list[str]:
@@ -103,7 +113,7 @@ def _bring(release: Release, file: RemoteFile, target: Path, *, again: bool = Fa
     where = f"{address}/{file.name}"
     if address.startswith(WEB):
         target.unlink(missing_ok=True)
-        remote = RemoteFile(
+        remote = ReleaseFile(
             name=Path(file.name).name, address=f"{address}/{quote(file.name)}", sha256=file.sha256
         )
         fetch(remote, target)

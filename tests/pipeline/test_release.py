@@ -290,6 +290,8 @@ def test_changed_files_are_found(
         fetch(address)
     with pytest.raises(UserError, match="SHA256SUMS: has sha256"):
         fetch(address, "--sha256", "0" * 64)
+    with pytest.raises(UserError, match="answered 404.*check the address of the release"):
+        fetch(address + "/nowhere")
     good = hashlib.sha256((folder / checksums.NAME).read_bytes()).hexdigest()
     assert (fetch(folder, "--sha256", good) / "README.md").exists()
 
@@ -454,6 +456,7 @@ def test_unlabelled_collections_are_released(
         (("--split", "Val 1"), "must be small letters"),
         (("--licences", "base model"), "must be PART=LICENCE"),
         (("--date", "today"), "must be a day"),
+        (("--date", "2027-02-30"), "must be a day"),
         (("--formats", "webdataset", "webdataset"), "each of them once"),
         (("--quality", "nowhere"), "has no summary.json"),
     ],
