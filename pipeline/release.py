@@ -119,7 +119,8 @@ def check(config: Config) -> None:
         shards.require_parquet()
     here, data = (remote_files.local_path(text) for text in (config.output, config.data))
     inputs = {"DATA": data} if data else {}
-    require_apart(staging_folder(config), inputs)  # it is emptied when the settings change
+    setting = "--output" if here is not None else "--work"
+    require_apart(staging_folder(config), inputs, setting)  # emptied when the settings change
     if here is not None:
         check_output(here, RELEASE, inputs=inputs)
     elif config.push:

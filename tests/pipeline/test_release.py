@@ -575,6 +575,8 @@ def test_data_in_the_place_of_a_stopped_release_stay(
     before = content(tmp_path / "set.packing")
     with pytest.raises(UserError, match="lies in DATA"):
         pack(data=tmp_path / "set.packing")
+    with pytest.raises(UserError, match="choose another --work"):
+        pack(data=tmp_path, output="memory://bucket/set")
     assert content(tmp_path / "set.packing") == before
 
 
