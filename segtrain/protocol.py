@@ -5,7 +5,7 @@ recipe says by `test_resolution` whether its networks work at the low or the hig
 protocol. A folder without a protocol is tested by the recipe's own `test_pipeline`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,14 @@ def origin_of(folder: Path) -> dict[str, str]:
     split = config.get("split")
     role = specs.load_spec(name).role
     return {"dataset": name, "split": split if isinstance(split, str) else "", "role": role}
+
+
+def require_catalogued(names: Sequence[str], setting: str) -> None:
+    """Raise `UserError` for a name that is not one of our own catalogue."""
+    known = specs.known_datasets()
+    for name in names:
+        if name not in known:
+            raise UserError(f"{setting} {name}: is not in the catalogue; known: {', '.join(known)}")
 
 
 def _of_catalogue(config: dict[str, Any]) -> dict[str, list[int]]:

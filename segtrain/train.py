@@ -36,6 +36,7 @@ from pipeline.rare_classes import RareClassSampling
 from segtrain.backbone_weights import load_backbone, read_shapes
 from segtrain.identity import identify
 from segtrain.mixing import MixedSamples
+from segtrain.protocol import require_catalogued
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import diffusion_models, require_recipe
 from segtrain.sets import SelfTraining, named_sets
@@ -123,6 +124,7 @@ def check(config: Config) -> TrainingData:
         raise UserError("--generated-limit needs --generated DIR")
     if config.show_batch:
         check_output_file(config.show_batch, None, "sheet", setting="--show-batch")
+    require_catalogued(config.train_on_target, "--train-on-target")
     if config.base:
         models.find_base(config.base)
     if config.init:
@@ -237,7 +239,8 @@ def run(config: Config, data: TrainingData) -> None:
     if config.show_batch:
         network, _ = build_network(config, recipe)
         task = make_task(config, plan, network, (labelled, unlabelled))
-        write_first_batch(config.show_batch, task)
+        with named_faults(str(config.recipe), loop.FIRST_STEP_REMEDY):
+            write_first_batch(config.show_batch, task)
         return
     identity = check_run(config, recipe, data)
     if runs.is_finished(config.output, plan.steps):

@@ -178,6 +178,8 @@ def test_a_target_is_trained_on_only_if_it_is_named(config) -> None:
         with pytest.raises(UserError, match="split val of cityscapes.*--train-on-target citysc"):
             train.check(config)
         assert train.check(dataclasses.replace(config, train_on_target=("cityscapes",)))
+        with pytest.raises(UserError, match="--train-on-target citiscapes: is not in the catalog"):
+            train.check(dataclasses.replace(config, train_on_target=("citiscapes",)))
 
 
 def test_another_class_list_is_an_error(config) -> None:
@@ -190,6 +192,17 @@ def test_another_class_list_is_an_error(config) -> None:
         path.write_text(json.dumps({**document, "names": names}))
         with pytest.raises(UserError, match=f"classes.json: {told}"):
             train.check(config)
+
+
+def test_a_batch_of_unequal_images_is_named(config, tiny_recipe, tmp_path: Path) -> None:
+    sheet = tmp_path / "batch.png"
+    larger = "train_pipeline.3.crop_size=512"  # than the images, which keep their sizes then
+    showing = dataclasses.replace(
+        config, recipe=tiny_recipe, show_batch=sheet, cfg_options=(larger,)
+    )
+    with pytest.raises(UserError, match="tiny.*equal size.*correct the recipe's model or crop"):
+        train.run(showing, train.check(showing))
+    assert not sheet.exists() and not config.output.exists()
 
 
 def test_a_batch_is_shown_as_the_network_gets_it(config, tmp_path: Path, capsys) -> None:
