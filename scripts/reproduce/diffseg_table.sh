@@ -11,6 +11,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
+case ${1:-} in
+    -*) echo "$1: is no option of this script; give a WORKSPACE or nothing" >&2; exit 2 ;;
+esac
 work=${1:-runs/diffseg_table}
 python=${PYTHON:-.venv/bin/python}
 SOURCE=${SOURCE:-runs/experiment/data/source} GENERATED=${GENERATED:-runs/experiment/generated}

@@ -141,3 +141,10 @@ def test_missing_data_ends_with_its_names(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert f"missing in {tmp_path}: cityscapes dark_zurich" in done.stderr
+
+
+def test_a_script_without_options_refuses_them(root: Path) -> None:
+    script = root / "scripts/reproduce/diffseg_table.sh"
+    done = subprocess.run(["bash", script, "--dry-run"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "--dry-run: is no option of this script; give a WORKSPACE or nothing\n"
