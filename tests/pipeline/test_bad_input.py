@@ -148,7 +148,7 @@ SETTINGS: dict[str, tuple[str, list[str], str]] = {
     "no dataset": ("prepare", ["--output", "out"], "--dataset: not given"),
     "no output": ("prepare", ["--dataset", "gta", "--root", "."], "--output: no folder given"),
     "dataset path": ("prepare", ["--dataset", "../gta", "--output", "o"], "--root: not given"),
-    "dataset outside": ("prepare", ["--dataset", "../gta", "--root", ".", "--output", "o"],
+    "dataset outside": ("prepare", ["--dataset", "../gta", "--root", ".", "--output", "../o"],
                         "not in the catalogue"),
     "workers 0": ("prepare", ["--workers", "0"], "--workers 0: must be in 1..256"),
     "workers huge": ("preflight", ["--workers", "99999999"], "must be in 1..256"),
