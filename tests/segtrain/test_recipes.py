@@ -139,11 +139,11 @@ def test_maps_fit_neck_and_head_on_the_full_size_model(path: Path) -> None:
         kind = AGGREGATIONS[settings.aggregation]
         aggregation = kind(shapes, levels, settings.out_channels, attention=maps)
     head = recipe.model.decode_head
-    if recipe.model.get("neck") is None:
-        assert aggregation.out_channels == [head.in_channels]
-    elif settings.pyramid:
+    if settings.pyramid:
         assert len(settings.pyramid) == len(aggregation.strides) + 1
         assert list(settings.pyramid) == list(head.in_channels)
+    elif recipe.model.get("neck") is None:
+        assert aggregation.out_channels == [head.in_channels]
     else:
         assert aggregation.out_channels == list(recipe.model.neck.in_channels)
         assert aggregation.strides == list(head.feature_strides)
