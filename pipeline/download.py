@@ -191,8 +191,9 @@ def download_release(config: Config, release: Release, *, dry_run: bool) -> int:
     if (here := local_path(release.address)) and not here.is_dir():
         remedy = "the head of its YAML says how to make it" if config.dataset else "check the path"
         raise UserError(f"{here}: no such folder; {remedy}")
-    for folder in (config.output, staging) if here else ():
-        require_apart(folder, {"--release": here})
+    if here:
+        require_apart(config.output, {"--release": here})
+        require_apart(staging, {"--release": here})
     try:
         names = fetch_release(release, config.output, staging, config.only)
     except OSError as error:

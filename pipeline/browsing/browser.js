@@ -216,7 +216,7 @@ function go(step) {
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=range]), textarea, select");
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.repeat && "mxo".includes(event.key)) return;  // a held key would switch to and fro
+  if (event.repeat && "mxo".includes(event.key)) return;  // a held key would switch again and again
   if (event.key === "Escape") {
     if (event.target === at("comment")) { keepComment(); at("comment").blur(); }
     else if (shown) close();
