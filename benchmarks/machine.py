@@ -24,9 +24,9 @@ def describe(*packages: str) -> dict[str, Any]:
 
 def heading(command: str) -> str:
     """Return the lines above a Markdown table: machine, versions, commit, date and command."""
-    facts = describe("torch", "diffusers", "accelerate", "mmsegmentation")
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    details = describe("torch", "diffusers", "accelerate", "mmsegmentation")
+    versions = ", ".join(f"{name} {version}" for name, version in details["versions"].items())
     return (
-        f"Machine: {facts['machine']}. Versions: {versions}. Commit {facts['commit']}, "
-        f"{facts['date']}.\n\nCommand: `{command}`\n"
+        f"Machine: {details['machine']}. Versions: {versions}. Commit {details['commit']}, "
+        f"{details['date']}.\n\nCommand: `{command}`\n"
     )

@@ -101,10 +101,10 @@ def cost_row(run: Path) -> str:
     test = subprocess.run(
         [sys.executable, __file__, "--test", run], capture_output=True, text=True, check=True
     )
-    facts = json.loads(test.stdout.splitlines()[-1])
+    result = json.loads(test.stdout.splitlines()[-1])
     return (
-        f"| {run.parent.name} | {facts['trained'] / 1e6:.2f} | {seconds:.2f} | "
-        f"{usage.ru_maxrss / 2**20:.2f} | {facts['images_per_second']:.1f} |"
+        f"| {run.parent.name} | {result['trained'] / 1e6:.2f} | {seconds:.2f} | "
+        f"{usage.ru_maxrss / 2**20:.2f} | {result['images_per_second']:.1f} |"
     )
 
 

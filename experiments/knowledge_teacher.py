@@ -44,8 +44,8 @@ def predictions(segmenter: Segmenter, image: np.ndarray, label: torch.Tensor) ->
     results = []
     for options in ({}, some, network.conditional_options(truth, latents)):
         maps = network.extract_feat(inputs, latents=latents, **(options or {}))
-        facts = [sample.metainfo for sample in samples]
-        logits = network.decode_head.predict(maps, facts, network.test_cfg)
+        metainfo = [sample.metainfo for sample in samples]
+        logits = network.decode_head.predict(maps, metainfo, network.test_cfg)
         results.append(network.postprocess_result(logits, samples)[0].pred_sem_seg.data[0])
     return results
 

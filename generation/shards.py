@@ -17,7 +17,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Return (i, n) of `--shard i/n`; (0, 1), everything, for an empty text."""
     if not text:
         return 0, 1
-    match = re.fullmatch(r"(\d{1,7})/(\d{1,7})", text)
+    match = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text)
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 <= index < count <= MOST_SHARDS:
         raise UserError(

@@ -64,9 +64,9 @@ class TarWriter:
 
 def open_tar_set(config: Config, inputs: Inputs) -> TarSet:
     """Return the set behind the output address, which holds nothing or this very run."""
-    facts = {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
+    provenance = {"versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
     store = open_store(config.output)
-    tar_set = TarSet(store, identify(config, inputs), config.shard_samples, facts)
+    tar_set = TarSet(store, identify(config, inputs), config.shard_samples, provenance)
     tar_set.refuse_other()
     return tar_set
 

@@ -43,7 +43,7 @@ from pipeline.exports import (
     panoptic,
     shards,
 )
-from pipeline.exports.job import Job, facts
+from pipeline.exports.job import Job, attributes
 from pipeline.exports.samples import read_samples
 from pipeline.output_folders import (
     EXPORT,
@@ -124,7 +124,7 @@ def open_output(config: Config, folder: Path, samples: list[Sample]) -> None:
     here = remote_files.local_path(config.data)
     record = {**settings, "data": str(here.resolve()) if here else config.data}
     record["samples"] = len(samples)
-    record["rows"] = digest([facts(sample) for sample in samples])
+    record["rows"] = digest([attributes(sample) for sample in samples])
     require_same(folder, EXPORT, record, marker=marker)
     for other in sorted(folder.glob(EXPORT.marker)):  # of other splits
         form = (stored_config(folder, EXPORT, other.name) or {}).get("format")

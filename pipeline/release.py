@@ -28,7 +28,7 @@ from pipeline.config import differences, digest, parse, require_between, require
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.exports import release_files, shards
-from pipeline.exports.job import Job, facts
+from pipeline.exports.job import Job, attributes
 from pipeline.exports.release_card import licence_chain
 from pipeline.exports.samples import read_samples
 from pipeline.output_folders import (
@@ -149,7 +149,7 @@ def describe(config: Config, data: Path, samples: list[Sample]) -> dict[str, Any
         "formats": list(config.formats),
         "licences": [list(pair) for pair in licence_chain(config.licences, run)],
         "samples": len(samples),
-        "rows": digest([facts(sample) for sample in samples]),
+        "rows": digest([attributes(sample) for sample in samples]),
         "run": run.get("digest", ""),
         "scores": _digest_of(quality / "summary.json"),
         "streetforge": __version__,

@@ -55,7 +55,7 @@ class Store:
                 self.system.invalidate_cache()
             if not self.system.exists(self.root):
                 return {}
-            return {name: facts["size"] for name, facts in self.found().items()}
+            return {name: info["size"] for name, info in self.found().items()}
 
         return self.call("listed", listed)
 
@@ -64,8 +64,8 @@ class Store:
         prefix = self.root.rstrip("/") + "/"
         found = self.system.find(self.root, detail=True)
         return {
-            path.removeprefix(prefix): facts
-            for path, facts in found.items()
+            path.removeprefix(prefix): info
+            for path, info in found.items()
             if path.startswith(prefix) and not path.endswith("/")
         }
 

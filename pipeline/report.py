@@ -76,17 +76,17 @@ class Config:
 
 def machine() -> dict[str, str]:
     """Return what the run was made on."""
-    facts = {
+    machine = {
         "system": f"{platform.system()} {platform.machine()}",
         "CPU threads": str(os.cpu_count()),
         "Python": platform.python_version(),
     }
     for name in PACKAGES:
         try:
-            facts[name] = importlib.metadata.version(name)
+            machine[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return facts
+    return machine
 
 
 def stage_lines(workspace: Path) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     }
 
 
-def frame(body: str, folder: Path, facts: list[tuple[str, str]]) -> dict[str, Any]:
+def frame(body: str, folder: Path, figures: list[tuple[str, str]]) -> dict[str, Any]:
     """Return what every page shows."""
     from pipeline.reporting import images
 
@@ -169,7 +169,7 @@ def frame(body: str, folder: Path, facts: list[tuple[str, str]]) -> dict[str, An
         "body": body,
         "title": folder.name,
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "facts": facts,
+        "figures": figures,
         "legend": images.legend(),
         "machine": machine(),
     }
@@ -196,18 +196,20 @@ def gather_dataset(config: Config, folder: Path) -> dict[str, Any]:
         per_condition=config.per_condition, what="Images",
     )  # fmt: skip
     failed = sum(line["count"] for line in data["failures"])
-    facts = [(f"{len(samples):,}", "samples")]
-    facts.append((str(len({str(s.row.get("condition") or "none") for s in samples})), "conditions"))
+    figures = [(f"{len(samples):,}", "samples")]
+    figures.append(
+        (str(len({str(s.row.get("condition") or "none") for s in samples})), "conditions")
+    )
     if failed:
-        facts.append((f"{failed:,}", "failed, withdrawn or excluded"))
+        figures.append((f"{failed:,}", "failed, withdrawn or excluded"))
     if data["scores"]:
-        facts += [
+        figures += [
             (f"{one['miou']:.1f}", f"mIoU of images and labels, {one['name']}")
             for one in data["scores"]["groups"][0]["networks"]
             if one["miou"] is not None
         ]
     return {
-        **frame("dataset.html.j2", folder, facts),
+        **frame("dataset.html.j2", folder, figures),
         "links": links(LINKS_OF_DATASET, data),
         "heading": folder.name,
         "about": "Images and label maps of the dataset folder",
@@ -226,25 +228,25 @@ def header(
     """Return the big numbers of the page's top as (number, what it is)."""
     from pipeline.reporting.scores import title
 
-    facts = []
+    figures = []
     made = "recoloured source" if recolored else "generated"
     if generated:
         what = "source images in generated colours" if recolored else "labelled images generated"
-        facts.append((str(len(generated)), what))
+        figures.append((str(len(generated)), what))
         conditions = {str(s.row.get("condition")) for s in generated}
-        facts.append((str(len(conditions)), "conditions"))
+        figures.append((str(len(conditions)), "conditions"))
     if rows:
         for arm, cell in zip(scores, rows[-1].cells, strict=True):
             if cell.value is not None and arm in ("source_only", "source_generated"):
                 words = title(arm, recolored)
-                facts.append((f"{cell.value:.1f}", f"mean mIoU over the targets, {words}"))
+                figures.append((f"{cell.value:.1f}", f"mean mIoU over the targets, {words}"))
             if cell.delta is not None and arm == "source_generated":
-                facts.append((f"{cell.delta:+.1f}", f"points from {made} images"))
+                figures.append((f"{cell.delta:+.1f}", f"points from {made} images"))
     if stages:
-        facts.append((f"{sum(s['seconds'] for s in stages) / 60:.1f} min", "for all stages"))
+        figures.append((f"{sum(s['seconds'] for s in stages) / 60:.1f} min", "for all stages"))
         peak = max(s["peak_mb"] for s in stages) / 1024
-        facts.append((f"{peak:.1f} GB", "peak memory of a process"))
-    return facts
+        figures.append((f"{peak:.1f} GB", "peak memory of a process"))
+    return figures
 
 
 def render(context: dict[str, Any]) -> str:

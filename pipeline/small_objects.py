@@ -11,7 +11,7 @@ from pipeline.labels import NUM_CLASSES
 
 FOUND_SHARE = 0.5
 LEAST_PX = 4  # smaller components are crumbs of the label map, not objects
-FACTS = 4  # rows of what `small_objects` returns
+NUM_COUNTS = 4  # rows of what `small_objects` returns
 
 
 def small_objects(
@@ -24,7 +24,7 @@ def small_objects(
 
     Returns 4xK int64: objects found, all objects, their pixels predicted rightly, all their pixels.
     """
-    counts = np.zeros((FACTS, num_classes), np.int64)
+    counts = np.zeros((NUM_COUNTS, num_classes), np.int64)
     for class_id in np.unique(label):
         if class_id >= num_classes:
             continue

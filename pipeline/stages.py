@@ -31,7 +31,7 @@ LAUNCHERS = ("python", "accelerate")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage: it names its log file
 MAX_STAGES = 1000  # of a recipe, repeated ones counted
 LONGEST = 10_000  # characters of a text with its fields filled in
-FACTS: dict[str, Any] = {
+RECORD_TYPES: dict[str, Any] = {
     "seconds": (int, float),
     "peak_mb": (int, float),
     "finished_at": (str, type(None)),
@@ -275,7 +275,9 @@ def _fill(text: str, values: dict[str, str], path: Path) -> str:
     return filled
 
 
-def read_record(path: Path, needed: tuple[str, ...] = tuple(FACTS)) -> dict[str, dict[str, Any]]:
+def read_record(
+    path: Path, needed: tuple[str, ...] = tuple(RECORD_TYPES)
+) -> dict[str, dict[str, Any]]:
     """Return what a timings.json says of each stage, the `needed` entries checked; {} if absent."""
     if not path.exists():
         return {}
@@ -288,7 +290,7 @@ def read_record(path: Path, needed: tuple[str, ...] = tuple(FACTS)) -> dict[str,
             raise UserError(f"{path}: {name} is not a mapping; {remedy}")
         for key in needed:
             value = entry.get(key)
-            sound = isinstance(value, FACTS[key]) and not isinstance(value, bool)
+            sound = isinstance(value, RECORD_TYPES[key]) and not isinstance(value, bool)
             if key not in entry or not sound or (isinstance(value, float) and not _is_time(value)):
                 raise UserError(f"{path}: {key} of {name} is not what run.py writes; {remedy}")
     return stages

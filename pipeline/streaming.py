@@ -52,8 +52,8 @@ class ShardStream:
 
     def sample_at(self, position: int) -> Sample:
         """Return the sample at a position, unread; positions go on over all epochs."""
-        epoch, place = divmod(position, len(self.samples))
-        return self.samples[self.order(epoch)[place]]
+        epoch, rest = divmod(position, len(self.samples))
+        return self.samples[self.order(epoch)[rest]]
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Return `id`, `image` HxWx3 uint8 RGB, `label` HxW train ids or None, and `row`."""

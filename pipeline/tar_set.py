@@ -66,10 +66,10 @@ class TarSet:
         store: Store,
         identity: Mapping[str, Any],
         size: int,
-        facts: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.store, self.identity, self.size = store, dict(identity), size
-        self.facts = {**(facts or {}), "shard_samples": size}
+        self.provenance = {**(provenance or {}), "shard_samples": size}
         self.digest = digest(self.identity)
         self._is_open = False
 
@@ -130,7 +130,7 @@ class TarSet:
         if "run.json" not in self.store.sizes():
             palette = labels.PALETTE.tolist()
             classes = {"names": list(labels.CLASS_NAMES), "palette": palette, "void": 255}
-            record = {**self.facts, "config": self.identity, "digest": self.digest}
+            record = {**self.provenance, "config": self.identity, "digest": self.digest}
             write_json(self.store, "classes.json", classes)
             write_json(self.store, "run.json", record)
         self.refuse_other()  # of two runs that begin together one has written last

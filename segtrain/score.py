@@ -243,8 +243,8 @@ class Scoring:
         """Write the rows of a network on all targets."""
         targets = self.plan.targets
         predictions, scene = self.config.predictions, self.config.scene
-        facts = describe_predictions(folder) if predictions else describe(folder, scene)
-        self.entries.append({"name": name, **facts})
+        entry = describe_predictions(folder) if predictions else describe(folder, scene)
+        self.entries.append({"name": name, **entry})
         worst = self.config.worst if self.config.figures else 0
         for predict, target in zip(self.load(folder, targets), targets, strict=True):
             _, poorest = score_images(predict, target, name, self.accelerator, part, worst)
@@ -274,7 +274,7 @@ class Scoring:
         results = [{**e, **network_score(found[e["name"]], classes)} for e in self.entries]
         document: dict[str, Any] = {
             "targets": [target.name for target in targets],
-            "sets": {target.name: target.facts() for target in targets},
+            "sets": {target.name: target.entry() for target in targets},
             "limit": self.config.limit,
             "rows_sha256": file_digest(rows_file(output)),
             "checkpoints": results,

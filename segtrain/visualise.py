@@ -142,8 +142,8 @@ def sheet(config: Config, tap: int, inputs: list[np.ndarray], found: Any) -> np.
     for level in range(len(config.timesteps)):
         features = found[level, tap]
         if config.taps[tap].endswith(":maps"):
-            places = [CLASS_NAMES.index(name) for name in config.classes]
-            columns += [[heat(f[place]) for f in features] for place in places]
+            class_ids = [CLASS_NAMES.index(name) for name in config.classes]
+            columns += [[heat(f[class_id]) for f in features] for class_id in class_ids]
         else:
             columns.append(principal_components(features))
     height, width = inputs[0].shape[:2]

@@ -63,10 +63,10 @@ class Browser:
 
     def sample(self, request: Request) -> Sample:
         """Return the sample that a request names."""
-        place = self.index.places.get(request.query_params.get("id", ""))
-        if place is None:
+        position = self.index.positions.get(request.query_params.get("id", ""))
+        if position is None:
             raise HTTPException(404, "no such sample")
-        return self.index.samples[place]
+        return self.index.samples[position]
 
     def about_set(self, request: Request) -> Response:
         """Answer what the page needs to know once."""
@@ -95,9 +95,11 @@ class Browser:
                 raise ValueError("offset or limit out of range")
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
-        places = self.index.find(query)
-        rows = [self.index.about(place) for place in places[offset : offset + limit].tolist()]
-        return JSONResponse({"total": len(places), "samples": rows}, headers=FRESH)
+        positions = self.index.find(query)
+        rows = [
+            self.index.about(position) for position in positions[offset : offset + limit].tolist()
+        ]
+        return JSONResponse({"total": len(positions), "samples": rows}, headers=FRESH)
 
     def detail(self, request: Request) -> Response:
         """Answer what is known of one sample."""
@@ -120,7 +122,7 @@ class Browser:
         return Response(data, media_type=media, headers=KEPT)
 
     def _thumbnail(self, key: str) -> bytes:
-        image = images.read_image(self.index.samples[self.index.places[key]].image)
+        image = images.read_image(self.index.samples[self.index.positions[key]].image)
         return sample_views.encode_jpeg(sample_views.shrink(image, THUMBNAIL_PX), THUMBNAIL_QUALITY)
 
     def _whole(self, sample: Sample, kind: str) -> bytes:
@@ -148,7 +150,7 @@ class Browser:
             await run_in_threadpool(self.index.set_mark, sample.id, mark)
         except OSError as error:
             raise HTTPException(507, f"marks cannot be saved: {error.strerror}") from None
-        return JSONResponse(self.index.about(self.index.places[sample.id]), headers=FRESH)
+        return JSONResponse(self.index.about(self.index.positions[sample.id]), headers=FRESH)
 
 
 def ratio_of(sample: Sample) -> float:

@@ -44,7 +44,7 @@ class Index:
     def __init__(self, folder: Path, quality: Path, source: Path | None) -> None:
         self.folder, self.source = folder, source
         self.samples = open_dataset(folder, labelled=False, with_excluded=True)
-        self.places = {sample.id: place for place, sample in enumerate(self.samples)}
+        self.positions = {sample.id: position for position, sample in enumerate(self.samples)}
         names = [str(sample.row.get("condition") or "none") for sample in self.samples]
         self.conditions = sorted(Counter(names).items())
         order = {name: code for code, (name, _) in enumerate(self.conditions)}
@@ -69,7 +69,7 @@ class Index:
             )
             return None
         held = np.zeros((len(self.samples), labels.NUM_CLASSES), bool)
-        for place, sample in enumerate(self.samples):
+        for position, sample in enumerate(self.samples):
             pixels = sample.row.get("class_pixels")
             if pixels is None and sample.label is not None:
                 try:
@@ -77,7 +77,7 @@ class Index:
                 except UserError as error:
                     print(f"notice: {error}", file=sys.stderr)
             if pixels is not None:
-                held[place] = np.array(pixels) > 0
+                held[position] = np.array(pixels) > 0
         return held
 
     def _read_scores(self, quality: Path) -> None:
@@ -85,18 +85,18 @@ class Index:
         if found is None:
             return
         self.networks = found.networks
-        for place, sample in enumerate(found.samples):
-            self.scores[self.places[sample.id]] = found.score[place]
-            row = found.rows[place]
+        for position, sample in enumerate(found.samples):
+            self.scores[self.positions[sample.id]] = found.score[position]
+            row = found.rows[position]
             parts = [
                 f"{name} {value:.1f}"
-                for name, value in zip(found.networks, found.miou[place], strict=True)
+                for name, value in zip(found.networks, found.miou[position], strict=True)
             ]
             parts += [f"{n} looks like {a['seen']}" for n, a in row.get("attributes", {}).items()]
             self._detail[sample.id] = ", ".join(parts)
 
     def find(self, query: Query) -> np.ndarray:
-        """Return the places of the samples that a query takes, in its order."""
+        """Return the positions of the samples that a query takes, in its order."""
         taken = np.full(len(self.samples), True)
         if query.condition:
             codes = [i for i, (name, _) in enumerate(self.conditions) if name == query.condition]
@@ -112,11 +112,11 @@ class Index:
             taken &= self._of_state(query.state, given)
         if query.text:
             taken &= self._with_text(query.text.lower(), given)
-        places = np.flatnonzero(taken)
+        positions = np.flatnonzero(taken)
         if query.order == "id":
-            return places
-        keys = self.scores[places] * (1 if query.order == "worst" else -1)
-        return places[np.argsort(keys, kind="stable")]  # those without a score are last
+            return positions
+        keys = self.scores[positions] * (1 if query.order == "worst" else -1)
+        return positions[np.argsort(keys, kind="stable")]  # those without a score are last
 
     def _of_state(self, state: State, given: dict[str, Mark]) -> np.ndarray:
         chosen = np.zeros(len(self.samples), bool)
@@ -125,24 +125,24 @@ class Index:
                 "kept": mark.excluded, "excluded": mark.excluded, "marked": mark.marked,
                 "commented": bool(mark.comment),
             }[state]  # fmt: skip
-            if fits and key in self.places:
-                chosen[self.places[key]] = True
+            if fits and key in self.positions:
+                chosen[self.positions[key]] = True
         return ~chosen if state == "kept" else chosen
 
     def _with_text(self, text: str, given: dict[str, Mark]) -> np.ndarray:
         found = np.array([text in own for own in self._texts])
         for key, mark in given.items():
-            if text in mark.comment.lower() and key in self.places:
-                found[self.places[key]] = True
+            if text in mark.comment.lower() and key in self.positions:
+                found[self.positions[key]] = True
         return found
 
-    def about(self, place: int) -> dict[str, Any]:
+    def about(self, position: int) -> dict[str, Any]:
         """Return what a list shows of a sample."""
-        mark = self._marks.get(self.samples[place].id, Mark())
-        sample, score = self.samples[place], float(self.scores[place])
+        mark = self._marks.get(self.samples[position].id, Mark())
+        sample, score = self.samples[position], float(self.scores[position])
         return {
             "id": sample.id,
-            "condition": self.conditions[int(self._codes[place])][0],
+            "condition": self.conditions[int(self._codes[position])][0],
             "caption": sample.caption[:400],
             "score": None if np.isnan(score) else round(score, 1),
             **asdict(mark),
@@ -152,9 +152,9 @@ class Index:
         """Return what the page of one sample shows beside the images."""
         hidden = ("class_pixels", "row_sha256", "image_sha256", "label_sha256", "prompt")
         row = {k: v for k, v in sample.row.items() if k not in hidden}
-        held = self.held[self.places[sample.id]] if self.held is not None else ()
+        held = self.held[self.positions[sample.id]] if self.held is not None else ()
         return {
-            **self.about(self.places[sample.id]),
+            **self.about(self.positions[sample.id]),
             "caption": sample.caption[:4000],
             "scores": self._detail.get(sample.id, ""),
             "classes": [n for n, h in zip(labels.CLASS_NAMES, held, strict=False) if h],

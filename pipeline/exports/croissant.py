@@ -55,14 +55,14 @@ KINDS = {
 
 
 def describe(
-    facts: Mapping[str, str],
+    fields: Mapping[str, str],
     sums: Mapping[str, str],
     sizes: Mapping[str, int],
     suffixes: Sequence[str],
 ) -> dict[str, Any]:
     """Return the JSON-LD of a release.
 
-    `facts`: name, description, licence, version, url, cite_as, date. `sums`, `sizes`: SHA-256 and
+    `fields`: name, description, licence, version, url, cite_as, date. `sums`, `sizes`: SHA-256 and
     bytes of the files to list by name. `suffixes`: those of the images.
     """
     files = [_file(name, digest, sizes[name]) for name, digest in sums.items()]
@@ -88,16 +88,16 @@ def describe(
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
-        "name": facts["name"],
-        "description": facts["description"],
-        "license": facts["licence"],
-        "version": facts["version"],
-        "url": facts["url"],
-        "citeAs": facts["cite_as"],
+        "name": fields["name"],
+        "description": fields["description"],
+        "license": fields["licence"],
+        "version": fields["version"],
+        "url": fields["url"],
+        "citeAs": fields["cite_as"],
         "distribution": [*files, *sets],
         "recordSet": records,
     }
-    return found | ({"datePublished": facts["date"]} if facts["date"] else {})
+    return found | ({"datePublished": fields["date"]} if fields["date"] else {})
 
 
 def _file(name: str, digest: str, num_bytes: int) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _rows(name: str) -> dict[str, Any]:
 
 
 def _table() -> dict[str, Any]:
-    kinds = {name: "sc:Text" for name in (*TEXTS, "facts")}
+    kinds = {name: "sc:Text" for name in (*TEXTS, "attributes")}
     kinds |= {"height": "sc:Integer", "width": "sc:Integer"}
     fields = [
         _field(f"table/{c}", kind, {"fileSet": {"@id": "parquet-files"}, "extract": {"column": c}})

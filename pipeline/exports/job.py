@@ -44,7 +44,7 @@ class Job:
             yield f"{position // SHARD_SIZE:04d}/{sample.id}", sample
 
 
-def facts(sample: Sample) -> dict[str, Any]:
+def attributes(sample: Sample) -> dict[str, Any]:
     """Return what the row says about the sample, without file names and book-keeping."""
     return {k: v for k, v in sample.row.items() if k not in OWN_KEYS}
 
@@ -53,14 +53,14 @@ def table(samples: list[Sample]) -> list[dict[str, Any]]:
     """Return a row of the same columns and types for each sample, whatever its set knows of it.
 
     Splits that are exported one by one, of different sets even, then have equal features: text is
-    empty where a set does not say it, and all else is JSON in `facts`.
+    empty where a set does not say it, and all else is JSON in `attributes`.
     """
     rows = []
     for sample in samples:
-        known = facts(sample)
+        known = attributes(sample)
         row: dict[str, Any] = {name: str(known.pop(name, None) or "") for name in TEXTS}
         row |= {name: known.pop(name) for name in ("height", "width")}
-        rows.append({**row, "facts": json.dumps(known, sort_keys=True)})
+        rows.append({**row, "attributes": json.dumps(known, sort_keys=True)})
     return rows
 
 
@@ -71,7 +71,7 @@ def write_hub_card(job: Job) -> None:
         text = (
             "Labels are the 19 Cityscapes train ids, 255 is void. Licence: that of the exported "
             "set, see its card. Columns: what most sets know of a sample; all else is JSON in "
-            "`facts`."
+            "`attributes`."
         )
         files.write_bytes(path, f"{card_header(title, [])}# {title}\n\n{text}\n".encode())
 

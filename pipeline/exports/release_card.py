@@ -34,7 +34,7 @@ LAYOUTS = {
 
 
 @dataclass(frozen=True)
-class CardFacts:
+class CardFields:
     """What the card tells beside the files."""
 
     name: str
@@ -48,42 +48,42 @@ class CardFacts:
     command: str
 
 
-def hub_configs(facts: CardFacts) -> list[dict[str, Any]]:
+def hub_configs(fields: CardFields) -> list[dict[str, Any]]:
     """Return how the hub and `datasets.load_dataset` make splits of the files."""
     patterns = {"parquet": "parquet/data/*.parquet", "webdataset": "webdataset/*.tar"}
-    kind = next((kind for kind in patterns if kind in facts.formats), "")
+    kind = next((kind for kind in patterns if kind in fields.formats), "")
     if not kind:
         return []
-    files = [{"split": facts.split, "path": patterns[kind]}]
+    files = [{"split": fields.split, "path": patterns[kind]}]
     return [{"config_name": "default", "data_files": files}]
 
 
 def write_card_text(
-    facts: CardFacts, rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any], quality: Path
+    fields: CardFields, rows: Sequence[Mapping[str, Any]], run: Mapping[str, Any], quality: Path
 ) -> str:
     """Return the card. `run`: the set's run.json; `quality`: its folder of scores, if there."""
-    licence = facts.licence if SPDX.fullmatch(facts.licence) else "other"
-    files = [[code(f"{kind}/"), LAYOUTS[kind]] for kind in facts.formats]
+    licence = fields.licence if SPDX.fullmatch(fields.licence) else "other"
+    files = [[code(f"{kind}/"), LAYOUTS[kind]] for kind in fields.formats]
     files += [["`sample/`", "a few samples as plain files, balanced over conditions"]]
     files += [["`SHA256SUMS`", "`sha256sum --check SHA256SUMS`"]]
     files += [["`croissant.json`", "Croissant 1.0"], ["`run.json`", "how the set was made"]]
     parts = [
-        f"# {plain(facts.name)}",
-        f"{plain(facts.description)} Version {code(facts.version)}.",
+        f"# {plain(fields.name)}",
+        f"{plain(fields.description)} Version {code(fields.version)}.",
         "Labels are PNGs of the 19 Cityscapes train ids; 255 is void (`classes.json`).",
         table(["file", "what it is"], files).rstrip(),
         "## Content",
         _content(rows),
         "## Provenance",
-        _provenance(facts, run),
+        _provenance(fields, run),
         "## Licence",
-        f"This set: {plain(facts.licence)}. It depends on the licences of its inputs:",
-        table(["part", "licence"], [[plain(p), plain(text)] for p, text in facts.chain]).rstrip(),
+        f"This set: {plain(fields.licence)}. It depends on the licences of its inputs:",
+        table(["part", "licence"], [[plain(p), plain(text)] for p, text in fields.chain]).rstrip(),
         "## Limits",
         LIMITS,
         *_scores(quality),
     ]
-    header = card_header(facts.name, hub_configs(facts), licence)
+    header = card_header(fields.name, hub_configs(fields), licence)
     return header + "\n\n".join(parts) + "\n"
 
 
@@ -111,8 +111,8 @@ def _content(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(part.rstrip() for part in parts)
 
 
-def _provenance(facts: CardFacts, run: Mapping[str, Any]) -> str:
-    lines = [f"- packed by {code(facts.command)}"]
+def _provenance(fields: CardFields, run: Mapping[str, Any]) -> str:
+    lines = [f"- packed by {code(fields.command)}"]
     if not run:
         return "\n".join([*lines, "- the set has no `run.json`: its provenance is not known"])
     for name in ("digest", "streetforge", "commit"):

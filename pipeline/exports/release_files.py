@@ -19,7 +19,7 @@ from pipeline import checksums, files
 from pipeline.errors import UserError
 from pipeline.exports import croissant, folders, panoptic, shards, subset
 from pipeline.exports.job import Job
-from pipeline.exports.release_card import CardFacts, write_card_text
+from pipeline.exports.release_card import CardFields, write_card_text
 from pipeline.output_folders import RELEASE
 from pipeline.paths import Enclosure
 from pipeline.reading import read_json
@@ -61,7 +61,7 @@ def write_release(job: Job, record: dict[str, Any], data: Path, quality: Path) -
         if (quality / name).is_file():
             within = str((quality / name).relative_to(owner))
             copy_own(owner, within, folder / "quality" / name)
-    card = write_card_text(card_facts(record), rows, run, folder / "quality")
+    card = write_card_text(card_fields(record), rows, run, folder / "quality")
     files.write_changed(folder / "README.md", card.encode())
     shutil.rmtree(folder / LAYOUTS, ignore_errors=True)
     suffixes = sorted({sample.image.suffix.lower() for sample in job.samples})
@@ -110,9 +110,9 @@ def groups(folder: Path, max_bytes: int) -> Iterator[list[str]]:
         yield group
 
 
-def card_facts(record: dict[str, Any]) -> CardFacts:
+def card_fields(record: dict[str, Any]) -> CardFields:
     """Return what the card tells of the record of a release."""
-    return CardFacts(
+    return CardFields(
         name=record["name"],
         version=record["version"],
         description=record["description"],
@@ -130,8 +130,10 @@ def write_croissant(folder: Path, record: dict[str, Any], suffixes: list[str]) -
     sums = checksums.hash_files(folder, names)
     shown = {name: sums[name] for name in names if not name.startswith("sample/")}
     sizes = {name: (folder / name).stat().st_size for name in shown}
-    facts = {key: str(record[key]) for key in ("name", "description", "licence", "version", "date")}
-    facts |= {"url": record["url"] or ".", "cite_as": record["cite_as"] or record["name"]}
-    found = croissant.describe(facts, shown, sizes, suffixes)
+    fields = {
+        key: str(record[key]) for key in ("name", "description", "licence", "version", "date")
+    }
+    fields |= {"url": record["url"] or ".", "cite_as": record["cite_as"] or record["name"]}
+    found = croissant.describe(fields, shown, sizes, suffixes)
     files.write_changed(folder / "croissant.json", files.json_bytes(found))
     return sums

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import files, labels
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
-from pipeline.exports.job import TEXTS, Job, facts, read_checked, table, write_hub_card
+from pipeline.exports.job import TEXTS, Job, attributes, read_checked, table, write_hub_card
 from pipeline.rows import seal
 from pipeline.tar_members import add_member, file_size, member_name
 
@@ -42,8 +42,8 @@ def missing(job: Job, names: str) -> Iterator[tuple[Path, range]]:
 
 
 def shard_row(sample: Sample, image: bytes, label: bytes | None) -> dict[str, Any]:
-    """Return what <key>.json says: the facts of the row, hashes and class pixels of its members."""
-    row = {**facts(sample), "image_sha256": files.sha256(image)}
+    """Return the content of <key>.json: attributes of the row, hashes, class pixels."""
+    row = {**attributes(sample), "image_sha256": files.sha256(image)}
     if label is not None:
         ids = labels.decode_label(label, str(sample.label))
         row |= {"label_sha256": files.sha256(label)}
@@ -123,7 +123,7 @@ def write_tables(job: Job) -> None:
     from datasets import Features, Image, Value
 
     rows = table(job.samples)
-    columns: dict[str, Any] = {name: Value("string") for name in (*TEXTS, "facts")}
+    columns: dict[str, Any] = {name: Value("string") for name in (*TEXTS, "attributes")}
     columns |= {name: Value("int64") for name in ("height", "width")}
     features = Features({**columns, "image": Image(), "label": Image()})
 

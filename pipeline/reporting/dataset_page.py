@@ -68,12 +68,12 @@ def score_section(scores: quality.Scores, sheets: Sheets) -> Row:
     """Collect what the page shows of the scores of a dataset folder."""
     best, worst = quality.ranking(scores, RANKED)
     ranked = []
-    for title, lead, places in (
+    for title, lead, positions in (
         ("Worst images", "What the networks recognise least of the label map.", worst),
         ("Best images", "What the networks recognise best of the label map.", best),
     ):
-        chosen = [scores.samples[place] for place in places]
-        texts = [quality.caption(scores, place) for place in places]
+        chosen = [scores.samples[position] for position in positions]
+        texts = [quality.caption(scores, position) for position in positions]
         if rows := sheets.ranked(chosen, texts):
             order = "Image, image under its label, and small objects, both ways."
             ranked.append((title, f"{lead} {order}", rows))

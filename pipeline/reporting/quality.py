@@ -87,17 +87,17 @@ def _percent(value: Any) -> float:
 
 
 def ranking(scores: Scores, count: int) -> tuple[list[int], list[int]]:
-    """Return the places of the best and of the worst samples, best and worst first."""
+    """Return the positions of the best and of the worst samples, best and worst first."""
     order = np.argsort(scores.score, kind="stable")
     order = order[~np.isnan(scores.score[order])]
     count = min(count, len(order) // 2)
     return order[::-1][:count].tolist(), order[:count].tolist()
 
 
-def caption(scores: Scores, place: int) -> str:
+def caption(scores: Scores, position: int) -> str:
     """Return the scores of one image in words."""
-    parts = [f"{n} {m:.1f}" for n, m in zip(scores.networks, scores.miou[place], strict=True)]
-    row = scores.rows[place]
+    parts = [f"{n} {m:.1f}" for n, m in zip(scores.networks, scores.miou[position], strict=True)]
+    row = scores.rows[position]
     parts += [f"{name} looks like {a['seen']}" for name, a in row.get("attributes", {}).items()]
     return "mIoU " + ", ".join(parts)
 
@@ -135,7 +135,7 @@ def groups(scores: Scores, most: int) -> list[Row]:
 
 
 def _group(name: str, members: np.ndarray, scores: Scores) -> Row:
-    places = np.flatnonzero(members).tolist()
+    positions = np.flatnonzero(members).tolist()
     networks = []
     for index, network in enumerate(scores.networks):
         iou = iou_of(scores.areas[index][members].sum(0))
@@ -153,18 +153,19 @@ def _group(name: str, members: np.ndarray, scores: Scores) -> Row:
             }
         )
     means = {
-        key: float(np.mean([scores.rows[place][key] for place in places])) for key in STATISTICS
+        key: float(np.mean([scores.rows[position][key] for position in positions]))
+        for key in STATISTICS
     }
-    shown = _shown_share(scores, places)
-    return {"name": name, "images": len(places), "networks": networks, **means, "shown": shown}
+    shown = _shown_share(scores, positions)
+    return {"name": name, "images": len(positions), "networks": networks, **means, "shown": shown}
 
 
-def _shown_share(scores: Scores, places: Sequence[int]) -> dict[str, float]:
+def _shown_share(scores: Scores, positions: Sequence[int]) -> dict[str, float]:
     """Return per attribute the percentage of images that show what their row says."""
     told: dict[str, list[bool]] = {}
-    for place in places:
-        row = scores.samples[place].row
-        for name, seen in scores.rows[place].get("attributes", {}).items():
+    for position in positions:
+        row = scores.samples[position].row
+        for name, seen in scores.rows[position].get("attributes", {}).items():
             if row.get(name) is not None:
                 told.setdefault(name, []).append(str(row[name]) == seen["seen"])
     return {name: 100 * float(np.mean(values)) for name, values in told.items()}

@@ -87,9 +87,9 @@ def occurrence(samples: Sequence[Sample], pixels: np.ndarray) -> list[Row]:
         {
             "name": name,
             "images": counts[name],
-            "cells": [100 * float(v) for v in (pixels[index == place] > 0).mean(0)],
+            "cells": [100 * float(v) for v in (pixels[index == position] > 0).mean(0)],
         }
-        for place, name in enumerate(kept)
+        for position, name in enumerate(kept)
     ]
 
 
@@ -140,7 +140,7 @@ def provenance(folder: Path, samples: Sequence[Sample]) -> Row:
     """Return what run.json and the rows say about where a set comes from."""
     path = folder / "run.json"
     record = read_json(path, dict) if path.is_file() else {}
-    facts = {
+    fields = {
         name: str(record[name])[:200]
         for name in ("streetforge", "digest", "commit", "protocol")
         if record.get(name)
@@ -153,7 +153,7 @@ def provenance(folder: Path, samples: Sequence[Sample]) -> Row:
     text = json.dumps(record.get("config", record), indent=2, sort_keys=True)
     cut = text if len(text) <= RECORD_CHARACTERS else text[:RECORD_CHARACTERS] + "\n..."
     return {
-        "facts": {"folder": str(folder), **facts},
+        "fields": {"folder": str(folder), **fields},
         "revisions": revisions.most_common(MOST_REASONS),
         "config": cut if record else "",
     }

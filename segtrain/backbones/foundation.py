@@ -98,9 +98,9 @@ class FoundationBackbone(nn.Module):
         found: dict[int, torch.Tensor] = {}
         handles = [
             layer.register_forward_hook(
-                lambda _m, _i, output, place=place: found.__setitem__(place, output)
+                lambda _m, _i, output, position=position: found.__setitem__(position, output)
             )
-            for place, layer in enumerate(self._layers)
+            for position, layer in enumerate(self._layers)
         ]
         try:
             self.network(images)
@@ -109,8 +109,8 @@ class FoundationBackbone(nn.Module):
                 handle.remove()
         grid = [side // self.patch for side in size]
         maps = []
-        for place, scale in enumerate(SCALES):
-            states = found[place][0] if isinstance(found[place], tuple) else found[place]
+        for position, scale in enumerate(SCALES):
+            states = found[position][0] if isinstance(found[position], tuple) else found[position]
             tokens = states[:, self.num_prefix :].transpose(1, 2)
             level = tokens.reshape(len(images), -1, *grid)
             target = [max(1, int(side * scale)) for side in grid]

@@ -141,10 +141,10 @@ def main_table(comparison: Comparison, published: Sequence[Group]) -> Table:
         for row in group.rows:
             values = [comparison.published(row, column) for column in comparison.columns]
             cells = [number(value, 2) for value in values]
-            for place, column in enumerate(comparison.columns):
+            for position, column in enumerate(comparison.columns):
                 gain = row.gains.get(comparison.scores.datasets.get(column, column))
                 if gain is not None and column in comparison.scores.catalogued:
-                    cells[place] = f"{gain:+.2f} over the best before"
+                    cells[position] = f"{gain:+.2f} over the best before"
             rows.append([f"{row.method} [{row.paper}, table {row.table}; {row.read}]", "-", *cells])
     return Table("mIoU in percent", ["mIoU %", "networks", *comparison.columns], rows)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.iou import AREAS
 from pipeline.labels import VOID
-from pipeline.small_objects import FACTS, small_objects
+from pipeline.small_objects import NUM_COUNTS, small_objects
 from segtrain.protocol import Protocol
 
 BOUNDARY_SHARE = 0.02  # of the diagonal: the boundary's width in the paper
@@ -54,7 +54,7 @@ def empty(num_classes: int) -> Counts:
     return Counts(
         np.zeros((num_classes + 1, num_classes + 1), np.int64),
         np.zeros((AREAS, num_classes), np.int64),
-        np.zeros((FACTS, num_classes), np.int64),
+        np.zeros((NUM_COUNTS, num_classes), np.int64),
         np.zeros((CALIBRATION, BINS)),
     )
 

@@ -21,7 +21,7 @@ from pipeline import files
 from pipeline.errors import UserError
 from pipeline.iou import AREAS
 from pipeline.reading import open_regular, parse_json
-from pipeline.small_objects import FACTS
+from pipeline.small_objects import NUM_COUNTS
 from segtrain.evaluation.counts import BINS, CALIBRATION, Counts, empty
 
 LONGEST_ROW = 1 << 20  # bytes
@@ -110,7 +110,7 @@ def parse_row(line: bytes, num_classes: dict[str, int]) -> Row:
             raise ValueError("confusion is not that of its classes")
         np.add.at(counts.confusion, (pairs[:, 0], pairs[:, 1]), pairs[:, 2])
         boundary = _dense(row["boundary"], AREAS, width).astype(np.int64)
-        objects = _dense(row["objects"], FACTS, width).astype(np.int64)
+        objects = _dense(row["objects"], NUM_COUNTS, width).astype(np.int64)
         calibration = _dense(row["calibration"], CALIBRATION, BINS)
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"counts are missing ({error})") from None

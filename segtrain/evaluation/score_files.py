@@ -65,14 +65,14 @@ def read_scores(paths: Sequence[Path]) -> Scores:
 def _add(scores: Scores, path: Path, document: Mapping[str, Any]) -> None:
     sizes = {}
     for target in document["targets"]:
-        facts = document["sets"][target]
-        classes = [str(name) for name in facts["classes"]]
+        entry = document["sets"][target]
+        classes = [str(name) for name in entry["classes"]]
         if not 0 < len(classes) <= MOST_CLASSES:
             raise ValueError(f"{len(classes)} classes of {target}")
         if scores.classes.setdefault(target, classes) != classes:
             raise UserError(f"{path}: {target} has other classes than in the files before it")
-        scores.datasets[target] = dataset_of(target, facts)
-        if facts.get("dataset"):
+        scores.datasets[target] = dataset_of(target, entry)
+        if entry.get("dataset"):
             scores.catalogued.add(target)
         sizes[target] = len(classes)
     if document.get("limit"):
@@ -124,9 +124,9 @@ def read_selection(entry: Mapping[str, Any]) -> dict[str, Any]:
     return selection
 
 
-def dataset_of(target: str, facts: Mapping[str, Any]) -> str:
+def dataset_of(target: str, entry: Mapping[str, Any]) -> str:
     """Return the dataset of a target in the catalogue, without the version (of Mapillary)."""
-    return re.sub(r"_v[\d_]+$", "", str(facts.get("dataset") or target))
+    return re.sub(r"_v[\d_]+$", "", str(entry.get("dataset") or target))
 
 
 def arms_of(scores: Scores, patterns: Sequence[str]) -> dict[str, list[Network]]:

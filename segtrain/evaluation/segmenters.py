@@ -46,22 +46,22 @@ def describe(folder: Path, scene: Path | None = None) -> dict[str, Any]:
 
     `scene` is the result of segtrain/adapt.py that it is scored with.
     """
-    facts: dict[str, Any] = {"checkpoint": str(folder)}
+    entry: dict[str, Any] = {"checkpoint": str(folder)}
     if is_transformers(folder):
-        return facts | {"kind": "transformers", "selection": {"rule": "not recorded"}}
+        return entry | {"kind": "transformers", "selection": {"rule": "not recorded"}}
     imported = "imported" in read_json(folder / RECIPE_FILE, dict)  # by segtrain/import_network.py
     kind = "mmsegmentation" if imported else "trained"
-    facts |= {"kind": kind, "weights": file_digest(folder / WEIGHTS_FILE)}
+    entry |= {"kind": kind, "weights": file_digest(folder / WEIGHTS_FILE)}
     path = folder / "config.json"
     config = read_json(path, dict).get("config") if path.is_file() else None
     seed = config.get("seed") if isinstance(config, dict) else None
     if type(seed) is int:
-        facts["seed"] = seed
+        entry["seed"] = seed
     rule = "last iterate" if isinstance(config, dict) else "not recorded"
     if scene:
         seen = require_scene(scene)["config"].get("target")
         rule += f"; scene learned on unlabelled images of {Path(str(seen)).name}"
-    return facts | {"selection": {"rule": rule}}
+    return entry | {"selection": {"rule": rule}}
 
 
 def describe_predictions(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Target:
         """How the field tests on this dataset."""
         return protocol_of(self.folder)
 
-    def facts(self) -> dict[str, Any]:
+    def entry(self) -> dict[str, Any]:
         """Return what a score file says of it: its origin in the catalogue, and its classes."""
         origin = origin_of(self.folder)
         return {**origin, "images": len(self.samples), "classes": list(self.protocol.class_names)}

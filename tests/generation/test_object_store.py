@@ -34,7 +34,9 @@ def environment():
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         import boto3
+        import s3fs
 
+        s3fs.S3FileSystem.clear_instance_cache()  # clients keep the address of an earlier server
         boto3.client("s3").create_bucket(Bucket="bucket")
         yield dict(os.environ)
         running.stop()

@@ -343,7 +343,7 @@ def test_columns_are_the_same_whatever_a_set_knows() -> None:
     first, second = exporters.table([Sample(r["id"], Path(), None, r) for r in rows])
     assert {k: type(v) for k, v in first.items()} == {k: type(v) for k, v in second.items()}
     assert first["prompt"] == "x" and second["prompt"] == second["condition"] == ""
-    assert json.loads(first["facts"]) == {"seed": 2**70, "crop": [1, 2, 3, 4]}
+    assert json.loads(first["attributes"]) == {"seed": 2**70, "crop": [1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet"])

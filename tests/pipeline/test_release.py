@@ -307,7 +307,8 @@ def test_only_some_files(pack: Callable[..., Path], fetch: Callable[..., Path]) 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """The address of an empty bucket of a local S3 server."""
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()  # clients keep the address of an earlier server
     servers, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
     server = servers.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
