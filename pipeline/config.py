@@ -163,7 +163,11 @@ def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = Non
     values = {
         k: _coerce(v, kinds[k], f"{where}: {k}", getattr(default, k)) for k, v in mapping.items()
     }
-    return dataclasses.replace(default, **values)  # type: ignore[type-var]
+    try:
+        return dataclasses.replace(default, **values)  # type: ignore[type-var]
+    except UserError as error:  # a range, which the dataclass checks
+        text = str(error)
+        raise UserError(text if text.startswith(where) else f"{where}: {text}") from None
 
 
 def parse(

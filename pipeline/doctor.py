@@ -47,6 +47,7 @@ EXTRAS = {
     "export": "Parquet, and readers of the exports",
     "s3": "addresses s3:// of released sets",
     "gs": "addresses gs:// of released sets",
+    "ray": "generation on a Ray cluster",
 }
 FULL_MMCV = "pip uninstall mmcv-lite, then install mmcv 2.1 built for your torch"
 MEMORY_GB = 6.0  # what the demo needs

@@ -142,6 +142,13 @@ def call_store(scheme: str) -> None:
         raise RuntimeError(f"fsspec knows no store for {scheme}://")
 
 
+def call_ray() -> None:
+    """Import Ray and make an actor class of it; no cluster is started."""
+    import ray
+
+    ray.remote(num_cpus=1)(type("Actor", (), {}))
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "lora": call_lora,
     "bitsandbytes": call_bitsandbytes,
@@ -152,4 +159,5 @@ CALLS: dict[str, Callable[[], None]] = {
     "export": call_export,
     "s3": functools.partial(call_store, "s3"),
     "gs": functools.partial(call_store, "gs"),
+    "ray": call_ray,
 }
