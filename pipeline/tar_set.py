@@ -7,21 +7,20 @@
 
 Object stores have no rename and no append, but an object appears when it is whole. So the rows of
 a shard are one object, written after the tar file that they name. A worker that is killed leaves at
-most a tar file that no row names; the same number is written anew. A shard with fewer finished
-samples than wanted (a sample failed, the worker was stopped, `n` grew) is completed: its samples
-are taken over from the old tar file.
+most a tar file that no row names. A shard with fewer finished samples than wanted (a sample failed,
+the worker was stopped, `n` grew) is completed: its samples are taken over from the old tar file. A
+tar file that rows name is never replaced: one with a part of its samples, or more than before, is
+called `shards/000012-<digest of its samples>.tar`.
 """
 
 import contextlib
-import io
 import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,8 @@ class TarSet:
             self._begin()
         everything = [*self._taken_over(shard), *samples]
         everything.sort(key=lambda sample: sample.row["id"])
-        name = f"shards/{shard.number:06d}.tar"
+        old_names = tar_names(shard.kept)
+        name = self._tar_name(shard, everything, old_names)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "content"
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -123,7 +123,23 @@ class TarSet:
             path.write_text("".join(encode_row(seal(row)) for row in rows))
             self.store.upload(path, f"rows/{shard.number:06d}-{count:05d}.jsonl")
         self._remove_older(shard.number, count)
+        for old_name in old_names - {name}:
+            self._remove(old_name)
         return count
+
+    @staticmethod
+    def _tar_name(shard: Shard, samples: Sequence[EncodedSample], old_names: set[str]) -> str:
+        """Return the name of a tar file that replaces none which rows may name.
+
+        Another worker may be at the same shard, or this one killed before it writes the rows. So a
+        part of a shard, and what grows from a whole one, has a digest of its samples in its name.
+        """
+        name = f"shards/{shard.number:06d}.tar"
+        finished = [sample.row for sample in samples if is_ok(sample.row)]
+        if len(finished) == len(shard.wanted) and name not in old_names:
+            return name
+        hashes = [[row["id"], row["image_sha256"], row["label_sha256"]] for row in finished]
+        return f"shards/{shard.number:06d}-{files.sha256(json.dumps(hashes).encode())[:12]}.tar"
 
     def _begin(self) -> None:
         """Write run.json and classes.json, unless another worker of this run has."""
@@ -144,11 +160,8 @@ class TarSet:
             for kind in ("label", "image"):
                 if (member := find_member(row.get(f"{kind}_file_name") or "")) is None:
                     continue
-                digest_of = row.get(f"{kind}_sha256")
                 data = self.store.read(member.shard, member.start, member.num_bytes)
-                if files.sha256(data) != digest_of:  # a killed worker wrote a longer tar file
-                    data = self._read_by_name(member.shard, f"{row['id']}.{kind}.png")
-                if files.sha256(data) != digest_of:
+                if files.sha256(data) != row.get(f"{kind}_sha256"):
                     raise UserError(
                         f"{self.store.address}: sample {row['id']} in {member.shard} differs from "
                         f"its {kind}_sha256; remove that tar file and its rows, and repeat the "
@@ -158,24 +171,26 @@ class TarSet:
             samples.append(EncodedSample(tuple(contents), row))
         return samples
 
-    def _read_by_name(self, shard: str, name: str) -> bytes:
-        """Return a member of a tar file by its name, empty if it is not there."""
-        data = io.BytesIO(self.store.read(shard))
-        with (
-            contextlib.suppress(tarfile.TarError, KeyError, EOFError),
-            tarfile.open(fileobj=data) as archive,
-        ):
-            member = archive.extractfile(name)
-            return member.read() if member else b""
-        return b""
-
     def _remove_older(self, number: int, count: int) -> None:
         for name in self.store.sizes():
             match = ROWS_NAME.fullmatch(name)
             if match and int(match[1]) == number and int(match[2]) < count:
-                self.store.call(
-                    "removed", partial(self.store.system.rm_file, self.store.path(name))
-                )
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Remove an object, which another worker may have removed already."""
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.store.system.rm_file(self.store.path(name))
+
+        self.store.call("removed", remove)
+
+
+def tar_names(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the tar files that rows name."""
+    members = (find_member(row.get("image_file_name") or "") for row in rows)
+    return {member.shard for member in members if member}
 
 
 def add_sample(archive: tarfile.TarFile, sample: EncodedSample, shard: str) -> dict[str, Any]:

@@ -8,17 +8,19 @@ import sys
 import tarfile
 
 import fsspec
+import numpy as np
 import pytest
 
 from generation import run, tar_output, worker
 from generation.sampler import networks as loading
 from generation.shards import parse_shard, position
 from pipeline import files, merge, verify
+from pipeline.dataset import encode_sample
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.metadata import read_rows
 from pipeline.remote_files import open_store
 from pipeline.tar_members import find_member
-from pipeline.tar_set import committed, read_all_rows
+from pipeline.tar_set import Shard, TarSet, committed, read_all_rows, tar_names
 
 N = 5
 TIMES = ("seconds", "generated_at", "row_sha256", "image_file_name", "label_file_name")
@@ -158,7 +160,8 @@ def test_tar_shards_have_the_same_bytes_after_a_stop_and_a_larger_n(
     assert committed(store) == {0: 3} and len(store.sizes()) == 4  # old rows are gone
     assert call("--n", N, *options) == 0
     assert plain(read_all_rows(store)) == whole
-    continued = store.read("shards/000000.tar")
+    (name,) = tar_names(row for row in read_all_rows(store) if row["id"] < "00000004")
+    continued = store.read(name)
     assert call("--n", N, "--shard-samples", 4, "--output", "memory://bucket/again") == 0
     assert continued == open_store("memory://bucket/again").read("shards/000000.tar")
     capsys.readouterr()
@@ -198,12 +201,27 @@ def test_killed_between_tar_and_rows_of_a_shard_with_a_failed_sample(
         patch.setattr(tar_output, "encode_sample", fail_sample(tar_output.encode_sample, 1))
         assert call(*options) == EXIT_INCOMPLETE
     store = open_store(address)
-    rows = store.read("rows/000000-00002.jsonl")
+    before = {name: store.read(name) for name in store.sizes()}
     assert call(*options) == 0
     store.system.rm_file(store.path("rows/000000-00003.jsonl"))
-    store.system.pipe_file(store.path("rows/000000-00002.jsonl"), rows)
+    for name, data in before.items():
+        store.system.pipe_file(store.path(name), data)
     assert call(*options) == 0
     assert plain(read_all_rows(store)) == whole
+
+
+def test_a_late_worker_with_a_part_of_a_shard_replaces_no_tar_file(call, whole, address):
+    assert call("--n", N, "--shard-samples", 3, "--output", address) == 0
+    store = open_store(address)
+    late = TarSet(store, json.loads(store.read("run.json"))["config"], 3)
+    image, label = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)
+    late.commit(Shard(0, range(3)), [encode_sample(1, image, label, {})])
+    assert committed(store) == {0: 3, 1: 2}
+    assert plain(read_all_rows(store)) == whole
+    for row in read_all_rows(store):
+        member = find_member(row["image_file_name"])
+        data = store.read(member.shard, member.start, member.num_bytes)
+        assert files.sha256(data) == row["image_sha256"]
 
 
 def test_foreign_rows_are_one_line(call, address):
