@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from generation import tar_output, worker
-from generation.inputs import Inputs, check_loadable, read_inputs, row_revisions
+from generation.inputs import Inputs, check_loadable, row_revisions
 from generation.output import RunFolder
 from generation.plan import PlanItem
 from generation.settings import Config
@@ -225,9 +225,8 @@ def fill_folder(config: Config, inputs: Inputs, folder: RunFolder, claims: Claim
     return _run(config, inputs, provenance, "make", jobs, commit)
 
 
-def fill_tar_set(config: Config) -> int:
+def fill_tar_set(config: Config, inputs: Inputs) -> int:
     """Generate the tar shards that are missing behind an address; the actors commit them."""
-    inputs = read_inputs(config)
     tar_set = tar_output.open_tar_set(config, inputs)
     shards = tar_set.unfinished(config.n)
     if not shards:

@@ -59,11 +59,13 @@ def main() -> int | None:
     # Inputs: what is wrong with settings, models or label maps is found here, before torch
     if config.plan_file:
         raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
-    if config.output_address:
-        return (ray_workers.fill_tar_set if config.ray else tar_output.run)(config)
-    if not is_main:
+    if not is_main and not config.output_address:
         wait_for(config.output / CACHE_NAME)
     inputs = read_inputs(config)
+    if config.output_address:
+        if is_main:
+            print_warnings(config, inputs)
+        return (ray_workers.fill_tar_set if config.ray else tar_output.run)(config, inputs)
 
     with files.storage_errors(
         config.output, lambda: dry_run.disk_estimate(config.n - inputs.rows.done, config.crop_px)

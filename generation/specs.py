@@ -40,14 +40,17 @@ class SpecReader:
             return spec
         size = (label_map.height, label_map.width)
         image = self.folder.read_source_image(item.label_map, size)
-        return replace(spec, source=self._crop(item, whole).of(image))
+        return replace(spec, source=Crop(*spec.metadata["crop"]).of(image))
 
     def describe(self, item: PlanItem, whole: np.ndarray, attempt: int = 0) -> SampleSpec:
         """Return the sample of a plan item without its source image.
 
         `whole`: the item's HxW label map, train ids with void 255.
         """
-        label_map, crop = self.label_maps[item.label_map], self._crop(item, whole)
+        label_map = self.label_maps[item.label_map]
+        crop = place_crop(
+            whole, item, seed=self.seed, size=self.crop_px, min_share=self.min_rare_share
+        )
         label, rare = crop.of(whole), item.rare_class
         rng = numpy_generator(self.seed, "class words", item.index)
         prompt = render_prompt(
@@ -74,9 +77,4 @@ class SpecReader:
             index=item.index,
             attempt=attempt,
             metadata=origin | self.metadata,
-        )
-
-    def _crop(self, item: PlanItem, whole: np.ndarray) -> Crop:
-        return place_crop(
-            whole, item, seed=self.seed, size=self.crop_px, min_share=self.min_rare_share
         )

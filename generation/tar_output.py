@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from generation import worker
-from generation.inputs import Inputs, check_loadable, identify, read_inputs, row_revisions
+from generation.inputs import Inputs, check_loadable, identify, row_revisions
 from generation.output import PACKAGES
 from generation.settings import Config
 from generation.shards import position
@@ -77,9 +77,8 @@ def missing(config: Config, inputs: Inputs) -> list[int]:
     return [index for shard in shards for index in shard.missing]
 
 
-def run(config: Config) -> int:
+def run(config: Config, inputs: Inputs) -> int:
     """Generate the missing samples of this worker's tar shards; return the exit code."""
-    inputs = read_inputs(config)
     tar_set = open_tar_set(config, inputs)
     shards = tar_set.unfinished(config.n, *position(config.shard))
     if not shards:

@@ -260,10 +260,7 @@ class DatasetWriter:
         write_marker(folder, DATASET, config, provenance=provenance)
         classes_file = folder / "classes.json"
         if not classes_file.exists():
-            palette = labels.PALETTE.tolist()
-            files.write_json(
-                classes_file, {"names": list(labels.CLASS_NAMES), "palette": palette, "void": 255}
-            )
+            files.write_json(classes_file, labels.classes_record())
 
     def _row_digests(self) -> set[str] | None:
         """Return of which runs the rows are; None where the folder says it itself."""

@@ -62,6 +62,11 @@ def shipped(name: str) -> Path:
 LABEL_SPACES = shipped("labelspaces")
 
 
+def classes_record() -> dict[str, Any]:
+    """Return the content of a dataset folder's classes.json: names, colours and void id."""
+    return {"names": list(CLASS_NAMES), "palette": PALETTE.tolist(), "void": VOID}
+
+
 def colorize(label: np.ndarray) -> np.ndarray:
     """Return the Cityscapes colours of `label`, HxWx3 uint8; void is black."""
     table = np.zeros((256, 3), dtype=np.uint8)

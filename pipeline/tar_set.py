@@ -49,6 +49,8 @@ class Shard:
     number: int
     wanted: range
     kept: tuple[dict[str, Any], ...] = ()
+    kept_count: int | None = None
+    """Finished samples of its present rows; None without rows."""
 
     @property
     def missing(self) -> list[int]:
@@ -103,7 +105,7 @@ class TarSet:
                 shards.append(Shard(number, wanted))
             elif count < len(wanted):
                 rows = filter(is_ok, read_shard_rows(self.store, number, count))
-                shards.append(Shard(number, wanted, tuple(rows)))
+                shards.append(Shard(number, wanted, tuple(rows), count))
         return shards
 
     def commit(self, shard: Shard, samples: Sequence[EncodedSample]) -> int:
@@ -121,8 +123,9 @@ class TarSet:
             self.store.upload(path, name)
             count = sum(map(is_ok, rows))
             path.write_text("".join(encode_row(seal(row)) for row in rows))
-            self.store.upload(path, f"rows/{shard.number:06d}-{count:05d}.jsonl")
-        self._remove_older(shard.number, count)
+            self.store.upload(path, rows_name(shard.number, count))
+        if shard.kept_count is not None and shard.kept_count < count:
+            self._remove(rows_name(shard.number, shard.kept_count))
         for old_name in old_names - {name}:
             self._remove(old_name)
         return count
@@ -144,10 +147,8 @@ class TarSet:
     def _begin(self) -> None:
         """Write run.json and classes.json, unless another worker of this run has."""
         if "run.json" not in self.store.sizes():
-            palette = labels.PALETTE.tolist()
-            classes = {"names": list(labels.CLASS_NAMES), "palette": palette, "void": 255}
             record = {**self.provenance, "config": self.identity, "digest": self.digest}
-            write_json(self.store, "classes.json", classes)
+            write_json(self.store, "classes.json", labels.classes_record())
             write_json(self.store, "run.json", record)
         self.refuse_other()  # of two runs that begin together one has written last
         self._is_open = True
@@ -171,12 +172,6 @@ class TarSet:
             samples.append(EncodedSample(tuple(contents), row))
         return samples
 
-    def _remove_older(self, number: int, count: int) -> None:
-        for name in self.store.sizes():
-            match = ROWS_NAME.fullmatch(name)
-            if match and int(match[1]) == number and int(match[2]) < count:
-                self._remove(name)
-
     def _remove(self, name: str) -> None:
         """Remove an object, which another worker may have removed already."""
 
@@ -185,6 +180,11 @@ class TarSet:
                 self.store.system.rm_file(self.store.path(name))
 
         self.store.call("removed", remove)
+
+
+def rows_name(number: int, count: int) -> str:
+    """Return the name of the rows of a shard with `count` finished samples."""
+    return f"rows/{number:06d}-{count:05d}.jsonl"
 
 
 def tar_names(rows: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -217,7 +217,7 @@ def committed(store: Store) -> dict[int, int]:
 
 def read_shard_rows(store: Store, number: int, count: int) -> list[dict[str, Any]]:
     """Return the rows of a shard of `count` finished samples."""
-    name = f"rows/{number:06d}-{count:05d}.jsonl"
+    name = rows_name(number, count)
     try:
         rows = [parse_row(line) for line in store.read(name).splitlines()]
         for row in rows:

@@ -14,7 +14,7 @@ from pipeline import labels, marks
 from pipeline.dataset import Sample, open_dataset
 from pipeline.errors import UserError
 from pipeline.marks import Mark
-from pipeline.reporting.quality import read_scores
+from pipeline.reporting.quality import caption, read_scores
 
 MOST_LABELS_READ = 2000  # where rows do not hold the pixels of their classes
 
@@ -85,15 +85,10 @@ class Index:
         if found is None:
             return
         self.networks = found.networks
+        score = found.score  # a mean over all samples, taken once
         for position, sample in enumerate(found.samples):
-            self.scores[self.positions[sample.id]] = found.score[position]
-            row = found.rows[position]
-            parts = [
-                f"{name} {value:.1f}"
-                for name, value in zip(found.networks, found.miou[position], strict=True)
-            ]
-            parts += [f"{n} looks like {a['seen']}" for n, a in row.get("attributes", {}).items()]
-            self._detail[sample.id] = ", ".join(parts)
+            self.scores[self.positions[sample.id]] = score[position]
+            self._detail[sample.id] = caption(found, position)
 
     def find(self, query: Query) -> np.ndarray:
         """Return the positions of the samples that a query takes, in its order."""

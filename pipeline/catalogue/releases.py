@@ -133,5 +133,4 @@ def _bring(release: Release, file: RemoteFile, target: Path, *, again: bool = Fa
 def _copy(source: Path, target: Path) -> None:
     if not source.is_file():
         raise UserError(f"{source}: no such file; is its folder a release of pipeline/release.py?")
-    with files.replacing(target) as temporary:
-        shutil.copyfile(source, temporary)
+    files.place(source, target, "copy")

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import checksums, files
+from pipeline import checksums, files, labels
 from pipeline.errors import UserError
 from pipeline.exports import croissant, folders, panoptic, shards, subset
 from pipeline.exports.job import Job
@@ -52,7 +52,7 @@ def write_release(job: Job, record: dict[str, Any], data: Path, quality: Path) -
     chosen = subset.choose(job.samples, record["sample_mb"])
     if chosen:
         subset.write_subset(chosen, folder / "sample")
-    files.write_changed(folder / "classes.json", files.json_bytes(subset.classes_record()))
+    files.write_changed(folder / "classes.json", files.json_bytes(labels.classes_record()))
     run = read_json(data / "run.json", dict) if (data / "run.json").is_file() else {}
     if run:
         copy_own(data, "run.json", folder / "run.json")

@@ -6,7 +6,6 @@ It is a dataset folder of plain files. Conditions take turns, so that rare ones 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pipeline import files, labels
 from pipeline.dataset import Sample
@@ -69,11 +68,5 @@ def write_subset(samples: list[Sample], folder: Path) -> None:
             files.write_changed(folder / names["label_file_name"], label)
         row = {**shard_row(sample, image, label), "id": sample.id, "status": "ok", **names}
         rows.append(encode_row(seal(row)))
-    files.write_changed(folder / "classes.json", files.json_bytes(classes_record()))
+    files.write_changed(folder / "classes.json", files.json_bytes(labels.classes_record()))
     files.write_changed(folder / "metadata.jsonl", "".join(rows).encode())
-
-
-def classes_record() -> dict[str, Any]:
-    """Return what classes.json says."""
-    palette = labels.PALETTE.tolist()
-    return {"names": list(labels.CLASS_NAMES), "palette": palette, "void": labels.VOID}

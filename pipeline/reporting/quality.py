@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import labels
 from pipeline.dataset import Sample
+from pipeline.iou import score_of
 from pipeline.reading import expecting, read_json
 from pipeline.reporting.images import condition_of
 from pipeline.score_rows import Row, read_rows, state_of
@@ -115,16 +116,6 @@ def distribution(scores: Scores) -> list[Row]:
     ]
 
 
-def iou_of(areas: np.ndarray) -> list[float | None]:
-    """Return the IoU in percent of each class for 3xK areas, None where no label holds it."""
-    both, predicted, labelled = areas.astype(float)
-    union = predicted + labelled - both
-    return [
-        100 * both[i] / union[i] if labelled[i] > 0 and union[i] > 0 else None
-        for i in range(len(both))
-    ]
-
-
 def groups(scores: Scores, most: int) -> list[Row]:
     """Return one line for all samples and one per condition: means, mIoU, IoU of each class."""
     names = np.array([condition_of(sample) for sample in scores.samples])
@@ -138,15 +129,14 @@ def _group(name: str, members: np.ndarray, scores: Scores) -> Row:
     positions = np.flatnonzero(members).tolist()
     networks = []
     for index, network in enumerate(scores.networks):
-        iou = iou_of(scores.areas[index][members].sum(0))
-        known = [value for value in iou if value is not None]
+        found = score_of(scores.areas[index][members].sum(0), len(positions))
         images = scores.miou[members, index]
         images = images[~np.isnan(images)]
         networks.append(
             {
                 "name": network,
-                "iou": iou,
-                "miou": float(np.mean(known)) if known else None,
+                "iou": list(found["iou"].values()),
+                "miou": found["miou"],
                 "image_mean": float(images.mean()) if images.size else None,
                 "image_deviation": float(images.std()) if images.size else None,
                 "share": ceiling_share(scores.summary, name, network),
