@@ -26,7 +26,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np
 
 from generation.quality import fidelity, repair, score_rows, segmenters, tables
-from pipeline import files, images, labels
+from pipeline import files, images, iou, labels
 from pipeline.claims import sole_writer
 from pipeline.config import parse, require_between, require_positive, to_mapping
 from pipeline.dataset import SHARD_SIZE, DatasetWriter, Sample, open_dataset, write_card
@@ -253,13 +253,13 @@ def _group(rows: Sequence[Row]) -> dict[str, Any]:
 
     def percent(part: np.ndarray) -> dict[str, float | None]:
         shares = zip(labels.CLASS_NAMES, part.sum(0), whole, strict=True)
-        return {name: fidelity.rounded(fidelity.ratio(a, b)) for name, a, b in shares}
+        return {name: fidelity.rounded(iou.percent(a, b)) for name, a, b in shares}
 
     return {
         "images": len(rows),
         "rejected": sum(rejected),
-        "dropped": fidelity.rounded(fidelity.ratio(lost.sum(), whole.sum())),
-        "changed": fidelity.rounded(fidelity.ratio(other.sum(), whole.sum())),
+        "dropped": fidelity.rounded(iou.percent(lost.sum(), whole.sum())),
+        "changed": fidelity.rounded(iou.percent(other.sum(), whole.sum())),
         "dropped_by_class": percent(lost),
         "changed_by_class": percent(other),
     }

@@ -18,7 +18,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -265,12 +265,21 @@ def _read_box(box: str) -> str:
 
 def _spell_out(cls: type, words: list[str]) -> list[str]:
     """Let a bare `--flag` of a true-or-false setting mean `--flag True`."""
-    kinds = typing.get_type_hints(cls)
-    flags = {f"--{name.replace('_', '-')}" for name, kind in kinds.items() if kind is bool}
+    flags = set(_truth_flags(cls))
     spelt = []
     for word, following in itertools.pairwise([*words, "--"]):
         spelt += [word, "True"] if word in flags and following.startswith("--") else [word]
     return spelt
+
+
+def _truth_flags(cls: type, prefix: str = "") -> Iterator[str]:
+    """Yield the flags of true-or-false settings, those of groups included."""
+    for name, kind in typing.get_type_hints(cls).items():
+        if kind is bool:
+            yield _flag(prefix, name)
+        elif dataclasses.is_dataclass(kind):
+            group = _flag(prefix, name).removeprefix("--")
+            yield from _truth_flags(typing.cast(type, kind), f"{group}.")
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

@@ -35,6 +35,24 @@ def areas_of(
     )
 
 
+def image_miou(areas: np.ndarray) -> float | None:
+    """Return the mean IoU in percent over the classes that the label of one image holds.
+
+    Other than over a set, a class that is predicted but not in the label has no IoU of its own
+    here: in one image a single stray pixel would cost as much as a whole class.
+    """
+    both, predicted, labelled = areas.astype(np.float64)
+    held = labelled > 0
+    if not held.any():
+        return None
+    return float(100 * (both[held] / (predicted + labelled - both)[held]).mean())
+
+
+def percent(part: float, whole: float) -> float | None:
+    """Return a share in percent, None of nothing."""
+    return float(100 * part / whole) if whole else None
+
+
 def score_of(
     areas: np.ndarray, num_images: int, names: Sequence[str] = labels.CLASS_NAMES
 ) -> dict[str, Any]:

@@ -28,12 +28,12 @@ def small_objects(
     for class_id in np.unique(label):
         if class_id >= num_classes:
             continue
-        mask = (label == class_id).astype(np.uint8)
-        _, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        sizes = stats[:, cv2.CC_STAT_AREA]
-        right = np.bincount(parts[predicted == class_id], minlength=len(sizes))
+        mask = label == class_id
+        number, parts = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+        parts = parts[mask]  # of each pixel of the class its component, from 1 on
+        sizes = np.bincount(parts, minlength=number)
+        right = np.bincount(parts[predicted[mask] == class_id], minlength=number)
         small = (sizes >= LEAST_PX) & (sizes <= largest_px)
-        small[0] = False  # what is not of the class
         found = right[small] >= FOUND_SHARE * sizes[small]
         counts[:, class_id] = (found.sum(), small.sum(), right[small].sum(), sizes[small].sum())
     return counts

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline.images import MAX_PIXELS
-from pipeline.iou import AREAS, areas_of
+from pipeline.iou import AREAS, areas_of, image_miou, percent
 from pipeline.labels import NUM_CLASSES, VOID
 from pipeline.small_objects import small_objects
 
@@ -34,8 +34,8 @@ class Counts:
         """Return the counts as JSON values, with the scores of the one image."""
         return {
             "miou": rounded(image_miou(self.areas)),
-            "accuracy": rounded(ratio(self.areas[0].sum(), self.areas[2].sum())),
-            "band_accuracy": rounded(ratio(self.band[0].sum(), self.band[2].sum())),
+            "accuracy": rounded(percent(self.areas[0].sum(), self.areas[2].sum())),
+            "band_accuracy": rounded(percent(self.band[0].sum(), self.band[2].sum())),
             "areas": self.areas.tolist(),
             "band": self.band.tolist(),
             "objects": self.objects.tolist(),
@@ -78,27 +78,9 @@ def total(counts: Iterable[Counts], num_classes: int = NUM_CLASSES) -> Counts:
     return Counts(areas[0], areas[1], objects, loss)
 
 
-def ratio(part: float, whole: float) -> float | None:
-    """Return a share in percent, None of nothing."""
-    return float(100 * part / whole) if whole else None
-
-
 def rounded(value: float | None, digits: int = 2) -> float | None:
     """Return a value for a row or table."""
     return None if value is None else round(float(value), digits)
-
-
-def image_miou(areas: np.ndarray) -> float | None:
-    """Return the mean IoU in percent over the classes that the label holds.
-
-    Other than over a set, a class that is predicted but not in the label has no IoU of its own
-    here: in one image a single stray pixel would cost as much as a whole class.
-    """
-    both, predicted, labelled = areas.astype(np.float64)
-    held = labelled > 0
-    if not held.any():
-        return None
-    return float(100 * (both[held] / (predicted + labelled - both)[held]).mean())
 
 
 def boundary_band(label: np.ndarray, width_px: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from generation.quality import fidelity
-from generation.quality.fidelity import Counts, ratio, rounded
-from pipeline.iou import score_of
+from generation.quality.fidelity import Counts, rounded
+from pipeline.iou import percent, score_of
 from pipeline.labels import CLASS_NAMES
 from pipeline.score_rows import Row
 
@@ -41,7 +41,7 @@ def common_share(areas: np.ndarray, ceiling: np.ndarray) -> float | None:
     """Return the mean IoU as a share in percent of the ceiling's, over classes that both have."""
     own, most = iou_of(areas), iou_of(ceiling)
     both = ~np.isnan(own) & ~np.isnan(most)
-    return ratio(own[both].sum(), most[both].sum())
+    return percent(own[both].sum(), most[both].sum())
 
 
 def fidelity_of(counts: Counts, ceiling: Counts | None, image_mious: Sequence[float]) -> Row:
@@ -49,7 +49,7 @@ def fidelity_of(counts: Counts, ceiling: Counts | None, image_mious: Sequence[fl
     found = {
         "miou": rounded(score_of(counts.areas, 0)["miou"]),
         "band_miou": rounded(score_of(counts.band, 0)["miou"]),
-        "small_recall": rounded(ratio(counts.objects[0].sum(), counts.objects[1].sum())),
+        "small_recall": rounded(percent(counts.objects[0].sum(), counts.objects[1].sum())),
         "small_objects": int(counts.objects[1].sum()),
         "image_miou": spread_of(image_mious) if image_mious else None,
     }
@@ -71,7 +71,7 @@ def attributes_of(rows: Sequence[Row], named: Mapping[str, Mapping[str, str]]) -
             for row in rows
             if attribute in named[row["id"]]
         ]
-        found[attribute] = {"accuracy": rounded(ratio(sum(said), len(said))), "images": len(said)}
+        found[attribute] = {"accuracy": rounded(percent(sum(said), len(said))), "images": len(said)}
     return found
 
 
@@ -114,9 +114,9 @@ def classes_of(rows: Sequence[Row], source: Sequence[Row], segmenter: str) -> di
         iou = round(float(iou_of(counts.areas)[i]), 2)
         found[name] = {
             "iou": iou,
-            "recall": rounded(ratio(counts.areas[0, i], counts.areas[2, i])),
-            "band_recall": rounded(ratio(counts.band[0, i], counts.band[2, i])),
-            "small_recall": rounded(ratio(counts.objects[0, i], counts.objects[1, i])),
+            "recall": rounded(percent(counts.areas[0, i], counts.areas[2, i])),
+            "band_recall": rounded(percent(counts.band[0, i], counts.band[2, i])),
+            "small_recall": rounded(percent(counts.objects[0, i], counts.objects[1, i])),
             "small_objects": int(counts.objects[1, i]),
             "loss": rounded(counts.loss[i] / counts.areas[2, i], 4),
             "pixels": int(counts.areas[2, i]),
@@ -125,7 +125,7 @@ def classes_of(rows: Sequence[Row], source: Sequence[Row], segmenter: str) -> di
             most = iou_of(ceiling.areas)[i]
             found[name] |= {
                 "ceiling_iou": rounded(most),
-                "share_of_ceiling": rounded(ratio(iou, most)),
+                "share_of_ceiling": rounded(percent(iou, most)),
             }
     return found
 

@@ -61,12 +61,16 @@ def mean_draws(draws: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.mean(list(draws.values()), axis=0)
 
 
-def p_value(differences: np.ndarray) -> float:
+def p_value(differences: np.ndarray) -> float | None:
     """Return the two-sided p of "no difference" from draws of a paired difference.
+
+    None where a draw has no score.
 
     Twice the smaller share of draws at or beyond 0. One draw is added to both numbers, so that p is
     never 0 (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 4.2).
     """
+    if np.isnan(differences).any():
+        return None
     beyond = min((differences <= 0).sum(), (differences >= 0).sum())
     return float(min(1.0, 2 * (beyond + 1) / (len(differences) + 1)))
 

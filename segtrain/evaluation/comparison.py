@@ -157,7 +157,7 @@ def paired_table(comparison: Comparison) -> Table:
             if "p" in cell:
                 bounds = interval(cell["difference_interval"], 2)
                 rows.append([f"{arm}: {column}", number(cell["difference"], 2, sign=True)]
-                            + [bounds, f"{cell['p']:.3f}"])  # fmt: skip
+                            + [bounds, number(cell["p"], 3)])  # fmt: skip
     title = f"Difference to {comparison.baseline}, points"
     return Table(title, [f"minus {comparison.baseline}", "points", "95 % interval", "p"], rows)
 

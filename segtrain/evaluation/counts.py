@@ -98,7 +98,7 @@ def boundary_areas(found: np.ndarray, truth: np.ndarray, num_classes: int) -> np
     """
     width = boundary_px(*truth.shape)
     void = truth == VOID
-    on_truth = near_boundary(np.where(void, VOID, truth), width) & ~void
+    on_truth = near_boundary(truth, width) & ~void
     on_found = near_boundary(np.where(void, VOID, found), width) & ~void
     both = on_truth & on_found & (found == truth)
     ids = (truth[both], found[on_found], truth[on_truth])

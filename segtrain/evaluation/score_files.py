@@ -92,21 +92,21 @@ def require_own_rows(path: Path, document: Mapping[str, Any]) -> None:
     rows = rows_file(path)
     if not rows.is_file():
         raise UserError(f"{rows}: no such file, it belongs to {path.name}; {REMEDY}")
-    if document.get("rows_sha256", "") not in ("", file_digest(rows)):
+    if document["rows_sha256"] != file_digest(rows):
         raise UserError(f"{rows}: is not what {path.name} was computed from; {REMEDY}")
 
 
 def _add_network(
     scores: Scores, path: Path, entry: Mapping[str, Any], images: dict[str, Images]
 ) -> None:
-    """Add the targets of an entry to its network; another one of its name gets the file's name."""
+    """Add the targets of an entry to its network; another one of its name gets the file's path."""
     name, checkpoint = str(entry["name"]), str(entry["checkpoint"])
     weights, selection = str(entry.get("weights", "")), read_selection(entry)
     if not images:
         raise UserError(f"{rows_file(path)}: holds no row of {shortened(name)}; {REMEDY}")
     known = scores.networks.get(name)
     if known and (known.checkpoint, known.weights) != (checkpoint, weights):
-        name = f"{path.stem}/{name}"
+        name = f"{path.with_suffix('')}/{name}"
     network = scores.networks.setdefault(name, Network(name, checkpoint, weights, selection))
     for target, one in images.items():
         if target in network.images:

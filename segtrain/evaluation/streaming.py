@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from pipeline.dataset import Sample, read_pair
 from pipeline.errors import UserError
-from segtrain.evaluation.counts import Counts, measure
+from pipeline.iou import AREAS, areas_of, image_miou
+from segtrain.evaluation.counts import measure
 from segtrain.evaluation.rows import Part, Row, label_digest
 from segtrain.evaluation.segmenters import Predict
 from segtrain.evaluation.targets import Target
@@ -27,27 +28,32 @@ def score_images(
     process, which do not include images without a class.
     """
     names = target.protocol.class_names
-    areas = np.zeros((3, len(names)), np.int64)
+    areas = np.zeros((AREAS, len(names)), np.int64)
     poorest: list[tuple[float, str]] = []  # a heap with the best of them first
     mine = target.samples[accelerator.process_index :: accelerator.num_processes]
     hidden = not accelerator.is_main_process
     for sample in tqdm(mine, desc=f"{network}: {target.name}", disable=hidden, leave=False):
-        counts, digest = count_image(predict, sample, target, network)
-        areas += counts.areas
+        found, ids, confidence = predict_pair(predict, sample, target, network)
         if part:
+            counts = measure(found, ids, confidence, target.protocol)
             condition = str(sample.row.get("condition") or "")
-            part.append(Row(network, target.name, sample.id, condition, digest, counts))
-        if (miou := image_miou(counts.areas)) is not None and worst:
+            part.append(Row(network, target.name, sample.id, condition, label_digest(ids), counts))
+            own = counts.areas
+        else:
+            merge = target.protocol.merge
+            own = areas_of(merge(found), merge(ids), len(names))
+        areas += own
+        if worst and (miou := image_miou(own)) is not None:
             heapq.heappush(poorest, (-miou, sample.id))
             if len(poorest) > worst:
                 heapq.heappop(poorest)
     return _sum(areas, accelerator), [(-miou, key) for miou, key in poorest]
 
 
-def count_image(
+def predict_pair(
     predict: Predict, sample: Sample, target: Target, network: str
-) -> tuple[Counts, str]:
-    """Predict and count one image; returns the digest of its label too.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Predict one image; return prediction and label HxW of train ids, confidences HxW if known.
 
     Raises `UserError` for what is no prediction; `network` is named then.
     """
@@ -64,20 +70,7 @@ def count_image(
             f"{network}: its probabilities for {sample.image} are not numbers, so its weights are "
             "damaged or its training diverged; train it again or leave it out"
         )
-    return measure(found, ids, confidence, target.protocol), label_digest(ids)
-
-
-def image_miou(areas: np.ndarray) -> float | None:
-    """Return the mean IoU in percent over the classes that the label of an image holds.
-
-    A class that is predicted but not in the label has no IoU of its own here: in one image a single
-    stray pixel would cost as much as a whole class.
-    """
-    both, predicted, labelled = areas.astype(np.float64)
-    held = labelled > 0
-    if not held.any():
-        return None
-    return float(100 * (both[held] / (predicted + labelled - both)[held]).mean())
+    return found, ids, confidence
 
 
 def worst_samples(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.iou import score_of
+from pipeline.iou import percent, score_of
 from segtrain.evaluation import bootstrap
 from segtrain.evaluation.counts import Counts
 from segtrain.evaluation.rows import Row
@@ -107,11 +107,6 @@ def small_objects_score(counts: Counts, names: Sequence[str]) -> dict[str, Any]:
         "recall_by_class": recall,
         "iou": iou,
     }
-
-
-def percent(part: float, whole: float) -> float | None:
-    """Return a share in percent, None of nothing."""
-    return float(100 * part / whole) if whole else None
 
 
 def calibration_score(counts: Counts) -> dict[str, Any] | None:

@@ -101,6 +101,21 @@ def test_a_bare_switch_is_on_and_a_value_says_what_it_is() -> None:
         assert (config.repair, config.quick_look) == (repair, quick_look)
 
 
+@dataclass(frozen=True)
+class Grouped:
+    """A group of switches."""
+
+    n: int = 0
+    """a number"""
+    look: Switches = field(default_factory=Switches)
+    """switches"""
+
+
+def test_a_bare_switch_of_a_group_is_on() -> None:
+    config, _ = parse(Grouped, "doc", ["--look.repair", "--n", "3"])
+    assert config == Grouped(3, Switches(repair=True))
+
+
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError, guard
+from pipeline.identity import file_digest
 from pipeline.labels import CLASS_NAMES
 from segtrain import compare
 from segtrain.evaluation import published, rows
@@ -48,9 +49,11 @@ def write_scores(
     rows.merge(path, [images] * (len(noise) * len(targets)), 1)
     facts = {f"{t}_val": {"dataset": t, "classes": list(CLASS_NAMES)} for t in targets}
     entries = [
-        {"name": n, "checkpoint": f"runs/{n}", "selection": selection or SOURCE} for n in noise
+        {"name": n, "checkpoint": f"{path.parent}/{n}", "selection": selection or SOURCE}
+        for n in noise
     ]
-    document = {"targets": list(facts), "sets": facts, "limit": None, "checkpoints": entries}
+    document = {"targets": list(facts), "sets": facts, "limit": None, "checkpoints": entries,
+                "rows_sha256": file_digest(rows.rows_file(path))}  # fmt: skip
     path.write_text(json.dumps(document))
     return path
 
@@ -118,6 +121,17 @@ def test_files_join_by_network_and_arms_by_pattern(tmp_path: Path, monkeypatch) 
     assert found["columns"] == ["acdc_val", "bdd100k_val", "mean"]
 
 
+def test_networks_of_one_name_in_files_of_one_name_stay_apart(tmp_path: Path, monkeypatch) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    files = [write_scores(folder / "scores.json", {"source": 0.3}, ("acdc",)) for folder in folders]
+    output = tmp_path / "c.json"
+    call(monkeypatch, *files, "--output", output, "--resamples", 100)
+    others = [str(folder / "scores/source") for folder in folders[1:]]
+    assert json.loads(output.read_text())["order"] == ["source", *others]
+
+
 def test_every_table_says_that_a_target_chose_the_network(tmp_path, monkeypatch, capsys) -> None:
     chosen = {"rule": "best", "on": "acdc_val", "candidates": {"a": 1, "b": 2}, "is_target": True}
     scores = write_scores(tmp_path / "s.json", {"a": 0.3}, ("acdc",), chosen)
@@ -129,21 +143,29 @@ def test_every_table_says_that_a_target_chose_the_network(tmp_path, monkeypatch,
     assert json.loads((tmp_path / "c.json").read_text())["selection"]["a"]["is_target"]
 
 
+def replace_rows(path: Path, text: str) -> None:
+    """Give a score file other rows as if it had been computed from them."""
+    rows.rows_file(path).write_text(text)
+    document = json.loads(path.read_text())
+    document["rows_sha256"] = file_digest(rows.rows_file(path))
+    path.write_text(json.dumps(document))
+
+
 def other_images(path: Path) -> None:
-    text = path.with_suffix(".rows.jsonl").read_text()
-    path.with_suffix(".rows.jsonl").write_text(text.replace('"label": "', '"label": "0', 1))
+    text = rows.rows_file(path).read_text()
+    replace_rows(path, text.replace('"label": "', '"label": "0', 1))
 
 
 def change_first_row(path: Path, **values: object) -> None:
     first, *rest = rows.rows_file(path).read_text().splitlines()
     lines = [json.dumps(json.loads(first) | values), *rest]
-    rows.rows_file(path).write_text("".join(f"{line}\n" for line in lines))
+    replace_rows(path, "".join(f"{line}\n" for line in lines))
 
 
 def no_class(path: Path) -> None:
     lines = [json.loads(line) for line in rows.rows_file(path).read_text().splitlines()]
     lines = [line | {"confusion": [], "boundary": [], "objects": []} for line in lines]
-    rows.rows_file(path).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    replace_rows(path, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def change_network(path: Path, **values: object) -> None:
@@ -153,15 +175,14 @@ def change_network(path: Path, **values: object) -> None:
 
 
 def other_run(path: Path) -> None:
-    text = path.read_text().replace('"limit": null', '"limit": null, "rows_sha256": "0"')
-    path.write_text(text)
+    rows.rows_file(path).write_text(rows.rows_file(path).read_text() + "\n")
 
 
 FAULTS = {
     "rows of another run": other_run,
     "no rows": lambda path: path.with_suffix(".rows.jsonl").unlink(),
-    "broken rows": lambda path: path.with_suffix(".rows.jsonl").write_text("{}\n"),
-    "empty rows": lambda path: path.with_suffix(".rows.jsonl").write_text(""),
+    "broken rows": lambda path: replace_rows(path, "{}\n"),
+    "empty rows": lambda path: replace_rows(path, ""),
     "other labels": other_images,
     "other conditions": lambda path: change_first_row(path, condition="snow"),
     "labels without a class": no_class,
@@ -220,9 +241,8 @@ def test_published_rows_are_for_prepared_datasets_alone(tmp_path: Path, monkeypa
     scores = write_scores(tmp_path / "s.json", {"a": 0.3}, images=2)
     text = scores.read_text().replace('"dataset"', '"of"').replace("mapillary_v1_2", "mapillary")
     scores.write_text(text.replace("_val", ""))  # as Pocket City calls its targets
-    rows_path = rows.rows_file(scores)
-    moved = rows_path.read_text().replace("mapillary_v1_2", "mapillary").replace("_val", "")
-    rows_path.write_text(moved)
+    text = rows.rows_file(scores).read_text()
+    replace_rows(scores, text.replace("mapillary_v1_2", "mapillary").replace("_val", ""))
     words = ("--output", tmp_path / "c.json", "--published", "gta_mit_b5", "gta_diff")
     call(monkeypatch, scores, *words, "--resamples", 100)
     found = json.loads((tmp_path / "c.json").read_text())

@@ -184,6 +184,7 @@ def test_the_draws_of_two_networks_are_of_the_same_images() -> None:
     better = bootstrap.resampled_mious(other, "t", resamples=300)
     assert 0 < bootstrap.p_value(again - better) <= 1
     assert bootstrap.p_value(np.full(999, 0.3)) == pytest.approx(2 / 1000)
+    assert bootstrap.p_value(np.array([0.3, np.nan])) is None  # as its interval
 
 
 def test_a_class_that_a_draw_lacks_is_left_out_of_its_mean() -> None:
