@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline import files, proof
 from pipeline.errors import UserError
+from pipeline.parallel import thread_pool
 from pipeline.paths import check_relative
 from pipeline.tar_members import address_of
 
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}
 LOCAL = ("file", "local")
-CHUNK_BYTES = 16 << 20
+CHANGING = (".json", ".jsonl", ".md")  # rows and marks, which may change and keep their size
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def upload_folder(folder: Path, names: Sequence[str], store: Store) -> int:
 
     there, sent = store.sizes(), 0
     for name in tqdm(names, "upload", disable=None):
-        if name == names[-1] or there.get(name) != os.stat(folder / name).st_size:
+        same_size = there.get(name) == os.stat(folder / name).st_size
+        if name == names[-1] or name.endswith(CHANGING) or not same_size:
             store.upload(folder / name, name)
             sent += 1
     return sent
@@ -172,14 +174,27 @@ def work_folder(address: str, work: Path) -> Path:
 
 
 def download_folder(store: Store, folder: Path) -> None:
-    """Bring every file below an address to `folder`, but for those that are here in full size."""
+    """Make `folder` hold the files below an address and no others.
+
+    Images and shards that are here in full size are not brought again; rows and marks are.
+    """
     from tqdm import tqdm
 
     sizes = store.sizes()
     if not sizes:
         raise UserError(f"{store.address}: holds no file; check the address")
-    for name, size in tqdm(sorted(sizes.items()), "download", disable=None):
+    kept = {*sizes, proof.NAME}
+    for path in [path for path in folder.rglob("*") if not path.is_dir()]:
+        if path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
+
+    def bring(name: str) -> None:
         check_name(store.address, name)
         target = folder / name
-        if not target.is_file() or target.stat().st_size != size:
+        same_size = target.is_file() and target.stat().st_size == sizes[name]
+        if name.endswith(CHANGING) or not same_size:
             store.download(name, target)
+
+    with thread_pool() as pool:
+        for _ in tqdm(pool.map(bring, sorted(sizes)), "download", len(sizes), disable=None):
+            pass

@@ -324,6 +324,18 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
+def test_a_copy_of_an_address_follows_its_changes(tmp_path: Path) -> None:
+    """An edit that keeps the size is seen; what is gone there goes here."""
+    store = remote_files.open_store("memory://changing/set")
+    store.system.pipe_file(store.path("marks.json"), b'{"a": 1}')
+    store.system.pipe_file(store.path("metadata-000.jsonl"), b"{}")
+    remote_files.download_folder(store, tmp_path)
+    store.system.pipe_file(store.path("marks.json"), b'{"b": 1}')
+    store.system.rm_file(store.path("metadata-000.jsonl"))
+    remote_files.download_folder(store, tmp_path)
+    assert content(tmp_path) == {"marks.json": b'{"b": 1}'}
+
+
 def test_s3_in_and_out(
     bucket: str,
     pack: Callable[..., Path],
