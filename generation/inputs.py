@@ -9,7 +9,6 @@ import numpy as np
 
 from generation import detectors
 from generation import label_maps as maps
-from generation.output import CACHE_NAME
 from generation.plan import PlanItem, Planner
 from generation.settings import Config, run_mapping
 from generation.shards import parse_shard
@@ -101,7 +100,7 @@ def read_inputs(config: Config) -> Inputs:
     check_models(config)
 
     # Label maps and their source images
-    source, cache = open_label_maps(config), config.output / CACHE_NAME
+    source, cache = open_label_maps(config), config.label_maps_cache
     images = {}
     if config.needs_source_images:
         maps.check_source_images(source)

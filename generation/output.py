@@ -16,7 +16,6 @@ from pipeline.dataset import DatasetWriter, EncodedSample
 from pipeline.metadata import MetadataIndex
 from pipeline.output_folders import DATASET, has_marker, require_same, write_marker
 
-CACHE_NAME = "label_maps.json"
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
 
 

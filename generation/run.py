@@ -16,6 +16,7 @@ the rest; 2 bad input or setting; 3 some samples could not be generated; 130/143
 SIGINT/SIGTERM. Launchers turn every code but 0 into 1.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -35,7 +36,7 @@ from generation.inputs import (
     row_revisions,
 )
 from generation.outcome import Outcome
-from generation.output import CACHE_NAME, PACKAGES, RunFolder
+from generation.output import PACKAGES, RunFolder
 from generation.settings import Config, default_config
 from pipeline import files
 from pipeline.claims import Claims
@@ -60,11 +61,13 @@ def main() -> int | None:
     if config.plan_file:
         raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
     if not is_main and not config.output_address:
-        wait_for(config.output / CACHE_NAME)
+        wait_for(config.label_maps_cache)
     inputs = read_inputs(config)
     if config.output_address:
         if is_main:
             print_warnings(config, inputs)
+            with contextlib.suppress(OSError):  # a machine whose disk is read-only measures again
+                save_scan(config, inputs)
         return (ray_workers.fill_tar_set if config.ray else tar_output.run)(config, inputs)
 
     with files.storage_errors(
@@ -146,9 +149,12 @@ def prepare_output(config: Config, inputs: Inputs, folder: RunFolder) -> None:
     require_writable(config.output)
     files.sweep_temporaries(config.output)
     folder.restore(inputs.rows)
-    label_maps.save_scan(
-        inputs.source, inputs.label_maps, inputs.images, config.output / CACHE_NAME
-    )
+    save_scan(config, inputs)
+
+
+def save_scan(config: Config, inputs: Inputs) -> None:
+    """Keep the measurements of the label maps for other processes and the next start."""
+    label_maps.save_scan(inputs.source, inputs.label_maps, inputs.images, config.label_maps_cache)
 
 
 def work(config: Config, inputs: Inputs, folder: RunFolder, *, is_main: bool) -> Outcome:

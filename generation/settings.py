@@ -15,7 +15,7 @@ from pipeline.base_defaults import with_base_defaults
 from pipeline.config import require_between, require_positive, require_seed, to_mapping
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, shipped
-from pipeline.remote_files import local_path
+from pipeline.remote_files import local_path, work_folder
 from pipeline.tar_members import address_of
 
 DEFAULT_LABEL_MAPS = shipped("pocket_layouts")
@@ -282,6 +282,14 @@ class Config:
     def output_address(self) -> str | None:
         """The address of the output, None if it is a folder of this machine."""
         return address_of(self.output) if local_path(str(self.output)) is None else None
+
+    @property
+    def label_maps_cache(self) -> Path:
+        """The file of this machine that keeps what was measured of the label maps."""
+        folder = self.output
+        if address := self.output_address:
+            folder = work_folder(address, Path("runs/generation_work"))
+        return folder / "label_maps.json"
 
     @property
     def label_maps_folder(self) -> Path:

@@ -18,12 +18,12 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, labels
+from pipeline import labels
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.output_folders import require_new, require_writable
 from segtrain import saved_recipe
-from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, build
+from segtrain.checkpoints import build, save_trained
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import require_recipe
 
@@ -74,7 +74,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def run(config: Config) -> None:
     """Build the network with its weights, so that what is written is known to fit, and write it."""
-    from safetensors.torch import save_file
+    from mmengine.config import Config as StockConfig
 
     from pipeline.runs import mark_finished
     from segtrain.recipes import build_model
@@ -86,12 +86,9 @@ def run(config: Config) -> None:
     weights = read_weights(config.weights)
     model = build(config.config_file, lambda: build_model(recipe), weights, frozen=False)
     require_writable(config.output)
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    with files.replacing(config.output / WEIGHTS_FILE) as temporary:
-        save_file(state, temporary)
-    files.write_json(config.output / RECIPE_FILE, {**saved, "imported": str(config.weights)})
+    save_trained(config.output, StockConfig(recipe), model, {"imported": str(config.weights)})
     mark_finished(config.output, 0)
-    print(f"{config.output}: {len(state)} tensors; score it with segtrain/score.py")
+    print(f"{config.output}: {len(weights)} tensors; score it with segtrain/score.py")
 
 
 def main() -> int | None:
