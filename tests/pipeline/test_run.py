@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import launching
 from pipeline import run as runner
 from pipeline.errors import UserError
 from pipeline.stages import find_recipe, load_recipe
@@ -236,12 +237,12 @@ def test_output_outside_the_workspace_is_never_deleted(recipe: Path, tmp_path: P
 
 
 def test_launchers() -> None:
-    assert runner.launch_prefix("python", 4, True) == [sys.executable]
-    one = runner.launch_prefix("accelerate", 1, False)
+    assert launching.launch_prefix("python", 4, True) == [sys.executable]
+    one = launching.launch_prefix("accelerate", 1, False)
     assert one[1:3] == ["-m", "accelerate.commands.launch"] and "--cpu" in one
-    cpus = runner.launch_prefix("accelerate", 2, False)
+    cpus = launching.launch_prefix("accelerate", 2, False)
     assert "torch.distributed.run" in cpus and "--nproc-per-node=2" in cpus
-    gpus = runner.launch_prefix("accelerate", 8, True)
+    gpus = launching.launch_prefix("accelerate", 8, True)
     assert "--multi_gpu" in gpus and "--num_processes=8" in gpus and "--cpu" not in gpus
 
 
@@ -268,7 +269,7 @@ def test_two_cpu_processes_really_are_two(tmp_path: Path) -> None:
         "open(f'{__file__}.{a.process_index}-of-{a.num_processes}', 'w')\n"
         "a.end_training()\n"
     )
-    command = [*runner.launch_prefix("accelerate", 2, False), str(program)]
+    command = [*launching.launch_prefix("accelerate", 2, False), str(program)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     assert sorted(p.name for p in tmp_path.glob("count.py.*")) == [
         "count.py.0-of-2",
