@@ -1,21 +1,41 @@
-"""People, cyclists, motorcycles and bicycles."""
+"""People on foot."""
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.pocket.geometry import Builder, Category, Facing, Point, Ring, bar, disc, upright
+from pipeline.pocket.geometry import Builder, Category, bar, disc, upright
 from pipeline.pocket.materials import Material
 
 
-def _ground_shadow(builder: Builder, x: float, z: float, half: float) -> None:
-    ring = [
-        (x - half, 0.0, z),
-        (x + half, 0.0, z - 0.12),
-        (x + half * 1.2, 0.0, z + 0.3),
-        (x - half * 0.8, 0.0, z + 0.35),
-    ]
-    builder.add([ring], Category.ROAD, Material.SHADOW, facing=Facing.UP, depth=0.0)
+@dataclass(frozen=True)
+class _Figure:
+    """A person whose feet are at (x, z); size 1 is 1.72 m high."""
+
+    x: float
+    z: float
+    size: float
+    stride: float
+    category: Category
+
+    @property
+    def height(self) -> float:
+        return 1.72 * self.size
+
+    @property
+    def hip(self) -> float:
+        """Height of the hips."""
+        return 0.5 * self.height
+
+    @property
+    def shoulder(self) -> float:
+        """Half the width of the shoulders."""
+        return 0.22 * self.size
+
+    @property
+    def waist(self) -> float:
+        """Half the width of the waist."""
+        return 0.16 * self.size
 
 
 def add_person(
@@ -27,249 +47,84 @@ def add_person(
     stride = float(rng.choice([0.06, 0.2, 0.34])) * size
     top, legs, skin, hair = (int(value) for value in rng.integers(0, 240, 4))
     skirt = rng.random() < 0.2
-    h = 1.72 * size
-    shoulder, waist = 0.22 * size, 0.16 * size
-    # Legs, arms behind the torso, torso, head.
-    hip = 0.5 * h
+    figure = _Figure(x, z, size, stride, category)
+    _add_legs(builder, figure, legs)
+    if skirt:
+        _add_skirt(builder, figure, legs)
+    _add_arms(builder, figure, top)
+    _add_torso(builder, figure, top)
+    _add_head(builder, figure, skin, hair)
+    if rng.random() < 0.25:
+        _add_bag(builder, rng, figure, hair)
+
+
+def _add_legs(builder: Builder, figure: _Figure, variant: int) -> None:
     for sign, tone in ((-1.0, 0.85), (1.0, 1.0)):
+        top = (figure.x + sign * 0.08 * figure.size, figure.hip)
+        foot = (figure.x + sign * (0.09 + figure.stride * 0.8), 0.05)
         builder.add(
-            [
-                bar(
-                    (x + sign * 0.08 * size, hip),
-                    (x + sign * (0.09 + stride * 0.8), 0.05),
-                    z,
-                    0.17 * size,
-                )
-            ],
-            category,
+            [bar(top, foot, figure.z, 0.17 * figure.size)],
+            figure.category,
             Material.TROUSERS,
-            variant=legs,
+            variant=variant,
             tone=tone,
         )
-    if skirt:
-        builder.add(
-            [
-                [
-                    (x - waist, hip + 0.1, z),
-                    (x + waist, hip + 0.1, z),
-                    (x + 0.3 * size, 0.3 * h, z),
-                    (x - 0.3 * size, 0.3 * h, z),
-                ]
-            ],
-            category,
-            Material.CLOTH,
-            variant=legs,
-        )
-    swing = stride * 0.7
+
+
+def _add_skirt(builder: Builder, figure: _Figure, variant: int) -> None:
+    x, z, hem = figure.x, figure.z, 0.3 * figure.size
+    skirt = [
+        (x - figure.waist, figure.hip + 0.1, z),
+        (x + figure.waist, figure.hip + 0.1, z),
+        (x + hem, 0.3 * figure.height, z),
+        (x - hem, 0.3 * figure.height, z),
+    ]
+    builder.add([skirt], figure.category, Material.CLOTH, variant=variant)
+
+
+def _add_arms(builder: Builder, figure: _Figure, variant: int) -> None:
+    """Add both arms; the torso, added after them, covers their upper ends."""
+    swing = figure.stride * 0.7
     arms = [
         bar(
-            (x + s * shoulder, 0.79 * h),
-            (x + s * (shoulder + 0.06 + swing * 0.6), 0.47 * h),
-            z,
-            0.12 * size,
+            (figure.x + sign * figure.shoulder, 0.79 * figure.height),
+            (figure.x + sign * (figure.shoulder + 0.06 + swing * 0.6), 0.47 * figure.height),
+            figure.z,
+            0.12 * figure.size,
         )
-        for s in (-1.0, 1.0)
+        for sign in (-1.0, 1.0)
     ]
-    builder.add(arms, category, Material.CLOTH, variant=top, tone=0.8)
-    builder.add(
-        [
-            [
-                (x - waist, 0.47 * h, z),
-                (x + waist, 0.47 * h, z),
-                (x + shoulder, 0.78 * h, z),
-                (x + 0.5 * shoulder, 0.84 * h, z),
-                (x - 0.5 * shoulder, 0.84 * h, z),
-                (x - shoulder, 0.78 * h, z),
-            ]
-        ],
-        category,
-        Material.CLOTH,
-        variant=top,
-    )
-    builder.add([disc(x, 0.915 * h, z, 0.125 * size)], category, Material.SKIN, variant=skin)
-    builder.add(
-        [
-            [
-                (x - 0.13 * size, 0.93 * h, z),
-                (x + 0.13 * size, 0.93 * h, z),
-                (x + 0.09 * size, h, z),
-                (x - 0.09 * size, h, z),
-            ]
-        ],
-        category,
-        Material.HAIR,
-        variant=hair,
-    )
-    if rng.random() < 0.25:
-        side = shoulder if rng.random() < 0.5 else -shoulder
-        builder.add(
-            [upright(x + side - 0.1, x + side + 0.16, 0.45 * h, 0.62 * h, z)],
-            category,
-            Material.AWNING,
-            variant=hair,
-        )
+    builder.add(arms, figure.category, Material.CLOTH, variant=variant, tone=0.8)
 
 
-class _Plane:
-    """The vertical plane of a two-wheeler: (along, up) to the world."""
-
-    def __init__(self, x: float, z: float, angle: float) -> None:
-        self.x, self.z = x, z
-        self.cos, self.sin = math.cos(angle), math.sin(angle)
-
-    def point(self, along: float, up: float) -> Point:
-        return (self.x + along * self.cos, up, self.z + along * self.sin)
-
-    def wheel(self, along: float, radius: float, inner: float) -> list[Ring]:
-        rings = []
-        for r in (radius, inner):
-            if r > 0.0:
-                angles = [2.0 * math.pi * i / 14 for i in range(14)]
-                rings.append(
-                    [self.point(along + r * math.cos(a), radius + r * math.sin(a)) for a in angles]
-                )
-        return rings
-
-    def strip(self, start: tuple[float, float], stop: tuple[float, float], width: float) -> Ring:
-        return [self.point(p[0], p[1]) for p in bar(start, stop, 0.0, width)]
-
-    def polygon(self, corners: list[tuple[float, float]]) -> Ring:
-        return [self.point(*corner) for corner in corners]
-
-
-def _angle(rng: np.random.Generator, heading: str) -> float:
-    if heading == "cross":
-        return float(rng.choice([0.0, math.pi])) + float(rng.uniform(-0.25, 0.25))
-    return float(rng.choice([-1.0, 1.0])) * float(rng.uniform(0.75, 1.25))
-
-
-def _rider(builder: Builder, rng: np.random.Generator, plane: _Plane, lift: float) -> None:
-    """Add the person on a two-wheeler whose saddle is `lift` metres above the usual 0.9 m."""
-    top, legs, skin, helmet = (int(value) for value in rng.integers(0, 240, 4))
-    category = Category.RIDER
-    leg_a = plane.strip((-0.2, 0.98 + lift), (0.18, 0.66), 0.19)
-    shin = plane.strip((0.18, 0.7), (0.02, 0.2), 0.15)
-    builder.add([leg_a], category, Material.TROUSERS, variant=legs)
-    builder.add([shin], category, Material.TROUSERS, variant=legs, tone=0.9)
-    # A torso that leans forward, widened so that it also reads from behind.
-    z, x = plane.z, plane.x
-    lean = 0.25 * plane.cos
-    back = -0.2 * plane.cos
+def _add_torso(builder: Builder, figure: _Figure, variant: int) -> None:
+    x, z, height = figure.x, figure.z, figure.height
     torso = [
-        (x + back - 0.17, 0.9 + lift, z),
-        (x + back + 0.17, 0.9 + lift, z),
-        (x + lean * 0.4 + 0.22, 1.42 + lift, z),
-        (x + lean * 0.4 - 0.22, 1.42 + lift, z),
+        (x - figure.waist, 0.47 * height, z),
+        (x + figure.waist, 0.47 * height, z),
+        (x + figure.shoulder, 0.78 * height, z),
+        (x + 0.5 * figure.shoulder, 0.84 * height, z),
+        (x - 0.5 * figure.shoulder, 0.84 * height, z),
+        (x - figure.shoulder, 0.78 * height, z),
     ]
-    builder.add([torso], category, Material.CLOTH, variant=top)
-    arm = bar((x + lean * 0.4, 1.36 + lift), (x + 0.5 * plane.cos, 1.02 + lift), z, 0.12)
-    builder.add([arm], category, Material.CLOTH, variant=top, tone=0.75)
-    head = (x + lean * 0.7, 1.6 + lift)
-    builder.add([disc(*head, z, 0.14)], category, Material.SKIN, variant=skin)
-    builder.add(
-        [
-            [
-                (head[0] - 0.15, head[1] + 0.02, z),
-                (head[0] + 0.15, head[1] + 0.02, z),
-                (head[0] + 0.1, head[1] + 0.16, z),
-                (head[0] - 0.1, head[1] + 0.16, z),
-            ]
-        ],
-        category,
-        Material.AWNING,
-        variant=helmet,
-    )
+    builder.add([torso], figure.category, Material.CLOTH, variant=variant)
 
 
-def add_bicycle(
-    builder: Builder, rng: np.random.Generator, x: float, z: float, heading: str, *, ridden: bool
-) -> None:
-    """Add a bicycle; heading "cross" shows its side, "along" a narrow oblique view."""
-    builder.at(z)
-    plane = _Plane(x, z, _angle(rng, heading))
-    variant = int(rng.integers(0, 240))
-    category = Category.BICYCLE
-    _ground_shadow(builder, x, z, 0.7 * abs(plane.cos) + 0.1)
-    for along in (-0.54, 0.54):
-        builder.add(plane.wheel(along, 0.36, 0.26), category, Material.TYRE)
-    frame = [
-        ((-0.54, 0.36), (-0.16, 0.86)),
-        ((-0.16, 0.8), (0.42, 0.86)),
-        ((-0.1, 0.4), (0.42, 0.8)),
-        ((0.54, 0.36), (0.4, 1.0)),
-        ((-0.1, 0.4), (-0.18, 0.9)),
-        ((-0.54, 0.36), (-0.1, 0.36)),
+def _add_head(builder: Builder, figure: _Figure, skin: int, hair: int) -> None:
+    x, z, height = figure.x, figure.z, figure.height
+    face = disc(x, 0.915 * height, z, 0.125 * figure.size)
+    builder.add([face], figure.category, Material.SKIN, variant=skin)
+    top = [
+        (x - 0.13 * figure.size, 0.93 * height, z),
+        (x + 0.13 * figure.size, 0.93 * height, z),
+        (x + 0.09 * figure.size, height, z),
+        (x - 0.09 * figure.size, height, z),
     ]
-    for start, stop in frame:
-        builder.add([plane.strip(start, stop, 0.085)], category, Material.BIKE, variant=variant)
-    builder.add([plane.strip((-0.3, 0.93), (-0.05, 0.93), 0.1)], category, Material.TYRE)
-    builder.add([plane.strip((0.3, 1.02), (0.52, 1.04), 0.08)], category, Material.TYRE)
-    if ridden:
-        _rider(builder, rng, plane, 0.0)
+    builder.add([top], figure.category, Material.HAIR, variant=hair)
 
 
-def add_motorcycle(
-    builder: Builder, rng: np.random.Generator, x: float, z: float, heading: str, *, ridden: bool
-) -> None:
-    """Add a motorcycle or scooter."""
-    builder.at(z)
-    plane = _Plane(x, z, _angle(rng, heading))
-    variant = int(rng.integers(0, 240))
-    category = Category.MOTORCYCLE
-    _ground_shadow(builder, x, z, 0.8 * abs(plane.cos) + 0.15)
-    for along in (-0.62, 0.66):
-        builder.add(plane.wheel(along, 0.33, 0.0), category, Material.TYRE)
-        hub = [
-            plane.point(along + 0.15 * math.cos(a), 0.33 + 0.15 * math.sin(a))
-            for a in [math.pi * i / 4 for i in range(8)]
-        ]
-        builder.add([hub], category, Material.HUB)
-    builder.add(
-        [plane.polygon([(-0.4, 0.3), (0.35, 0.28), (0.45, 0.6), (-0.45, 0.6)])],
-        category,
-        Material.METAL,
-        tone=0.7,
-    )
-    builder.add(
-        [
-            plane.polygon(
-                [
-                    (-0.85, 0.72),
-                    (-0.3, 0.56),
-                    (0.3, 0.56),
-                    (0.5, 0.8),
-                    (0.38, 1.02),
-                    (0.0, 0.98),
-                    (-0.3, 0.84),
-                    (-0.85, 0.9),
-                ]
-            )
-        ],
-        category,
-        Material.CAR_PAINT,
-        variant=variant + 2,
-    )
-    builder.add([plane.strip((-0.7, 0.9), (-0.02, 0.9), 0.14)], category, Material.TYRE)
-    builder.add([plane.strip((0.66, 0.33), (0.42, 1.05), 0.12)], category, Material.METAL)
-    builder.add(
-        [plane.polygon([(0.4, 0.82), (0.62, 0.86), (0.56, 1.12), (0.36, 1.2)])],
-        category,
-        Material.CAR_PAINT,
-        variant=variant + 2,
-        tone=0.9,
-    )
-    # Seen obliquely the bike still has width: a body that faces the camera.
-    builder.add(
-        [upright(x - 0.2, x + 0.2, 0.5, 0.8, z)],
-        category,
-        Material.CAR_PAINT,
-        variant=variant + 2,
-        tone=0.85,
-    )
-    away = heading == "along" and rng.random() < 0.5
-    lamp = Material.TAILLIGHT if away else Material.HEADLIGHT
-    end = plane.point(0.6, 0.9) if abs(plane.cos) > 0.8 else (x, 0.85, z)
-    builder.add([disc(end[0], end[1], end[2], 0.1, 8)], category, lamp)
-    builder.light(end, lamp)
-    if ridden:
-        _rider(builder, rng, plane, -0.06)
+def _add_bag(builder: Builder, rng: np.random.Generator, figure: _Figure, variant: int) -> None:
+    side = figure.shoulder if rng.random() < 0.5 else -figure.shoulder
+    left = figure.x + side
+    bag = upright(left - 0.1, left + 0.16, 0.45 * figure.height, 0.62 * figure.height, figure.z)
+    builder.add([bag], figure.category, Material.AWNING, variant=variant)

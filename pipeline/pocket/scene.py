@@ -15,8 +15,9 @@ from pipeline.pocket.objects import (
     add_tree,
     add_wall,
 )
-from pipeline.pocket.people import add_bicycle, add_motorcycle, add_person
+from pipeline.pocket.people import add_person
 from pipeline.pocket.street import Street, add_ground, add_wires
+from pipeline.pocket.two_wheelers import add_bicycle, add_motorcycle
 from pipeline.pocket.vehicle_painter import Pose
 from pipeline.pocket.vehicles import add_bus, add_car, add_tram, add_truck
 
