@@ -3,7 +3,9 @@
 import numpy as np
 
 from pipeline.pocket.buildings import House, add_building, add_skyline
+from pipeline.pocket.cars import add_car
 from pipeline.pocket.geometry import Builder, Camera, Category, Facing, Scene, View
+from pipeline.pocket.heavy_vehicles import add_bus, add_tram, add_truck
 from pipeline.pocket.materials import Material
 from pipeline.pocket.objects import (
     add_bin,
@@ -19,7 +21,6 @@ from pipeline.pocket.people import add_person
 from pipeline.pocket.street import Street, add_ground, add_wires
 from pipeline.pocket.two_wheelers import add_bicycle, add_motorcycle
 from pipeline.pocket.vehicle_painter import Pose
-from pipeline.pocket.vehicles import add_bus, add_car, add_tram, add_truck
 
 STYLES = ("canyon", "city", "suburb", "park")
 STYLE_WEIGHTS = (0.28, 0.36, 0.22, 0.14)

@@ -1,4 +1,4 @@
-"""Draw the parts that vehicles share, in the coordinates of one vehicle.
+"""Parts that vehicles share, in the coordinates of one vehicle.
 
 Local coordinates are metres (along, up, across): along 0 is the end we see, across 0 the middle.
 """
@@ -111,6 +111,19 @@ class Painter:
                 Material.HUB,
                 self.side_facing,
             )
+
+    def tyres(self, outer: float, inner: float, height: float, *, along: float = 0.0) -> None:
+        """Add the two tyres of the end that faces us, between two distances from the middle."""
+        shapes = [
+            [
+                (along, 0.0, s * outer),
+                (along, 0.0, s * inner),
+                (along, height, s * inner),
+                (along, height, s * outer),
+            ]
+            for s in (-1.0, 1.0)
+        ]
+        self.face(shapes, Material.TYRE, Facing.CAMERA)
 
     def lamps(self, half: float, y0: float, y1: float, width: float) -> None:
         shapes = [
