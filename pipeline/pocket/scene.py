@@ -9,17 +9,16 @@ from pipeline.pocket.heavy_vehicles import add_bus, add_tram, add_truck
 from pipeline.pocket.materials import Material
 from pipeline.pocket.objects import (
     add_bin,
-    add_bush,
     add_fence,
     add_sign,
     add_street_lamp,
     add_traffic_light,
-    add_tree,
     add_wall,
 )
 from pipeline.pocket.people import add_person
 from pipeline.pocket.street import Street, add_ground, add_wires
 from pipeline.pocket.two_wheelers import add_bicycle, add_motorcycle
+from pipeline.pocket.vegetation import add_bush, add_tree
 from pipeline.pocket.vehicle_painter import Pose
 
 STYLES = ("canyon", "city", "suburb", "park")
@@ -39,7 +38,7 @@ def make_scene(seed: int, camera: Camera = Camera()) -> Scene:  # noqa: B008
     has_hood = rng.random() < camera.hood
     style = STYLES[int(rng.choice(len(STYLES), p=STYLE_WEIGHTS))]
     builder = Builder(view)
-    street = _draw_street(rng, style)
+    street = _sample_street(rng, style)
     add_skyline(builder, rng, towers=style in ("canyon", "city"))
     add_ground(builder, rng, street)
     for side in (-1.0, 1.0):
@@ -54,7 +53,7 @@ def make_scene(seed: int, camera: Camera = Camera()) -> Scene:  # noqa: B008
     return builder.finish(seed)
 
 
-def _draw_street(rng: np.random.Generator, style: str) -> Street:
+def _sample_street(rng: np.random.Generator, style: str) -> Street:
     half = float(rng.uniform(3.6, 6.8 if style != "canyon" else 5.6))
     rails = rng.random() < 0.14
     if rails:
@@ -92,34 +91,43 @@ def _roadside(
         z0 = max(z, 1.0)
         if stop > z0 + 1.0:
             if rng.random() < build:
-                tall = {"canyon": (11.0, 26.0), "city": (7.0, 17.0)}.get(style, (4.5, 8.0))
-                low_rise = style in ("suburb", "park")
-                shop = not low_rise and rng.random() < 0.5
-                gap = float(rng.uniform(1.0, 4.0)) if low_rise else 0.0
-                house = House(
-                    lot,
-                    z0,
-                    stop - gap,
-                    float(rng.uniform(*tall)),
-                    float(rng.uniform(8.0, 14.0)),
-                    shop,
-                    low_rise or rng.random() < 0.2,
-                )
-                if house.z1 > z0 + 1.0:
-                    add_building(builder, rng, house)
+                _building_on_lot(builder, rng, lot, z0, stop, style)
             else:
-                for _ in range(int(rng.integers(1, 4))):
-                    x = lot + side * float(rng.uniform(1.5, 12.0))
-                    add_tree(
-                        builder,
-                        rng,
-                        x,
-                        float(rng.uniform(max(z0, 6.0), max(stop, 7.0))),
-                        float(rng.uniform(5.0, 10.0)),
-                    )
+                _trees_on_lot(builder, rng, lot, side, z0, stop)
             if stop > 4.0 and z < 70.0 and (street.grass or rng.random() < 0.12):
                 _boundary(builder, rng, line, z0, stop)
         z = stop
+
+
+def _building_on_lot(
+    builder: Builder, rng: np.random.Generator, x: float, z0: float, z1: float, style: str
+) -> None:
+    """Add a building in the style of the street between z0 and z1, if there is room for it."""
+    heights = {"canyon": (11.0, 26.0), "city": (7.0, 17.0)}.get(style, (4.5, 8.0))
+    low_rise = style in ("suburb", "park")
+    shop = not low_rise and rng.random() < 0.5
+    gap = float(rng.uniform(1.0, 4.0)) if low_rise else 0.0
+    house = House(
+        x,
+        z0,
+        z1 - gap,
+        height=float(rng.uniform(*heights)),
+        depth_m=float(rng.uniform(8.0, 14.0)),
+        shop=shop,
+        gable=low_rise or rng.random() < 0.2,
+    )
+    if house.z1 > z0 + 1.0:
+        add_building(builder, rng, house)
+
+
+def _trees_on_lot(
+    builder: Builder, rng: np.random.Generator, lot: float, side: float, z0: float, z1: float
+) -> None:
+    """Add up to three trees between z0 and z1."""
+    for _ in range(int(rng.integers(1, 4))):
+        x = lot + side * float(rng.uniform(1.5, 12.0))
+        z = float(rng.uniform(max(z0, 6.0), max(z1, 7.0)))
+        add_tree(builder, rng, x, z, float(rng.uniform(5.0, 10.0)))
 
 
 def _boundary(builder: Builder, rng: np.random.Generator, x: float, z0: float, z1: float) -> None:
@@ -136,23 +144,12 @@ def _boundary(builder: Builder, rng: np.random.Generator, x: float, z0: float, z
 def _furniture(
     builder: Builder, rng: np.random.Generator, street: Street, side: float, style: str
 ) -> None:
-    """Stand lamps, trees, signs and traffic lights along one kerb."""
+    """Stand lamps, trees, signs, traffic lights, bins and parked two-wheelers along one kerb."""
     kerb = street.edge(side) + side * 0.6
-    spacing = float(rng.uniform(17.0, 26.0))
-    height = float(rng.uniform(5.5, 8.0))
-    if rng.random() < 0.85:
-        for z in np.arange(float(rng.uniform(9.0, 22.0)), 90.0, spacing).tolist():
-            if not street.in_crossing(z):
-                add_street_lamp(builder, kerb, z, height, -side * float(rng.uniform(1.2, 1.8)))
+    _street_lamps(builder, rng, street, side, kerb)
     chance = {"canyon": 0.3, "city": 0.55, "suburb": 0.6, "park": 0.85}[style]
     if rng.random() < chance:
-        step = float(rng.uniform(8.0, 15.0))
-        size = float(rng.uniform(4.5, 8.5))
-        inset = 0.5 * street.walk if street.walk > 2.5 else street.walk + 0.5
-        x = street.edge(side) + side * inset
-        for z in np.arange(float(rng.uniform(8.0, 18.0)), 80.0, step).tolist():
-            if not street.in_crossing(z) and rng.random() < 0.8:
-                add_tree(builder, rng, x, z, size * float(rng.uniform(0.85, 1.15)))
+        _row_of_trees(builder, rng, street, side)
     for _ in range(int(rng.integers(0, 3))):
         z = float(rng.uniform(8.0, 30.0))
         if not street.in_crossing(z):
@@ -165,23 +162,33 @@ def _furniture(
     if rng.random() < 0.12:
         z = float(rng.uniform(9.0, 16.0))
         for i in range(int(rng.integers(1, 4))):
-            add_bicycle(
-                builder,
-                rng,
-                kerb + side * 0.5,
-                z + 1.0 * i,
-                "cross" if rng.random() < 0.5 else "along",
-                ridden=False,
-            )
+            heading = "cross" if rng.random() < 0.5 else "along"
+            add_bicycle(builder, rng, kerb + side * 0.5, z + 1.0 * i, heading, ridden=False)
     if rng.random() < 0.035:
-        add_motorcycle(
-            builder,
-            rng,
-            street.edge(side) - side * 0.6,
-            float(rng.uniform(8.0, 16.0)),
-            "along",
-            ridden=False,
-        )
+        x, z = street.edge(side) - side * 0.6, float(rng.uniform(8.0, 16.0))
+        add_motorcycle(builder, rng, x, z, "along", ridden=False)
+
+
+def _street_lamps(
+    builder: Builder, rng: np.random.Generator, street: Street, side: float, kerb: float
+) -> None:
+    spacing = float(rng.uniform(17.0, 26.0))
+    height = float(rng.uniform(5.5, 8.0))
+    if rng.random() < 0.85:
+        for z in np.arange(float(rng.uniform(9.0, 22.0)), 90.0, spacing).tolist():
+            if not street.in_crossing(z):
+                add_street_lamp(builder, kerb, z, height, -side * float(rng.uniform(1.2, 1.8)))
+
+
+def _row_of_trees(builder: Builder, rng: np.random.Generator, street: Street, side: float) -> None:
+    """Add trees at equal distances in the middle of the pavement, or behind a narrow one."""
+    step = float(rng.uniform(8.0, 15.0))
+    size = float(rng.uniform(4.5, 8.5))
+    inset = 0.5 * street.walk if street.walk > 2.5 else street.walk + 0.5
+    x = street.edge(side) + side * inset
+    for z in np.arange(float(rng.uniform(8.0, 18.0)), 80.0, step).tolist():
+        if not street.in_crossing(z) and rng.random() < 0.8:
+            add_tree(builder, rng, x, z, size * float(rng.uniform(0.85, 1.15)))
 
 
 def _vehicles(builder: Builder, rng: np.random.Generator, street: Street) -> None:

@@ -80,16 +80,26 @@ def add_ground(builder: Builder, rng: np.random.Generator, street: Street) -> No
     """Add everything that lies on the ground."""
     builder.at(1e5)
     ground = _Ground(builder)
-
     tint = int(rng.integers(0, 240))
-    base = (
-        (Category.TERRAIN, Material.GRASS) if street.grass else (Category.SIDEWALK, Material.PAVING)
-    )
-    if street.grass and rng.random() < 0.2:
-        base = (Category.TERRAIN, Material.SOIL)
+    _add_land(rng, street, ground, tint)
+    _add_pavements(rng, street, ground, tint)
+    _add_carriageway(rng, street, ground)
+    _add_markings(rng, street, ground)
+    if street.rails:
+        _add_rails(street, ground)
+
+
+def _add_land(rng: np.random.Generator, street: Street, ground: _Ground, tint: int) -> None:
+    """Cover all ground with grass, soil or paving."""
+    base = (Category.SIDEWALK, Material.PAVING)
+    if street.grass:
+        soil = rng.random() < 0.2
+        base = (Category.TERRAIN, Material.SOIL if soil else Material.GRASS)
     ground([flat(-400.0, 400.0, 0.7, 2000.0)], *base, variant=tint)
-    # Pavements, with a darker joint pattern by alternate slabs.
-    left, right = street.edge(-1.0), street.edge(1.0)
+
+
+def _add_pavements(rng: np.random.Generator, street: Street, ground: _Ground, tint: int) -> None:
+    """Add both pavements, with a darker joint pattern by alternate slabs."""
     slab = 4.0
     for side in (-1.0, 1.0):
         inner = street.edge(side)
@@ -101,71 +111,54 @@ def add_ground(builder: Builder, rng: np.random.Generator, street: Street) -> No
         if street.grass is False and rng.random() < 0.22:
             strip = (x0, x0 + 0.35 * street.walk) if side < 0.0 else (x1 - 0.35 * street.walk, x1)
             ground([flat(*strip, 0.7, 90.0)], Category.TERRAIN, Material.GRASS, variant=tint)
-    road = int(rng.integers(0, 240))
-    ground([flat(left, right, 0.7, FAR_M)], Category.ROAD, Material.ASPHALT, variant=road)
+
+
+def _add_carriageway(rng: np.random.Generator, street: Street, ground: _Ground) -> None:
+    """Add asphalt between the kerbs, repaired patches, and the crossing street."""
+    left, right = street.edge(-1.0), street.edge(1.0)
+    variant = int(rng.integers(0, 240))
+    ground([flat(left, right, 0.7, FAR_M)], Category.ROAD, Material.ASPHALT, variant=variant)
     for x in (left, right):
         ground([flat(x - 0.14, x + 0.14, 0.7, 110.0)], Category.SIDEWALK, Material.KERB)
-    patches = []
-    for _ in range(int(rng.integers(0, 4))):
+    for i in range(int(rng.integers(0, 4))):
         x, z = float(rng.uniform(left, right - 2.0)), float(rng.uniform(4.0, 25.0))
-        patches.append(flat(x, x + float(rng.uniform(0.8, 2.0)), z, z + float(rng.uniform(2, 9))))
-    if patches:
-        ground(patches[:1], Category.ROAD, Material.PATCH)
-        for patch in patches[1:]:
-            ground([patch], Category.ROAD, Material.PATCH, tone=1.08)
+        patch = flat(x, x + float(rng.uniform(0.8, 2.0)), z, z + float(rng.uniform(2, 9)))
+        ground([patch], Category.ROAD, Material.PATCH, tone=1.08 if i else 1.0)
     if street.crossing:
         ground(
             [flat(-140.0, 140.0, street.crossing, street.crossing_end)],
             Category.ROAD,
             Material.ASPHALT,
-            variant=road,
+            variant=variant,
             tone=0.97,
         )
-    _markings(rng, street, ground)
-    if street.rails:
-        for track in (-1.7, 1.7):
-            x = street.center + track
-            ground(
-                [flat(x - 1.0, x + 1.0, 0.7, FAR_M)],
-                Category.ROAD,
-                Material.PATCH,
-                variant=1,
-                tone=0.95,
-            )
-            for rail in (-0.72, 0.72):
-                ground(
-                    [flat(x + rail - 0.07, x + rail + 0.07, 0.7, 120.0)],
-                    Category.ROAD,
-                    Material.RAIL,
-                )
 
 
-def _markings(rng: np.random.Generator, street: Street, ground: _Ground) -> None:
+def _add_rails(street: Street, ground: _Ground) -> None:
+    """Add two tram tracks, each on a bed of its own."""
+    for track in (-1.7, 1.7):
+        x = street.center + track
+        bed = flat(x - 1.0, x + 1.0, 0.7, FAR_M)
+        ground([bed], Category.ROAD, Material.PATCH, variant=1, tone=0.95)
+        for offset in (-0.72, 0.72):
+            rail = flat(x + offset - 0.07, x + offset + 0.07, 0.7, 120.0)
+            ground([rail], Category.ROAD, Material.RAIL)
+
+
+def _add_markings(rng: np.random.Generator, street: Street, ground: _Ground) -> None:
+    """Add lane lines, edge lines, the zebra crossing, the stop line and an arrow."""
     left, right = street.edge(-1.0), street.edge(1.0)
     paint = 1 if rng.random() < 0.15 else 0
-
-    def lines(x: float, dash: float, gap: float, width: float, variant: int) -> None:
-        rings: list[Ring] = []
-        z = 0.8
-        stop = street.crossing - 5.5 if street.crossing else 100.0
-        if dash <= 0.0:
-            rings.append(flat(x - width, x + width, z, stop))
-        else:
-            z = float(rng.uniform(1.0, 4.0))
-            while z < min(stop, 80.0):
-                rings.append(flat(x - width, x + width, z, min(z + dash, stop)))
-                z += dash + gap
-        ground(rings, Category.ROAD, Material.LANE_PAINT, variant=variant)
-
     if not street.rails:
-        dashed = rng.random() < 0.7
-        lines(street.center, 3.0 if dashed else 0.0, 4.5, 0.08, paint)
+        dash = 3.0 if rng.random() < 0.7 else 0.0
+        _add_line(rng, street, ground, street.center, 0.08, dash=dash, gap=4.5, variant=paint)
         if street.half > 5.6:
             for side in (-0.5, 0.5):
-                lines(street.center + side * street.half, 2.5, 5.0, 0.07, 0)
+                x = street.center + side * street.half
+                _add_line(rng, street, ground, x, 0.07, dash=2.5, gap=5.0)
     if rng.random() < 0.5:
         for x in (left + 0.35, right - 0.35):
-            lines(x, 0.0, 0.0, 0.06, 0)
+            _add_line(rng, street, ground, x, 0.06)
     if street.zebra:
         z = street.zebra_z
         bars = [flat(x, x + 0.5, z, z + 3.0) for x in np.arange(left + 0.4, right - 0.5, 1.0)]
@@ -174,19 +167,45 @@ def _markings(rng: np.random.Generator, street: Street, ground: _Ground) -> None
         z = street.zebra_z - 1.4
         ground([flat(street.center, right - 0.3, z, z + 0.4)], Category.ROAD, Material.LANE_PAINT)
     if rng.random() < 0.25:
-        x, z = street.center + 0.5 * street.half, float(rng.uniform(6.0, 10.0))
-        arrow = [
-            [
-                (x - 0.12, 0.0, z),
-                (x + 0.12, 0.0, z),
-                (x + 0.12, 0.0, z + 1.8),
-                (x + 0.45, 0.0, z + 1.8),
-                (x, 0.0, z + 3.2),
-                (x - 0.45, 0.0, z + 1.8),
-                (x - 0.12, 0.0, z + 1.8),
-            ]
-        ]
-        ground(arrow, Category.ROAD, Material.LANE_PAINT)
+        _add_arrow(ground, street.center + 0.5 * street.half, float(rng.uniform(6.0, 10.0)))
+
+
+def _add_line(
+    rng: np.random.Generator,
+    street: Street,
+    ground: _Ground,
+    x: float,
+    half_width: float,
+    *,
+    dash: float = 0.0,
+    gap: float = 0.0,
+    variant: int = 0,
+) -> None:
+    """Add a line along the street up to the crossing; dash 0 makes it solid."""
+    rings: list[Ring] = []
+    stop = street.crossing - 5.5 if street.crossing else 100.0
+    if dash <= 0.0:
+        rings.append(flat(x - half_width, x + half_width, 0.8, stop))
+    else:
+        z = float(rng.uniform(1.0, 4.0))
+        while z < min(stop, 80.0):
+            rings.append(flat(x - half_width, x + half_width, z, min(z + dash, stop)))
+            z += dash + gap
+    ground(rings, Category.ROAD, Material.LANE_PAINT, variant=variant)
+
+
+def _add_arrow(ground: _Ground, x: float, z: float) -> None:
+    """Add an arrow that points ahead."""
+    arrow = [
+        (x - 0.12, 0.0, z),
+        (x + 0.12, 0.0, z),
+        (x + 0.12, 0.0, z + 1.8),
+        (x + 0.45, 0.0, z + 1.8),
+        (x, 0.0, z + 3.2),
+        (x - 0.45, 0.0, z + 1.8),
+        (x - 0.12, 0.0, z + 1.8),
+    ]
+    ground([arrow], Category.ROAD, Material.LANE_PAINT)
 
 
 def add_wires(builder: Builder, rng: np.random.Generator, street: Street) -> None:
