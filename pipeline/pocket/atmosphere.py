@@ -88,6 +88,21 @@ def _ego_beam(scene: Scene, rows: int, columns: int) -> np.ndarray:
     return _three(beam) * _row((1.0, 0.94, 0.8), columns)
 
 
+def _texture(rng: np.random.Generator, strength: np.ndarray, amount: float) -> np.ndarray:
+    """Return factors of brightness [h, w] around 1: grain, and coarser spots on leaves.
+
+    strength: float32 [h, w] texture strength of the surfaces, 0..255; amount: that of the look.
+    """
+    height, width = strength.shape
+    grain = rng.standard_normal((height, width), dtype=np.float32)
+    grain *= 0.06
+    grain += 0.07 * _soft_noise(rng, height, width, max(8, width // 4))
+    grain += 0.05 * _soft_noise(rng, height, width, 12)
+    leaves = _soft_noise(rng, height, width, max(8, int(width / 2.2)))
+    grain = np.where(strength > 150.0, 0.15 * leaves + 0.6 * grain, grain)
+    return 1.0 + grain * (strength * np.float32(amount / 255.0))
+
+
 def finish_image(
     scene: Scene,
     parameters: LookParameters,
@@ -104,14 +119,7 @@ def finish_image(
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, 5))))
     height, width = masks.shape[:2]
     values, look = parameters.values, parameters.look
-    grain = rng.standard_normal((height, width), dtype=np.float32)
-    grain *= 0.06
-    grain += 0.07 * _soft_noise(rng, height, width, max(8, width // 4))
-    grain += 0.05 * _soft_noise(rng, height, width, 12)
-    leafy = glow[..., 3] > 150.0
-    leaves = _soft_noise(rng, height, width, max(8, int(width / 2.2)))
-    grain = np.where(leafy, 0.15 * leaves + 0.6 * grain, grain)
-    texture = 1.0 + grain * (glow[..., 3] * np.float32(values["texture"] / 255.0))
+    texture = _texture(rng, glow[..., 3], values["texture"])
     image = np.ascontiguousarray(solid[..., :3]) * _three(texture)
     # Light: ambient tint, pools of lamps, emission with its halo.
     lit = values["lamps"] > 0.05 or values["headlights"] > 0.05
