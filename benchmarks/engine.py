@@ -37,7 +37,7 @@ from generation.worker import SampleMaker
 from generation.writer import WriterThread
 from pipeline import files
 from pipeline.claims import Claims
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import guard
 from pipeline.metadata import MetadataIndex, read_rows
 from pipeline.rows import sample_id

@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks.machine import describe
 from pipeline import files, images, labels
-from pipeline.dataset import SHARD_SIZE, DatasetWriter, check_dataset, open_dataset
+from pipeline.dataset import check_dataset, open_dataset
+from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter
 from pipeline.errors import guard
 from pipeline.rows import encode_row, sample_id, seal
 

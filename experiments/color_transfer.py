@@ -28,7 +28,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.config import require_seed
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair
+from pipeline.dataset import open_dataset, read_pair
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.rows import sample_id

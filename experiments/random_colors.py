@@ -20,7 +20,8 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair
+from pipeline.dataset import open_dataset, read_pair
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.rows import sample_id
 from pipeline.sample_views import source_image

@@ -20,7 +20,8 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files, models
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair
+from pipeline.dataset import open_dataset, read_pair
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import guard
 from pipeline.latents import (
     decode_latents,

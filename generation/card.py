@@ -1,7 +1,7 @@
 """The dataset card: README.md of the output folder."""
 
 from generation.settings import Config
-from pipeline.dataset import write_card
+from pipeline.dataset_writer import write_card
 from pipeline.markdown import code, plain
 
 

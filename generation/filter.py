@@ -29,7 +29,8 @@ from generation.quality import fidelity, repair, score_rows, segmenters, tables
 from pipeline import files, images, iou, labels
 from pipeline.claims import sole_writer
 from pipeline.config import parse, require_between, require_positive, to_mapping
-from pipeline.dataset import SHARD_SIZE, DatasetWriter, Sample, open_dataset, write_card
+from pipeline.dataset import Sample, open_dataset
+from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter, write_card
 from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision
 from pipeline.markdown import code

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import digest
-from pipeline.dataset import DatasetWriter, EncodedSample
+from pipeline.dataset_writer import DatasetWriter, EncodedSample
 from pipeline.metadata import MetadataIndex
 from pipeline.output_folders import DATASET, has_marker, require_same, write_marker
 

@@ -23,7 +23,7 @@ from generation.specs import SpecReader
 from generation.writer import Numbered, WriterThread
 from pipeline.claims import Claims
 from pipeline.config import require_extra
-from pipeline.dataset import EncodedSample, encode_sample
+from pipeline.dataset_writer import EncodedSample, encode_sample
 from pipeline.errors import UserError
 from pipeline.stopping import StopRequest
 from pipeline.tar_set import Shard, TarSet

@@ -15,7 +15,7 @@ from generation.output import PACKAGES
 from generation.settings import Config
 from generation.shards import position
 from generation.writer import Numbered, WriterThread
-from pipeline.dataset import EncodedSample, encode_sample
+from pipeline.dataset_writer import EncodedSample, encode_sample
 from pipeline.errors import EXIT_INCOMPLETE
 from pipeline.remote_files import open_store
 from pipeline.rows import is_ok

@@ -39,7 +39,8 @@ from pipeline.catalogue.specs import (
     protocol_record,
 )
 from pipeline.config import differences, digest, parse, require_between, show
-from pipeline.dataset import SHARD_SIZE, DatasetWriter, prove_checked, write_card
+from pipeline.dataset import prove_checked
+from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter, write_card
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.exports.daformer import write_daformer_stats
 from pipeline.markdown import code, plain

@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline import files, labels
 from pipeline.config import differences, digest
-from pipeline.dataset import EncodedSample
+from pipeline.dataset_writer import EncodedSample
 from pipeline.errors import UserError
 from pipeline.reading import parse_json
 from pipeline.remote_files import Store

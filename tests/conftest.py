@@ -303,7 +303,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
     `labelled=False` writes a captioned collection; `conditions` are handed out in turn as
     `row["condition"]`; each call writes a new folder.
     """
-    from pipeline.dataset import DatasetWriter
+    from pipeline.dataset_writer import DatasetWriter
     from pipeline.labels import colorize, present_class_names
 
     def make(

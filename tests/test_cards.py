@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from generation import card
 from generation.prompts import Condition, Grammar
 from generation.settings import Config
-from pipeline import dataset, labels, report
+from pipeline import dataset_writer, labels, report
 from segtrain.evaluation import score_tables
 
 HOSTILE = (
@@ -58,7 +58,7 @@ def test_the_card_of_a_generated_set_quotes_its_settings(words: str, tmp_path: P
 
 @pytest.mark.parametrize("words", HOSTILE)
 def test_a_title_is_one_heading_and_one_yaml_value(words: str, tmp_path: Path) -> None:
-    dataset.write_card(tmp_path, words, "Text.")
+    dataset_writer.write_card(tmp_path, words, "Text.")
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("---\n")
     header = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))
@@ -86,7 +86,7 @@ def test_the_report_escapes_rows_scores_timings_and_names(tmp_path: Path) -> Non
     image = np.zeros((32, 64, 3), dtype=np.uint8)
     workspace = tmp_path / "<script>a()<"
     for name in ("generated", "data/source", "variants/plain", "data/targets/acdc"):
-        writer = dataset.DatasetWriter(workspace / name, config={})
+        writer = dataset_writer.DatasetWriter(workspace / name, config={})
         for index, words in enumerate(HOSTILE):
             row = {"condition": words, "prompt": words, "look": words}
             writer.write(index, image, np.zeros((32, 64), dtype=np.uint8), row)

@@ -22,7 +22,8 @@ import numpy as np
 
 from generation.quality import fidelity, pixels
 from pipeline import files
-from pipeline.dataset import SHARD_SIZE, Sample
+from pipeline.dataset import Sample
+from pipeline.dataset_writer import SHARD_SIZE
 from pipeline.errors import UserError
 from pipeline.metadata import repair_tail
 from pipeline.paths import check_relative

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import files, images, labels, parallel
-from pipeline.dataset import SHARD_SIZE, Sample, card_header
+from pipeline.dataset import Sample
+from pipeline.dataset_writer import SHARD_SIZE, card_header
 from pipeline.errors import UserError
 
 OWN_KEYS = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import labels
-from pipeline.dataset import card_header
+from pipeline.dataset_writer import card_header
 from pipeline.markdown import code, plain, table
 from pipeline.reading import expecting, read_json
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import color_transfer
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair
+from pipeline.dataset import open_dataset, read_pair
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.images import read_image
 

@@ -30,7 +30,7 @@ def test_crops_have_the_size_asked_for_even_from_small_images(tiny_dataset):
 
 
 def test_rare_class_sampling_prefers_rare_classes_and_centres_on_them(tmp_path):
-    from pipeline.dataset import DatasetWriter
+    from pipeline.dataset_writer import DatasetWriter
 
     writer = DatasetWriter(tmp_path / "d", config={})
     for i in range(6):

@@ -12,7 +12,8 @@ from generation.inputs import read_inputs
 from generation.sampler.sampler import Sampler
 from generation.worker import SampleMaker
 from pipeline import files, labels
-from pipeline.dataset import DatasetWriter, open_dataset
+from pipeline.dataset import open_dataset
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.reading import read_json
 from pipeline.rows import sample_id

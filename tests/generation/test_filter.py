@@ -16,7 +16,8 @@ from generation import score
 from generation.quality import repair
 from generation.quality.fidelity import Counts
 from pipeline.claims import Claims
-from pipeline.dataset import DatasetWriter, open_dataset
+from pipeline.dataset import open_dataset
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.labels import colorize
 from pipeline.marks import Mark, write_marks

@@ -21,7 +21,7 @@ from generation.samples import FinishedSample, SampleSpec
 from generation.writer import WriterThread
 from pipeline import files
 from pipeline.claims import LEASE_S, Claims
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.metadata import MetadataIndex, read_rows
 

@@ -15,7 +15,8 @@ from generation import score
 from generation.quality import score_rows, sets, summary
 from pipeline import files
 from pipeline.claims import Claims
-from pipeline.dataset import DatasetWriter, open_dataset
+from pipeline.dataset import open_dataset
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 
 HERE = Path(__file__).parent

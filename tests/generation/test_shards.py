@@ -15,7 +15,7 @@ from generation import run, tar_output, worker
 from generation.sampler import networks as loading
 from generation.shards import parse_shard, position
 from pipeline import files, merge, verify
-from pipeline.dataset import encode_sample
+from pipeline.dataset_writer import encode_sample
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.metadata import read_rows
 from pipeline.remote_files import open_store

@@ -10,14 +10,8 @@ import yaml
 from PIL import Image
 
 from pipeline import files, images
-from pipeline.dataset import (
-    DatasetWriter,
-    Sample,
-    check_dataset,
-    open_dataset,
-    read_pair,
-    write_card,
-)
+from pipeline.dataset import Sample, check_dataset, open_dataset, read_pair
+from pipeline.dataset_writer import DatasetWriter, write_card
 from pipeline.errors import UserError
 from pipeline.metadata import read_rows
 

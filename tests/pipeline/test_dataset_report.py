@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline import labels, report, sample_views
-from pipeline.dataset import DatasetWriter, open_dataset
+from pipeline.dataset import open_dataset
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.reporting import quality, sets
 

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from pipeline import export, files, labels, metadata
-from pipeline.dataset import DatasetWriter, Sample, open_dataset, write_card
+from pipeline.dataset import Sample, open_dataset
+from pipeline.dataset_writer import DatasetWriter, write_card
 from pipeline.errors import UserError
 from pipeline.exports import job as exporters
 from pipeline.exports import panoptic

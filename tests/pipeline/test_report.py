@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline import labels, report, sample_views
-from pipeline.dataset import DatasetWriter, open_dataset, read_pair
+from pipeline.dataset import open_dataset, read_pair
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.reporting import scores as report_scores
 

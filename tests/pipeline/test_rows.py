@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import dataset, errors, rows
+from pipeline import dataset, dataset_writer, errors, rows
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.metadata import MetadataIndex, choose, read_rows, scan_rows
@@ -342,7 +342,7 @@ def test_what_is_checked_is_not_read_again_until_it_changes(
     Image.fromarray(np.zeros((8, 12, 3), np.uint8)).save(image)
     assert checked() == ["00000002"] and checked() == []
     config = read_json(folder / "run.json")["config"]
-    writer = dataset.DatasetWriter(folder, config=config)
+    writer = dataset_writer.DatasetWriter(folder, config=config)
     writer.write(9, np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), {})
     assert checked() == ["00000009"]
     monkeypatch.setenv("RANK", "1")

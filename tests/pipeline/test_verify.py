@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline import claims, files, images, merge, metadata, prepare, verify
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.metadata import read_rows
 from pipeline.reading import read_json

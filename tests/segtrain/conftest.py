@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "configs" / "segtrain"

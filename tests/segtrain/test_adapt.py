@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoints as run_checkpoints
 from pipeline import labels
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import Conditioning
 from pipeline.seeding import SeededSamples

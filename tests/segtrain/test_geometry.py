@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mmengine.dataset import Compose
 
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from segtrain import recipes, sets
 from segtrain.mixing import seeded_globals
