@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import files, labels
+from pipeline import files, label_spaces, labels
 from pipeline.config import digest
 from pipeline.dataset import open_dataset, require_same_size
 from pipeline.errors import UserError
@@ -45,7 +45,7 @@ class LabelMapFolder:
     folder: Path
     names: tuple[str, ...]
     table: tuple[int, ...]
-    """256 entries from the folder's ids to train ids, void 255 (see `labels.label_space`)."""
+    """256 entries from the folder's ids to train ids, void 255 (see `label_spaces.label_space`)."""
     height_px: int
     images: tuple[Path, ...] = ()
     """The image of each map, in a dataset folder."""
@@ -84,7 +84,7 @@ def open_folder(folder: Path, *, pattern: str, label_space: str, height_px: int)
         raise UserError(
             f"{folder}: no label map matches {pattern!r}; check --label-maps and --label-pattern"
         )
-    table = labels.label_space(label_space)
+    table = label_spaces.label_space(label_space)
     if table.size > 256:
         raise UserError(
             f"--label-space {label_space}: colours cost time at each use; convert them once with "

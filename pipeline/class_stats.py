@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files, labels
+from pipeline import files, label_spaces, labels
 from pipeline.errors import UserError
 
 NUM_LOOKED_AT = 8
@@ -33,7 +33,7 @@ def doubt(pixels: np.ndarray, total: int, label_space: str, where: str) -> None:
             raise UserError(message)
         print(f"notice: {message}", file=sys.stderr)
         return
-    table = labels.label_space(label_space)
+    table = label_spaces.label_space(label_space)
     if table.size > 256:
         return
     low, high = (set(part[part < labels.NUM_CLASSES]) for part in (table[:19], table[19:]))

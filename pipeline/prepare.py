@@ -27,7 +27,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import numpy as np
 
-from pipeline import __version__, class_stats, files, images, labels
+from pipeline import __version__, class_stats, files, images, label_spaces, labels
 from pipeline.catalogue.checks import Fault, check_listing
 from pipeline.catalogue.specs import (
     DERIVED,
@@ -86,7 +86,7 @@ def convert(
     """Write the label (and image) of one pair and return its row, or its fault."""
     index, pair = job
     try:
-        label = labels.read_label(pair.label, labels.label_space(label_space))
+        label = labels.read_label(pair.label, label_spaces.label_space(label_space))
     except UserError as error:
         return Fault(pair.label, str(error).removeprefix(f"{pair.label}: "))
     stem = f"{index // SHARD_SIZE:04d}/{sample_id(index)}"
@@ -189,7 +189,7 @@ def look_at_some(listing: Listing, faults: list[Fault]) -> None:
     """
     bad = {fault.path for fault in faults}
     good = [pair.label for pair in listing.pairs if pair.label not in bad]
-    table = labels.label_space(listing.label_space)
+    table = label_spaces.label_space(listing.label_space)
     pixels, total = class_stats.count_some(good, table)
     if good and not total:
         labels.read_label(good[0], table)
@@ -206,7 +206,7 @@ def settings_of(config: Config, listing: Listing) -> dict[str, Any]:
         "split": config.split,
         "condition": config.condition,
         "label_space": listing.label_space,
-        "label_space_content": labels.space_content(listing.label_space),
+        "label_space_content": label_spaces.space_content(listing.label_space),
         "images": placing(config),
         "image_list": f"{len(originals)}, {digest(originals)}",  # ids number them
     }
@@ -229,9 +229,9 @@ def open_writer(
     If only the content of the label space changed, the rows go: all labels are converted anew.
     """
     folder = Path(config.output).resolve()
-    merged = labels.merged_classes(listing.label_space)
+    merged = label_spaces.merged_classes(listing.label_space)
     provenance: dict[str, Any] = {"streetforge": __version__, "protocol": protocol_record(spec)}
-    if merged:  # for whoever scores in the set's own classes, see labels.classes_of_folder
+    if merged:  # for whoever scores in the set's own classes, see label_spaces.classes_of_folder
         provenance["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
     if is_mapped_otherwise(settings, folder):
         print(f"{folder}: {listing.label_space} was changed, all labels are converted again")

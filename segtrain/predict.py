@@ -23,7 +23,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import numpy as np
 
-from pipeline import files, images, labels, models
+from pipeline import files, images, label_spaces, labels, models
 from pipeline.config import parse, require_positive, to_mapping
 from pipeline.dataset import find_images
 from pipeline.errors import UserError, guard
@@ -83,7 +83,7 @@ def render(kind: Kind, label: np.ndarray, image: np.ndarray, opacity: float) -> 
 def label_ids() -> np.ndarray:
     """Return the Cityscapes label id of each train id; void becomes 0, unlabelled."""
     table = np.zeros(256, dtype=np.uint8)
-    for label_id, train_id in reversed(list(enumerate(labels.label_space("cityscapes_ids")))):
+    for label_id, train_id in reversed(list(enumerate(label_spaces.label_space("cityscapes_ids")))):
         if train_id < labels.NUM_CLASSES:
             table[train_id] = label_id
     return table

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import labels
+from pipeline import label_spaces, labels
 from pipeline.catalogue import specs
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
@@ -33,7 +33,7 @@ class Protocol:
 
     low_px: Size | None = None
     high_px: Size | None = None
-    classes: labels.MergedClasses | None = None
+    classes: label_spaces.MergedClasses | None = None
     """None: the 19 of Cityscapes"""
 
     @property
@@ -64,7 +64,7 @@ def protocol_of(folder: Path) -> Protocol:
     return Protocol(
         low_px=_size(sizes.get("eval_low_px"), f"{path}: protocol.eval_low_px"),
         high_px=_size(sizes.get("eval_high_px"), f"{path}: protocol.eval_high_px"),
-        classes=labels.classes_of_folder(folder),
+        classes=label_spaces.classes_of_folder(folder),
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, labels, models
+from pipeline import files, label_spaces, models
 from pipeline.config import parse, require_between, require_positive, show
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
@@ -163,7 +163,7 @@ def check_settings(config: Config) -> None:
     if config.prediction_space:
         if not config.predictions:
             raise UserError("--prediction-space: goes with --predictions; leave it out")
-        labels.label_space(config.prediction_space)
+        label_spaces.label_space(config.prediction_space)
     if config.limit is not None:
         require_positive(config, "limit")
     require_between(config, 1, 100, "worst")

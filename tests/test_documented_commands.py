@@ -18,7 +18,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from pipeline import labels
+from pipeline import label_spaces, labels
 from pipeline.catalogue import specs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +79,7 @@ def write_tree(folder: Path, dataset: str, split: str) -> None:
     layout = spec.layouts[0]
     height, width = FRAMES.get(dataset, (64, 128))
     space = layout.label_space
-    table = labels.label_space(space) if space else np.arange(256)
+    table = label_spaces.label_space(space) if space else np.arange(256)
     ids = np.flatnonzero(np.asarray(table)[:256] < labels.NUM_CLASSES)
     for index in range(3):
         rng = np.random.default_rng(index)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline import images, labels
+from pipeline import images, label_spaces, labels
 from pipeline.catalogue.specs import Listing, Pair
 from pipeline.errors import UserError
 from pipeline.images import read_image
@@ -63,7 +63,7 @@ def check_file(path: Path, table: np.ndarray, depth: Depth, *, label: bool) -> t
 def check_pair(pair: Pair, label_space: str, depth: Depth) -> list[Fault]:
     """Return the faults of one pair: of each file, and if there is none, of both together."""
     faults, sizes = [], []
-    table = labels.label_space(label_space)
+    table = label_spaces.label_space(label_space)
     for path, is_label in ((pair.image, False), (pair.label, True)):
         try:
             sizes.append(check_file(path, table, depth, label=is_label))

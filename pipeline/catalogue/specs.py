@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import labels
+from pipeline import label_spaces, labels
 from pipeline.config import from_mapping
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
@@ -144,7 +144,7 @@ def load_spec(name: str) -> DatasetSpec:
                 f"{path}: label {layout.label}: {{{unknown[0]}}} is not a field of its image; "
                 "use the same fields in both"
             )
-        labels.label_space(layout.label_space)
+        label_spaces.label_space(layout.label_space)
     return spec
 
 
@@ -293,7 +293,7 @@ def open_selection(selection: Selection) -> tuple[DatasetSpec, Listing]:
     spec = load_spec(selection.dataset)
     listing = list_pairs(spec, Path(selection.root), selection.split, selection.condition)
     if selection.label_space:
-        labels.label_space(selection.label_space)
+        label_spaces.label_space(selection.label_space)
         listing = replace(listing, label_space=selection.label_space)
     found, expected = len(listing.pairs), spec.splits[selection.split].count
     if expected is not None and expected != found and not selection.condition:

@@ -105,9 +105,8 @@ def _add_crown(
     radius_y = 0.5 * (size - branch_y * 0.9)
     radius_x = radius_y * float(rng.uniform(0.75, 1.15))
     y = size - radius_y
-    layers = CROWN_LAYERS
-    if builder.view.span(size, z) < 0.12:
-        layers = CROWN_LAYERS_FAR_AWAY
+    far_away = builder.view.span(size, z) < 0.12
+    layers = CROWN_LAYERS_FAR_AWAY if far_away else CROWN_LAYERS
     ellipses = [
         (x + dx * radius_x, y + dy * radius_y, scale * radius_x, scale * radius_y)
         for _, dx, dy, scale, _ in layers

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import labels
+from pipeline import label_spaces, labels
 from pipeline.errors import UserError
 from pipeline.identity import file_digest
 from pipeline.model_files import require_stock_classes
@@ -120,7 +120,7 @@ def _from_costs(
 
 def of_predictions(paths: Mapping[Path, Path], space: str) -> Predict:
     """Return how predicted label maps are read: the file of each image, in a label space."""
-    table = labels.label_space(space) if space else None
+    table = label_spaces.label_space(space) if space else None
 
     def read(path: Path, _: np.ndarray) -> tuple[np.ndarray, None]:
         try:

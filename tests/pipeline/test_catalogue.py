@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import files, images, labels
+from pipeline import files, images, label_spaces, labels
 from pipeline.catalogue.specs import (
     Selection,
     known_datasets,
@@ -32,13 +32,13 @@ SYNTHIA = {
 
 def mapped(space: str) -> dict[int, int]:
     """The ids of a label space that are a class."""
-    table = labels.label_space(space)
+    table = label_spaces.label_space(space)
     return {i: int(t) for i, t in enumerate(table) if t < 19}
 
 
 def listed(space: str) -> list[int]:
     """The ids that a label space knows, void ones too."""
-    return [i for i, t in enumerate(labels.label_space(space)) if t != 254]
+    return [i for i, t in enumerate(label_spaces.label_space(space)) if t != 254]
 
 
 def mmseg_datasets(module: str) -> dict[str, dict]:
@@ -104,7 +104,7 @@ def test_label_spaces_are_the_published_maps() -> None:
     assert mapped("train_ids_void19") == mapped("train_ids") == {i: i for i in range(19)}
     assert listed("train_ids_void19") == [*range(20), 255]
     assert listed("mapillary_v2_0") == [*range(124)]
-    colors = labels.label_space("cityscapes_colors")
+    colors = label_spaces.label_space("cityscapes_colors")
     packed = labels.PALETTE.astype(int) @ (1, 256, 65536)
     assert colors[packed].tolist() == [*range(19)] and colors[0] == labels.VOID
 
@@ -241,9 +241,9 @@ def test_label_spaces_are_strict(tmp_path: Path) -> None:
     ):
         space.write_text(text)
         with pytest.raises(UserError, match=message):
-            labels.label_space(str(space))
+            label_spaces.label_space(str(space))
     with pytest.raises(UserError, match="--label-space lost: not known; use one of .*synthia"):
-        labels.label_space("lost")
+        label_spaces.label_space("lost")
 
 
 def test_colours_palettes_and_16_bit_labels_are_read(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_colours_palettes_and_16_bit_labels_are_read(tmp_path: Path) -> None:
     palette = Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5), mode="P")
     palette.putpalette([*labels.PALETTE.ravel().tolist(), 0, 0, 0])
     palette.save(tmp_path / "P.png")
-    table = labels.label_space("cityscapes_colors")
+    table = label_spaces.label_space("cityscapes_colors")
     for mode in ("RGB", "RGBA", "P"):
         assert np.array_equal(labels.read_label(tmp_path / f"{mode}.png", table), train_ids)
 
@@ -263,7 +263,7 @@ def test_colours_palettes_and_16_bit_labels_are_read(tmp_path: Path) -> None:
     deep[..., 2], deep[..., 1] = np.arange(20).reshape(4, 5), 60000  # BGR: class, instance
     cv2.imwrite(str(tmp_path / "synthia.png"), deep)
     expected = [[SYNTHIA.get(5 * r + c, 255) for c in range(5)] for r in range(4)]
-    synthia = labels.label_space("synthia")
+    synthia = label_spaces.label_space("synthia")
     assert labels.read_label(tmp_path / "synthia.png", synthia).tolist() == expected
     data = (tmp_path / "synthia.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[:-20])
@@ -277,7 +277,7 @@ def test_colours_palettes_and_16_bit_labels_are_read(tmp_path: Path) -> None:
         labels.read_label(tmp_path / "odd.png", table)
     Image.fromarray(np.full((2, 2), 35, np.uint8)).save(tmp_path / "ids.png")
     with pytest.raises(UserError, match=r"ids \[35\] are outside its label space"):
-        labels.read_label(tmp_path / "ids.png", labels.label_space("gta"))
+        labels.read_label(tmp_path / "ids.png", label_spaces.label_space("gta"))
 
 
 def test_grey_of_few_bits_is_refused_because_decoders_scale_it(tmp_path: Path) -> None:

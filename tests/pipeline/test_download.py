@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline import download, files, images, labels
+from pipeline import download, files, images, label_spaces, labels
 from pipeline.catalogue import fetching, specs
 from pipeline.catalogue.fetching import RemoteFile, fetch
 from pipeline.errors import UserError
@@ -422,7 +422,7 @@ def test_released_dginstyle_set_is_read_from_its_archive(
     conditions = {pair.image.name[:2]: pair.attributes["condition"] for pair in listing.pairs}
     assert conditions == {"a_": "adverse", "n_": "night", "00": "none"}
     for pair in listing.pairs:
-        read = labels.read_label(pair.label, labels.label_space(listing.label_space))
+        read = labels.read_label(pair.label, label_spaces.label_space(listing.label_space))
         assert read.tolist() == [[0, 18], [255, 255]]
 
 

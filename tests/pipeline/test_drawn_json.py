@@ -15,7 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import errors, labels, model_files, output_folders, reading, report, runs, verify
+from pipeline import (
+    errors,
+    label_spaces,
+    labels,
+    model_files,
+    output_folders,
+    reading,
+    report,
+    runs,
+    verify,
+)
 from pipeline import stages as recipes
 from pipeline.errors import UserError
 from pipeline.metadata import scan_rows
@@ -141,7 +151,8 @@ READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
         lambda path: require_same(path.parent, output_folders.RUN, RUN["config"])),
     "mark of a finished training": (
         "finished.json", {"steps": 3}, lambda path: runs.is_finished(path.parent, 3)),
-    "classes of a folder": ("run.json", RUN, lambda path: labels.classes_of_folder(path.parent)),
+    "classes of a folder": (
+        "run.json", RUN, lambda path: label_spaces.classes_of_folder(path.parent)),
     "a dataset's run": ("run.json", RUN, lambda path: [
         str(fault) for fault in verify.read_run_digest(path.parent, scan_rows(path.parent))[1]]),
     "a dataset's classes": (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import files, images, labels
+from pipeline import files, images, label_spaces, labels
 from pipeline.errors import UserError
 
 
@@ -128,14 +128,14 @@ def test_bad_label_spaces_are_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=told) as caught:
-        labels.label_space(str(path))
+        label_spaces.label_space(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["none", "../labelspaces/gta", "gta/../gta", "/etc/passwd"])
 def test_a_name_is_only_looked_for_in_the_folder_of_label_spaces(name: str) -> None:
     with pytest.raises(UserError, match="not known; use one of .*cityscapes_ids"):
-        labels.label_space(name)
+        label_spaces.label_space(name)
 
 
 def test_several_colours_may_be_one_class(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def test_several_colours_may_be_one_class(tmp_path: Path) -> None:
     path.write_text("train_colors: {0: [[1, 0, 0], [24, 0, 0]], 13: [14, 0, 0]}\nvoid_colors: []\n")
     colors = np.array([[(1, 0, 0), (24, 0, 0), (14, 0, 0)]], dtype=np.uint8)
     Image.fromarray(colors).save(tmp_path / "a.png")
-    found = labels.read_label(tmp_path / "a.png", labels.label_space(str(path)))
+    found = labels.read_label(tmp_path / "a.png", label_spaces.label_space(str(path)))
     assert found.tolist() == [[0, 0, 13]]
 
 
 def test_ids_in_channels_or_two_bytes_are_read_through_a_label_space(tmp_path: Path) -> None:
     ids = np.array([[7, 26, 3], [33, 0, 21]], dtype=np.uint8)
     expected = [[0, 13, 255], [18, 255, 8]]
-    table = labels.label_space("gta")
+    table = label_spaces.label_space("gta")
     empty, full = np.zeros_like(ids), np.full_like(ids, 255)
     for name, array in {
         "grey": np.stack([ids] * 3, -1),
@@ -182,13 +182,13 @@ def test_label_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
 def test_colour_of_static_in_the_palette_of_gta_is_void(tmp_path: Path) -> None:
     colors = np.array([[(20, 20, 20), (0, 0, 142), (111, 74, 0)]], dtype=np.uint8)
     Image.fromarray(colors).save(tmp_path / "a.png")
-    table = labels.label_space("cityscapes_colors")
+    table = label_spaces.label_space("cityscapes_colors")
     assert labels.read_label(tmp_path / "a.png", table).tolist() == [[255, 13, 255]]
 
 
 def test_camvid_merges_nineteen_classes_into_its_eleven() -> None:
-    merged = labels.merged_classes("camvid")
-    assert merged is not None and labels.merged_classes("gta") is None
+    merged = label_spaces.merged_classes("camvid")
+    assert merged is not None and label_spaces.merged_classes("gta") is None
     found = merged.merge(np.arange(256, dtype=np.uint8)[None])[0]
     # by hand, in the order of the train ids
     order = ["road", "pavement", "building", "building", "fence", "pole", "sign symbol",
@@ -196,7 +196,7 @@ def test_camvid_merges_nineteen_classes_into_its_eleven() -> None:
              "car", "bicyclist", "bicyclist"]  # fmt: skip
     assert [merged.names[i] for i in found[:19]] == order
     assert found[255] == 255 and set(found[19:255]) == {merged.other} == {11}
-    table = labels.label_space("camvid")
+    table = label_spaces.label_space("camvid")
     back = merged.merge(table[np.arange(12, dtype=np.uint8)][None])[0].tolist()
     assert back == [*range(11), 255]  # its own labels keep their ids
 
@@ -218,12 +218,12 @@ def test_bad_classes_of_a_label_space_are_one_line(tmp_path: Path, classes: str,
     path = tmp_path / "space.yaml"
     path.write_text(f"{SPACE}classes: {classes}\n")
     with pytest.raises(UserError, match=told):
-        labels.merged_classes(str(path))
+        label_spaces.merged_classes(str(path))
 
 
 def test_predictions_of_no_class_count_as_wrong(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(f"{SPACE}classes: {{sky: [10], building: [2]}}\n")
-    merged = labels.merged_classes(str(path))
+    merged = label_spaces.merged_classes(str(path))
     assert merged is not None
     assert merged.merge(np.array([[10, 2, 0, 255]], np.uint8)).tolist() == [[0, 1, 2, 255]]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import dataset, files, labels, prepare
+from pipeline import dataset, files, label_spaces, labels, prepare
 from pipeline.dataset import Sample, check_dataset, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.rare_classes import RareClassSampling, index_classes
@@ -447,10 +447,10 @@ def test_own_classes_of_a_set_travel_with_the_prepared_folder(
     assert prepare.main() is None
     (sample,) = open_dataset(tmp_path / "out", labelled=True)
     assert sample.row["condition"] == "day"
-    merged = labels.classes_of_folder(tmp_path / "out")
-    assert merged == labels.merged_classes("camvid") and merged is not None
+    merged = label_spaces.classes_of_folder(tmp_path / "out")
+    assert merged == label_spaces.merged_classes("camvid") and merged is not None
     assert merged.merge(labels.read_label(sample.label)).tolist() == [[*range(11), 255]]
-    assert labels.classes_of_folder(tmp_path) is None
+    assert label_spaces.classes_of_folder(tmp_path) is None
 
 
 @pytest.mark.parametrize("change", [{"class_pixels": [1]}, {"original_label": "../../x.png"},

@@ -110,9 +110,11 @@ def test_installed_runner_knows_the_recipes_and_works_where_it_is_called(install
 
 
 def test_installed_programs_find_their_label_spaces(installed: Path) -> None:
-    code = "from pipeline import labels; print(labels.__file__, labels.label_space('gta')[7])"
+    code = "from pipeline import label_spaces as m; print(m.__file__, m.label_space('gta')[7])"
     done = run(installed, code)
-    assert done.stdout.split() == [str(installed / "pipeline" / "labels.py"), "0"], done.stderr
+    assert done.stdout.split() == [str(installed / "pipeline" / "label_spaces.py"), "0"], (
+        done.stderr
+    )
 
 
 def test_installed_generation_finds_its_label_maps(installed: Path) -> None:

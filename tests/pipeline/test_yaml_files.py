@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import labels
+from pipeline import label_spaces
 from pipeline.catalogue.specs import DatasetSpec, load_spec
 from pipeline.config import from_mapping, to_mapping
 from pipeline.errors import UserError
@@ -153,7 +153,7 @@ def test_any_mapping_is_a_label_space_or_one_line(
 ) -> None:
     path = written(tmp_path_factory, data)
     try:
-        table = labels.label_space(str(path))
+        table = label_spaces.label_space(str(path))
     except UserError as error:
         assert str(path) in str(error)
     else:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import iou, labels, prepare
+from pipeline import iou, label_spaces, labels, prepare
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from segtrain import predict, score
@@ -204,7 +204,9 @@ def test_label_ids_without_a_word_are_asked_for(prepared, predicted, tmp_path) -
 
 
 def test_a_set_of_fewer_classes_is_scored_in_its_own() -> None:
-    classes = labels.parse_merged({"tree": [8, 9], "rider": [12, 17, 18], "road": [0]}, "test")
+    classes = label_spaces.parse_merged(
+        {"tree": [8, 9], "rider": [12, 17, 18], "road": [0]}, "test"
+    )
     protocol = Protocol(classes=classes)
     label = np.array([[8, 8, 12, 12, 0, 0, 255]], np.uint8)
     prediction = np.array([[9, 8, 18, 10, 0, 13, 10]], np.uint8)

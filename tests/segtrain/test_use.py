@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pipeline import labels
+from pipeline import label_spaces, labels
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
@@ -67,7 +67,7 @@ def test_every_kind_is_written_and_what_is_there_stays(trained, images, tmp_path
     mixed = read_image(images / "a/one.png") * 0.75 + color * 0.25
     assert np.abs(read_image(out / "overlay/a/one.png") - mixed).max() <= 0.5
     server = np.array(Image.open(out / "cityscapes/a/one.png"))
-    assert np.array_equal(labels.label_space("cityscapes_ids")[server], label)
+    assert np.array_equal(label_spaces.label_space("cityscapes_ids")[server], label)
     assert len(list(out.rglob("*.png"))) == 8
 
     (out / "ids/two.png").unlink()
