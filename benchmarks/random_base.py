@@ -17,9 +17,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import require_seed
 from pipeline.errors import guard
 from pipeline.models import POCKET_BASE
+from pipeline.setting_checks import require_seed
 
 
 def build() -> diffusers.StableDiffusionPipeline:

@@ -27,7 +27,6 @@ from tqdm import tqdm
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import require_seed
 from pipeline.dataset import open_dataset, read_pair
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
@@ -35,6 +34,7 @@ from pipeline.images import read_image
 from pipeline.rows import sample_id
 from pipeline.sample_views import source_image
 from pipeline.seeding import numpy_generator
+from pipeline.setting_checks import require_seed
 
 MIN_STD = 1e-3  # smallest deviation of a channel in L*a*b*; flatter channels are not scaled
 

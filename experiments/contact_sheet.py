@@ -18,13 +18,13 @@ from PIL import Image
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import require_seed
 from pipeline.dataset import open_dataset, read_pair
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import colorize
 from pipeline.pocket.splits import SEEDS_PER_SPLIT
 from pipeline.sample_views import source_image
+from pipeline.setting_checks import require_seed
 
 GAP = 6
 

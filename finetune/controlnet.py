@@ -28,10 +28,11 @@ from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
 from pipeline.base_defaults import with_base_defaults
 from pipeline.captions import CaptionSettings, check_template
-from pipeline.config import parse, require_between
+from pipeline.config import parse
 from pipeline.errors import UserError, guard
 from pipeline.models import check_fit, find_base, find_folder
 from pipeline.rare_classes import RareClassSampling
+from pipeline.setting_checks import require_between
 
 
 @dataclass(frozen=True)

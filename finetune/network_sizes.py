@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.settings import require_numbers
-from pipeline.config import require_between, require_positive
 from pipeline.errors import UserError
 from pipeline.model_values import SHORTEST_TEXT
+from pipeline.setting_checks import require_between, require_positive
 
 UNET_GROUPS = 16  # of the group normalisation in `finetune.base_model.build_text_to_image`
 SMALLEST_VOCABULARY = 2 + 2 * 256  # start, end, and each byte within a word and at its end

@@ -22,11 +22,12 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from finetune.network_sizes import TextToImageSizes
 from finetune.settings import Crop, RunSettings, Training
 from finetune.start import Run, open_samples, require_crop_multiple, start_run
-from pipeline.config import parse, require_between
+from pipeline.config import parse
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.model_files import read_config
 from pipeline.models import find_base, find_folder
+from pipeline.setting_checks import require_between
 from pipeline.size_grid import size_grid
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pipeline.config import require_between, require_positive
 from pipeline.errors import UserError
+from pipeline.setting_checks import require_between, require_positive
 
 SET_BY_BASE = ("crop", "caption")  # a base model may bring these
 LARGEST_COUNT = 10**9  # far beyond what trains: a typing error ends here and not in memory

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from finetune.settings import BaseModelSettings, Crop, RunSettings, Training
-from pipeline.config import Invocation, require_extra, show, to_mapping
+from pipeline.config import Invocation, show, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.hub import find_local
 from pipeline.identity import run_identity
 from pipeline.output_folders import RUN, check_output, require_same
+from pipeline.setting_checks import require_extra
 from pipeline.size_grid import read_size_grid, require_multiple
 
 if TYPE_CHECKING:

@@ -25,12 +25,13 @@ from finetune.crops import UnlabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
 from pipeline.base_defaults import with_base_defaults
-from pipeline.config import parse, require_between, require_extra
+from pipeline.config import parse
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.hub import find_local
 from pipeline.model_files import read_config
 from pipeline.models import find_base
+from pipeline.setting_checks import require_between, require_extra
 
 
 @dataclass(frozen=True)

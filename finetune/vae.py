@@ -20,11 +20,12 @@ from finetune.crops import ImageCrops
 from finetune.network_sizes import AutoencoderSizes
 from finetune.settings import LARGEST_COUNT, Crop, RunSettings, Training
 from finetune.start import Run, open_samples, require_crop_multiple, require_memory, start_run
-from pipeline.config import parse, require_between, require_extra
+from pipeline.config import parse
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.model_files import read_config
 from pipeline.models import find_folder
+from pipeline.setting_checks import require_between, require_extra
 from pipeline.size_grid import size_grid
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from generation.quality import fidelity, repair, score_rows, segmenters, tables
 from pipeline import files, images, iou, labels
 from pipeline.claims import sole_writer
-from pipeline.config import parse, require_between, require_positive, to_mapping
+from pipeline.config import parse, to_mapping
 from pipeline.dataset import Sample, open_dataset
 from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter, write_card
 from pipeline.errors import UserError, guard
@@ -37,6 +37,7 @@ from pipeline.markdown import code
 from pipeline.metadata import read_rows
 from pipeline.output_folders import DATASET, check_output, require_writable
 from pipeline.score_rows import Row
+from pipeline.setting_checks import require_between, require_positive
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from generation.settings import Config
 from generation.specs import SpecReader
 from generation.writer import Numbered, WriterThread
 from pipeline.claims import Claims
-from pipeline.config import require_extra
 from pipeline.dataset_writer import EncodedSample, encode_sample
 from pipeline.errors import UserError
+from pipeline.setting_checks import require_extra
 from pipeline.stopping import StopRequest
 from pipeline.tar_set import Shard, TarSet
 

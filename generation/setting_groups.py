@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import require_between
 from pipeline.errors import UserError
 from pipeline.images import MAX_PIXELS
 from pipeline.rare_classes import RareClassSampling
+from pipeline.setting_checks import require_between
 
 MIN_TEMPERATURE = 1e-6  # below it the softmax overflows
 

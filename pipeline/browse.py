@@ -19,9 +19,10 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import tyro
 
-from pipeline.config import parse, require_between, show
+from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.metadata import metadata_files
+from pipeline.setting_checks import require_between
 
 HOST = "127.0.0.1"
 

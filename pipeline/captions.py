@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config import require_between
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
+from pipeline.setting_checks import require_between
 
 
 @dataclass(frozen=True)

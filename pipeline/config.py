@@ -9,11 +9,9 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import io
 import itertools
 import json
-import math
 import re
 import sys
 import types
@@ -25,10 +23,10 @@ from typing import Any, TypeVar
 from pipeline.errors import UserError
 from pipeline.reading import shortened
 from pipeline.renamed_settings import refuse_old_flags, refuse_old_key
+from pipeline.setting_checks import check_number, check_values, flag_of
 from pipeline.yaml_files import Layer, load_preset
 
 T = TypeVar("T")
-LARGEST = 10**15  # of any number in a setting: whole numbers up to there are exact as floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,7 @@ def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
         return _coerce(value, kinds[0], where)
     if origin is typing.Literal:
         if value not in typing.get_args(kind):
-            raise UserError(f"{where}: {_said(value)} is not one of {list(typing.get_args(kind))}")
+            raise UserError(f"{where}: {_shown(value)} is not one of {list(typing.get_args(kind))}")
         return value
     if origin is tuple:
         return _coerce_items(value, typing.get_args(kind), where)
@@ -62,7 +60,7 @@ def _coerce(value: Any, kind: Any, where: str, default: Any = None) -> Any:
         if isinstance(value, list | tuple) and value_kind is float:
             value = {_coerce(k, key_kind, where): 1.0 for k in value}  # names mean even shares
         if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a mapping, got {_said(value)}")
+            raise UserError(f"{where}: expected a mapping, got {_shown(value)}")
         keys = {k: _coerce(k, key_kind, where) for k in value}
         return {keys[k]: _coerce(v, value_kind, f"{where}.{keys[k]}") for k, v in value.items()}
     return _coerce_plain(value, kind, where)
@@ -73,7 +71,7 @@ def _coerce_items(value: Any, kinds: tuple[Any, ...], where: str) -> tuple[Any, 
     if isinstance(value, str) and kinds == (str, Ellipsis):
         value = [value]  # `data: folder` says the same as `data: [folder]`
     if not isinstance(value, list | tuple):
-        raise UserError(f"{where}: expected a list, got {_said(value)}")
+        raise UserError(f"{where}: expected a list, got {_shown(value)}")
     each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
     if len(each) != len(value):
         raise UserError(f"{where}: expected {len(each)} values, got {len(value)}")
@@ -87,63 +85,28 @@ def _coerce_plain(value: Any, kind: Any, where: str) -> Any:
         try:
             value = float(value)  # YAML reads 1e-5 as text
         except (ValueError, OverflowError):
-            raise UserError(f"{where}: {_said(value)} is not a number") from None
-        _check_number(value, where)
+            raise UserError(f"{where}: {_shown(value)} is not a number") from None
+        check_number(value, where)
         return value
     if kind in (str, Path):
         if not isinstance(value, str | kind):  # callers in Python may give paths
             advice = ", as YAML reads yes, no, on and off" if truth else ""
-            raise UserError(f"{where}: expected text, got {_said(value)}{advice}; put it in quotes")
+            raise UserError(
+                f"{where}: expected text, got {_shown(value)}{advice}; put it in quotes"
+            )
         if "\0" in str(value):
-            raise UserError(f"{where}: {_said(value)} holds a NUL character; leave it out")
+            raise UserError(f"{where}: {_shown(value)} holds a NUL character; leave it out")
         return kind(value)
     if not isinstance(value, kind) or (kind is int and truth):
-        raise UserError(f"{where}: expected {kind.__name__}, got {_said(value)}")
+        raise UserError(f"{where}: expected {kind.__name__}, got {_shown(value)}")
     if kind is int:
-        _check_number(value, where)
+        check_number(value, where)
     return value
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     """Return a value as a message shows it."""
     return shortened(repr(value), 80)
-
-
-def _check_number(value: float, where: str) -> None:
-    """Raise `UserError` for what no setting can mean: not finite, or beyond `LARGEST`."""
-    if not abs(value) <= LARGEST:  # not a number is not
-        shown = f"{value:.3g}" if isinstance(value, float) else shortened(value, 30)
-        raise UserError(f"{where} {shown}: must be a number from -{LARGEST:.0e} to {LARGEST:.0e}")
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_values(config: Any, prefix: str = "") -> None:
-    """Raise `UserError` for numbers beyond reason and for what is no text in a config.
-
-    Names in other encodings than UTF-8 could not be recorded with what is made of them. `prefix`
-    is the flag of the group.
-    """
-    for item in dataclasses.fields(config):
-        value, flag = getattr(config, item.name), _flag(prefix, item.name)
-        if dataclasses.is_dataclass(value):
-            _check_values(value, f"{flag.removeprefix('--')}.")
-        parts = value if isinstance(value, tuple | list) else (value,)
-        if isinstance(value, dict):
-            parts = (*value, *value.values())
-        for part in parts:
-            if isinstance(part, int | float):
-                _check_number(part, flag)
-                if item.name == "seed":
-                    require_seed(part, flag)
-            if isinstance(part, str | Path) and not _is_text(str(part)):
-                raise UserError(f"{flag} {ascii(str(part))}: is not UTF-8; rename it")
 
 
 def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = None) -> T:
@@ -153,13 +116,15 @@ def from_mapping(cls: type[T], mapping: Any, where: str, default: T | None = Non
     """
     default = cls() if default is None else default
     if not isinstance(mapping, dict):
-        raise UserError(f"{where}: expected a mapping of settings, got {_said(mapping)}")
+        raise UserError(f"{where}: expected a mapping of settings, got {_shown(mapping)}")
     kinds = typing.get_type_hints(cls)
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     unknown = [key for key in mapping if key not in known]
     if unknown:
         refuse_old_key(cls, unknown[0], where)
-        raise UserError(f"{where}: unknown key {_said(unknown[0])}; known keys: {', '.join(known)}")
+        raise UserError(
+            f"{where}: unknown key {_shown(unknown[0])}; known keys: {', '.join(known)}"
+        )
     values = {
         k: _coerce(v, kinds[k], f"{where}: {k}", getattr(default, k)) for k, v in mapping.items()
     }
@@ -219,7 +184,7 @@ def parse(
         if not stopped.code:  # --help
             raise
         raise UserError(_read_box(box.getvalue())) from None
-    _check_values(config)
+    check_values(config)
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
 
 
@@ -276,9 +241,9 @@ def _truth_flags(cls: type, prefix: str = "") -> Iterator[str]:
     """Yield the flags of true-or-false settings, those of groups included."""
     for name, kind in typing.get_type_hints(cls).items():
         if kind is bool:
-            yield _flag(prefix, name)
+            yield flag_of(prefix, name)
         elif dataclasses.is_dataclass(kind):
-            group = _flag(prefix, name).removeprefix("--")
+            group = flag_of(prefix, name).removeprefix("--")
             yield from _truth_flags(typing.cast(type, kind), f"{group}.")
 
 
@@ -308,47 +273,3 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return lines
-
-
-def require_extra(setting: str, module: str, extra: str) -> None:
-    """Raise `UserError` if the package that a setting needs is not installed."""
-    if importlib.util.find_spec(module) is None:
-        raise UserError(
-            f"{setting}: needs {module}, which is not installed; "
-            f"pip install 'streetforge[{extra}]', or leave the setting at its default"
-        )
-
-
-def require_positive(config: Any, *names: str, prefix: str = "") -> None:
-    """Raise `UserError` unless every named numeric setting is above zero.
-
-    `prefix` is the flag of the group they belong to, with its dot.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if not value > 0:  # not a number is not
-            rule = "above 0" if isinstance(value, float) else "1 or more"
-            raise UserError(f"{_flag(prefix, name)} {value:.12g}: must be {rule}")
-
-
-def require_seed(seed: Any, setting: str = "--seed", largest: int = LARGEST) -> None:
-    """Raise `UserError` unless `seed` is one that numpy and torch take.
-
-    `parse` calls it for every setting of the name `seed`.
-    """
-    if type(seed) is not int or not 0 <= seed <= largest:
-        shown = shortened(seed, 30)
-        raise UserError(f"{setting} {shown}: must be 0 or more, a whole number up to {largest}")
-
-
-def require_between(config: Any, low: float, high: float, *names: str, prefix: str = "") -> None:
-    """Raise `UserError` unless every named numeric setting lies in low..high, both included."""
-    rule = f"{low:g} or more" if high == math.inf else f"in {low:g}..{high:.15g}"
-    for name in names:
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise UserError(f"{_flag(prefix, name)} {value:.12g}: must be {rule}")
-
-
-def _flag(prefix: str, name: str) -> str:
-    return f"--{prefix}{name.replace('_', '-')}"

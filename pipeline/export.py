@@ -29,13 +29,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import checksums, files, remote_files
-from pipeline.config import (
-    digest,
-    parse,
-    require_positive,
-    show,
-    to_mapping,
-)
+from pipeline.config import digest, parse, show, to_mapping
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.exports import (
@@ -54,6 +48,7 @@ from pipeline.output_folders import (
     stored_config,
     write_marker,
 )
+from pipeline.setting_checks import require_positive
 
 WRITERS: dict[str, Callable[[Job], str]] = {
     "mmseg": folders.write_mmseg,

@@ -25,12 +25,13 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import parse, require_between, show
+from pipeline.config import parse, show
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.metadata import choose, read_rows, require_ours, scan_rows, write_merged
 from pipeline.parts import join_parts
 from pipeline.remote_files import local_path, open_store
 from pipeline.rows import is_ok, sample_id
+from pipeline.setting_checks import require_between
 from pipeline.tar_set import merge_tar_set
 
 MAX_SAMPLES = 10**9

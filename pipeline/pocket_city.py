@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import parse, require_between, require_positive, show
+from pipeline.config import parse, show
 from pipeline.dataset_writer import DatasetWriter, EncodedSample, encode_sample, write_card
 from pipeline.errors import UserError, guard
 from pipeline.pocket.splits import SEEDS_PER_SPLIT, SPLITS, look_of, scene_seed
 from pipeline.rows import sample_id
+from pipeline.setting_checks import require_between, require_positive
 
 if TYPE_CHECKING:
     import numpy as np

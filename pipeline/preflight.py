@@ -25,9 +25,10 @@ from pipeline.catalogue.specs import (
     list_pairs,
     open_selection,
 )
-from pipeline.config import parse, require_between, show
+from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.parallel import MOST_WORKERS
+from pipeline.setting_checks import require_between
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from pipeline.catalogue.specs import (
     open_selection,
     protocol_record,
 )
-from pipeline.config import differences, digest, parse, require_between, show
+from pipeline.config import differences, digest, parse, show
 from pipeline.dataset import prove_checked
 from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter, write_card
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
@@ -56,6 +56,7 @@ from pipeline.parallel import MOST_WORKERS, in_processes
 from pipeline.paths import STORES_VARIABLE, is_declared
 from pipeline.preflight import report
 from pipeline.rows import sample_id
+from pipeline.setting_checks import require_between
 
 REMEDY = "repair or remove them, or leave them out with --policy skip"
 

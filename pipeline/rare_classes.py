@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline import labels
-from pipeline.config import require_between, require_positive
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
+from pipeline.setting_checks import require_between, require_positive
 
 
 @dataclass(frozen=True)

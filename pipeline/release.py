@@ -24,7 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro
 
 from pipeline import __version__, checksums, files, remote_files
-from pipeline.config import differences, digest, parse, require_between, require_positive, show
+from pipeline.config import differences, digest, parse, show
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
 from pipeline.exports import release_files, shards
@@ -40,6 +40,7 @@ from pipeline.output_folders import (
     require_writable,
 )
 from pipeline.reading import parse_json, read_json
+from pipeline.setting_checks import require_between, require_positive
 
 Format = Literal["webdataset", "parquet", "coco_panoptic", "fiftyone"]
 UNLABELLED = ("webdataset", "parquet")

@@ -24,7 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files
-from pipeline.config import parse, require_between
+from pipeline.config import parse
 from pipeline.errors import UserError, guard
 from pipeline.launching import (
     complaint,
@@ -34,6 +34,7 @@ from pipeline.launching import (
     stop_on_sigterm,
 )
 from pipeline.output_folders import require_writable
+from pipeline.setting_checks import require_between
 from pipeline.stages import (
     IN_CHECKOUT,
     Recipe,

@@ -28,18 +28,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from pipeline import files, images, labels, parallel
 from pipeline.claims import require_idle
-from pipeline.config import (
-    digest,
-    parse,
-    require_between,
-    require_positive,
-    show,
-)
+from pipeline.config import digest, parse, show
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.metadata import Fault, Scan, choose, require_ours, scan_rows, write_merged
 from pipeline.paths import Enclosure
 from pipeline.reading import read_json
 from pipeline.rows import KINDS, is_ok, sample_id, seal
+from pipeline.setting_checks import require_between, require_positive
 
 MAX_SAMPLES = 10**12
 RESTORE = "restore it from a copy"

@@ -19,17 +19,12 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files
-from pipeline.config import (
-    parse,
-    require_between,
-    require_positive,
-    show,
-    to_mapping,
-)
+from pipeline.config import parse, show, to_mapping
 from pipeline.dataset import find_images
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest, run_identity
 from pipeline.output_folders import RUN, check_output, require_writable
+from pipeline.setting_checks import require_between, require_positive
 from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,

@@ -19,11 +19,12 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro
 
 from pipeline import files
-from pipeline.config import parse, require_between, show
+from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
+from pipeline.setting_checks import require_between
 from segtrain.evaluation import comparison as comparing
 from segtrain.evaluation.bootstrap import RESAMPLES
 from segtrain.evaluation.comparison import Comparison

@@ -24,12 +24,13 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np
 
 from pipeline import files, images, label_spaces, labels, models
-from pipeline.config import parse, require_positive, to_mapping
+from pipeline.config import parse, to_mapping
 from pipeline.dataset import find_images
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
 from pipeline.images import read_image
 from pipeline.output_folders import RUN, check_output, require_writable
+from pipeline.setting_checks import require_positive
 from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.config import LARGEST
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
+from pipeline.setting_checks import LARGEST
 
 SECTIONS = {
     "model": dict, "train_pipeline": list, "test_pipeline": list, "train_dataloader": dict,

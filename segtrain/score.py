@@ -22,7 +22,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files, label_spaces, models
-from pipeline.config import parse, require_between, require_positive, show
+from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
 from pipeline.iou import score_of
@@ -30,6 +30,7 @@ from pipeline.output_entries import require_kind
 from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
+from pipeline.setting_checks import require_between, require_positive
 from segtrain.checkpoints import require_scene
 from segtrain.evaluation.predictions import locate, space_of
 from segtrain.evaluation.rows import Part, figures_of, merge, read_rows, rows_file

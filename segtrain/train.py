@@ -22,17 +22,12 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro
 
 from pipeline import files, images, models
-from pipeline.config import (
-    parse,
-    require_between,
-    require_positive,
-    show,
-    to_mapping,
-)
+from pipeline.config import parse, show, to_mapping
 from pipeline.errors import UserError, guard
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import RUN, check_output, require_same, require_writable
 from pipeline.rare_classes import RareClassSampling
+from pipeline.setting_checks import require_between, require_positive
 from segtrain.backbone_weights import load_backbone, read_shapes
 from segtrain.identity import identify
 from segtrain.mixing import MixedSamples

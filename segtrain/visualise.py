@@ -18,13 +18,14 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np
 
 from pipeline import files, images, models
-from pipeline.config import parse, require_positive
+from pipeline.config import parse
 from pipeline.dataset import check_images, find_images
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.labels import CLASS_NAMES
 from pipeline.latents import images_to_tensor
 from pipeline.output_files import open_output_file
+from pipeline.setting_checks import require_positive
 from segtrain.diffusion.options import Categories, Text
 
 

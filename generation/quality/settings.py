@@ -6,11 +6,11 @@ from pathlib import Path
 
 from generation.quality import segmenters
 from pipeline import models
-from pipeline.config import require_between, require_extra, require_positive
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.output_folders import RUN, check_output, require_writable
 from pipeline.paths import check_stem
+from pipeline.setting_checks import require_between, require_extra, require_positive
 
 PARTS = ("data", "source", "reference")
 

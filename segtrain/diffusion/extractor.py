@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional
 
 from pipeline import models
-from pipeline.config import require_extra
 from pipeline.errors import UserError
 from pipeline.latents import decode_latents, encode_latents
 from pipeline.lora import add_adapter
 from pipeline.prompt_encoder import Conditioning
+from pipeline.setting_checks import require_extra
 from pipeline.size_grid import size_grid_of
 from segtrain.diffusion.aggregation import Feature
 from segtrain.diffusion.options import Training

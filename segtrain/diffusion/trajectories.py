@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-from pipeline.config import require_seed
 from pipeline.errors import UserError
 from pipeline.seeding import seed_of
+from pipeline.setting_checks import require_seed
 
 DIFF_37 = (
     *range(1, 24), 26, 30, 34, 40, 45, 52, 60, 69, 80, 91, 105, 121, 139, 160,

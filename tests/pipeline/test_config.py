@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from pipeline.config import differences, digest, from_mapping, parse, require_positive, to_mapping
+from pipeline.config import differences, digest, from_mapping, parse, to_mapping
 from pipeline.errors import UserError
+from pipeline.setting_checks import require_positive
 from pipeline.yaml_files import load_yaml
 
 
