@@ -147,35 +147,49 @@ def parse(
     `defaults` gives those that come with the base model, `--base` or the file's `base`, in place
     of the dataclass's own.
     """
-    import tyro
-
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--dry-run", action="store_true")
-    first.add_argument("--debug", action="store_true")
-    if defaults:
-        first.add_argument("--base")
-    try:
-        own, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name}: {error.message}; see --help") from None
-    description = (
-        (doc or "").strip()
-        + "\n\nAlso: --config FILE (YAML with any of the settings below), --dry-run (print the "
-        "resolved settings and what would be done, then exit), --debug (show tracebacks)."
-    )
+    own, rest = _common_options(argv, with_base=defaults is not None)
     refuse_old_flags(cls, rest)
     layers = load_preset(own.config) if own.config else []
     default = None
     if defaults:
         default, rest = with_base(cls, defaults, layers, own.base, rest)
     default = from_layers(cls, layers, default)
+    config = _read_flags(cls, rest, default, doc)
+    check_values(config)
+    return config, Invocation(dry_run=own.dry_run, debug=own.debug)
+
+
+def _common_options(
+    argv: list[str] | None, *, with_base: bool
+) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options that all programs share, and the other words of the call."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--debug", action="store_true")
+    if with_base:
+        parser.add_argument("--base")
+    try:
+        return parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see --help") from None
+
+
+def _read_flags(cls: type[T], words: list[str], default: T, doc: str | None) -> T:
+    """Return `default` with the settings that flags change; faults of tyro become one line."""
+    import tyro
+
+    description = (
+        (doc or "").strip()
+        + "\n\nAlso: --config FILE (YAML with any of the settings below), --dry-run (print the "
+        "resolved settings and what would be done, then exit), --debug (show tracebacks)."
+    )
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            config = tyro.cli(
+            return tyro.cli(
                 cls,
-                args=_spell_out(cls, rest),
+                args=_spell_out(cls, words),
                 default=default,
                 description=description,
                 config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagConversionOff),
@@ -184,8 +198,6 @@ def parse(
         if not stopped.code:  # --help
             raise
         raise UserError(_read_box(box.getvalue())) from None
-    check_values(config)
-    return config, Invocation(dry_run=own.dry_run, debug=own.debug)
 
 
 def from_layers(cls: type[T], layers: Sequence[Layer], default: T | None = None) -> T:
