@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from pipeline.dataset import open_dataset
 from pipeline.rows import sample_id
 from pipeline.score_rows import state_of
+from tests.pipeline.loopback import Server
 
 GTA_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33, 0, 34)
 
@@ -116,3 +118,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
         pytest.skip("no Chromium is installed")
     with chromium.started(binary, tmp_path_factory.mktemp("chromium")) as page:
         yield page
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A web server on this machine; see loopback.py."""
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -20,8 +20,7 @@ from pipeline.dataset import check_dataset, find_images, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.exports.release_card import licence_chain
 from pipeline.metadata import read_rows
-from tests.pipeline.test_download import Page, Server
-from tests.pipeline.test_download import server as server  # a fixture
+from tests.pipeline.loopback import Page, Server
 
 ALL = ("webdataset", "parquet", "coco_panoptic", "fiftyone")
 NUM_SAMPLES = 12
