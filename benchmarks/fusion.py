@@ -1,7 +1,7 @@
 """Compare our fusion with the published loop at equal samples: difference, time and work.
 
-    python benchmarks/fusion.py --output runs/fusion.json              # some minutes
-    python benchmarks/fusion.py --steps 1 --repeats 1 --label-maps 1 --output runs/fusion.json
+    python benchmarks/fusion.py [--gta FOLDER]        # some minutes
+    python benchmarks/fusion.py --quick --force       # that it runs
 
 All three parts use the `reference` preset on 25 tiles:
 
@@ -14,11 +14,7 @@ All three parts use the `reference` preset on 25 tiles:
 
 import argparse
 import dataclasses
-import json
-import os
-import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe
+from benchmarks import measure
 from benchmarks.plain_fusion import Plain
 from generation import label_maps, plan, tiles
 from generation.prompts import Grammar
@@ -40,13 +36,34 @@ from generation.sampler.networks import Networks, load_networks
 from generation.sampler.sampler import Sampler
 from generation.setting_groups import RareClasses
 from generation.settings import DEFAULT_LABEL_MAPS, Config, default_config
-from pipeline import files, models, resizing
+from pipeline import models, resizing
 from pipeline.errors import guard
 from pipeline.latents import decode_latents
 from pipeline.prompt_encoder import Conditioning
 
 PROMPT = "a city street scene with road, building and car, in foggy weather by day"
+MODELS = {"pocket": "pocket model", "sd15": "Stable Diffusion 1.5"}
+DIFFERENCES = (
+    ("base pass", "<= 1e-5"),
+    ("high-resolution pass", "<= 1e-5"),
+    ("both, with the 8-bit rounding between", ""),
+)
 QUARTER = 4  # stride of a quarter of the tile: 25 tiles on a canvas of twice the tile size
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How much is measured."""
+
+    steps: int
+    repeats: int
+    label_maps: int
+    crops: int
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Options":
+        """Return the options of a full or of a quick measurement."""
+        return cls(1, 1, 1, 2) if arguments.quick else cls(5, arguments.repeats, 4, 200)
 
 
 def settings(steps: int) -> Config:
@@ -143,35 +160,35 @@ def paint_road(label: np.ndarray, share: float) -> np.ndarray:
     return painted
 
 
-def compare(arguments: argparse.Namespace, maps: list[np.ndarray]) -> dict[str, Any]:
+def compare(results: measure.Results, options: Options, maps: list[np.ndarray]) -> None:
     """Measure difference and time on the pocket model."""
-    config = settings(arguments.steps)
+    config = settings(options.steps)
     networks = load_networks(config, torch.device("cpu"))
     sampler = Sampler(networks, config)
     plain = plain_loop(networks, sampler)
     states = networks.text.encode([config.negative_prompt, PROMPT]).states
-    found = [differences(plain, sampler, label, states) for label in maps[: arguments.label_maps]]
-    names = ("base pass", "second pass", "both, with 8-bit rounding between")
-    largest = {name: max(row[i] for row in found) for i, name in enumerate(names)}
-    timed = {}
-    for name, label in (("no tile covered", maps[0]), ("40 % covered", paint_road(maps[0], 0.7))):
-        seconds: dict[str, list[float]] = {"published": [], "ours": []}
-        for _ in range(arguments.repeats):
-            for kind in seconds:
-                start = time.perf_counter()
-                if kind == "ours":
-                    sampler.generate(label, PROMPT, 0)
-                else:
-                    decode_latents(networks.vae, plain.draw(label, states, 0))
-                seconds[kind].append(time.perf_counter() - start)
-        ratios = [a / b for a, b in zip(seconds["published"], seconds["ours"], strict=True)]
-        timed[name] = {
-            "covered_share": covered_share(label, config, plain.canvas, plain.tile),
-            "ratio": round(statistics.median(ratios), 2),
-            "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
-            **{f"{k}_s": round(statistics.median(v), 2) for k, v in seconds.items()},
+    found = [differences(plain, sampler, label, states) for label in maps[: options.label_maps]]
+    for number, (name, goal) in enumerate(DIFFERENCES):
+        largest = max(row[number] for row in found)
+        results.add(f"largest relative difference, float32, {name}", largest, goal=goal)
+    for name, label, goal in (
+        ("no tile covered", maps[0], ">= 1.5"),
+        ("40 % of the tiles covered", paint_road(maps[0], 0.7), ">= 2.5"),
+    ):
+        calls = {
+            "published": lambda label=label: decode_latents(
+                networks.vae, plain.draw(label, states, 0)
+            ),
+            "ours": lambda label=label: sampler.generate(label, PROMPT, 0),
         }
-    return {"max_relative_difference": largest, "images": len(found), **timed}
+        seconds = measure.in_turn(calls, options.repeats)
+        results.add(
+            f"time, published / ours, {name}", measure.ratio(seconds, "published", "ours"), "", goal
+        )
+        results.details[name] = {
+            "seconds": seconds,
+            "covered_share": covered_share(label, config, plain.canvas, plain.tile),
+        }
 
 
 def flops(unet: Any, controlnet: Any, tile: tuple[int, int], px: int) -> tuple[int, int, int]:
@@ -250,35 +267,42 @@ def draw_crops(
     return crops
 
 
+def add_work(
+    results: measure.Results, options: Options, sources: dict[str, tuple[Any, tuple[int, int]]]
+) -> None:
+    """Count the FLOPs of images for the label maps of each source."""
+    for name, (source, size) in sources.items():
+        for kind, goal in (("rare-class", "<= 0.95"), ("uniform", "<= 0.80")):
+            crops = draw_crops(source, size, kind == "rare-class", options.crops)
+            for model in ("pocket", "sd15"):
+                found = work(crops, model, 20)
+                where = f"{name}, {kind} crops, {MODELS[model]}"
+                results.add(f"FLOPs of an image, ours / published, {where}", found["flops_ratio"],
+                            "", goal)  # fmt: skip
+                results.details[where] = found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=5, help="scheduler steps")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats of each time measurement")
-    parser.add_argument("--label-maps", type=int, default=4, help="label maps of the comparison")
-    parser.add_argument("--crops", type=int, default=200, help="crops of the count of FLOPs")
-    parser.add_argument("--gta", type=Path, help="folder of GTA label maps, for Stable Diffusion")
+    parser = measure.parser(__doc__)
+    parser.add_argument("--gta", type=Path, help="folder of GTA label maps")
     parser.add_argument("--label-space", default="gta", help="label space of --gta")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    options = Options.of(arguments)
+    results = measure.Results("fusion", "Fusion against the published loop", arguments)
     pocket = label_maps.open_folder(
         DEFAULT_LABEL_MAPS, pattern="*.png", label_space="train_ids", height_px=0
     )
-    maps = draw_crops(pocket, default_config("pocket").crop_px, True, 40)
-    result: dict[str, Any] = {"compare": compare(arguments, maps), "work": {}}
-    sources = {"pocket": (pocket, default_config("pocket").crop_px)}
+    size = default_config("pocket").crop_px
+    compare(results, options, draw_crops(pocket, size, True, 40))
+    sources: dict[str, Any] = {"Pocket City": (pocket, size)}
     if arguments.gta:
         gta = label_maps.open_folder(
             arguments.gta, pattern="*.png", label_space=arguments.label_space, height_px=0
         )
-        sources["sd15"] = (gta, (512, 512))
-    for model, (source, size) in sources.items():
-        for kind in ("rare-class", "uniform"):
-            crops = draw_crops(source, size, kind == "rare-class", arguments.crops)
-            result["work"][f"{model}, {kind} crops"] = work(crops, model, 20)
-    result |= {"load_average": os.getloadavg()[0], **describe("torch", "diffusers", "numpy")}
-    files.write_json(arguments.output, result)
-    print(json.dumps(result, indent=2))
+        sources["GTA"] = (gta, (512, 512))
+    add_work(results, options, sources)
+    results.write()
 
 
 if __name__ == "__main__":
