@@ -2,6 +2,7 @@
 # make test   set up, then every test               make test-extras  optional packages, see below
 # make lint   style, spelling and types of all files    make docs   the documentation site in site/
 # make format what ruff can fix by itself                 make setup  only the environment in .venv
+# make bench  what things cost, on a quiet machine, at most 30 minutes; see benchmarks/README.md
 #
 # Needs Python 3.11 or newer and nothing else. PYTHON=... names another interpreter.
 
@@ -11,7 +12,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-extras setup lint format docs doctor clean
+.PHONY: demo test bench test-extras setup lint format docs doctor clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -22,6 +23,9 @@ demo: $(STAMP)
 # One thread per test process: several run side by side.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest $(TEST_ARGS)
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) benchmarks/suite.py $(BENCH_ARGS)
 
 # controlnet-aux and xformers as published, in an environment of their own that sees .venv. What
 # cannot be installed or imported on a machine is skipped with the reason.

@@ -1,6 +1,6 @@
 """Compare corrected DIFF with DIFF as released: inference time, and memory of the aggregation.
 
-    python benchmarks/diffseg.py --output benchmarks/results/DATE_diffseg.json
+    python benchmarks/diffseg.py                       # about five minutes
 
 Time: inference of whole networks on the pocket model with random heads, in turn in one process.
 DIFF as released evaluates a batch of two in each of 37 steps and encodes its prompt for every
@@ -9,12 +9,10 @@ start, one process each, for features of Stable Diffusion 2.1 at 512x512, 9 leve
 """
 
 import argparse
-import json
 import resource
-import statistics
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ import torch
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe
-from pipeline import files, models
+from benchmarks import measure
+from pipeline import models
 from pipeline.errors import guard
 from pipeline.prompt_encoder import PromptEncoder
 from segtrain import recipes
@@ -49,35 +47,26 @@ def networks() -> dict[str, Any]:
     return {name: recipes.build_model(recipe).eval() for name, recipe in built.items()}
 
 
-def speed(repeats: int, num_images: int, batch: int) -> dict[str, Any]:
-    """Return seconds per image of each network and its ratio to DIFF as released."""
+def speed(results: measure.Results, num_images: int, batch: int) -> None:
+    """Measure the inference of each network and its ratio to DIFF as released."""
     torch.manual_seed(0)
     images = torch.rand(num_images // batch, batch, 3, 128, 256) * 2 - 1
-    encoder, times = PromptEncoder(models.find_base("pocket")), {}
+    encoder = PromptEncoder(models.find_base("pocket"))
     encoder.load()
-    built = networks()
-    for repeat in range(repeats + 1):
-        for name, network in built.items():
-            start = time.perf_counter()
-            for image in images:
-                if "faithful" in name:
-                    encoder._encode_one("")  # the release encodes the prompt for every image
-                with torch.no_grad():
-                    network(image, mode="tensor")
-            if repeat:  # the first repeat is a warm-up
-                times.setdefault(name, []).append((time.perf_counter() - start) / num_images)
-    ratios = {
-        name: [a / b for a, b in zip(times["faithful 37"], own, strict=True)]
-        for name, own in times.items()
-    }
-    return {
-        name: {
-            "seconds_per_image": round(statistics.median(own), 4),
-            "times_as_fast": round(statistics.median(ratios[name]), 2),
-            "range": [round(min(ratios[name]), 2), round(max(ratios[name]), 2)],
-        }
-        for name, own in times.items()
-    }
+
+    @torch.no_grad()
+    def segment(name: str, network: Any) -> None:
+        for image in images:
+            if "faithful" in name:
+                encoder._encode_one("")  # the release encodes the prompt for every image
+            network(image, mode="tensor")
+
+    calls = {name: partial(segment, name, network) for name, network in networks().items()}
+    seconds = measure.in_turn(calls, results.repeats)
+    for name in list(calls)[1:]:
+        spread = measure.ratio(seconds, "faithful 37", name)
+        results.add(f"inference of DIFF as released / {name}", spread)
+    results.details["seconds"] = seconds
 
 
 def feature(level: int, tap: int) -> torch.Tensor:
@@ -111,10 +100,14 @@ def peak_mb(kind: str) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024
 
 
+def peak_of(kind: str) -> float:
+    """Return `peak_mb` of a new process."""
+    command = [sys.executable, __file__, "--peak", kind]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats of each measurement")
+    parser = measure.parser(__doc__, repeats=3)
     parser.add_argument("--num-images", type=int, default=4, help="images of a time measurement")
     parser.add_argument("--batch", type=int, default=1, help="images segmented at once")
     parser.add_argument("--peak", choices=("streamed", "concatenated"), help=argparse.SUPPRESS)
@@ -122,28 +115,12 @@ def main() -> None:
     if arguments.peak:
         print(peak_mb(arguments.peak))
         return
-    peaks = {
-        kind: round(
-            float(
-                subprocess.run(
-                    [sys.executable, __file__, "--peak", kind],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                ).stdout
-            )
-        )
-        for kind in ("streamed", "concatenated")
-    }
-    result = {
-        "batch": arguments.batch,
-        "test": speed(arguments.repeats, arguments.num_images, arguments.batch),
-        "aggregation_peak_mib": peaks,
-        **describe("torch", "diffusers", "mmsegmentation"),
-    }
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        files.write_json(arguments.output, result)
+    results = measure.Results("diffseg", "Corrected DIFF against DIFF as released", arguments)
+    torch.set_num_threads(1)
+    speed(results, 1 if arguments.quick else arguments.num_images, arguments.batch)
+    for kind in () if arguments.quick else ("streamed", "concatenated"):
+        results.add(f"peak memory of the aggregation, {kind}", peak_of(kind), "MiB")
+    results.write()
 
 
 if __name__ == "__main__":

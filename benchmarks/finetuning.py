@@ -7,20 +7,12 @@
 
 Times the code of the programs (`finetune.diffusion`, `finetune.loop`) on random images: the U-Net,
 and the ControlNet on a frozen U-Net, at each batch size, with images encoded in every update and
-with cached moments. Prints a table and, with --output, writes it as JSON. Peak memory is measured
-on a GPU only.
+with cached moments. Peak memory is measured on a GPU only.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +23,7 @@ from diffusers import ControlNetModel
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks import measure
 from finetune.diffusion import (
     WEIGHT_TYPES,
     FrozenBase,
@@ -40,10 +33,11 @@ from finetune.diffusion import (
 )
 from finetune.loop import make_optimizer, optimize_for_device
 from finetune.settings import Training
-from pipeline import files, labels, models
+from pipeline import labels, models
 from pipeline.errors import guard
 
 PROGRAMS = ("unet", "controlnet")
+WARM_UP = 2  # updates
 
 
 def make_step(
@@ -93,34 +87,29 @@ def make_step(
     return step
 
 
-def measure(step: Callable[[Any], None], batch: Any, repeats: int, device: torch.device) -> dict:
-    """Return the median and the spread of `repeats` updates, after two warm-up updates."""
+def time_updates(
+    step: Callable[[Any], None], batch: Any, repeats: int, device: torch.device
+) -> tuple[list[float], float | None]:
+    """Return the seconds of `repeats` updates after two of warm-up, and the peak memory in GiB."""
     seconds = []
-    for i in range(repeats + 2):
+    for i in range(repeats + WARM_UP):
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
         step(batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if i >= 2:
+        if i >= WARM_UP:
             seconds.append(time.perf_counter() - start)
         elif device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
-    return {
-        "seconds": statistics.median(seconds),
-        "seconds_min_max": [min(seconds), max(seconds)],
-        "updates_per_s": 1 / statistics.median(seconds),
-        "samples_per_s": len(batch[0]) / statistics.median(seconds),
-        "peak_gib": peak,
-    }
+    return seconds, peak
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+def parse() -> Any:
+    """Return the options of the command line."""
+    parser = measure.parser(__doc__)
     parser.add_argument(
         "--base", default="pocket", help="base model: pocket, or a diffusers folder"
     )
@@ -146,9 +135,26 @@ def main() -> None:
         action="store_true",
         help="recompute activations in the backward pass",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="updates of each measurement")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.size_px, arguments.batch_sizes = (64, 64), (1,)
+    return arguments
+
+
+def random_batches(frozen: FrozenBase, size: int, size_px: tuple[int, int]) -> dict[str, Any]:
+    """Return a batch of random images, and the same as cached moments."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (size, *size_px, 3), dtype=torch.uint8, generator=rng)
+    maps = torch.randint(19, (size, *size_px), dtype=torch.uint8, generator=rng)
+    with torch.no_grad():
+        moments = torch.cat([encode_moments(frozen.vae, [p]) for p in images.numpy()])
+    captions = ("a city street scene",) * size
+    return {"images": (images, maps, captions), "cached": (moments, maps, captions)}
+
+
+def main() -> None:
+    arguments = parse()
+    results = measure.Results("finetuning", "Updates of fine-tuning", arguments)
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=arguments.precision.replace("fp32", "no"),
@@ -157,47 +163,19 @@ def main() -> None:
     device = accelerator.device
     base = models.find_base(arguments.base)
     frozen = FrozenBase(base, device)
-    rng = torch.Generator().manual_seed(0)
-    rows = []
-    print(
-        f"{'program':<11} {'input':<8} {'batch':>5} {'updates/s':>10} {'samples/s':>10} {'GiB':>6}"
-    )
     for program in PROGRAMS:
         step = make_step(program, frozen, base, accelerator, arguments.gradient_checkpointing)
         for size in arguments.batch_sizes:
-            shape = (size, *arguments.size_px)
-            images = torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=rng)
-            maps = torch.randint(19, shape, dtype=torch.uint8, generator=rng)
-            with torch.no_grad():
-                moments = torch.cat([encode_moments(frozen.vae, [p]) for p in images.numpy()])
-            for kind, inputs in (("images", images), ("cached", moments)):
-                batch = (inputs, maps, ("a city street scene",) * size)
-                row = measure(step, batch, arguments.repeats, device)
-                rows.append({"program": program, "input": kind, "batch_size": size, **row})
-                print(
-                    f"{program:<11} {kind:<8} {size:>5} {row['updates_per_s']:>10.2f} "
-                    f"{row['samples_per_s']:>10.2f} {row['peak_gib'] or float('nan'):>6.1f}",
-                    flush=True,
-                )
+            for kind, batch in random_batches(frozen, size, tuple(arguments.size_px)).items():
+                seconds, peak = time_updates(step, batch, results.repeats, device)
+                rates = measure.Spread.of([size / value for value in seconds])
+                results.add(f"samples per second, {program}, {kind}, batch {size}", rates, "1/s")
+                if peak is not None:
+                    results.add(f"peak memory, {program}, {kind}, batch {size}", peak, "GiB")
         del step
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    result = {
-        "rows": rows,
-        "base": arguments.base,
-        "size_px": list(arguments.size_px),
-        "precision": arguments.precision,
-        "compile": arguments.compile,
-        "gradient_checkpointing": arguments.gradient_checkpointing,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        + (torch.cuda.get_device_name() if device.type == "cuda" else "no GPU"),
-        "versions": {n: metadata.version(n) for n in ("torch", "diffusers")},
-        "date": date.today().isoformat(),
-    }
-    if arguments.output:
-        files.write_json(arguments.output, result)
-    else:
-        print(json.dumps(result))
+    results.write()
 
 
 if __name__ == "__main__":

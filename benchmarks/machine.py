@@ -38,7 +38,12 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Return the commit of the checkout, marked if files differ from it; "unknown" without git."""
+    """Return the commit of the checkout, marked if files differ from it.
+
+    Without git it is what STREETFORGE_COMMIT says, or "unknown".
+    """
+    if named := os.environ.get("STREETFORGE_COMMIT"):
+        return named
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -148,6 +148,7 @@ class Results:
     def __init__(self, theme: str, title: str, arguments: argparse.Namespace) -> None:
         require_positive(arguments, "repeats")
         self.theme, self.title, self.quick = theme, title, bool(arguments.quick)
+        self.repeats = 1 if self.quick else arguments.repeats
         self.folder, self.rows, self.details = arguments.results, list[dict[str, Any]](), {}
         self.state = watch_machine()
         self.disturbed = disturbance(self.state, within_suite=arguments.within_suite)
@@ -159,9 +160,7 @@ class Results:
         self.about = describe(*PACKAGES)
         self.started = time.perf_counter()
 
-    def add(
-        self, name: str, value: "Spread | float | int", unit: str = "", goal: str = ""
-    ) -> None:
+    def add(self, name: str, value: "Spread | float | int", unit: str = "", goal: str = "") -> None:
         """Add a figure; `goal` is "<= number", ">= number" or empty."""
         spread = value if isinstance(value, Spread) else Spread.of([float(value)])
         row = {"name": name, **asdict(spread), "unit": unit, "goal": goal}
@@ -240,7 +239,5 @@ def markdown(content: Mapping[str, Any]) -> str:
     for row in content["results"]:
         spread = Spread(row["median"], row["low"], row["high"], row["repeats"])
         reached = {True: "yes", False: "no", None: ""}[row.get("met")]
-        lines.append(
-            f"| {row['name']} | {show(spread, row['unit'])} | {row['goal']} | {reached} |"
-        )
+        lines.append(f"| {row['name']} | {show(spread, row['unit'])} | {row['goal']} | {reached} |")
     return "\n".join(lines) + "\n"

@@ -1,15 +1,16 @@
-"""Measure the time to open a prepared dataset folder: first start (with checks), later starts.
+"""Measure the time to open and to verify a prepared dataset folder.
 
-    python benchmarks/opening.py --samples 25000 --folder /tmp/opening
+    python benchmarks/opening.py                       # 2,000 samples
+    python benchmarks/opening.py --full                # 50,000 samples
 
-Writes a dataset folder of small images and labels, with rows as pipeline/prepare.py writes them,
-and opens it as every stage does before it loads weights. The folder is kept for further
-measurements.
+Writes a dataset folder of small images and labels, with rows as pipeline/prepare.py writes them.
+Opens it as every stage does before it loads weights, at the first start, which reads every file,
+and at later ones; then `pipeline/verify.py` reads and decodes all of it.
 """
 
-import argparse
-import json
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,12 +19,14 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks import measure
 from pipeline import files, images, labels
 from pipeline.dataset import check_dataset, open_dataset
 from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter
 from pipeline.errors import guard
 from pipeline.rows import encode_row, sample_id, seal
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def make(folder: Path, count: int) -> None:
@@ -45,28 +48,35 @@ def make(folder: Path, count: int) -> None:
             rows.write(encode_row(seal(row)))
 
 
+def open_and_check(folder: Path) -> None:
+    """Open a folder as every stage does."""
+    check_dataset(open_dataset(folder, labelled=True))
+
+
+def verify(folder: Path) -> None:
+    """Run pipeline/verify.py."""
+    command = [sys.executable, "pipeline/verify.py", "--data", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
 def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--samples", type=int, default=25_000, help="image pairs of the dataset folder"
-    )
-    parser.add_argument("--folder", type=Path, required=True, help="folder to write")
-    parser.add_argument("--starts", type=int, default=4, help="number of starts to measure")
+    parser = measure.parser(__doc__)
+    parser.add_argument("--full", action="store_true", help="50,000 samples in place of 2,000")
     arguments = parser.parse_args()
-    if not arguments.folder.exists():
-        make(arguments.folder, arguments.samples)
-    wall, cpu = [], []
-    for _ in range(arguments.starts):
-        started = time.perf_counter(), time.process_time()
-        samples = open_dataset(arguments.folder, labelled=True)
-        check_dataset(samples)
-        wall.append(round(time.perf_counter() - started[0], 2))
-        cpu.append(round(time.process_time() - started[1], 2))
-    result = {"samples": len(samples), "first_s": wall[0], "next_s": wall[1:], "cpu_s": cpu}
-    print(json.dumps({**result, **describe("pillow", "numpy")}))
+    results = measure.Results("opening", "Opening and verifying a prepared set", arguments)
+    count = 20 if arguments.quick else 50_000 if arguments.full else 2000
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "set"
+        make(folder, count)
+        start = time.perf_counter()
+        open_and_check(folder)
+        results.add(f"first start, {count} samples", time.perf_counter() - start, "s")
+        calls = {"start": lambda: open_and_check(folder), "verify": lambda: verify(folder)}
+        seconds = measure.in_turn(calls, results.repeats, warm_up=False)
+    results.add(f"later starts, {count} samples", measure.Spread.of(seconds["start"]), "s")
+    results.add(f"verify, {count} samples", measure.Spread.of(seconds["verify"]), "s")
+    results.details["seconds"] = seconds
+    results.write()
 
 
 if __name__ == "__main__":

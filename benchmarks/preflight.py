@@ -1,18 +1,15 @@
 """Measure the preflight check on the headers of image pairs.
 
     python benchmarks/preflight.py                 # 25,000 pairs, two processes
-    python benchmarks/preflight.py --pairs 500     # a small version
+    python benchmarks/preflight.py --quick --force # that it runs
 
 The dataset is written to a temporary folder in the layout of GTA, as hard links to one small image
-and one label. Prints one line of JSON.
+and one label.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,7 @@ import numpy as np
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe
+from benchmarks import measure
 from pipeline import files, images
 from pipeline.catalogue.specs import load_spec
 from pipeline.errors import guard
@@ -42,24 +39,22 @@ def write_tree(root: Path, num_pairs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = measure.parser(__doc__)
     parser.add_argument("--pairs", type=int, default=25_000, help="image pairs of the dataset")
     parser.add_argument("--workers", type=int, default=2, help="processes that check")
     arguments = parser.parse_args()
+    results = measure.Results("preflight", "Preflight check", arguments)
+    num_pairs = 50 if arguments.quick else arguments.pairs
     with tempfile.TemporaryDirectory() as folder:
-        write_tree(Path(folder), arguments.pairs)
-        start = time.perf_counter()
-        faults = preflight(load_spec("gta"), Path(folder), "all", workers=arguments.workers)
-        seconds = time.perf_counter() - start
-    assert not faults
-    result = {
-        "pairs": arguments.pairs,
-        "workers": arguments.workers,
-        "seconds": round(seconds, 2),
-        "pairs_per_s": round(arguments.pairs / seconds),
-        **describe("pillow", "numpy"),
-    }
-    print(json.dumps(result))
+        write_tree(Path(folder), num_pairs)
+
+        def check() -> None:
+            assert not preflight(load_spec("gta"), Path(folder), "all", workers=arguments.workers)
+
+        seconds = measure.in_turn({"check": check}, results.repeats)["check"]
+    name = f"check of {num_pairs} pairs, {arguments.workers} processes"
+    results.add(name, measure.Spread.of(seconds), "s")
+    results.write()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Write a base model of Stable Diffusion 1.5's architecture with random weights.
+"""Write a base model of Stable Diffusion's architecture with random weights.
 
 It serves to measure speed and memory at full size where the real weights are not available. It
 loads like the real model; only its vocabulary is that of the pocket model.
 
     python benchmarks/random_base.py --output runs/random_sd15           # 2 GB
+    python benchmarks/random_base.py --family sd21 --output runs/random_sd21
+    python benchmarks/random_base.py --toy --output runs/random_toy      # small widths, for tests
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -18,35 +21,73 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.errors import guard
+from pipeline.labels import CONTROL_CHANNELS
 from pipeline.models import POCKET_BASE
 from pipeline.setting_checks import require_seed
 
+FAMILIES = ("sd15", "sd21")
+TEXT = {  # width, layers, heads, activation; the last layer of OpenCLIP-H is not used
+    "sd15": (768, 12, 12, "quick_gelu"),
+    "sd21": (1024, 23, 16, "gelu"),
+}
+UNET: dict[str, dict[str, Any]] = {
+    "sd15": {},
+    "sd21": {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
+}
+TOY_UNET = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "norm_num_groups": 8}
 
-def build() -> diffusers.StableDiffusionPipeline:
+
+def text_encoder(family: str, tokenizer: Any, *, toy: bool) -> Any:
+    """Return a random text encoder."""
+    width, layers, heads, activation = TEXT[family]
+    if toy:
+        width, layers, heads = 32, 1, 2
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            hidden_act=activation,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def unet(family: str, width: int, *, toy: bool) -> Any:
+    """Return a random U-Net for text states of `width` channels."""
+    changes = UNET[family]
+    if toy:
+        heads = (4, 4, 8, 8) if family == "sd21" else 8
+        changes = {**changes, **TOY_UNET, "attention_head_dim": heads}
+    return diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=width, **changes)
+
+
+def autoencoder(*, toy: bool) -> Any:
+    """Return a random autoencoder that shrinks by 8."""
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16) if toy else (128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1 if toy else 2,
+        norm_num_groups=8 if toy else 32,
+        sample_size=512,
+    )
+
+
+def build(family: str = "sd15", *, toy: bool = False) -> diffusers.StableDiffusionPipeline:
     """Build the pipeline with random float32 weights."""
     tokenizer = CLIPTokenizer.from_pretrained(
         POCKET_BASE, subfolder="tokenizer", model_max_length=77
     )
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    text = text_encoder(family, tokenizer, toy=toy)
     return diffusers.StableDiffusionPipeline(
-        unet=diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            sample_size=512,
-        ),
-        text_encoder=CLIPTextModel(text_config),
+        unet=unet(family, text.config.hidden_size, toy=toy),
+        vae=autoencoder(toy=toy),
+        text_encoder=text,
         tokenizer=tokenizer,
         scheduler=diffusers.PNDMScheduler(
             beta_schedule="scaled_linear",
@@ -62,16 +103,34 @@ def build() -> diffusers.StableDiffusionPipeline:
     )
 
 
+def build_controlnet(base_unet: Any) -> Any:
+    """Return a ControlNet of 20 channels; its last convolutions are not zero, as after training."""
+    network = diffusers.ControlNetModel.from_unet(base_unet, conditioning_channels=CONTROL_CHANNELS)
+    for layer in (
+        *network.controlnet_down_blocks,
+        network.controlnet_mid_block,
+        network.controlnet_cond_embedding.conv_out,
+    ):
+        torch.nn.init.normal_(layer.weight, std=0.02)
+    return network
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", required=True, type=Path, help="diffusers folder to write")
+    parser.add_argument("--controlnet", type=Path, help="also write a ControlNet of 20 channels")
+    parser.add_argument("--family", choices=FAMILIES, default="sd15", help="architecture")
+    parser.add_argument("--toy", action="store_true", help="small widths, for tests")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     arguments = parser.parse_args()
     require_seed(arguments.seed)
     torch.manual_seed(arguments.seed)
-    build().to(torch.float16).save_pretrained(arguments.output)
+    base = build(arguments.family, toy=arguments.toy)
+    if arguments.controlnet:
+        build_controlnet(base.unet).to(torch.float16).save_pretrained(arguments.controlnet)
+    base.to(torch.float16).save_pretrained(arguments.output)
 
 
 if __name__ == "__main__":

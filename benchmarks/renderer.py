@@ -1,14 +1,11 @@
 """Measure how many labelled images of 128x256 Pocket City renders per second on one core.
 
-    python benchmarks/renderer.py [--n 120] [--repeats 3]
+    python benchmarks/renderer.py [--n 120]
 
-Renders each split in turn, in one process with one thread. The rate refers to processor time;
-median and range are over repeats. Nothing is written or compressed. Run it on an idle machine.
+Renders each split in turn, in one process with one thread. The rate refers to processor time.
+Nothing is written or compressed.
 """
 
-import argparse
-import json
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -16,36 +13,34 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.machine import describe
-from pipeline.errors import UserError, guard
+from benchmarks import measure
+from pipeline.config import require_positive
+from pipeline.errors import guard
 from pipeline.pocket.splits import SPLITS
 from pipeline.pocket_city import render_sample
 
 
-def rate(split: str, n: int) -> float:
-    """Return images per second of processor time."""
+def seconds_of(split: str, n: int) -> float:
+    """Return the seconds of processor time of `n` images."""
     started = time.process_time()
     for index in range(n):
         render_sample(index, split, (128, 256))
-    return n / (time.process_time() - started)
+    return time.process_time() - started
 
 
-def main() -> int | None:
-    """Print the table and a description of the machine."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--n", type=int, default=120, help="images of each split and repeat")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats of each split")
-    options = parser.parse_args()
-    if min(options.n, options.repeats) < 1:
-        raise UserError("--n and --repeats: must be 1 or more")
-    print("| split | images per second and core |\n|---|---|")
-    for split in sorted(SPLITS):
-        render_sample(0, split, (128, 256))  # imports
-        rates = [rate(split, options.n) for _ in range(options.repeats)]
-        middle = statistics.median(rates)
-        print(f"| {split} | {middle:.0f} ({min(rates):.0f} to {max(rates):.0f}) |", flush=True)
-    print(f"\n{json.dumps(describe('numpy', 'opencv-python'))}")
-    return None
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--n", type=int, default=60, help="images of each split and repeat")
+    arguments = parser.parse_args()
+    require_positive(arguments, "n")
+    results = measure.Results("renderer", "Rendering Pocket City", arguments)
+    n = 1 if arguments.quick else arguments.n
+    splits = sorted(SPLITS)[:2] if arguments.quick else sorted(SPLITS)
+    calls = {split: (lambda split=split: seconds_of(split, n)) for split in splits}
+    for split, seconds in measure.in_turn(calls, results.repeats).items():
+        rates = measure.Spread.of([n / value for value in seconds])
+        results.add(f"images per second and core, {split}", rates, "1/s")
+    results.write()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ TOY: dict[str, tuple[str, ...]] = {
     "finetune/vae.py": TRAINING,
     "finetune/prior.py": (*TRAINING, "--channels", "32", "64", "--text-width", "32"),
     "experiments/color_transfer.py": ("--n", "3"),
-    "benchmarks/finetuning.py": ("--batch-sizes", "1", "--size-px", "64", "64", "--repeats", "1"),
+    "benchmarks/finetuning.py": ("--quick", "--force"),
     "generation/run.py": ("--n", "1", "--steps", "1"),
     "segtrain/train.py": ("--steps", "2", "--batch-size", "2", "--workers", "0"),
     "segtrain/adapt.py": ("--steps", "1", "--batch-size", "1", "--limit", "2"),

@@ -123,8 +123,11 @@ class Denoiser:
             )
 
     def compile(self) -> None:
-        """Compile the whole evaluation; call shapes are fixed, so it happens once per shape."""
-        self.forward = torch.compile(self._forward)
+        """Compile the whole evaluation, once for each shape of a call, of which there are few.
+
+        Left to itself the compiler would make slower code for all shapes when it sees the second.
+        """
+        self.forward = torch.compile(self._forward, dynamic=False)
 
     @torch.no_grad()
     def set_timesteps(self, timesteps: torch.Tensor) -> None:
