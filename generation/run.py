@@ -23,11 +23,21 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from generation import card, dry_run, label_maps, plan_file, ray_workers, tar_output, worker
+from generation import (
+    card,
+    dry_run,
+    label_maps,
+    plan_file,
+    precision,
+    ray_workers,
+    tar_output,
+    worker,
+)
 from generation.inputs import (
     Inputs,
     check_loadable,
@@ -78,6 +88,7 @@ def main() -> int | None:
             check_loadable(config)
         if is_main:
             print_warnings(config, inputs)
+        config = settle_precision(config)
 
         # Output folder
         folder = open_output(config, inputs)
@@ -124,6 +135,20 @@ def wait_for(path: Path) -> None:
         if time.monotonic() > deadline:
             raise UserError(f"{path}: the main process did not write it; see its message")
         time.sleep(0.2)
+
+
+def settle_precision(config: Config) -> Config:
+    """Replace the precision 'auto' by that of the run, which the first process measures."""
+    if config.precision != precision.AUTO:
+        return config
+
+    def measure() -> dict[str, Any]:
+        from generation.sampler.precision import measure_precision
+
+        return measure_precision(config)
+
+    settled = precision.settle(config.output, measure)
+    return dataclasses.replace(config, precision=settled)
 
 
 def open_output(config: Config, inputs: Inputs) -> RunFolder:

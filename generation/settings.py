@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import tyro
 
+from generation.precision import AUTO
 from generation.prompts import Grammar
 from generation.setting_groups import RareClasses, SecondControl
 from generation.shards import parse_shard
@@ -201,8 +202,10 @@ class Config:
     vae_tile_px: int = 0
     """decode and encode larger images in tiles of this size (diffusers' VAE tiling); 0 does not
     tile"""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """precision of U-Net, ControlNet and text encoder; scheduler and VAE stay in float32"""
+    precision: Literal["fp32", "fp16", "bf16", "auto"] = "fp32"
+    """precision of U-Net, ControlNet and text encoder; scheduler and VAE stay in float32. 'auto'
+    measures at the first start of a run whether bf16 is faster than fp32 on this machine; the
+    choice is kept in OUTPUT/precision.json and is that of all workers"""
     attention: Literal["native", "xformers"] = "native"
     """attention kernels: PyTorch's own, or those of xformers (an extra)"""
     compile: bool = False
@@ -261,6 +264,12 @@ class Config:
             raise UserError(
                 f"--shard {self.shard}: with --ray {self.ray} the cluster divides the samples; "
                 "leave one of the two out"
+            )
+        if self.precision == AUTO and (self.ray or self.shard or self.output_address):
+            raise UserError(
+                "--precision auto: is chosen by the first process of an output folder, for those "
+                "that share the folder; with --ray, --shard or an address as --output name it: "
+                "bf16 or fp32"
             )
         if self.ray_workers and not self.ray:
             raise UserError("--ray-workers: is for --ray; add --ray ADDRESS or leave it out")

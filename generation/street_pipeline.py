@@ -26,6 +26,7 @@ from generation.pipeline_inputs import (
     broadcast,
     require_text,
 )
+from generation.precision import AUTO
 from generation.sampler.networks import Networks, load_networks
 from generation.sampler.sampler import Sampler
 from generation.samples import SampleSpec
@@ -59,6 +60,8 @@ class StreetPipeline:
     """
 
     def __init__(self, settings: Config, device: str | torch.device = "cpu") -> None:
+        if settings.precision == AUTO:
+            raise UserError("precision 'auto': is chosen for an output folder; give fp32 or bf16")
         models.find_base(settings.base)
         models.find_folder(settings.controlnet, "controlnet")
         if settings.unet:

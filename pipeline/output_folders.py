@@ -81,7 +81,7 @@ DATASET = FolderKind(
     "dataset folder",
     "run",
     "run.json",
-    early=("claims", "status.json", "label_maps.json"),
+    early=("claims", "status.json", "label_maps.json", "precision.json"),
     folders={"images": "folders", "labels": "folders", "claims": "files"},
     rows="metadata*.jsonl",
 )

@@ -259,7 +259,7 @@ TAKE_ALL_SETTINGS = {
     "generation/run.py", "generation/inputs.py", "generation/card.py", "generation/dry_run.py",
     "generation/worker.py", "generation/tar_output.py", "generation/ray_workers.py",
     "generation/street_pipeline.py", "generation/sampler/networks.py",
-    "generation/sampler/sampler.py",
+    "generation/sampler/precision.py", "generation/sampler/sampler.py",
 }  # fmt: skip
 
 

@@ -1,0 +1,91 @@
+"""`--precision auto`: measured once per output folder, recorded, followed by all workers."""
+
+import itertools
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from generation import precision, run
+from generation.sampler import precision as measuring
+from generation.street_pipeline import StreetPipeline
+from pipeline.errors import UserError
+
+
+def choose(name: str):
+    """Return a measurement that finds `name` faster."""
+    return lambda *_: {"precision": name, "seconds": {}}
+
+
+def refuse(*_: Any) -> dict:
+    raise AssertionError("measured again")
+
+
+@pytest.fixture
+def generate(flags, tmp_path: Path, monkeypatch):
+    """A function that generates n samples with --precision."""
+
+    def call(n: int, name: str = "auto") -> dict:
+        options = [*flags, "--n", str(n), "--precision", name, "--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["run.py", *options])
+        assert not run.main()
+        return json.loads((tmp_path / "out" / "run.json").read_text())["config"]
+
+    return call
+
+
+def test_the_first_start_measures_and_all_others_follow(generate, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(measuring, "measure_precision", choose("bf16"))
+    assert generate(1)["precision"] == "bf16"
+    record = tmp_path / "out" / "precision.json"
+    assert json.loads(record.read_text())["precision"] == "bf16"
+    monkeypatch.setattr(measuring, "measure_precision", refuse)
+    assert generate(2)["precision"] == "bf16"
+    assert generate(2, "bf16")["precision"] == "bf16"  # the same run, named
+    record.unlink()
+    assert generate(3)["precision"] == "bf16"  # run.json states it, too
+    with pytest.raises(UserError, match="precision: 'bf16' -> 'fp32'|precision: bf16 -> fp32"):
+        generate(3, "fp32")
+
+
+def test_of_several_first_processes_one_decides(tmp_path) -> None:
+    def measure_late() -> dict:
+        assert precision.settle(tmp_path, choose("fp32")) == "fp32"  # another was faster
+        return {"precision": "bf16"}
+
+    assert precision.settle(tmp_path, measure_late) == "fp32"
+    assert precision.settle(tmp_path, refuse) == "fp32"
+    assert [path.name for path in tmp_path.iterdir()] == ["precision.json"]
+
+
+def test_a_damaged_record_is_named(tmp_path) -> None:
+    (tmp_path / "precision.json").write_text('{"precision": "fp8"}')
+    with pytest.raises(UserError, match="precision.json: states no precision .*delete it"):
+        precision.settle(tmp_path, refuse)
+
+
+@pytest.mark.parametrize(
+    "change", [{"shard": "0/2"}, {"ray": "local"}, {"output": "s3://bucket/set"}]
+)
+def test_without_a_folder_in_common_the_precision_must_be_named(tiny_config, change) -> None:
+    changed = {name: Path(v) if name == "output" else v for name, v in change.items()}
+    with pytest.raises(UserError, match="--precision auto: .*bf16 or fp32"):
+        replace(tiny_config, precision="auto", **changed).check()
+    replace(tiny_config, precision="auto").check()
+    with pytest.raises(UserError, match="precision 'auto': .*fp32 or bf16"):
+        StreetPipeline(replace(tiny_config, precision="auto"))
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(3, 2, "bf16"), (2, 3, "fp32"),
+                                                      (2.1, 2, "fp32")])  # fmt: skip
+def test_bf16_must_be_clearly_faster(tiny_config, fp32, bf16, chosen) -> None:
+    """Real networks of both precisions, and a clock that says what an evaluation took."""
+    steps = itertools.cycle([0, fp32, 0, bf16])  # start and end of one, then of the other
+    times = itertools.chain([0.0, 0.0], itertools.accumulate(steps))  # the warm-up first
+    clock = times.__next__
+    found = measuring.measure_precision(tiny_config, clock=clock)
+    assert found["precision"] == chosen
+    assert set(found["seconds"]) == {"fp32", "bf16"} and found["device"] == "cpu"
