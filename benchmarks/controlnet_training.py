@@ -166,7 +166,7 @@ def main() -> None:
     arguments = measure.parser(__doc__).parse_args()
     torch.set_num_threads(1)
     results = measure.Results("controlnet_training", "ControlNet training", arguments)
-    updates, batch_size, num_images = (4, 2, 4) if arguments.quick else (22, 12, 64)
+    updates, batch_size, num_images = (4, 2, 4) if arguments.quick else (16, 12, 64)
     with tempfile.TemporaryDirectory() as name:
         sides = Sides(Path(name), updates, batch_size, num_images)
         calls: dict[str, Callable[[], object]] = {

@@ -182,7 +182,7 @@ def compare(results: measure.Results, options: Options, maps: list[np.ndarray]) 
             ),
             "ours": lambda label=label: sampler.generate(label, PROMPT, 0),
         }
-        seconds = measure.in_turn(calls, options.repeats)
+        seconds = measure.in_turn(calls, options.repeats, warm_up=False)
         results.add(
             f"time, published / ours, {name}", measure.ratio(seconds, "published", "ours"), "", goal
         )

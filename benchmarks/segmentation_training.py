@@ -182,7 +182,7 @@ def main() -> None:
     results = measure.Results(
         "segmentation_training", "Training and scores of segmentation networks", arguments
     )
-    updates, batch_size, num_images = (4, 2, 4) if arguments.quick else (22, 8, 32)
+    updates, batch_size, num_images = (4, 2, 4) if arguments.quick else (16, 8, 32)
     with tempfile.TemporaryDirectory() as name:
         sides = Sides(Path(name), updates, batch_size, num_images)
         calls: dict[str, Callable[[], object]] = {

@@ -114,7 +114,7 @@ def main() -> None:
     arguments = measure.parser(__doc__).parse_args()
     torch.set_num_threads(1)
     results = measure.Results("stock_pipelines", "Pipelines of diffusers", arguments)
-    steps = 1 if arguments.quick else 5
+    steps = 1 if arguments.quick else 3
     _, label, _ = render_sample(0, "source", default_config("pocket").crop_px)
     assert label is not None
     single_image(results, label, steps)

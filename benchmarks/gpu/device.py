@@ -61,11 +61,15 @@ class Step:
 
 
 def in_turn(
-    step: Step, calls: Mapping[str, Callable[[], object]], *, warm_up: int = 2
+    step: Step, calls: Mapping[str, Callable[[], object]], *, warm_up: int = 2, repeats: int = 0
 ) -> dict[str, list[float]]:
-    """Return the milliseconds of each call, one call of each in turn, by CUDA events on a GPU."""
+    """Return the milliseconds of each call, one call of each in turn, by CUDA events on a GPU.
+
+    `repeats` 0 takes those of the step.
+    """
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(-warm_up if not step.toy else 0, step.repeats):
+    times = min(repeats, step.repeats) or step.repeats
+    for repeat in range(-warm_up if not step.toy else 0, times):
         for name, call in calls.items():
             elapsed = milliseconds(call, step.device)
             if repeat >= 0:

@@ -1,5 +1,9 @@
 """Updates of ControlNet and U-Net training at batch 16, 512x512, bfloat16."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 
@@ -11,52 +15,64 @@ from finetune.diffusion import FrozenBase
 from pipeline.labels import one_hot_control
 
 CAPTION = "a city street scene"
-GOALS = {  # program, input: goal and ceiling in samples per second
-    ("controlnet", "images"): (">= 80", "165"),
-    ("controlnet", "cached"): (">= 115", "245"),
-    ("unet", "cached"): (">= 110", "240"),
+GOALS = {  # of a program, by input: goal and ceiling in samples per second
+    "controlnet": {"images": (">= 80", "165"), "cached": (">= 115", "245")},
+    "unet": {"cached": (">= 110", "240")},
 }
 
 
 def training(step: Step, *, compiled: bool) -> None:
-    """Measure updates of ours, and of the algorithm of diffusers' script on the same batch."""
-    batch_size, side = step.size(16, 2), step.size(512, 64)
+    """Measure updates of both programs; one that runs out of memory leaves the other."""
     accelerator = Accelerator(
         cpu=step.device.type == "cpu",
         mixed_precision="bf16",
         dynamo_backend="inductor" if compiled and not step.toy else "no",
     )
+    for program in GOALS:
+        step.attempt(program, partial(updates, step, accelerator, program, compiled=compiled))
+        if step.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def updates(step: Step, accelerator: Accelerator, program: str, *, compiled: bool) -> None:
+    """Measure the updates of a program, and those of diffusers' script where there are such."""
+    batch_size, side = step.size(16, 2), step.size(512, 64)
     base, kind = str(step.folder / "sd15"), "compiled" if compiled else "eager"
     frozen = FrozenBase(base, accelerator.device)
     batches = random_batches(frozen, batch_size, (side, side))
-    programs = sorted({program for program, _ in GOALS})
-    updates = {name: make_step(name, frozen, base, accelerator, False) for name in programs}
-    calls = {
-        f"{program}, {source}": lambda p=program, s=source: updates[p](batches[s])
-        for program, source in GOALS
+    update = make_step(program, frozen, base, accelerator, False)
+    calls: dict[str, Callable[[], object]] = {
+        source: partial(update, batches[source]) for source in GOALS[program]
     }
-    if not compiled:
-        script = Script(
-            base, [], caption=CAPTION, crop_px=(side, side), batch_size=batch_size,
-            accelerator=accelerator, condition_channels=(16, 32, 96, 256),
-        )  # fmt: skip
-        images, maps, _ = batches["images"]
-        tokens = torch.zeros(batch_size, 77, dtype=torch.long, device=accelerator.device)
-        data = {
-            "pixels": images.to(accelerator.device).movedim(-1, 1).float() / 127.5 - 1,
-            "control": one_hot_control(maps.to(accelerator.device)),
-            "tokens": tokens,
-        }
-        calls["script"] = lambda: script.update(data)
+    with_script = program == "controlnet" and not compiled
+    if with_script:
+        calls["script"] = script_update(accelerator, base, batches["images"])
     found = in_turn(step, calls)
-    step.details[kind] = found
-    for (program, source), (goal, ceiling) in GOALS.items():
-        rates = [1000 * batch_size / value for value in found[f"{program}, {source}"]]
-        step.add(f"samples per second, {program}, {source}, {kind}", Spread.of(rates), "1/s", goal,
-                 ceiling)  # fmt: skip
-        peak = peak_gib(calls[f"{program}, {source}"], step.device)
+    step.details[f"{program}, {kind}"] = found
+    for source, (goal, ceiling) in GOALS[program].items():
+        rates = Spread.of([1000 * batch_size / value for value in found[source]])
+        name = f"{program}, {source}, {kind}"
+        step.add(f"samples per second, {name}", rates, "1/s", goal, ceiling)
+        peak = peak_gib(calls[source], step.device)
         if peak is not None:
-            step.add(f"peak memory, {program}, {source}, {kind}, all networks loaded", peak, "GiB")
-    if not compiled:
-        step.add("ControlNet update with images, diffusers' script / ours, eager",
-                 speed_up(found, "script", "controlnet, images"), "", ">= 1.6", "2.2")  # fmt: skip
+            step.add(f"peak memory, {name}", peak, "GiB")
+    if with_script:
+        ratio = speed_up(found, "script", "images")
+        step.add("ControlNet update with images, diffusers' script / ours, eager", ratio, "",
+                 ">= 1.6", "2.2")  # fmt: skip
+
+
+def script_update(accelerator: Accelerator, base: str, batch: Any) -> Callable[[], None]:
+    """Return an update of diffusers' script on a batch that is on the device already."""
+    images, maps, _ = batch
+    script = Script(
+        base, [], caption=CAPTION, crop_px=tuple(images.shape[1:3]), batch_size=len(images),
+        accelerator=accelerator, condition_channels=(16, 32, 96, 256),
+    )  # fmt: skip
+    device = accelerator.device
+    data = {
+        "pixels": images.to(device).movedim(-1, 1).float() / 127.5 - 1,
+        "control": one_hot_control(maps.to(device)),
+        "tokens": torch.zeros(len(images), 77, dtype=torch.long, device=device),
+    }
+    return partial(script.update, data)
