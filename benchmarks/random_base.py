@@ -34,7 +34,7 @@ UNET: dict[str, dict[str, Any]] = {
     "sd15": {},
     "sd21": {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
 }
-TOY_UNET = {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 1, "norm_num_groups": 8}
+TOY_UNET = {"block_out_channels": (32, 32, 64, 64), "norm_num_groups": 8}
 
 
 def text_encoder(family: str, tokenizer: Any, *, toy: bool) -> Any:

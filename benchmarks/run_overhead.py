@@ -23,6 +23,7 @@ from generation.plan import Planner
 from generation.ray_workers import CHUNK
 from generation.settings import Config
 from pipeline import labels
+from pipeline.dataset_writer import DatasetWriter, EncodedSample, encode_sample
 from pipeline.errors import guard
 
 LABEL_MAPS = 2000

@@ -27,7 +27,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from benchmarks import measure
 from benchmarks.controlnet_training import Clock
 from pipeline import labels
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.iou import areas_of
 from pipeline.pocket_city import render_sample

@@ -25,7 +25,7 @@ from benchmarks import measure
 from generation.samples import FinishedSample, SampleSpec
 from generation.worker import work_until_done
 from pipeline.claims import Claims
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.metadata import MetadataIndex, read_rows
 

@@ -22,7 +22,7 @@ from generation.sampler.sampler import Sampler
 from generation.samples import SampleSpec
 from generation.settings import Config
 from generation.writer import WriterThread
-from pipeline.dataset import DatasetWriter
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.latents import decode_latents, encode_latents
 from pipeline.metadata import read_rows
 
