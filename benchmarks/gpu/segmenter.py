@@ -7,6 +7,8 @@ import torch
 
 from benchmarks.gpu.device import Step, in_turn, speed_up
 from benchmarks.measure import Spread
+from pipeline import labels
+from pipeline.reading import read_json
 from segtrain import recipes
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "segtrain" / "ptdiffseg_gta.py"
@@ -16,6 +18,10 @@ def segmenter(step: Step) -> None:
     """Compare bfloat16 with float32 of the same network."""
     recipe = recipes.load_recipe(RECIPE)
     recipes.override(recipe, steps=None, batch_size=None, base=str(step.folder / "sd15"))
+    widths = read_json(step.folder / "sd15" / "unet" / "config.json", dict)["block_out_channels"]
+    maps = labels.NUM_CLASSES  # attention maps of the classes join the two middle levels
+    middle = [width + maps for width in widths[1:3]]
+    recipe.model.neck.in_channels = [widths[0], *middle, widths[3]]
     network = recipes.build_model(recipe).eval().to(step.device)
     size = step.size((1024, 2048), (64, 128))
     image = torch.rand(1, 3, *size, device=step.device) * 2 - 1
