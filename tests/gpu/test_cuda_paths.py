@@ -7,6 +7,7 @@ known to work.
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,9 +16,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from finetune import unet
+from finetune.loop import make_optimizer
+from finetune.settings import Training
 from generation.sampler import canvas
 from generation.sampler.denoiser import native_attention
 from generation.sampler.networks import load_networks
@@ -25,6 +30,7 @@ from generation.sampler.sampler import Sampler
 from generation.samples import SampleSpec
 from generation.setting_groups import RareClasses
 from generation.settings import Config
+from pipeline import checkpoints
 from segtrain.train import to_device
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -147,8 +153,7 @@ def test_networks_of_several_processes_synchronize_their_norms(device) -> None:
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=2)
     data = torch.randn(4, 3, 8, 8)
     expected = network(data)
-    for norm in (network[1],):
-        norm.reset_running_stats()
+    network[1].reset_running_stats()
     moved = to_device(network, accelerator)
     kind = torch.nn.SyncBatchNorm if device == "cuda" else torch.nn.BatchNorm2d
     assert type(moved[1]) is kind
@@ -161,8 +166,6 @@ def test_networks_of_several_processes_synchronize_their_norms(device) -> None:
 @contextlib.contextmanager
 def fresh_accelerator() -> Iterator[None]:
     """Let accelerate, whose precision is the same for a whole process, take another one."""
-    from accelerate.state import AcceleratorState
-
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -176,11 +179,6 @@ def test_half_precision_training_resumes_exactly_with_its_scaler(
     device, precision, tiny_base, tiny_dataset, tmp_path, monkeypatch
 ) -> None:
     """The loss scale of float16 is part of a checkpoint."""
-    import sys
-
-    from finetune import unet
-    from pipeline import checkpoints
-
     data, save = tiny_dataset(n=3), checkpoints.save_checkpoint
 
     def train(name: str) -> dict[str, torch.Tensor]:
@@ -210,9 +208,6 @@ def test_half_precision_training_resumes_exactly_with_its_scaler(
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_fused_optimizer_makes_the_same_updates(device) -> None:
-    from finetune.loop import make_optimizer
-    from finetune.settings import Training
-
     results = []
     for where in ("cpu", device):
         torch.manual_seed(0)
