@@ -23,8 +23,8 @@ import psutil
 
 from benchmarks.machine import describe
 from pipeline import files
-from pipeline.config import require_positive
 from pipeline.errors import UserError
+from pipeline.setting_checks import require_positive
 
 REPEATS = 5
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "mmsegmentation", "numpy", "pillow")

@@ -14,10 +14,10 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import measure
-from pipeline.config import require_positive
 from pipeline.errors import guard
 from pipeline.pocket.splits import SPLITS
 from pipeline.pocket_city import render_sample
+from pipeline.setting_checks import require_positive
 
 
 def seconds_of(split: str, n: int) -> float:
