@@ -14,26 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import dataset, files, label_spaces, labels, prepare
+from pipeline import dataset, files, labels, prepare
 from pipeline.dataset import Sample, check_dataset, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.rare_classes import RareClassSampling, index_classes
+from tests.pipeline.preparing import content, run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def run(monkeypatch: pytest.MonkeyPatch, root: Path, output: Path, *flags: str) -> int | None:
-    """Run the program in this process on GTA."""
-    base = ["--dataset", "gta", "--root", str(root), "--output", str(output), "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *base, *flags])
-    return prepare.main()
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
 
 
 def test_prepared_folder_is_read_like_any_other(
@@ -98,26 +85,6 @@ def test_second_run_changes_nothing_and_says_so(
     assert run(monkeypatch, root, tmp_path / "out", *flags) is None
     assert "nothing to do, 4 of 4 pairs are prepared" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.*")} == before
-
-
-def test_copied_pictures_keep_their_bytes_and_format(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = tmp_path / "r/images/10k/val/a.jpg"
-    label = tmp_path / "r/labels/sem_seg/masks/val/a.png"
-    for path in (image, label):
-        path.parent.mkdir(parents=True)
-    Image.new("RGB", (8, 4), (9, 99, 199)).save(image)
-    Image.new("L", (8, 4), 13).save(label)
-    out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", [
-        "x", "--dataset", "bdd100k", "--root", str(tmp_path / "r"), "--split", "val",
-        "--output", str(out), "--workers", "1", "--copy-images", "True",
-    ])  # fmt: skip
-    assert prepare.main() is None
-    (sample,) = open_dataset(out, labelled=True)
-    assert sample.image == out / "images/0000/00000000.jpg"
-    assert sample.image.read_bytes() == image.read_bytes()
 
 
 def test_policy_stop_lists_all_and_writes_nothing(
@@ -339,120 +306,6 @@ def test_a_damaged_record_is_left_to_the_writer(
     assert json.loads((out / "run.json").read_text()) == before
 
 
-def own_space(folder: Path, text: str) -> Path:
-    path = folder / "space.yaml"
-    path.write_text(text)
-    return path
-
-
-def write_pairs(root: Path, *arrays: np.ndarray, suffix: str = ".png") -> Path:
-    """Write pairs of a black picture and a label in the layout of GTA."""
-    for number, array in enumerate(arrays, start=1):
-        for folder, image in (
-            ("images", Image.new("RGB", array.shape[::-1])),
-            ("labels", Image.fromarray(array.astype(np.uint8))),
-        ):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            image.save(root / folder / f"{number}{suffix}", format="PNG")
-    return root
-
-
-def test_a_mended_label_space_converts_all_labels_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good, odd = np.array([[1, 2]]), np.array([[1, 77]])
-    root, out = write_pairs(tmp_path / "r", good, odd), tmp_path / "out"
-    space = own_space(tmp_path, "train_ids: {1: 9, 2: 2}\nvoid: []\n")
-    flags = ("--label-space", str(space))
-    with pytest.raises(UserError, match="1 faults in 2 pairs"):
-        run(monkeypatch, root, out, *flags)
-    assert labels.read_label(out / "labels/0000/00000000.png").tolist() == [[9, 2]]
-    own_space(tmp_path, "train_ids: {1: 8, 2: 2}\nvoid: [77]\n")
-    assert run(monkeypatch, root, out, *flags) is None
-    assert "all labels are converted again" in capsys.readouterr().out
-    found = [labels.read_label(s.label).tolist() for s in open_dataset(out, labelled=True)]
-    assert found == [[[8, 2]], [[8, 255]]]
-    record = json.loads((out / "run.json").read_text())["config"]["label_space_content"]
-    assert record == {"train_ids": {"1": 8, "2": 2}, "void": [77]}
-    assert run(monkeypatch, root, out, *flags) is None
-    assert "nothing to do" in capsys.readouterr().out
-
-
-def test_suffixes_in_upper_case_are_pictures_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = write_pairs(tmp_path / "r", np.array([[7, 26]]), suffix=".PNG")
-    write_pairs(root, np.array([[8, 26]]), np.array([[11, 26]]))
-    (root / "labels" / "2.png").rename(root / "labels" / "2.Png")
-    (root / "images" / "1.png").unlink()
-    (root / "labels" / "1.png").unlink()
-    assert run(monkeypatch, root, tmp_path / "out") is None
-    found = [
-        labels.read_label(s.label).tolist() for s in open_dataset(tmp_path / "out", labelled=True)
-    ]
-    assert found == [[[0, 13]], [[2, 13]]]
-
-
-def test_labels_that_become_void_are_said_or_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train_ids = np.array([[0, 1, 2, 8, 10, 10, 10, 11]])  # of GTA's ids, 8 and 11 are classes
-    root = write_pairs(tmp_path / "r", train_ids)
-    assert run(monkeypatch, root, tmp_path / "out") is None
-    told = capsys.readouterr().err
-    assert "only 25.0% of the pixels are of a class" in told and "--label-space" in told
-    root = write_pairs(tmp_path / "trees", np.array([[8, 8, 8, 11, 2]]))  # 80 % are of a class
-    assert run(monkeypatch, root, tmp_path / "out2") is None
-    told = capsys.readouterr().err
-    assert "no pixel is of traffic light, traffic sign, vegetation" in told and "train ids" in told
-    root = write_pairs(tmp_path / "real", np.array([[8, 8, 8, 11, 23]]))  # sidewalk ... and sky
-    assert run(monkeypatch, root, tmp_path / "out3") is None
-    assert "no pixel" not in capsys.readouterr().err
-    root = write_pairs(tmp_path / "void", np.zeros((2, 3)))
-    with pytest.raises(UserError, match="none of the pixels are of a class.*--label-space"):
-        run(monkeypatch, root, tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
-def test_palettes_that_were_numbered_anew_are_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train_ids = np.array([[0, 1, 2, 8, 10, 13, 0, 0]])
-    root = write_pairs(tmp_path / "r", train_ids)
-    colours = labels.PALETTE[[0, 1, 2, 8, 10, 13]]
-    renumbered = Image.fromarray(np.array([[0, 1, 2, 3, 4, 5, 0, 0]], np.uint8), "P")
-    renumbered.putpalette(colours.tobytes())
-    renumbered.save(root / "labels" / "1.png")
-    with pytest.raises(UserError, match="labels/1.png: the palette gives.*cityscapes_colors"):
-        run(monkeypatch, root, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    flags = ("--label-space", "cityscapes_colors")
-    assert run(monkeypatch, root, tmp_path / "out", *flags) is None
-    (sample,) = open_dataset(tmp_path / "out", labelled=True)
-    assert labels.read_label(sample.label).tolist() == train_ids.tolist()
-
-
-def test_own_classes_of_a_set_travel_with_the_prepared_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "r"
-    ids = np.arange(12, dtype=np.uint8)[None]
-    for folder, image in (("val", Image.new("RGB", (12, 1))), ("valannot", Image.fromarray(ids))):
-        (root / "CamVid" / folder).mkdir(parents=True)
-        image.save(root / "CamVid" / folder / "0016E5_07959.png")
-    monkeypatch.setattr(sys, "argv", [
-        "x", "--dataset", "camvid", "--root", str(root), "--split", "val",
-        "--output", str(tmp_path / "out"), "--workers", "1",
-    ])  # fmt: skip
-    assert prepare.main() is None
-    (sample,) = open_dataset(tmp_path / "out", labelled=True)
-    assert sample.row["condition"] == "day"
-    merged = label_spaces.classes_of_folder(tmp_path / "out")
-    assert merged == label_spaces.merged_classes("camvid") and merged is not None
-    assert merged.merge(labels.read_label(sample.label)).tolist() == [[*range(11), 255]]
-    assert label_spaces.classes_of_folder(tmp_path) is None
-
-
 @pytest.mark.parametrize("change", [{"class_pixels": [1]}, {"original_label": "../../x.png"},
                                     {"height": "8"}, {"class_pixels": None}])  # fmt: skip
 def test_rows_of_others_in_the_output_are_refused(
@@ -471,47 +324,6 @@ def test_rows_of_others_in_the_output_are_refused(
         run(monkeypatch, root, out, "--field-files", "True")
 
 
-def test_pictures_are_copied_and_said_where_there_are_no_hard_links(
-    gta_tree: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    root, out, real = gta_tree(2), tmp_path / "out", os.link
-
-    def refuse(source: object, target: object) -> None:
-        if str(source).startswith(str(root)):
-            raise OSError(18, "Invalid cross-device link")
-        real(source, target)
-
-    monkeypatch.setattr(os, "link", refuse)
-    run(monkeypatch, root, out)
-    assert "2 images are copied, the file system gives no hard links" in capsys.readouterr().err
-    for number, sample in enumerate(open_dataset(out, labelled=True), 1):
-        source = root / f"images/0000{number}.png"
-        assert sample.image.read_bytes() == source.read_bytes()
-        assert not os.path.samefile(sample.image, source)
-
-
-def test_linked_pictures_need_a_declared_store(
-    gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, out = gta_tree(2), tmp_path / "out"
-    with pytest.raises(UserError, match=f"set STREETFORGE_STORES={root}"):
-        run(monkeypatch, root, out, "--symlink-images", "True")
-    assert not out.exists()
-    monkeypatch.setenv("STREETFORGE_STORES", str(root))
-    with pytest.raises(UserError, match="choose one of them"):
-        run(monkeypatch, root, out, "--symlink-images", "True", "--copy-images", "True")
-    run(monkeypatch, root, out, "--symlink-images", "True")
-    samples = open_dataset(out, labelled=True)
-    assert all(sample.image.is_symlink() for sample in samples)
-    check_dataset(samples)
-    monkeypatch.delenv("STREETFORGE_STORES")
-    with pytest.raises(UserError, match="leads out of the dataset folder"):
-        open_dataset(out, labelled=True)
-
-
 def test_prepared_samples_need_no_second_check(
     gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -519,24 +331,3 @@ def test_prepared_samples_need_no_second_check(
     samples = open_dataset(tmp_path / "out", labelled=True)
     monkeypatch.setattr(dataset, "check_sample", lambda sample: pytest.fail("was read again"))
     check_dataset(samples)
-
-
-def test_names_that_are_no_text_are_left_out_and_the_rows_stay_readable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = write_pairs(tmp_path / "r", np.array([[7, 26]]), np.array([[8, 26]]))
-    out = tmp_path / "out"
-    for folder in ("images", "labels"):
-        odd = os.fsencode(root / folder) + b"/\xff.png"
-        try:
-            shutil.copy(root / folder / "1.png", odd)
-        except OSError:
-            pytest.skip("the file system takes names of text alone")
-    assert run(monkeypatch, root, out, "--policy", "skip") == 3
-    assert len(open_dataset(out, labelled=True)) == 2
-    rows = [json.loads(line) for line in (out / "metadata-000.jsonl").read_text().splitlines()]
-    (failed,) = [row for row in rows if row["status"] == "failed"]
-    assert failed["original_image"] == "images/\\udcff.png"  # spelt out, not a half character
-    before = content(out)
-    assert run(monkeypatch, root, out, "--policy", "skip") == 3
-    assert content(out) == before
