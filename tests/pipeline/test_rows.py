@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import dataset, dataset_writer, errors, rows
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.metadata import MetadataIndex, choose, read_rows, scan_rows
-from pipeline.paths import STORES_VARIABLE, Enclosure, check_relative
+from pipeline.paths import STORES_VARIABLE, check_relative
 from pipeline.reading import read_bytes, read_json
+from tests.pipeline.row_files import folder as folder
+from tests.pipeline.row_files import write_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORMATS = (
@@ -41,34 +41,6 @@ PROGRAMS = {
     "fine-tuning": ("finetune.unet", "--data D --output O"),
     "merge": ("pipeline.merge", "--data D"),
 }
-
-
-def write_set(folder: Path, n: int = 2) -> None:
-    """A dataset folder as a user may write it, without hashes."""
-    rows = []
-    for index in range(n):
-        row = {"id": f"{index:08d}"}
-        for kind, array in (("image", np.full((32, 64, 3), 9)), ("label", np.zeros((32, 64)))):
-            row[f"{kind}_file_name"] = f"{kind}s/{index:08d}.png"
-            (folder / f"{kind}s").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array.astype(np.uint8)).save(folder / row[f"{kind}_file_name"])
-        rows.append(row)
-    write_rows(folder, rows)
-
-
-def write_rows(folder: Path, rows: list[Any]) -> None:
-    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
-    (folder / "metadata.jsonl").write_text("".join(f"{line}\n" for line in lines))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A sound set beside the secrets of its reader: a picture and a label outside of it."""
-    write_set(tmp_path / "set")
-    (tmp_path / "outside").mkdir()
-    for name, array in (("image", np.full((32, 64, 3), 77)), ("label", np.full((32, 64), 2))):
-        Image.fromarray(array.astype(np.uint8)).save(tmp_path / f"outside/{name}.png")
-    return tmp_path / "set"
 
 
 @pytest.fixture
@@ -363,59 +335,6 @@ def test_a_folder_of_others_gets_no_file(folder: Path) -> None:
     assert snapshot(folder) == before
 
 
-NAMES = st.one_of(
-    st.text(max_size=12),
-    st.sampled_from(["..", ".", "", "/", "a/b.png", "../x", "a/../../x", "images/00000000.png"]),
-    st.lists(st.sampled_from(["..", "a", "", "images", "\\", "~"]), max_size=4).map("/".join),
-)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | NAMES,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-KEYS = ("id", "status", "image_file_name", "label_file_name", *rows.FIELDS)
-DRAWN = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6)
-
-
-@settings(max_examples=300, deadline=None)
-@given(row=DRAWN, sound=st.booleans())
-def test_drawn_rows_are_sound_or_refused(row: dict[str, Any], sound: bool) -> None:
-    row = {"id": "a", "image_file_name": "images/a.png", **row} if sound else row
-    try:
-        found = rows.parse_row(json.dumps(row).encode())
-    except ValueError as error:
-        assert "\n" not in str(error)
-        return
-    assert isinstance(found["id"], str) and "/" not in found["id"] and len(found["id"]) <= 150
-    for key in ("image_file_name", "label_file_name"):
-        if found.get(key) is not None:
-            path = os.path.normpath(os.path.join("/set", found[key]))
-            assert path.startswith("/set/")
-    assert rows.is_sealed(rows.seal(found))
-
-
-LINES = DRAWN.map(lambda row: json.dumps(row).encode()) | st.binary(max_size=40)
-
-
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(lines=st.lists(LINES, max_size=4))
-def test_drawn_metadata_opens_inside_the_folder_or_is_one_line(
-    lines: list[bytes], folder: Path
-) -> None:
-    (folder / "metadata.jsonl").write_bytes(b"\n".join(lines))
-    try:
-        samples = open_dataset(folder, labelled=False)
-    except UserError as error:
-        assert len(str(error)) < 2000 and str(folder) in str(error)
-        return
-    for sample in samples:
-        assert sample.image.resolve().is_relative_to(folder.resolve()) and sample.image.is_file()
-
-
 @pytest.mark.parametrize("name", ["http:/127.0.0.1/x.tar/0-9/a.png", "s3://bucket/a.png"])
 def test_no_name_is_an_address(name: str) -> None:
     with pytest.raises(ValueError, match="plain"):
@@ -425,18 +344,6 @@ def test_no_name_is_an_address(name: str) -> None:
 def test_member_of_a_chain_of_file_systems_is_not_read() -> None:
     with pytest.raises(UserError, match="its name has ::"):
         read_bytes(Path("memory://set/a::file:/etc/x.tar/0-9/a.png"))
-
-
-@settings(deadline=None)
-@given(NAMES)
-def test_drawn_names_never_leave(name: str) -> None:
-    try:
-        check_relative(name)
-    except ValueError:
-        return
-    assert os.path.normpath(os.path.join("/set", name)).startswith("/set/")
-    with pytest.raises(UserError):
-        Enclosure(Path("/nowhere")).find(name)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Every reader of a JSON file takes any JSON: it reads it, or says in one line what is wrong.
 
-Drawn are random documents, damaged bytes, and sound documents of which one part was replaced, since
+The input is random documents, damaged bytes, and sound documents with one part replaced, since
 a random document seldom gets past the first check.
 """
 
@@ -53,7 +53,7 @@ DOCUMENTS = st.recursive(
 )
 JSON_LETTERS = '[]{}:,"\\0123456789eE+-.ntfu \n'
 ODD_BYTES = st.binary(max_size=60) | st.text(alphabet=JSON_LETTERS, max_size=60)
-DRAWN = settings(
+RANDOM = settings(
     max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -100,7 +100,7 @@ def damaged(draw: Callable, sound: Any) -> bytes:
     return json.dumps(found).encode()
 
 
-@DRAWN
+@RANDOM
 @given(data=ODD_BYTES | DOCUMENTS.map(json.dumps))
 def test_a_value_is_that_of_the_standard_library_or_refused(data: bytes | str) -> None:
     try:
@@ -126,7 +126,7 @@ TIMINGS = {"stages": {"first": {"seconds": 1.5, "peak_mb": 3, "finished_at": "no
                                 "inputs": {}, "command": "python a.py"}}}  # fmt: skip
 
 
-@DRAWN
+@RANDOM
 @given(scores=damaged(SCORES), timings=damaged(TIMINGS))
 def test_the_report_shows_any_scores_and_timings(
     scores: bytes, timings: bytes, tmp_path: Path
@@ -164,7 +164,7 @@ READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-@DRAWN
+@RANDOM
 @given(data=st.data())
 def test_any_file_is_read_or_refused_in_one_line(
     name: str, data: st.DataObject, tmp_path: Path
@@ -188,7 +188,7 @@ def test_any_config_of_a_base_is_read_or_refused_in_one_line(
     path = base / "model_index.json" if part == "index" else path
     sound = json.loads(path.read_text())
 
-    @DRAWN
+    @RANDOM
     @given(damaged(sound))
     def check(data: bytes) -> None:
         path.write_bytes(data)
