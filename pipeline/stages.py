@@ -2,8 +2,10 @@
 
 Commands are one line of text each, split like a shell does. In every text `{workspace}` stands
 for the workspace folder, and `{name}` for an entry of `values`. A stage with `each: {seed: [0, 1]}`
-stands for one stage per value, with `{seed}` in its texts. A stage reads another one if its command
-names a path in, or above, the other's output; nothing about this is written by hand.
+stands for one stage per value, with `{seed}` in its texts. An entry with `stages` is a group: its
+stages are repeated together for each value. A stage or group whose text `when` is empty is left
+out. A stage reads another one if its command names a path in, or above, the other's output; nothing
+about this is written by hand.
 """
 
 import itertools
@@ -55,6 +57,10 @@ class StageText:
     compiled: bool = False
     each: dict[str, tuple[Any, ...]] | None = None
     """Repeat the stage for each value of a name, for each combination of several names."""
+    when: str | None = None
+    """Leave the stage out if this text is empty once its fields are filled in."""
+    stages: tuple["StageText", ...] = ()
+    """A group has these stages in place of a command; they are repeated together."""
 
 
 @dataclass(frozen=True)
@@ -186,28 +192,40 @@ def _repeated(
 ) -> Iterator[tuple[StageText, dict[str, str]]]:
     """Yield every stage with the values of its texts, once for each combination of its `each`.
 
-    Name and description are filled in; the last name of `each` varies fastest.
+    Name and description are filled in. The stages of a group are repeated in turn.
     """
     for entry in entries:
-        each = entry.each or {}
-        if entry.each is not None and not (each and all(each.values())):
-            raise UserError(f"{path}: each of {entry.name!r}: names no value; list at least one")
-        for name, choices in each.items():
-            if not name.isidentifier() or name in values:
-                raise UserError(
-                    f"{path}: each of {entry.name!r}: {name!r} must be a new name of letters and "
-                    "digits"
-                )
-            if not all(type(choice) in (str, int) for choice in choices):
-                raise UserError(
-                    f"{path}: each of {entry.name!r}: {name} must list texts or whole numbers"
-                )
-        if math.prod(map(len, each.values())) > MAX_STAGES:
-            raise UserError(f"{path}: each of {entry.name!r}: makes more than {MAX_STAGES} stages")
-        for chosen in itertools.product(*each.values()):
-            own = values | dict(zip(each, map(str, chosen), strict=True))
-            name, about = (_fill(t, own, path) if each else t for t in (entry.name, entry.about))
+        for own in _combinations(entry, values, path):
+            if entry.when is not None and not _fill(entry.when, own, path).strip():
+                continue
+            if entry.stages:
+                if replace(entry, each=None, when=None, stages=()) != StageText():
+                    raise UserError(
+                        f"{path}: a group of stages has `each`, `when` and `stages` alone; move "
+                        "the rest to its stages"
+                    )
+                yield from _repeated(entry.stages, own, path)
+                continue
+            name, about = (_fill(text, own, path) for text in (entry.name, entry.about))
             yield replace(entry, name=name, about=about), own
+
+
+def _combinations(entry: StageText, values: dict[str, str], path: Path) -> Iterator[dict[str, str]]:
+    """Yield the values with each combination of an entry's `each`; the last name varies fastest."""
+    each, title = entry.each or {}, entry.name or "a group"
+    if entry.each is not None and not (each and all(each.values())):
+        raise UserError(f"{path}: each of {title!r}: names no value; list at least one")
+    for name, choices in each.items():
+        if not name.isidentifier() or name in values:
+            raise UserError(
+                f"{path}: each of {title!r}: {name!r} must be a new name of letters and digits"
+            )
+        if not all(type(choice) in (str, int) for choice in choices):
+            raise UserError(f"{path}: each of {title!r}: {name} must list texts or whole numbers")
+    if math.prod(map(len, each.values())) > MAX_STAGES:
+        raise UserError(f"{path}: each of {title!r}: makes more than {MAX_STAGES} stages")
+    for chosen in itertools.product(*each.values()):
+        yield values | dict(zip(each, map(str, chosen), strict=True))
 
 
 def _check_stage(entry: StageText, path: Path) -> None:

@@ -104,6 +104,43 @@ def test_each_repeats_a_stage(tmp_path: Path) -> None:
     assert score.inputs == ("train-a-0", "train-a-1")
 
 
+GROUP = """
+workspace: w
+values: {photographs: ""}
+stages:
+  - each: {seed: [0, 1]}
+    stages:
+      - {name: "train-{seed}", command: "train.py {workspace}/{seed}", output: "{workspace}/{seed}"}
+      - name: "score-{seed}-{set}"
+        each: {set: [dev, five]}
+        command: "score.py {workspace}/{seed} {set}"
+        output: "{workspace}/{seed}_{set}"
+      - name: "photographs-{seed}"
+        when: "{photographs}"
+        command: "score.py {workspace}/{seed} {photographs}"
+        output: "{workspace}/{seed}_photographs"
+"""
+
+
+def test_a_group_repeats_its_stages_together(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GROUP)
+    names = [stage.name for stage in load_recipe(path).stages]
+    first = ["train-0", "score-0-dev", "score-0-five"]
+    assert names == [*first, *(name.replace("0", "1") for name in first)]
+    stages = load_recipe(path, given={"photographs": "camvid"}).stages
+    assert [s.name for s in stages if "photographs" in s.name] == ["photographs-0", "photographs-1"]
+    assert stages[3].command == ("score.py", "w/0", "camvid")
+    assert stages[3].inputs == ("train-0",)
+
+
+def test_a_group_is_no_stage(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(GROUP.replace("- each: {seed", "- name: all\n    each: {seed"))
+    with pytest.raises(UserError, match="a group of stages has `each`, `when` and `stages` alone"):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize("filled", ["values: {up: ..}", "each"])
 def test_no_filled_in_output_leads_out_of_its_folder(tmp_path: Path, filled: str) -> None:
     own = "each: {up: ['..']}" if filled == "each" else "about: ''"
