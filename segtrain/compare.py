@@ -29,7 +29,12 @@ from segtrain.evaluation import comparison as comparing
 from segtrain.evaluation.bootstrap import RESAMPLES
 from segtrain.evaluation.comparison import Comparison
 from segtrain.evaluation.published import Group, groups_of
-from segtrain.evaluation.score_files import arms_of, read_scores, require_same_images
+from segtrain.evaluation.score_files import (
+    arms_of,
+    read_scores,
+    require_same_images,
+    score_files,
+)
 
 TABLES = {".md": "**mIoU in percent**", ".tex": "% mIoU in percent", ".csv": "mIoU %,"}
 """Their suffixes and how they begin."""
@@ -40,7 +45,7 @@ class Config:
     """Settings of one comparison."""
 
     scores: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """JSON files of segtrain/score.py."""
+    """JSON files of segtrain/score.py, or folders of such files."""
     output: Path = Path("comparison.json")
     """JSON file to write; the tables go beside it as .md, .tex and .csv."""
     arms: tuple[str, ...] = ()
@@ -58,15 +63,14 @@ class Config:
 
 def check(config: Config) -> tuple[Comparison, list[Group]]:
     """Read the score files and find bad input."""
-    if not config.scores:
-        raise UserError("no score file given; name one or more of segtrain/score.py")
+    paths = score_files(config.scores)
     require_between(config, 100, 100_000, "resamples")
     check_output_file(config.output, is_comparison, "comparison")
     check_tables(config.output, TABLES, is_comparison, "comparison")
-    if config.output.resolve() in [path.resolve() for path in config.scores]:
+    if config.output.resolve() in [path.resolve() for path in paths]:
         raise UserError(f"--output {config.output}: is a score file; choose another --output")
     published = groups_of(config.published)
-    scores = read_scores(config.scores)
+    scores = read_scores(paths)
     arms = arms_of(scores, config.arms)
     networks = [network for arm in arms.values() for network in arm]
     targets = scores.common_targets(networks)

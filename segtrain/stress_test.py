@@ -25,7 +25,13 @@ from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 from segtrain.evaluation import correlation
-from segtrain.evaluation.score_files import Network, Scores, read_scores, require_same_images
+from segtrain.evaluation.score_files import (
+    Network,
+    Scores,
+    read_scores,
+    require_same_images,
+    score_files,
+)
 from segtrain.evaluation.score_tables import selection_notes
 
 TABLES = {".md": "| generated with target", ".csv": "mIoU %,"}
@@ -38,7 +44,8 @@ class Config:
     """Settings of one stress test."""
 
     scores: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """JSON files of segtrain/score.py, with the generated sets and the targets of all networks."""
+    """JSON files of segtrain/score.py, or folders of such files, with the generated sets and the
+    targets of all networks."""
     generated: tuple[str, ...] = ()
     """Names of the generated sets in the score files; all other sets are targets."""
     output: Path = Path("stress_test.json")
@@ -57,11 +64,10 @@ class Plan:
 
 def check(config: Config) -> Plan:
     """Read the score files and find bad input."""
-    if not config.scores:
-        raise UserError("no score file given; name one or more of segtrain/score.py")
+    paths = score_files(config.scores)
     check_output_file(config.output, is_stress_test, "stress test")
     check_tables(config.output, TABLES, is_stress_test, "stress test")
-    scores = read_scores(config.scores)
+    scores = read_scores(paths)
     if not config.generated or not set(config.generated) <= set(scores.classes):
         known = ", ".join(scores.classes)
         raise UserError(f"--generated: name at least one set of the score files, of {known}")

@@ -52,6 +52,19 @@ class Scores:
         return found
 
 
+def score_files(paths: Sequence[Path]) -> list[Path]:
+    """Return score files, those of each folder among `paths` in its place, sorted by name."""
+    if not paths:
+        raise UserError("no score file given; name one or more of segtrain/score.py")
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: contains no score file; {REMEDY}, with --output in it")
+        found += inside
+    return found
+
+
 def read_scores(paths: Sequence[Path]) -> Scores:
     """Read score files; raises `UserError` for a damaged one, or for what contradicts another."""
     scores = Scores()

@@ -111,14 +111,17 @@ def test_the_paired_interval_is_that_of_the_same_draws(tmp_path: Path, monkeypat
 
 def test_files_join_by_network_and_arms_by_pattern(tmp_path: Path, monkeypatch) -> None:
     noise = {"a_0": 0.3, "b_0": 0.2}
-    one = write_scores(tmp_path / "one.json", noise, ("acdc",))
-    two = write_scores(tmp_path / "two.json", noise, ("bdd100k",))
+    scores = tmp_path / "scores"
+    one = write_scores(scores / "one.json", noise, ("acdc",))
+    two = write_scores(scores / "two.json", noise, ("bdd100k",))
     output = tmp_path / "c.json"
     arms = ("--arms", "second=b_*", "first=a_*", "--baseline", "first")
     call(monkeypatch, one, two, "--output", output, "--resamples", 100, *arms)
     found = json.loads(output.read_text())
     assert found["order"] == ["second", "first"] and found["baseline"] == "first"
     assert found["columns"] == ["acdc_val", "bdd100k_val", "mean"]
+    call(monkeypatch, scores, "--output", tmp_path / "d.json", "--resamples", 100, *arms)
+    assert json.loads((tmp_path / "d.json").read_text()) == found
 
 
 def test_networks_of_one_name_in_files_of_one_name_stay_apart(tmp_path: Path, monkeypatch) -> None:
@@ -252,9 +255,11 @@ def test_published_rows_are_for_prepared_datasets_alone(tmp_path: Path, monkeypa
 
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     scores = write_scores(tmp_path / "s.json", {"a": 0.3}, ("acdc",), images=2)
     for changes, text in (
         ({"scores": ()}, "no score file given"),
+        ({"scores": (tmp_path / "empty",)}, "empty: contains no score file"),
         ({"baseline": "x"}, "--baseline x: is not an arm; known: a"),
         ({"arms": ("x=b*",)}, "--arms x=b.*known: a"),
         ({"published": ("x",)}, "--published x: not known; use some of gta_mit_b5"),
