@@ -36,6 +36,37 @@ class AutoencoderSizes:
 
 
 @dataclass(frozen=True)
+class BackboneSizes:
+    """Sizes of a new vision transformer."""
+
+    patch_px: int = 8
+    """side of a patch in pixels"""
+    width: int = 192
+    """width of the tokens"""
+    layers: int = 6
+    """transformer layers"""
+    heads: int = 3
+    """attention heads"""
+    grid: int = 16
+    """patches along each side of the learned grid of positions, which is resized to each image"""
+
+    def __post_init__(self) -> None:
+        for name, largest in (
+            ("patch_px", 64),
+            ("width", WIDEST),
+            ("layers", 64),
+            ("heads", 64),
+            ("grid", 256),
+        ):
+            require_between(self, 1, largest, name)
+
+    def check_multiples(self) -> None:
+        """Raise `UserError` unless the sizes divide as the network demands."""
+        _require_multiples("--width", (self.width,), self.heads, "--heads")
+        _require_multiples("--patch-px", (self.patch_px,), 2, "2, as each patch has four cells")
+
+
+@dataclass(frozen=True)
 class TextToImageSizes:
     """Sizes of a new U-Net, text encoder and tokenizer."""
 

@@ -72,7 +72,8 @@ RUN = FolderKind(
     folders=dict.fromkeys(
         (
             "checkpoints", "claims", "tensorboard", "averages", "cache", "previews", "predictions",
-            "base", "unet", "controlnet", "vae", "lora", "ids", "color", "overlay", "cityscapes",
+            "base", "unet", "controlnet", "vae", "backbone", "lora", "ids", "color", "overlay",
+            "cityscapes",
         ),
         "all",
     ),

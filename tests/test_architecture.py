@@ -98,6 +98,7 @@ ROOMS: dict[str, set[str]] = {
     "segtrain/generalization": {"segtrain/registry.py"},
     "finetune/tasks": {
         "finetune/unet.py", "finetune/controlnet.py", "finetune/prior.py", "finetune/vae.py",
+        "finetune/backbone.py",
     },
 }  # fmt: skip
 # Files that may import torch and its kind at the top: these rooms and files. All others come

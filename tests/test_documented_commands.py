@@ -42,6 +42,7 @@ TOY: dict[str, tuple[str, ...]] = {
     "finetune/controlnet.py": (*TRAINING, *SIZE, "--previews", "0", "--cached-crops", "4",
                                "--rare-classes.min-pixels", "1"),
     "finetune/vae.py": TRAINING,
+    "finetune/backbone.py": (*TRAINING, "--width", "24", "--layers", "4"),
     "finetune/prior.py": (*TRAINING, "--channels", "32", "64", "--text-width", "32"),
     "experiments/color_transfer.py": ("--n", "3"),
     "benchmarks/finetuning.py": ("--quick", "--force"),

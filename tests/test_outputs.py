@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune import controlnet, prior, unet, vae
+from finetune import backbone, controlnet, prior, unet, vae
 from generation import filter as filtering
 from generation import run as generate
 from generation import score as score_images
@@ -37,6 +37,7 @@ PROGRAMS: dict[str, tuple[Any, str, str, list[str]]] = {
     "controlnet": (controlnet, RUN, "--data", ["--data", "DATA", "--base", "BASE"]),
     "prior": (prior, RUN, "--data", ["--data", "DATA", "--vae", "BASE/vae"]),
     "vae": (vae, RUN, "--data", ["--data", "DATA"]),
+    "backbone": (backbone, RUN, "--data", ["--data", "DATA"]),
     "train": (
         train, RUN, "--source",
         [str(ROOT / "configs/segtrain/segformer_pocket.py"), "--source", "DATA"],
