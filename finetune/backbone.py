@@ -20,9 +20,10 @@ from finetune.crops import ImageCrops
 from finetune.network_sizes import BackboneSizes
 from finetune.settings import Crop, RunSettings, Training
 from finetune.start import Run, open_samples, require_crop_multiple, start_run
-from pipeline.config import parse, require_between
+from pipeline.config import parse
 from pipeline.dataset import Sample
 from pipeline.errors import guard
+from pipeline.setting_checks import require_between
 
 
 @dataclass(frozen=True)

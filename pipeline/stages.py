@@ -225,7 +225,8 @@ def _combinations(entry: StageText, values: dict[str, str], path: Path) -> Itera
     if math.prod(map(len, each.values())) > MAX_STAGES:
         raise UserError(f"{path}: each of {title!r}: makes more than {MAX_STAGES} stages")
     for chosen in itertools.product(*each.values()):
-        yield values | dict(zip(each, map(str, chosen), strict=True))
+        filled = (_fill(str(choice), values, path) for choice in chosen)
+        yield values | dict(zip(each, filled, strict=True))
 
 
 def _check_stage(entry: StageText, path: Path) -> None:

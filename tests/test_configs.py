@@ -13,7 +13,7 @@ import yaml
 from pipeline.config import from_layers, from_mapping
 from pipeline.errors import UserError
 from pipeline.pocket.splits import TARGETS as FIVE
-from pipeline.stages import FOLDER, load_recipe
+from pipeline.stages import FOLDER, Stage, load_recipe
 from pipeline.yaml_files import load_preset
 from tests.test_readme import help_of
 
@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGE_YAMLS = sorted(
     p for s in ("finetune", "generation", "segtrain") for p in (ROOT / "configs" / s).glob("*.yaml")
 )
+OPTIONAL = {  # values that switch optional stages on
+    "pocket_learners": {"photographs": "runs/data/camvid_test"},
+    "pocket_filters": {"correction": "configs/generation/pocket.yaml"},
+}
 PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("*.yaml"))
 
 
@@ -57,7 +61,7 @@ def test_config_opens_with_its_command(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PIPELINES, ids=name_of)
 def test_pipeline_recipe_names_programs_and_configs_that_exist(path: Path) -> None:
-    recipe = load_recipe(path)
+    recipe = load_recipe(path, given=OPTIONAL.get(path.stem))
     assert recipe.stages
     for stage in recipe.stages:
         assert (ROOT / stage.command[0]).is_file(), stage.command[0]
@@ -68,7 +72,7 @@ def test_pipeline_recipe_names_programs_and_configs_that_exist(path: Path) -> No
 
 @pytest.mark.parametrize("path", PIPELINES, ids=name_of)
 def test_pipeline_recipe_gives_options_that_its_programs_have(path: Path) -> None:
-    stages = load_recipe(path).stages
+    stages = load_recipe(path, given=OPTIONAL.get(path.stem)).stages
     given = {(s.command[0], word) for s in stages for word in s.command if word[:2] == "--"}
     for program, option in sorted(given):
         assert re.search(rf"{re.escape(option)}\b", help_of(program)), f"{program} has no {option}"
@@ -77,7 +81,7 @@ def test_pipeline_recipe_gives_options_that_its_programs_have(path: Path) -> Non
 @pytest.mark.parametrize("path", PIPELINES, ids=name_of)
 def test_nothing_learns_from_a_target_and_no_choice_rests_on_one(path: Path) -> None:
     """Targets are rendered, scored and shown; what is compared there is scored on dev as well."""
-    stages = load_recipe(path).stages
+    stages = load_recipe(path, given=OPTIONAL.get(path.stem)).stages
     rendered = {
         s.command[s.command.index("--split") + 1]: s
         for s in stages
@@ -97,6 +101,23 @@ def test_nothing_learns_from_a_target_and_no_choice_rests_on_one(path: Path) -> 
                 scored[five] |= set(checkpoints)
     # The demo compares three fixed networks; a recipe that weighs variants does it on dev.
     assert scored[True] == scored[False] or len(scored[True]) <= 3
+
+
+def test_recipes_of_one_workspace_share_their_stages() -> None:
+    """What two recipes make in one workspace is made once: one name, one command, one output."""
+    by_workspace: dict[Path, dict[str, Stage]] = {}
+    shared = set()
+    for path in PIPELINES:
+        recipe = load_recipe(path, given=OPTIONAL.get(path.stem))
+        known = by_workspace.setdefault(recipe.workspace, {})
+        for stage in recipe.stages:
+            if earlier := known.get(stage.name):
+                assert earlier.fingerprint() == stage.fingerprint(), f"{path.stem}: {stage.name}"
+                shared.add(stage.name)
+            for other in known.values():
+                assert other.name == stage.name or other.output != stage.output, stage.name
+        known |= {stage.name: stage for stage in recipe.stages}
+    assert {"source", "generated", "train-generated-2000-0", "score-dev-reinhard-2000-2"} <= shared
 
 
 def default_outputs() -> dict[str, Path]:

@@ -106,13 +106,13 @@ def test_each_repeats_a_stage(tmp_path: Path) -> None:
 
 GROUP = """
 workspace: w
-values: {photographs: ""}
+values: {photographs: "", development: dev}
 stages:
   - each: {seed: [0, 1]}
     stages:
       - {name: "train-{seed}", command: "train.py {workspace}/{seed}", output: "{workspace}/{seed}"}
       - name: "score-{seed}-{set}"
-        each: {set: [dev, five]}
+        each: {set: ["{development}", five]}
         command: "score.py {workspace}/{seed} {set}"
         output: "{workspace}/{seed}_{set}"
       - name: "photographs-{seed}"
