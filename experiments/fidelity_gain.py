@@ -142,7 +142,7 @@ def markdown_of(found: dict[str, Any]) -> str:
         for name, q in zip(("lowest", "second", "third", "highest"), found["quarters"], strict=True)
     ]
     quarters = ["quarter by fidelity", "fidelity", "effect (95 %)", "% of images below 0"]
-    return f"{table(head, rows)}\n\n{table(quarters, parts)}\n"
+    return f"{table(head, rows)}\n{table(quarters, parts)}"
 
 
 def main() -> None:
