@@ -65,7 +65,7 @@ def summary(config: Config, plan: list[PlanItem], num_label_maps: int, num_missi
     disk = "" if config.output_address else f", {disk_free(config.output) / 1e6:.1f} MB free"
     classes = ["(any)" if i.rare_class is None else CLASS_NAMES[i.rare_class] for i in plan]
     lines = [
-        f"samples: {config.n}, of which {num_missing} are missing in "
+        f"samples: {len(plan)}, of which {num_missing} are missing in "
         f"{config.output_address or config.output}{part}",
         f"label maps: {num_label_maps} in {config.label_maps_folder}",
         f"image: {config.crop_px[1]}x{config.crop_px[0]} px, fusion {config.fusion}, "

@@ -1,7 +1,8 @@
 """What a run needs: settings, models, label maps and what is done, all checked before torch."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from generation import detectors
 from generation import label_maps as maps
 from generation.plan import PlanItem, Planner
+from generation.regeneration import Regeneration
 from generation.settings import Config, run_mapping
 from generation.shards import parse_shard
 from generation.sizes import check_vae_tiles
@@ -42,10 +44,20 @@ class Inputs:
     rows: MetadataIndex
     """What the output folder holds."""
 
+    again: dict[int, PlanItem] | None = None
+    """The rejected samples by index, if only these are generated (`--regenerate`)."""
+
     @functools.cached_property
     def plan(self) -> list[PlanItem]:
         """What the samples will be; made when first needed, never for a finished folder."""
+        if self.again is not None:
+            return [self.again[index] for index in self.rows.wanted]
         return self.planner.make_plan(self.rows.n)
+
+    def items(self, indices: Iterable[int]) -> list[PlanItem]:
+        """Return what the samples of some indices will be."""
+        known = self.plan if self.again is None else self.again
+        return [known[index] for index in indices]
 
 
 def check_models(config: Config) -> None:
@@ -91,12 +103,16 @@ def check_loadable(config: Config) -> None:
     )
 
 
-def read_inputs(config: Config) -> Inputs:
-    """Check all settings and files; prepare the plan."""
+def read_inputs(config: Config, regeneration: Regeneration | None = None) -> Inputs:
+    """Check all settings and files; prepare the plan, with a `regeneration` of its samples."""
     # Settings and models
     config.check()
     config.sizes.check()
-    check_output(config.output, DATASET, inputs={"--label-maps": config.label_maps_folder})
+    check_output(
+        config.output,
+        DATASET,
+        inputs={"--label-maps": config.label_maps_folder, "--regenerate": config.regenerate},
+    )
     check_models(config)
 
     # Label maps and their source images
@@ -112,12 +128,16 @@ def read_inputs(config: Config) -> Inputs:
     counts = np.array([label_map.counts for label_map in found], dtype=np.int64)
     planner = Planner(counts, config.prompt, seed=config.seed, sampling=config.rare_classes)
     specs = spec_reader(config, source, found)
+    again = None
+    if regeneration:
+        again = regeneration.items(found)
+        specs = replace(specs, first_attempts=regeneration.attempts)
 
     # What the output folder has already
-    rows = MetadataIndex(config.output, config.n, parse_shard(config.shard))
+    rows = MetadataIndex(config.output, config.n, parse_shard(config.shard), again)
     rows.update()
     rows.retry_failed()
-    return Inputs(source, found, images, planner, specs, rows.missing(), rows)
+    return Inputs(source, found, images, planner, specs, rows.missing(), rows, again)
 
 
 def open_label_maps(config: Config) -> maps.LabelMapFolder:

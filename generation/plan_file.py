@@ -30,13 +30,13 @@ def write_plan(path: Path, plan: Sequence[PlanItem], specs: SpecReader) -> None:
         row = {"id": sample_id(item.index), **specs.describe(item, whole).row}
         return json.dumps(row) + "\n"
 
-    lines = [""] * len(plan)
+    lines = dict.fromkeys((item.index for item in plan), "")
     by_label_map = sorted(plan, key=lambda item: item.label_map)  # so that each map is read once
     with ThreadPoolExecutor(THREADS) as pool:
         found = tqdm(pool.map(line, by_label_map), total=len(plan), unit="row", desc="plan")
         for item, text in zip(by_label_map, found, strict=True):
             lines[item.index] = text
-    files.write_bytes(path, "".join(lines).encode())
+    files.write_bytes(path, "".join(lines.values()).encode())
 
 
 def check_plan_file(path: Path) -> None:

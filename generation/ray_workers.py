@@ -212,9 +212,7 @@ def fill_folder(config: Config, inputs: Inputs, folder: RunFolder, claims: Claim
     missing = inputs.rows.missing()
     size = max(CHUNK, config.image_batch)
     chunks = [missing[first : first + size] for first in range(0, len(missing), size)]
-    jobs = [
-        Job(chunk[0], len(chunk), ([inputs.plan[index] for index in chunk],)) for chunk in chunks
-    ]
+    jobs = [Job(chunk[0], len(chunk), (inputs.items(chunk),)) for chunk in chunks]
     provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
 
     def commit(job: Job, samples: list[EncodedSample]) -> None:
@@ -236,7 +234,7 @@ def fill_tar_set(config: Config, inputs: Inputs) -> int:
     todo, failed = sum(len(shard.missing) for shard in shards), [0]
     jobs = []
     for shard in shards:
-        items = [inputs.plan[index] for index in shard.missing]
+        items = inputs.items(shard.missing)
         jobs.append(Job(shard.number, len(items), (tar_set, shard, items)))
     provenance = {"digest": tar_set.digest, "revisions": row_revisions(tar_set.identity)}
     made = [config.n - todo]

@@ -7,6 +7,7 @@
     python generation/run.py --n 50000 --shard 3/64 --output s3://bucket/set   # part 3 of 64
     python generation/run.py --n 50000 --ray auto               # on a Ray cluster
     python generation/run.py --n 50000 --dry-run --plan-file plan.jsonl   # what would be done
+    python generation/run.py --regenerate runs/filtered --output runs/new # rejected samples again
 
 The same command continues a stopped run; a larger --n adds to it. Running the same command again
 while a run is active adds a worker, on this or another machine that shares the output folder.
@@ -47,6 +48,7 @@ from generation.inputs import (
 )
 from generation.outcome import Outcome
 from generation.output import PACKAGES, RunFolder
+from generation.regeneration import Regeneration, paths_of, read_regeneration
 from generation.settings import Config, default_config
 from pipeline import files
 from pipeline.claims import Claims
@@ -63,8 +65,14 @@ def main() -> int | None:
     config, call = parse(Config, __doc__, defaults=default_config)
     process_index = int(os.environ.get("RANK", "0"))
     is_main = process_index == 0
+    regeneration = read_regeneration(config.regenerate) if config.regenerate else None
+    if regeneration:
+        config = regeneration.settings(config)
+        if not regeneration.rows:
+            print(f"{regeneration.folder}: no sample is rejected; nothing to do")
+            return 0
     if call.dry_run:
-        print_plan(config)
+        print_plan(config, regeneration)
         return 0
 
     # Inputs: what is wrong with settings, models or label maps is found here, before torch
@@ -72,7 +80,7 @@ def main() -> int | None:
         raise UserError("--plan-file: is written by --dry-run; add that or leave it out")
     if not is_main and not config.output_address:
         wait_for(config.label_maps_cache)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, regeneration)
     if config.output_address:
         if is_main:
             print_warnings(config, inputs)
@@ -81,7 +89,7 @@ def main() -> int | None:
         return (ray_workers.fill_tar_set if config.ray else tar_output.run)(config, inputs)
 
     with files.storage_errors(
-        config.output, lambda: dry_run.disk_estimate(config.n - inputs.rows.done, config.crop_px)
+        config.output, lambda: dry_run.disk_estimate(len(inputs.rows.missing()), config.crop_px)
     ):
         # Models: can they be loaded?
         if inputs.missing:
@@ -91,7 +99,7 @@ def main() -> int | None:
         config = settle_precision(config)
 
         # Output folder
-        folder = open_output(config, inputs)
+        folder = open_output(config, inputs, regeneration)
         if is_main:
             prepare_output(config, inputs, folder)
 
@@ -101,17 +109,17 @@ def main() -> int | None:
     return outcome.exit_code
 
 
-def print_plan(config: Config) -> None:
+def print_plan(config: Config, regeneration: Regeneration | None) -> None:
     """Print what a run would do; write it to `plan_file` if that is set."""
     if config.plan_file:
         plan_file.check_plan_file(Path(config.plan_file))
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, regeneration)
     if config.output_address:
         inputs = dataclasses.replace(inputs, missing=tar_output.missing(config, inputs))
     if warning := label_maps.mostly_void(inputs.label_maps):
         print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
     print(dry_run.summary(config, inputs.plan, len(inputs.label_maps), len(inputs.missing)))
-    missing = [inputs.plan[index] for index in inputs.missing]
+    missing = inputs.items(inputs.missing)
     print(dry_run.forecast(missing, inputs.specs, config))
     if config.plan_file:
         plan_file.write_plan(Path(config.plan_file), inputs.plan, inputs.specs)
@@ -122,7 +130,7 @@ def print_warnings(config: Config, inputs: Inputs) -> None:
     if warning := label_maps.mostly_void(inputs.label_maps):
         print(f"streetforge: {config.label_maps_folder}: {warning}", file=sys.stderr)
     if inputs.missing:
-        missing = [inputs.plan[index] for index in inputs.missing]
+        missing = inputs.items(inputs.missing)
         prompts = [spec.prompt for spec in dry_run.read_some(missing, inputs.specs)]
         if warning := dry_run.cut_prompts(prompts, config.negative_prompt, config.base):
             print(f"streetforge: {warning}", file=sys.stderr)
@@ -151,12 +159,16 @@ def settle_precision(config: Config) -> Config:
     return dataclasses.replace(config, precision=settled)
 
 
-def open_output(config: Config, inputs: Inputs) -> RunFolder:
+def open_output(
+    config: Config, inputs: Inputs, regeneration: Regeneration | None = None
+) -> RunFolder:
     """Return the output folder, which holds nothing or this very run; nothing is written yet."""
     identity = identify(config, inputs)
+    if regeneration:
+        identity = regeneration.identity(identity)
     about = {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "paths": {k: getattr(config, k) for k in ("base", "unet", "controlnet", "label_maps")},
+        "paths": paths_of(config),
     }
     folder = RunFolder(
         config.output,
@@ -209,7 +221,7 @@ def generate_missing(
     provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
     maker = worker.load_maker(config, inputs.specs, provenance)
     return worker.work_until_done(
-        lambda indices: maker.make([inputs.plan[index] for index in indices]),
+        lambda indices: maker.make(inputs.items(indices)),
         folder,
         inputs.rows,
         claims,

@@ -27,6 +27,8 @@ class SampleSpec:
     index: int = 0
     attempt: int = 0
     """Number of attempts with other seeds before this one."""
+    retries: int = 0
+    """Number of those among them that this run made, because their images were unusable."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the row says beside prompt, seed and attempt: where crop and words come from."""
 
@@ -64,7 +66,7 @@ class FinishedSample:
     @property
     def is_to_be_repeated(self) -> bool:
         """Whether the image is unusable and another seed may give a usable one."""
-        return self.image is None and self.spec.attempt + 1 < ATTEMPTS
+        return self.image is None and self.spec.retries + 1 < ATTEMPTS
 
     @property
     def row(self) -> dict[str, Any]:

@@ -26,7 +26,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
-NOT_IN_DIGEST = ("n", "output", "plan_file", "shard", "shard_samples", "ray", "ray_workers")
+NOT_IN_DIGEST = (
+    "n", "output", "plan_file", "shard", "shard_samples", "ray", "ray_workers", "regenerate",
+)  # fmt: skip
 OF_THE_BASE = (  # settings that a base model may bring along
     "crop_px",
     "rare_classes",
@@ -105,6 +107,11 @@ class Config:
     output: Path = Path("runs/generated")
     """dataset folder to write, or an address that fsspec opens (s3://bucket/set), where samples are
     written as tar shards; the same command continues it"""
+    regenerate: tuple[Path, ...] = ()
+    """dataset folders of one run, for example the output of generation/filter.py: generate their
+    rejected samples again, those with the status `withdrawn` or `failed` and those that marks.json
+    excludes. Settings are those of that run, noise is new, --output receives these samples only
+    """
     shard: str = ""
     """i/n, with i from 0 to n - 1: this process generates part i of n, independently of others"""
     shard_samples: int = 250
@@ -259,6 +266,11 @@ class Config:
         if address_of(self.output) and not self.output_address:
             raise UserError(
                 f"--output {self.output}: is on this machine; write {local_path(str(self.output))}"
+            )
+        if self.regenerate and self.output_address:
+            raise UserError(
+                f"--regenerate: writes a folder of this machine, --output {self.output} is none; "
+                "name a folder, then upload it by pipeline/release.py"
             )
         if self.ray and self.shard:
             raise UserError(

@@ -1,7 +1,7 @@
 """From a plan item to what the sampler needs: the label map is read and cropped."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,21 @@ class SpecReader:
     """Read the source image too."""
     metadata: dict[str, Any]
     """What all rows have in common."""
+    first_attempts: Mapping[int, int] = field(default_factory=dict)
+    """The attempt with which a sample begins, by index; 0 for those that are not named."""
 
-    def read(self, item: PlanItem, attempt: int = 0) -> SampleSpec:
-        """Return the sample of a plan item; each attempt has a seed of its own."""
+    def read(self, item: PlanItem, retries: int = 0) -> SampleSpec:
+        """Return the sample of a plan item after some retries; each has a seed of its own."""
         label_map = self.label_maps[item.label_map]
         whole = self.folder.read(label_map.name)
-        spec = self.describe(item, whole, attempt)
+        spec = self.describe(item, whole, retries)
         if not self.with_source:
             return spec
         size = (label_map.height, label_map.width)
         image = self.folder.read_source_image(item.label_map, size)
         return replace(spec, source=Crop(*spec.metadata["crop"]).of(image))
 
-    def describe(self, item: PlanItem, whole: np.ndarray, attempt: int = 0) -> SampleSpec:
+    def describe(self, item: PlanItem, whole: np.ndarray, retries: int = 0) -> SampleSpec:
         """Return the sample of a plan item without its source image.
 
         `whole`: the item's HxW label map, train ids with void 255.
@@ -70,11 +72,13 @@ class SpecReader:
             "source_size": [label_map.height, label_map.width],
             "crop": [crop.top, crop.left, crop.height, crop.width],
         }
+        attempt = self.first_attempts.get(item.index, 0) + retries
         return SampleSpec(
             label=label,
             prompt=prompt,
             seed=noise_seed(self.seed, item.index, attempt),
             index=item.index,
             attempt=attempt,
+            retries=retries,
             metadata=origin | self.metadata,
         )

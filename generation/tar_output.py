@@ -118,7 +118,7 @@ def make_function(
     """Load the networks; return the function from indices to samples that are being generated."""
     provenance = {"digest": tar_set.digest, "revisions": row_revisions(tar_set.identity)}
     maker = worker.load_maker(config, inputs.specs, provenance)
-    return lambda indices: maker.make([inputs.plan[index] for index in indices])
+    return lambda indices: maker.make(inputs.items(indices))
 
 
 def generate(

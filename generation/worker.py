@@ -35,15 +35,15 @@ class SampleMaker:
         self, sampler: "Sampler", specs: SpecReader, provenance: dict[str, Any] | None = None
     ) -> None:
         self.sampler, self.specs, self.provenance = sampler, specs, provenance or {}
-        self._attempts: Counter[int] = Counter()
+        self._retries: Counter[int] = Counter()
 
     def make(self, items: Sequence[PlanItem]) -> list["PendingSample"]:
         """Start to generate samples together; one that is given again gets another seed."""
         return self.sampler.start([self._read(item) for item in items])
 
     def _read(self, item: PlanItem) -> SampleSpec:
-        spec = self.specs.read(item, self._attempts[item.index])
-        self._attempts[item.index] += 1
+        spec = self.specs.read(item, self._retries[item.index])
+        self._retries[item.index] += 1
         is_cut = self.sampler.networks.text.truncates(spec.prompt)
         return replace(spec, metadata=spec.metadata | self.provenance | {"prompt_cut": is_cut})
 
@@ -141,7 +141,7 @@ def work_until_done(
         progress.update()
 
     # The metadata files of all parts have names of their own, so that their folders can be joined
-    writer.process_index = claims.take_number("metadata", rows.wanted.start, rows.wanted.step)
+    writer.process_index = claims.take_number("metadata", *rows.part)
     try:
         with StopRequest(GRACE_S).listening() as stop, WriterThread(writer, saved) as saver:
             generate_groups(iter(WorkQueue(rows, claims, group)), make, saver, stop, group)

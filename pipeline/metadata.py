@@ -13,7 +13,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -227,10 +227,21 @@ def _require_same(folder: Path, sizes: dict[Path, int]) -> None:
 class MetadataIndex:
     """The rows of all processes of a folder, of which only new ones are read; safe in threads."""
 
-    def __init__(self, folder: Path, n: int, part: tuple[int, int] = (0, 1)) -> None:
-        """Follow the set of `n` samples; of `part` (i, k) the samples i, i + k, ... are wanted."""
-        self.folder, self.n = folder, n
-        self.wanted = range(part[0], n, part[1])
+    def __init__(
+        self,
+        folder: Path,
+        n: int,
+        part: tuple[int, int] = (0, 1),
+        chosen: Iterable[int] | None = None,
+    ) -> None:
+        """Follow the set of `n` samples; of `part` (i, k) the samples i, i + k, ... are wanted.
+
+        Of these, only those that are `chosen`, unless that is None.
+        """
+        self.folder, self.n, self.part = folder, n, part
+        self.wanted: Collection[int] = range(part[0], n, part[1])
+        if chosen is not None:
+            self.wanted = dict.fromkeys(i for i in sorted(chosen) if i in self.wanted)
         self.ok: set[int] = set()
         self.done = 0
         """Number of `ok` samples among the wanted ones."""

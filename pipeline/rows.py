@@ -43,6 +43,10 @@ def _are_class_pixels(value: Any) -> bool:
     return whole and sum(value) <= images.MAX_PIXELS
 
 
+def _are_label_changes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_are_class_pixels, value))
+
+
 def _is_crop(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_count, value))
 
@@ -60,7 +64,10 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_pixels": (_are_class_pixels, f"a list of {labels.NUM_CLASSES} numbers of pixels"),
     "crop": (_is_crop, "a list of top, left, height and width in pixels"),
     "seconds": (_is_number, "a number, 0 or more"),
-    "evaluations": (_is_count, "a whole number, 0 or more"),
+    **{name: (_is_count, "a whole number, 0 or more") for name in ("evaluations", "attempt")},
+    "label_changes": (
+        _are_label_changes, f"3 lists of {labels.NUM_CLASSES} numbers of pixels",
+    ),
 }  # fmt: skip
 """What is read of a row beside id, status and file names; each may be absent or null."""
 

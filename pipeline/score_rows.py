@@ -21,6 +21,11 @@ def state_of(sample: Sample) -> str:
     return "-".join(d[:16] for d in digests) if digests[0] else str(sample.state)
 
 
+def label_state(state: str) -> str:
+    """Return the part of a `state_of` that tells label maps apart."""
+    return state.rpartition("-")[2]
+
+
 def read_rows(folder: Path, part: str) -> dict[str, Row]:
     """Return the rows of a part by id, of all processes; a torn last line is none.
 

@@ -252,7 +252,8 @@ def test_names_are_imported_from_the_module_that_defines_them(path: Path) -> Non
 # Where a run of generation is put together. All else takes values or small groups of settings.
 TAKE_ALL_SETTINGS = {
     "generation/run.py", "generation/inputs.py", "generation/card.py", "generation/dry_run.py",
-    "generation/worker.py", "generation/tar_output.py", "generation/ray_workers.py",
+    "generation/worker.py", "generation/regeneration.py", "generation/tar_output.py",
+    "generation/ray_workers.py",
     "generation/street_pipeline.py", "generation/sampler/networks.py",
     "generation/sampler/precision.py", "generation/sampler/sampler.py",
 }  # fmt: skip

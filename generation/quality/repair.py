@@ -5,7 +5,7 @@ times the mean of their class). Vote: after MatchMask, CVPR 2026; the exact rule
 after the label assignment of SENSE, ICML 2026, by Sinkhorn's algorithm (Cuturi, NeurIPS 2013).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,13 +19,14 @@ CELLS = 20_000  # pixels from which the potentials of the classes are found
 
 
 def mean_losses(
-    rows: Sequence[Row], segmenter: str, min_pixels: int
+    rows: Sequence[Row], segmenter: str, min_pixels: int, *, conditions: Iterable[str] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the mean loss and the recall (0 to 1) of each class, K numbers by condition.
 
     A class with fewer than `min_pixels` pixels in a condition has the values of all conditions.
+    `conditions` are returned too if no row has them.
     """
-    groups: dict[str, list[Counts]] = {}
+    groups: dict[str, list[Counts]] = {condition: [] for condition in conditions}
     for row in rows:
         groups.setdefault(row["condition"], []).append(from_row(row["fidelity"][segmenter]))
     whole = total(one for part in groups.values() for one in part)

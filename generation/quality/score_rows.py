@@ -38,7 +38,7 @@ def check_row(row: Row) -> None:
     for name in ("brightness", "contrast", "sharpness"):
         if type(row.get(name)) not in (int, float) or not math.isfinite(row[name]):
             raise ValueError(f"its {name} is not a number")
-    for name in ("condition", "hash"):
+    for name in ("condition", "hash", "state"):
         if not isinstance(row.get(name), str):
             raise ValueError(f"its {name} is not text")
     if not re.fullmatch(f"[0-9a-f]{{{pixels.HASH_DIGITS}}}", row["hash"]):
@@ -63,7 +63,24 @@ def current_rows(folder: Path, part: str, samples: Iterable[Sample]) -> dict[str
         for sample in samples
         if sample.id in rows and rows[sample.id].get("state") == state_of(sample)
     }
-    for key, row in current.items():
+    _check_rows(folder, part, current)
+    return current
+
+
+def all_rows(folder: Path, part: str) -> dict[str, Row]:
+    """Return the rows of a finished scoring, checked, whether or not its samples are still there.
+
+    Raises `UserError` if the folder has none.
+    """
+    if not (folder / f"{part}.jsonl").is_file():
+        raise UserError(f"{folder}: has no {part}.jsonl; run generation/score.py to its end first")
+    rows = read_rows(folder, part)
+    _check_rows(folder, part, rows)
+    return rows
+
+
+def _check_rows(folder: Path, part: str, rows: Mapping[str, Row]) -> None:
+    for key, row in rows.items():
         try:
             check_row(row)
         except ValueError as error:
@@ -71,7 +88,6 @@ def current_rows(folder: Path, part: str, samples: Iterable[Sample]) -> dict[str
                 f"{folder}: the row {key} of {part}.jsonl is broken ({error}); delete that line "
                 "and run generation/score.py again"
             ) from None
-    return current
 
 
 class Appender:

@@ -58,7 +58,7 @@ def draw(index: int) -> FinishedSample:
     label = rng.integers(0, 19, SIZE, dtype=np.uint8)
     spec = SampleSpec(label, "", seed=index, index=index)
     if index == SURPRISE:
-        spec = replace(spec, attempt=ATTEMPTS - 1)
+        spec = replace(spec, retries=ATTEMPTS - 1)
         return FinishedSample(spec, None, "the image is constant")
     return FinishedSample(spec, rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8))
 

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from generation import filter as program
 from generation import score
 from generation.quality import repair
 from generation.quality.fidelity import Counts
+from pipeline import files
 from pipeline.claims import Claims
 from pipeline.dataset import open_dataset
 from pipeline.dataset_writer import DatasetWriter
@@ -24,6 +27,7 @@ from pipeline.marks import Mark, write_marks
 from pipeline.metadata import read_rows
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 ROAD, CAR, SKY, VOID = 0, 13, 10, 255
 
 
@@ -329,6 +333,79 @@ def test_samples_that_a_person_excluded_are_left_out(call, scored: Path, tmp_pat
     write_marks(scored, {"00000001": Mark(excluded=True)})
     assert call("--data", scored, "--output", tmp_path / "out") == 0
     assert sorted(read_rows(tmp_path / "out")) == ["00000000", "00000002"]
+
+
+def test_two_processes_write_the_same(call, scored: Path, tmp_path: Path) -> None:
+    relabel(scored, call)
+    words = ["--data", str(scored), "--preset", "transport", "--reject-below", "0.99", "--output"]
+    assert call(*words, tmp_path / "one") == 0
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--",
+        "generation/filter.py", *words, str(tmp_path / "two"),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_rows(tmp_path / "one") == read_rows(tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("metadata-*.jsonl"))) == 2
+    found = [
+        {str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.suffix != ".jsonl"
+         and p.is_file()}
+        for f in (tmp_path / "one", tmp_path / "two")
+    ]  # fmt: skip
+    assert found[0] == found[1]
+
+
+def relabel(folder: Path, call) -> None:
+    """Give the second sample a label map of its own, and score the set again."""
+
+    def change(rows: list[dict]) -> None:
+        path = folder / rows[1]["label_file_name"]
+        label = np.array(Image.open(path))
+        label[:4] = VOID
+        Image.fromarray(label).save(path)
+        rows[1]["label_sha256"] = files.sha256(path.read_bytes())
+
+    scored_rows_of(folder, change, call)
+
+
+def test_limits_of_another_set(call, scored: Path, tmp_path: Path) -> None:
+    """Alone, a bad image is usual; by the limits of the whole set it is rejected and outvoted."""
+    part = tmp_path / "part"
+    writer = DatasetWriter(part, config={})
+    bad = open_dataset(scored, labelled=True)[2]
+    image, label = (np.array(Image.open(path)) for path in (bad.image, bad.label))
+    writer.write(2, image, label, {"condition": "night"})
+    words = ("--segmenters", tmp_path / "judge", "--segmenter-class", "toy_segmenter:ToySegmenter")
+    assert call("--data", part, *words, "--costs", "--costs-stride", 1, main=score.main) == 0
+    quality = scored / "quality"
+
+    def rows_of(output: str, *flags: object) -> dict:
+        assert call("--data", part, "--output", tmp_path / output, *flags) == 0
+        return read_rows(tmp_path / output)["00000002"]
+
+    rule = ("--preset", "none", "--reject-below", 0.99)
+    assert rows_of("alone", *rule)["status"] == "ok"
+    assert rows_of("whole", *rule, "--calibration", quality)["status"] == "withdrawn"
+    whole = tmp_path / "reference"
+    assert call("--data", scored, "--output", whole, *rule) == 0
+    assert read_rows(whole)["00000002"]["error"] == rows_of("whole", *rule, "--calibration",
+                                                            quality)["error"]  # fmt: skip
+    vote = ("--preset", "vote")
+    assert rows_of("vote", *vote)["class_pixels"][CAR] > 0
+    assert rows_of("voted", *vote, "--calibration", quality)["class_pixels"][CAR] == 0
+
+
+def test_a_calibration_of_another_network_is_refused(call, scored: Path, tmp_path: Path) -> None:
+    words = ("--data", scored, "--output", tmp_path / "out", "--calibration")
+    other = shutil.copytree(scored / "quality", tmp_path / "quality")
+    record = json.loads((other / "config.json").read_text())
+    record["config"]["segmenters"]["judge"] = "0" * 16
+    (other / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="its scores are not of the network judge"):
+        call(*words, other)
+    with pytest.raises(UserError, match="has no data.jsonl; run generation/score.py to its end"):
+        call(*words, tmp_path / "none")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_filter_of_one_folder_waits(call, scored: Path, tmp_path: Path) -> None:
