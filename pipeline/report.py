@@ -36,6 +36,7 @@ LINKS_OF_DATASET = {
     "conditions": "conditions",
     "classes": "classes",
     "scores": "scores",
+    "filtering": "what fell",
     "histogram": "class histogram",
     "making": "failures, times, provenance",
 }
@@ -180,6 +181,8 @@ def links(sections: dict[str, str], data: dict[str, Any] | None) -> list[tuple[s
     absent: set[str] = set()
     if data is None or not data["labelled"]:
         absent |= {"classes", "scores", "histogram"}
+    if data is None or not data["filtering"]:
+        absent.add("filtering")
     if data is None:
         absent.add("making")
     return [(place, text) for place, text in sections.items() if place not in absent]

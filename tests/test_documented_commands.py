@@ -47,6 +47,7 @@ TOY: dict[str, tuple[str, ...]] = {
     "experiments/color_transfer.py": ("--n", "3"),
     "benchmarks/finetuning.py": ("--quick", "--force"),
     "generation/run.py": ("--n", "1", "--steps", "1"),
+    "generation/top_up.py": ("--dry-run",),  # tests/generation/test_top_up.py runs it
     "segtrain/train.py": ("--steps", "2", "--batch-size", "2", "--workers", "0"),
     "segtrain/adapt.py": ("--steps", "1", "--batch-size", "1", "--limit", "2"),
     "segtrain/score.py": ("--limit", "2"),

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import marks
 from pipeline.dataset import Sample
 from pipeline.metadata import read_rows
-from pipeline.reporting import quality, sets
+from pipeline.reporting import filtering, quality, sets
 from pipeline.reporting.images import samples_of
 from pipeline.reporting.sheets import Sheets
 
@@ -37,6 +37,7 @@ def sections(
     sheets = Sheets(source)
     counted, pixels = sets.class_pixels(samples)
     of_source = sets.class_pixels(samples_of(source))[1] if source else None
+    rows = list(read_rows(folder).values())
     page: Row = {
         "what": what,
         "total": len(samples),
@@ -47,7 +48,8 @@ def sections(
         "histogram": sets.histogram(pixels, of_source) if counted else [],
         "occurrence": sets.occurrence(counted, pixels) if counted else [],
         "scores": score_section(found, sheets) if found else None,
-        "failures": sets.failures(list(read_rows(folder).values())) + excluded(folder),
+        "filtering": filtering.section(rows),
+        "failures": sets.failures(rows) + excluded(folder),
         "timings": sets.timings(samples),
         "provenance": sets.provenance(folder, samples),
     }
