@@ -12,6 +12,7 @@ from finetune import backbone, controlnet, prior, unet, vae
 from generation import filter as filtering
 from generation import run as generate
 from generation import score as score_images
+from generation import top_up
 from pipeline import download, export, pocket_city, prepare, report
 from pipeline.errors import guard
 from segtrain import adapt, import_network, predict, train
@@ -32,6 +33,7 @@ PROGRAMS: dict[str, tuple[Any, str, str, list[str]]] = {
         ["--n", "1", "--label-maps", "DATA", "--base", "BASE", "--controlnet", "CONTROL"],
     ),
     "filter": (filtering, DATASET, "--data", ["--data", "DATA"]),
+    "top up": (top_up, RUN, "--data", ["--data", "DATA"]),
     "score images": (score_images, RUN, "--data", ["--data", "DATA"]),
     "unet": (unet, RUN, "--data", ["--data", "DATA", "--base", "BASE"]),
     "controlnet": (controlnet, RUN, "--data", ["--data", "DATA", "--base", "BASE"]),
