@@ -3,7 +3,6 @@
 Torch is imported after files and settings are checked, so errors in them come fast.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from finetune.settings import BaseModelSettings, Crop, RunSettings, Training
+from pipeline import ranks
 from pipeline.config import Invocation, show, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
@@ -118,7 +118,7 @@ def start_run(
         return None
     check_loadable(*models.values())
     check()
-    if os.environ.get("RANK", "0") == "0":  # the other processes wait at the first exchange
+    if ranks.is_main():  # the other processes wait at the first exchange
         open_run(folder, _identity(config, samples, models), is_main=True)
     accelerator = make_accelerator(folder, precision=config.training.precision)
     return Run(accelerator, folder, config.seed, config.training)
@@ -152,6 +152,6 @@ def _identity(
         settings.pop(name, None)
     for name in MAY_CHANGE:
         settings["training"].pop(name)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = ranks.world_size()
     sources = {name: source for name, (_, source) in models.items()}
     return run_identity(settings, models=sources, data={"data": samples}, processes=processes)

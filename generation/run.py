@@ -20,7 +20,6 @@ SIGINT/SIGTERM. Launchers turn every code but 0 into 1.
 import contextlib
 import dataclasses
 import importlib.metadata
-import os
 import sys
 import time
 from pathlib import Path
@@ -50,7 +49,7 @@ from generation.outcome import Outcome
 from generation.output import PACKAGES, RunFolder
 from generation.regeneration import Regeneration, paths_of, read_regeneration
 from generation.settings import Config, default_config
-from pipeline import files
+from pipeline import files, ranks
 from pipeline.claims import Claims
 from pipeline.config import parse
 from pipeline.errors import UserError, guard
@@ -63,8 +62,7 @@ WAIT_S = 1800
 def main() -> int | None:
     """Run the program; see the module docstring."""
     config, call = parse(Config, __doc__, defaults=default_config)
-    process_index = int(os.environ.get("RANK", "0"))
-    is_main = process_index == 0
+    is_main = ranks.is_main()
     regeneration = read_regeneration(config.regenerate) if config.regenerate else None
     if regeneration:
         config = regeneration.settings(config)

@@ -12,13 +12,13 @@ from generation.setting_groups import RareClasses, SecondControl
 from generation.shards import parse_shard
 from generation.sizes import CanvasSizes
 from generation.tiles import RegionRules
+from pipeline.addresses import address_of
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import to_mapping
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, shipped
 from pipeline.remote_files import local_path, work_folder
 from pipeline.setting_checks import require_between, require_positive, require_seed
-from pipeline.tar_members import address_of
 
 DEFAULT_LABEL_MAPS = shipped("pocket_layouts")
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {

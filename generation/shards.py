@@ -5,9 +5,9 @@ representative of the whole set; where tar files are written, it has those tar f
 over i is the same set for every n, since a sample depends on its index alone.
 """
 
-import os
 import re
 
+from pipeline import ranks
 from pipeline.errors import UserError
 
 MOST_SHARDS = 1_000_000
@@ -33,5 +33,5 @@ def position(text: str) -> tuple[int, int]:
     For outputs where processes have nothing else to divide the work by.
     """
     index, count = parse_shard(text)
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = ranks.rank(), ranks.world_size()
     return index * size + rank, count * size

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from pipeline import checkpoint_files, files
+from pipeline import checkpoint_files, files, ranks
 from pipeline.errors import UserError
 
 MARKER = "complete.json"
@@ -151,7 +151,7 @@ def _newest_whole(folder: Path, restore: Callable[[Path], int]) -> int:
     """Return what `restore` gives for the newest checkpoint that it can read."""
     fault = ""
     for path in reversed(_complete(folder)):
-        if fault and os.environ.get("RANK", "0") == "0":
+        if fault and ranks.is_main():
             print(f"streetforge: {fault}; {path.name} is tried", file=sys.stderr)
         try:
             return restore(path)

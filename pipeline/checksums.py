@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.parallel import thread_pool
-from pipeline.paths import check_relative
+from pipeline.paths import check_relative, find_conflict
 
 NAME = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
@@ -64,13 +64,16 @@ def parse_sums(data: bytes, where: str) -> dict[str, str]:
             if not match:
                 raise ValueError(f"{line[:100]!r} is not a line of `sha256sum`")
             check_relative(match[2])
-            if files.TEMPORARY_MARK in match[2] or match[2].endswith(".part"):
+            if files.TEMPORARY_MARK in match[2] or re.search(r"\.part(/|$)", match[2]):
                 raise ValueError(f"{match[2][:100]} is the name of an unfinished file")
             if match[2] in sums or match[2] == NAME:
                 raise ValueError(f"names {match[2][:100]} twice, or itself")
             sums[match[2]] = match[1].lower()
         if not sums:
             raise ValueError("names no file")
+        if conflict := find_conflict({*sums, NAME}):
+            above, below = (name[:100] for name in conflict)
+            raise ValueError(f"names the file {above} and below that name {below}")
     except ValueError as error:
         raise UserError(f"{where}: {error}; is this the address of a released set?") from None
     return sums

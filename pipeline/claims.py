@@ -206,9 +206,12 @@ def _is_sound(holder: dict[str, Any]) -> bool:
     return named and isinstance(key, str) and re.fullmatch("[0-9a-f]{8}", key) is not None
 
 
-def require_idle(folder: Path) -> None:
-    """Raise `UserError` while a process is known to write to `folder`."""
-    for path in sorted(folder.glob("claims/*")):
+def require_idle(folder: Path, place: Path | None = None) -> None:
+    """Raise `UserError` while a process is known to write to `folder`.
+
+    Its claims lie in `place`, None for the folder itself.
+    """
+    for path in sorted((place or folder).glob(f"{FOLDER}/*")):
         try:
             holder, age_s = read_json(path, dict), time.time() - path.stat().st_mtime
         except (OSError, UserError):
@@ -224,18 +227,25 @@ def require_idle(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path, *, beside: bool = False) -> Iterator[None]:
     """Be the only process that writes to `folder`, or raise `UserError`.
 
     For programs whose processes do not share their work by claims: a second one would append every
-    row a second time.
+    row a second time. With `beside` the claim lies in FOLDER.writer: for a folder that is renamed,
+    or sent as a whole.
     """
-    require_idle(folder)
-    with Claims(folder, hung_s=math.inf) as claims:
-        if not claims.take_over("writer-000"):  # both have found the folder idle
-            others = claims.others("writer") or [{}]
-            raise UserError(
-                f"{folder}: process {others[0].get('pid')} on {others[0].get('host')} is writing "
-                "to it; wait for its end, or stop it"
-            )
-        yield
+    place = folder.with_name(f"{folder.name}.writer") if beside else folder
+    require_idle(folder, place)
+    try:
+        with Claims(place, hung_s=math.inf) as claims:
+            if not claims.take_over("writer-000"):  # both have found the folder idle
+                others = claims.others("writer") or [{}]
+                raise UserError(
+                    f"{folder}: process {others[0].get('pid')} on {others[0].get('host')} is "
+                    "writing to it; wait for its end, or stop it"
+                )
+            yield
+    finally:
+        if beside:
+            with contextlib.suppress(OSError):  # another process is at work there
+                place.rmdir()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline import ranks
 from pipeline.errors import UserError
 from pipeline.reading import shortened
 from pipeline.renamed_settings import refuse_old_flags, refuse_old_key
@@ -156,6 +157,7 @@ def parse(
     default = from_layers(cls, layers, default)
     config = _read_flags(cls, rest, default, doc)
     check_values(config)
+    ranks.check()
     return config, Invocation(dry_run=own.dry_run, debug=own.debug)
 
 

@@ -9,7 +9,6 @@ file per process, and a row is written only when the files it names are on the d
 be absent in an unlabelled image collection.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import images, labels, marks, parallel
+from pipeline import images, labels, marks, parallel, ranks
+from pipeline.addresses import address_of
 from pipeline.class_stats import require_classes
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.metadata import is_dataset, metadata_files, read_rows
 from pipeline.paths import Enclosure, find_files, say_hidden
 from pipeline.proof import Proof
-from pipeline.remote_rows import read_remote_rows
+from pipeline.remote_rows import read_remote_marks, read_remote_rows
 from pipeline.rows import is_ok
-from pipeline.tar_members import address_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,10 @@ def open_dataset(
     if not address:
         metadata_files(folder)
     enclosure = None if address else Enclosure(folder)
-    excluded = frozenset() if address or with_excluded else marks.excluded_ids(folder)
+    excluded: frozenset[str] = frozenset()
+    if not with_excluded:
+        given = read_remote_marks(address) if address else marks.read_marks(folder)
+        excluded = marks.excluded(given)
     num_excluded = 0
     rows = read_remote_rows(address) if address else read_rows(folder)
     for key, row in sorted(rows.items()):
@@ -169,7 +171,7 @@ def check_dataset(samples: Sequence[Sample]) -> None:
     that are far away. Of the processes of a run the first one checks; the others wait for it at
     their first exchange.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not ranks.is_main():
         return
     proofs = {folder: Proof.read(folder) for folder in {s.folder for s in samples} if folder}
     near = [s for s in samples if not address_of(s.image)]

@@ -27,6 +27,7 @@ from pipeline.catalogue.fetching import RemoteFile, fetch, verify
 from pipeline.catalogue.git_source import GitSource, check_git, fetch_git
 from pipeline.catalogue.releases import Release, fetch_release
 from pipeline.catalogue.specs import CATALOGUE, load_spec
+from pipeline.claims import sole_writer
 from pipeline.config import differences, from_mapping, parse
 from pipeline.errors import UserError, guard
 from pipeline.output_folders import (
@@ -35,6 +36,7 @@ from pipeline.output_folders import (
     has_marker,
     refuse_differences,
     require_apart,
+    require_writable,
 )
 from pipeline.reading import read_json, shortened
 from pipeline.remote_files import local_path
@@ -194,8 +196,10 @@ def download_release(config: Config, release: Release, *, dry_run: bool) -> int:
     if here:
         require_apart(config.output, {"--release": here})
         require_apart(staging, {"--release": here})
+    require_writable(staging.parent)
     try:
-        names = fetch_release(release, config.output, staging, config.only)
+        with sole_writer(staging, beside=True):
+            names = fetch_release(release, config.output, staging, config.only)
     except OSError as error:
         raise UserError(
             f"{config.output}: {error.strerror or error}; free the disk or choose another --output"

@@ -51,26 +51,35 @@ def read_marks(folder: Path) -> dict[str, Mark]:
         Enclosure(folder).find(NAME)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    content = read_json(path, dict, remedy=REMEDY)
+    return parse_marks(read_json(path, dict, remedy=REMEDY), str(path))
+
+
+def parse_marks(content: Mapping[str, Any], where: str) -> dict[str, Mark]:
+    """Return the marks of the JSON value of a marks.json; `where` names it in errors."""
     samples = content.get("samples")
     if not isinstance(samples, dict):
-        raise UserError(f"{path}: has no mapping `samples`; {REMEDY}")
+        raise UserError(f"{where}: has no mapping `samples`; {REMEDY}")
     marks = {}
     for key, value in samples.items():
         try:
             check_stem(key)
             marks[key] = parse_mark(value)
         except ValueError as error:
-            raise UserError(f"{path}: sample {key[:60]!r}: {error}; {REMEDY}") from None
+            raise UserError(f"{where}: sample {key[:60]!r}: {error}; {REMEDY}") from None
     return marks
 
 
 def write_marks(folder: Path, marks: Mapping[str, Mark]) -> None:
-    """Write the marks of a dataset folder; the file is whole or unchanged."""
+    """Write the marks of a dataset folder; the file is whole or unchanged.
+
+    What other programs keep beside `samples` stays.
+    """
+    path = folder / NAME
+    others = read_json(path, dict, remedy=REMEDY) if path.exists() else {}
     samples = {key: asdict(mark) for key, mark in sorted(marks.items()) if mark != Mark()}
-    files.write_json(folder / NAME, {"samples": samples})
+    files.write_json(path, {**others, "samples": samples})
 
 
-def excluded_ids(folder: Path) -> frozenset[str]:
-    """Return the ids of the samples of a dataset folder that are excluded."""
-    return frozenset(key for key, mark in read_marks(folder).items() if mark.excluded)
+def excluded(marks: Mapping[str, Mark]) -> frozenset[str]:
+    """Return the ids of the samples that marks exclude."""
+    return frozenset(key for key, mark in marks.items() if mark.excluded)

@@ -9,14 +9,15 @@ a repository around it, or a folder that the user names in STREETFORGE_STORES.
 import os
 import stat
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline import files
+from pipeline.addresses import address_of
 from pipeline.errors import UserError
 from pipeline.reading import shortened
-from pipeline.tar_members import address_of, find_member
+from pipeline.tar_members import find_member
 
 STORES_VARIABLE = "STREETFORGE_STORES"
 MAX_STEM_BYTES = 150  # file systems take 255, and temporary names add to it
@@ -47,6 +48,16 @@ def check_relative(name: object) -> None:
         raise ValueError(f"{shown} must be a plain path below the folder, without . and ..")
     if len(name.encode()) > MAX_NAME_BYTES:
         raise ValueError(f"{shown} is longer than {MAX_NAME_BYTES} bytes")
+
+
+def find_conflict(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return a relative name and another one that needs it as a folder, None if there is none."""
+    known = set(names)
+    for name in sorted(known):
+        for above in map(str, PurePosixPath(name).parents):
+            if above in known:
+                return above, name
+    return None
 
 
 class FileState(NamedTuple):

@@ -24,6 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import tyro
 
 from pipeline import __version__, checksums, files, remote_files
+from pipeline.claims import sole_writer
 from pipeline.config import differences, digest, parse, show
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
@@ -230,6 +231,18 @@ def publish(config: Config, staging: Path) -> None:
     shutil.rmtree(staging)
 
 
+def pack(config: Config, record: dict[str, Any], data: Path, samples: list[Sample]) -> None:
+    """Pack the release and give it its name, unless another process has done so meanwhile."""
+    if is_complete(config.output, record):
+        return
+    staging = open_staging(config, record)
+    job = Job(samples, staging, config.split, "hard", config.shard_samples, config.shard_mb,
+              config.workers)  # fmt: skip
+    quality = Path(config.quality) if config.quality else data / "quality"
+    release_files.write_release(job, record, data, quality)
+    publish(config, staging)
+
+
 def push(config: Config, folder: Path) -> None:
     """List what goes to the hub, the files of SHA256SUMS and itself; send it if asked to."""
     sums = folder / checksums.NAME
@@ -276,12 +289,10 @@ def main() -> int | None:
     if is_complete(config.output, record):
         print(f"{config.output}: is complete already")
     else:
-        staging = open_staging(config, record)
-        job = Job(samples, staging, config.split, "hard", config.shard_samples, config.shard_mb,
-                  config.workers)  # fmt: skip
-        quality = Path(config.quality) if config.quality else data / "quality"
-        release_files.write_release(job, record, data, quality)
-        publish(config, staging)
+        staging = staging_folder(config)
+        require_writable(staging.parent)
+        with sole_writer(staging, beside=True):
+            pack(config, record, data, samples)
         print(f"{config.output}: {len(samples)} samples as {', '.join(config.formats)}")
     if config.push:
         push(config, remote_files.local_path(config.output) or Path())

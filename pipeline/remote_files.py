@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, proof
+from pipeline.addresses import address_of, open_address, store_failure
 from pipeline.errors import UserError
 from pipeline.parallel import thread_pool
-from pipeline.paths import check_relative
-from pipeline.tar_members import address_of
+from pipeline.paths import check_relative, find_conflict
 
-EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs"}
+BUCKETS = ("s3://", "s3a://", "gs://", "gcs://")
+"""Stores whose clients create a missing bucket where a folder is asked for."""
 LOCAL = ("file", "local")
 CHANGING = (".json", ".jsonl", ".md")  # rows and marks, which may change and keep their size
 
@@ -40,13 +41,31 @@ class Store:
         except UserError:
             raise
         except Exception as error:  # clients of stores raise all kinds
-            raise _failure(self.address, what, error) from None
+            raise store_failure(self.address, what, error) from None
 
     def read(self, name: str = "", start: int = 0, num_bytes: int | None = None) -> bytes:
         """Return the bytes of a file, or a part of them."""
         end = None if num_bytes is None else start + num_bytes
         path = self.path(name)
         return self.call("read", lambda: self.system.cat_file(path, start=start, end=end))
+
+    def read_optional(self, name: str) -> bytes | None:
+        """Return the bytes of a file, None where it is absent.
+
+        Stores that nobody may list answer for an absent file that reading it is not allowed.
+        """
+
+        def read() -> bytes | None:
+            try:
+                return self.system.cat_file(self.path(name))
+            except (FileNotFoundError, PermissionError):
+                return None
+
+        return self.call("read", read)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write bytes to `name`."""
+        self._write(name, lambda path: self.system.pipe_file(path, data))
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file below the address, by relative name."""
@@ -55,10 +74,25 @@ class Store:
             if hasattr(self.system, "invalidate_cache"):
                 self.system.invalidate_cache()
             if not self.system.exists(self.root):
+                self.require_bucket()
                 return {}
             return {name: info["size"] for name, info in self.found().items()}
 
         return self.call("listed", listed)
+
+    def require_bucket(self) -> None:
+        """Raise `UserError` if the bucket does not exist; it costs money, so nobody creates it."""
+        bucket = self.root.partition("/")[0]
+        if not self.address.startswith(BUCKETS) or self.system.exists(bucket):
+            return
+        try:
+            self.system.ls(bucket)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.address}: there is no bucket {bucket}; create it, or correct the address"
+            ) from None
+        except PermissionError:  # of those who may write and not list
+            pass
 
     def found(self) -> dict[str, Any]:
         """Return what the file system says of every file below the address."""
@@ -72,26 +106,21 @@ class Store:
 
     def upload(self, source: Path, name: str) -> None:
         """Write a file of this machine to `name`."""
+        self._write(name, lambda path: self.system.put_file(str(source), path))
 
-        def put() -> None:
-            self.system.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
-            self.system.put_file(str(source), self.path(name))
+    def _write(self, name: str, put: Callable[[str], None]) -> None:
+        def write() -> None:
+            if not self.address.startswith(BUCKETS):
+                self.system.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+            put(self.path(name))
 
-        self.call("written", put)
+        self.call("written", write)
 
     def download(self, name: str, target: Path) -> None:
         """Bring a file to this machine; it is whole or absent there."""
         check_name(self.address, name)
         with files.replacing(target) as temporary:
             self.call("read", lambda: self.system.get_file(self.path(name), str(temporary)))
-
-
-def _failure(address: str, what: str, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return UserError(
-        f"{address}: cannot be {what} ({reason.splitlines()[0]}); check the address, your "
-        "credentials and the connection"
-    )
 
 
 def check_name(where: str, name: str) -> None:
@@ -115,30 +144,11 @@ def local_path(text: str) -> Path | None:
 
 
 def open_store(text: str | Path) -> Store:
-    """Return the store behind an address; what it needs and lacks is one line.
-
-    Options of a file system are those of fsspec's own config files and variables, as
-    `AWS_ENDPOINT_URL` or `FSSPEC_S3_ENDPOINT_URL`.
-    """
-    import fsspec
-
+    """Return the store behind an address (see `open_address`)."""
     address = address_of(text)
     if address is None:
         raise UserError(f"{text}: is not an address; write it as s3://bucket/folder")
-    scheme = address.partition("://")[0]
-    try:
-        if "::" in address:
-            raise ValueError("chains of file systems are not read")
-        system, root = fsspec.url_to_fs(address)
-    except ImportError as error:
-        extra = EXTRAS.get(scheme)
-        remedy = f"pip install 'streetforge[{extra}]'" if extra else "pip install what it names"
-        raise UserError(f"{address}: {scheme}:// needs a package ({error}); {remedy}") from None
-    except ValueError as error:
-        raise UserError(f"{address}: {error}; use s3://, gs://, https:// or a path") from None
-    except Exception as error:  # some clients connect at once
-        raise _failure(address, "opened", error) from None
-    return Store(address, system, root)
+    return Store(address, *open_address(address))
 
 
 def upload_folder(folder: Path, names: Sequence[str], store: Store) -> int:
@@ -183,6 +193,11 @@ def download_folder(store: Store, folder: Path) -> None:
     sizes = store.sizes()
     if not sizes:
         raise UserError(f"{store.address}: holds no file; check the address")
+    if conflict := find_conflict(sizes):
+        raise UserError(
+            f"{store.address}: holds the file {conflict[0]} and below that name {conflict[1]}, "
+            "which no folder can; rename one of them there"
+        )
     kept = {*sizes, proof.NAME}
     for path in [path for path in folder.rglob("*") if not path.is_dir()]:
         if path.relative_to(folder).as_posix() not in kept:

@@ -1,4 +1,4 @@
-"""The rows of a released set that lies behind an address, `s3://bucket/set` say.
+"""Rows and marks of a released set that lies behind an address, `s3://bucket/set` say.
 
 Only a release can be read from afar: its metadata.jsonl is complete, and its samples are members
 of tar shards, each of which is one read.
@@ -6,7 +6,9 @@ of tar shards, each of which is one read.
 
 from typing import Any
 
+from pipeline import marks
 from pipeline.errors import UserError
+from pipeline.reading import parse_json
 from pipeline.remote_files import open_store
 from pipeline.rows import is_ok, parse_row
 from pipeline.tar_members import find_member
@@ -29,3 +31,15 @@ def read_remote_rows(address: str) -> dict[str, dict[str, Any]]:
             ) from None
         rows.setdefault(row["id"], row)
     return rows
+
+
+def read_remote_marks(address: str) -> dict[str, marks.Mark]:
+    """Return the marks of a set, by sample id; none where it has no marks.json."""
+    where, data = f"{address}/{marks.NAME}", open_store(address).read_optional(marks.NAME)
+    if data is None:
+        return {}
+    try:
+        content = parse_json(data, dict)
+    except ValueError as error:
+        raise UserError(f"{where}: broken JSON ({error}); {marks.REMEDY}") from None
+    return marks.parse_marks(content, where)

@@ -7,7 +7,6 @@ The checkpoints are in `pipeline.checkpoints`.
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 
-from pipeline import files
+from pipeline import files, ranks
 from pipeline.checkpoints import latest_checkpoint
 from pipeline.errors import UserError
 from pipeline.output_folders import (
@@ -86,7 +85,7 @@ def make_accelerator(
         project_dir=str(folder),
         step_scheduler_with_optimizer=False,
     )
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    expected = ranks.world_size()
     if accelerator.num_processes != expected:
         raise UserError(
             f"WORLD_SIZE={expected} but accelerate sees {accelerator.num_processes} process(es); "

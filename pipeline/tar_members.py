@@ -17,10 +17,10 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.addresses import address_of, open_address
 from pipeline.errors import UserError
 
 PATTERN = re.compile(r"(.+\.tar)/(\d{1,15})-(\d{1,10})/([^/]+)")
-ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 MAX_MEMBER_BYTES = 512 << 20
 RENEW = "download the shard again"
 
@@ -32,15 +32,6 @@ class Member:
     shard: str
     start: int
     num_bytes: int
-
-
-def address_of(path: str | Path) -> str | None:
-    """Return the address that a path spells, None for a path of this machine.
-
-    `pathlib` keeps one slash of the two in `s3://bucket`.
-    """
-    match = ADDRESS.fullmatch(str(path))
-    return f"{match[1]}://{match[2]}" if match else None
 
 
 def member_name(shard: str, start: int, num_bytes: int, name: str) -> str:
@@ -63,6 +54,8 @@ def read_member(member: Member, path: str | Path) -> bytes:
         raise UserError(f"{path}: is larger than {MAX_MEMBER_BYTES / 1e6:.0f} MB; {RENEW}")
     try:
         data = _read_remote(member) if address_of(member.shard) else _read_local(member)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # stores raise all kinds
         reason = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
         raise UserError(f"{path}: the shard cannot be read ({reason}); {RENEW}") from None
@@ -96,9 +89,5 @@ def _read_local(member: Member) -> bytes:
 
 
 def _read_remote(member: Member) -> bytes:
-    import fsspec
-
-    if "::" in member.shard:  # fsspec would open a chain of file systems
-        raise ValueError("its name has ::")
-    system, path = fsspec.url_to_fs(member.shard)
+    system, path = open_address(member.shard)
     return system.cat_file(path, start=member.start, end=member.start + member.num_bytes)

@@ -121,9 +121,9 @@ class TarSet:
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
                 rows = [add_sample(archive, sample, name) for sample in everything]
             self.store.upload(path, name)
-            count = sum(map(is_ok, rows))
-            path.write_text("".join(encode_row(seal(row)) for row in rows))
-            self.store.upload(path, rows_name(shard.number, count))
+        count = sum(map(is_ok, rows))
+        lines = "".join(encode_row(seal(row)) for row in rows)
+        self.store.write(rows_name(shard.number, count), lines.encode())
         if shard.kept_count is not None and shard.kept_count < count:
             self._remove(rows_name(shard.number, shard.kept_count))
         for old_name in old_names - {name}:
@@ -148,8 +148,8 @@ class TarSet:
         """Write run.json and classes.json, unless another worker of this run has."""
         if "run.json" not in self.store.sizes():
             record = {**self.provenance, "config": self.identity, "digest": self.digest}
-            write_json(self.store, "classes.json", labels.classes_record())
-            write_json(self.store, "run.json", record)
+            self.store.write("classes.json", files.json_bytes(labels.classes_record()))
+            self.store.write("run.json", files.json_bytes(record))
         self.refuse_other()  # of two runs that begin together one has written last
         self._is_open = True
 
@@ -248,7 +248,7 @@ def merge_tar_set(store: Store) -> list[dict[str, Any]]:
     rows = list(read_all_rows(store))
     if not rows:
         raise UserError(f"{store.address}: holds no row; run the stage that writes it")
-    write_data(store, "metadata.jsonl", "".join(map(encode_row, rows)).encode())
+    store.write("metadata.jsonl", "".join(map(encode_row, rows)).encode())
     return rows
 
 
@@ -261,16 +261,3 @@ def read_record(store: Store) -> dict[str, Any]:
     if not isinstance(record.get("config"), dict):
         raise UserError(f"{store.address}/run.json: is damaged; restore it, or choose another set")
     return record
-
-
-def write_json(store: Store, name: str, value: Any) -> None:
-    """Write `value` as JSON behind an address."""
-    write_data(store, name, files.json_bytes(value))
-
-
-def write_data(store: Store, name: str, data: bytes) -> None:
-    """Write an object."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "content"
-        path.write_bytes(data)
-        store.upload(path, name)

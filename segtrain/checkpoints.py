@@ -21,6 +21,7 @@ RECIPE_FILE = "recipe.json"
 WEIGHTS_FILE = "model.safetensors"
 SCENE_FILE = "scene.safetensors"
 REMEDY = "restore the folder, or train again"
+SHOWN_MISMATCHES = 3
 BASE_TENSORS = 10_000  # of a diffusion model, which the file does not hold; SDXL has some 3,000
 BASE_NUMBERS = 2**30  # in one tensor of it
 
@@ -226,8 +227,11 @@ def require_fit(path: Path, model: Any, weights: dict[str, Any]) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted == found:
         return
-    name = sorted(k for k in wanted.keys() | found if wanted.get(k) != found.get(k))[0]
-    raise UserError(
-        f"{path}: does not fit the weights beside it ({shortened(name)}: the recipe's network has "
-        f"{wanted.get(name, 'none')}, the file {found.get(name, 'none')}); {REMEDY}"
+    names = sorted(k for k in wanted.keys() | found if wanted.get(k) != found.get(k))
+    some = "; ".join(
+        f"{shortened(name)}: the recipe's network has {wanted.get(name, 'none')}, the file "
+        f"{found.get(name, 'none')}"
+        for name in names[:SHOWN_MISMATCHES]
     )
+    more = f"; {len(names) - SHOWN_MISMATCHES} more" if len(names) > SHOWN_MISMATCHES else ""
+    raise UserError(f"{path}: does not fit the weights beside it ({some}{more}); {REMEDY}")

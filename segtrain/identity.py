@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import ranks
 from pipeline.identity import file_digest, run_identity
 from segtrain.recipes import as_json, diffusion_models
 from segtrain.sets import set_pipeline
@@ -48,7 +49,7 @@ def identify(config: Mapping[str, Any], recipe: Any, data: TrainingData) -> dict
     settings["model_files"] = {
         name: file_digest(Path(text)) for name, text in named_files(plain["model"])
     }
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = ranks.world_size()
     return run_identity(settings, models=models, data=data.files(), processes=world)
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pipeline import checkpoints, runs, seeding
+from pipeline.errors import UserError
 from pipeline.stopping import StopRequest, ignore_stop_signals, leave
 from segtrain.recipe_checks import named_faults
 from segtrain.self_training import Teacher
@@ -73,8 +74,25 @@ def batches(
         yield [samples[begin : begin + size] for begin in range(0, per_update, size)]
 
 
+def require_equal_sizes(samples: Sequence[Any], preprocessor: Any) -> None:
+    """Raise `UserError` unless the images of a batch have one size when they are padded."""
+    if getattr(preprocessor, "size_divisor", None) is not None:
+        return  # pads all of them to the largest
+    least = getattr(preprocessor, "size", None) or (0, 0)
+    sizes = [tuple(map(max, sample["inputs"].shape[-2:], least)) for sample in samples]
+    for sample, size in zip(samples, sizes, strict=True):
+        if size != sizes[0]:
+            raise UserError(
+                f"{sample['data_samples'].get('img_path')}: the transforms of the recipe make it "
+                f"{size[1]}x{size[0]} px, but the first image of its batch "
+                f"{sizes[0][1]}x{sizes[0][0]} px; all must have one size: end the transforms with "
+                "a crop, or set model.data_preprocessor.size"
+            )
+
+
 def training_loss(model: Any, network: Any, samples: list[Any]) -> torch.Tensor:
     """Return the summed losses of a batch; `network` is `model` without its wrapper."""
+    require_equal_sizes(samples, network.data_preprocessor)
     data = network.data_preprocessor(
         {
             "inputs": [sample["inputs"] for sample in samples],

@@ -9,8 +9,8 @@ each target and each condition in it. A folder that pipeline/prepare.py wrote is
 published protocol of its dataset: at its scale and over its classes. A class that is predicted but
 in no label counts as 0, as in cityscapesscripts and mmsegmentation. The tables are printed and
 written beside the JSON file. So are the counts of each image, from which segtrain/compare.py
-computes paired tests. On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/score.py
-... A small version for the CPU: --limit 10.
+computes paired tests. The same command continues a stopped scoring. On several CPU processes:
+torchrun --nproc-per-node 2 -- segtrain/score.py ... A small version for the CPU: --limit 10.
 """
 
 import sys
@@ -18,32 +18,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, label_spaces, models
+from pipeline import __version__, files, label_spaces, models
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
-from pipeline.iou import score_of
+from pipeline.iou import AREAS, score_of
 from pipeline.output_entries import require_kind
 from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 from pipeline.setting_checks import require_between, require_positive
 from segtrain.checkpoints import require_scene
+from segtrain.evaluation.parts import Part, merge, remove_parts, row_keys
 from segtrain.evaluation.predictions import locate, space_of
-from segtrain.evaluation.rows import Part, figures_of, merge, read_rows, rows_file
+from segtrain.evaluation.rows import figures_of, read_rows, rows_file
 from segtrain.evaluation.score_tables import score_tables
 from segtrain.evaluation.segmenters import (
     Predict,
     describe,
     describe_predictions,
+    identify,
     load,
     of_predictions,
-    require_network,
+    read_recipe,
+    require_sizes,
 )
-from segtrain.evaluation.streaming import score_images, worst_samples
+from segtrain.evaluation.streaming import (
+    NotFiniteError,
+    score_images,
+    sum_over_processes,
+    worst_samples,
+)
 from segtrain.evaluation.summary import collect, network_score
 from segtrain.evaluation.targets import (
     Target,
@@ -127,16 +137,15 @@ def check(config: Config) -> Plan:
         require_scene(config.scene)
     if config.base:
         models.find_base(config.base)
-    for folder in config.checkpoint:
-        require_network(folder, (), None)
+    recipes = [read_recipe(folder) for folder in config.checkpoint]
     targets = open_targets(config.targets, config.limit)
     plan = Plan(targets)
     if config.select_on:
         (development,) = open_targets((config.select_on,), config.limit)
         is_target = require_blind(development, targets, config.select_on_target)
         plan = Plan(targets, development, is_target)
-    for folder in config.checkpoint:
-        require_network(folder, plan.all, config.size_px)
+    for recipe in recipes:
+        require_sizes(recipe, plan.all, config.size_px)
     if config.predictions:
         require_predictions_of(config.predictions, config.targets[0])
         predicted = locate(config.predictions, config.targets[0], targets[0].samples)
@@ -191,6 +200,8 @@ class Scoring:
         self.accelerator = Accelerator(cpu=runs.only_cpu())
         self.is_main = self.accelerator.is_main_process
         self.entries: list[dict[str, Any]] = []
+        self.keys: dict[tuple[str, str], dict[str, str]] = {}
+        """of the rows, by network and target"""
         folders = config.checkpoint or (config.predictions or Path(),)
         adapted = f" with {config.scene.resolve().name}" if config.scene else ""
         names = [f"{name}{adapted}" for name in unique_names(folders)]
@@ -199,19 +210,20 @@ class Scoring:
     def run(self) -> None:
         """Score and write the result."""
         chosen: dict[str, Any] = {}
-        if self.plan.development:
-            name, chosen = self.select(self.plan.development)
-            self.networks = {name: self.networks[name]}
         with Part(self.config.output, self.accelerator.process_index) as part:
+            if self.plan.development:
+                name, chosen = self.select(self.plan.development, part)
+                self.networks = {name: self.networks[name]}
             for name, folder in self.networks.items():
                 self.score_network(name, folder, part)
                 if chosen:
                     self.entries[-1]["selection"] = chosen
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            numbers = [len(target.samples) for target in self.plan.targets]
-            merge(self.config.output, numbers * len(self.networks), self.accelerator.num_processes)
+            keys = [key for found in self.keys.values() for key in found.values()]
+            merge(self.config.output, keys)
             self.write()
+            remove_parts(self.config.output)
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path, targets: list[Target]) -> list[Predict]:
@@ -224,14 +236,46 @@ class Scoring:
         options = {"scene": self.config.scene, "base": self.config.base}
         return load(folder, targets, size_px, device, **options)
 
-    def select(self, development: Target) -> tuple[str, dict[str, Any]]:
-        """Return the network with the best mIoU on the development set, and how it was found."""
-        scores: dict[str, float] = {}
+    def find_keys(self, name: str, folder: Path, target: Target) -> dict[str, str]:
+        """Return the keys of a target's rows under a network."""
+        import torch
+
+        config, predicted = self.config, self.plan.predicted
+        of_network: dict[str, Any] = {
+            "name": name,
+            "settings": [config.size_px, config.prediction_space, self.accelerator.device.type],
+            "versions": [__version__, torch.__version__],
+            **({} if config.predictions else identify(folder, config.scene)),
+        }
+        return row_keys(of_network, target, predicted)
+
+    def select(self, development: Target, part: Part) -> tuple[str, dict[str, Any]]:
+        """Return the network with the best mIoU on the development set, and how it was found.
+
+        A candidate whose probabilities are not numbers has the score None and is never taken.
+        """
+        scores: dict[str, float | None] = {}
         for name, folder in self.networks.items():
             (predict,) = self.load(folder, [development])
-            areas, _ = score_images(predict, development, name, self.accelerator, None, 0)
-            scores[name] = score_of(areas, 0, development.protocol.class_names)["miou"] or 0.0
-        best = max(scores, key=lambda name: scores[name])
+            keys = self.find_keys(name, folder, development)
+            areas = np.zeros((AREAS, len(development.protocol.class_names)), np.int64)
+            is_broken = np.zeros(1, np.int64)
+            try:
+                areas, _ = score_images(predict, development, name, self.accelerator, part, keys)
+            except NotFiniteError as error:
+                is_broken[0] = 1
+                print(f"notice: {error}", file=sys.stderr)
+            areas = sum_over_processes(areas, self.accelerator)
+            is_broken = sum_over_processes(is_broken, self.accelerator)
+            found = score_of(areas, 0, development.protocol.class_names)["miou"] or 0.0
+            scores[name] = None if is_broken.any() else found
+        sound = {name: score for name, score in scores.items() if score is not None}
+        if not sound:
+            raise UserError(
+                f"--select-on {self.config.select_on}: the probabilities of all "
+                f"{len(scores)} networks are not numbers; train them again"
+            )
+        best = max(sound, key=lambda name: sound[name])
         self.accelerator.print(f"{best} is the best of {len(scores)} on {development.name}")
         return best, {
             "rule": "best",
@@ -248,7 +292,8 @@ class Scoring:
         self.entries.append({"name": name, **entry})
         worst = self.config.worst if self.config.figures else 0
         for predict, target in zip(self.load(folder, targets), targets, strict=True):
-            _, poorest = score_images(predict, target, name, self.accelerator, part, worst)
+            keys = self.keys[name, target.name] = self.find_keys(name, folder, target)
+            _, poorest = score_images(predict, target, name, self.accelerator, part, keys, worst)
             if worst:
                 self.draw_worst(name, target, predict, poorest)
 

@@ -3,12 +3,37 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
+from pipeline.reading import shortened
+
+SHOWN = 3  # names in a message
+
 
 def read_weights(path: Path) -> dict[str, Any]:
     """Return the tensors of a safetensors file, or of a pickle without executing it.
 
-    Raises `UserError` for a damaged file.
+    Raises `UserError` for a damaged file, and for weights that are not finite.
     """
+    found = _read(path)
+    wrong = [name for name, tensor in found.items() if not _is_finite(tensor)]
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise UserError(
+            f"{path}: {', '.join(map(shortened, wrong[:SHOWN]))}{more}: not all numbers are "
+            "finite, so the file is damaged or the training diverged; get the weights from their "
+            "source again, or take an earlier checkpoint"
+        )
+    return found
+
+
+def _is_finite(tensor: Any) -> bool:
+    """Tell whether no number of a tensor is infinite or NaN."""
+    if not tensor.is_floating_point() or tensor.sum().isfinite():  # a sum may overflow
+        return True
+    return bool(tensor.isfinite().all())
+
+
+def _read(path: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 

@@ -8,7 +8,6 @@ On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/train.py ... T
 continues a stopped run. A small version for the CPU: --steps 20 --batch-size 2.
 """
 
-import os
 import re
 import sys
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import tyro
 
-from pipeline import files, images, models
+from pipeline import files, images, models, ranks
 from pipeline.config import parse, show, to_mapping
 from pipeline.errors import UserError, guard
 from pipeline.output_files import check_output_file
@@ -158,7 +157,7 @@ def check_run(config: Config, recipe: Any, data: TrainingData) -> dict[str, Any]
     require_initial_weights(config, recipe)
     with named_faults(str(config.recipe)):
         models.check_loadable(*diffusion_models(recipe["model"]["backbone"]).items())
-    if os.environ.get("RANK", "0") != "0":
+    if not ranks.is_main():
         return None
     identity = identify(to_mapping(config), recipe, data)
     require_same(config.output, RUN, identity)
@@ -243,9 +242,7 @@ def run(config: Config, data: TrainingData) -> None:
         return
     num_samples = plan.steps * plan.batch_size * plan.gradient_accumulation
     shares = {one.name: one.share for one in data.sets}
-    require_all_drawn(
-        labelled, shares, config.seed, num_samples * int(os.environ.get("WORLD_SIZE", "1"))
-    )
+    require_all_drawn(labelled, shares, config.seed, num_samples * ranks.world_size())
     model, optimizer = build_network(config, recipe)
     if identity:
         saved_recipe.warn(recipes.as_json(recipe))

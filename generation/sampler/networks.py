@@ -1,6 +1,5 @@
 """The networks of a run: found, loaded, put on their device."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from generation.sampler.denoiser import Control, Denoiser, native_attention
 from generation.sampler.structure_control import Detector
 from generation.settings import SCHEDULERS, Config
 from generation.sizes import check_vae_tiles
-from pipeline import models
+from pipeline import models, ranks
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder
 from pipeline.size_grid import SizeGrid, size_grid_of
@@ -51,7 +50,7 @@ def pick_device(cpu_threads: int) -> torch.device:
     if device is None:
         torch.set_num_threads(cpu_threads)
         return torch.device("cpu")
-    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    rank, count = ranks.local_rank(), torch.accelerator.device_count()
     if rank >= count:
         raise UserError(
             f"LOCAL_RANK={rank} but {count} {device.type} device(s) are visible; start one process "

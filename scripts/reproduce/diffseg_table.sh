@@ -15,7 +15,7 @@ case ${1:-} in
     -*) echo "$1: is no option of this script; give a WORKSPACE or nothing" >&2; exit 2 ;;
 esac
 work=${1:-runs/diffseg_table}
-python=${PYTHON:-.venv/bin/python}
+source scripts/reproduce/python.sh
 SOURCE=${SOURCE:-runs/experiment/data/source} GENERATED=${GENERATED:-runs/experiment/generated}
 TARGETS=${TARGETS:-runs/experiment/data/targets}
 ITERATIONS=${ITERATIONS:-200} BATCH=${BATCH:-4} LIMIT=${LIMIT:-20} SEEDS=${SEEDS:-"0 1 2"}

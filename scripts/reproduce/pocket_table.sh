@@ -8,8 +8,9 @@
 # continues from its results.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source scripts/reproduce/python.sh
 
-${PYTHON:-.venv/bin/python} pipeline/run.py --recipe pocket_experiment "$@" --only source \
+$python pipeline/run.py --recipe pocket_experiment "$@" --only source \
     target-cityscapes target-bdd100k target-mapillary target-acdc target-dark_zurich \
     unet controlnet unet-looks controlnet-looks generate \
     segment-source-0 segment-source-1 segment-source-2 \

@@ -5,7 +5,8 @@
 # replace the weights that the recipe names. VALUES are more NAME=TEXT values of the recipe.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-RAW=${RAW:-data/raw} python=${PYTHON:-.venv/bin/python}
+source scripts/reproduce/python.sh
+RAW=${RAW:-data/raw}
 
 need_data() {  # DATASET ...
     local missing=() name

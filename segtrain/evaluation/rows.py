@@ -8,9 +8,7 @@ their zeros: `confusion` as [label's class, predicted class, pixels], `boundary`
 the first digits of the SHA-256 of the label's train ids; two rows of one image agree in it.
 """
 
-import contextlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,54 +114,6 @@ def parse_row(line: bytes, num_classes: dict[str, int]) -> Row:
         raise ValueError(f"counts are missing ({error})") from None
     found = Counts(counts.confusion, boundary, objects, calibration)
     return Row(row["network"], row["target"], row["id"], row["condition"], row["label"], found)
-
-
-class Part:
-    """The rows of one process, which take turns with those of the others.
-
-    A context: what is left of a failed run is removed.
-    """
-
-    def __init__(self, scores: Path, index: int) -> None:
-        self.path = part_file(scores, index)
-
-    def __enter__(self) -> "Part":
-        files.make_folder(self.path.parent)
-        self._handle = open(self.path, "wb")
-        return self
-
-    def append(self, row: Row) -> None:
-        """Write a row."""
-        self._handle.write(json.dumps(row.to_json(), sort_keys=True).encode() + b"\n")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._handle.close()
-        if kind:
-            self.path.unlink(missing_ok=True)
-
-
-def part_file(scores: Path, index: int) -> Path:
-    """Return where process `index` collects its rows until all are merged."""
-    path = rows_file(scores)
-    return path.with_name(f"{path.name}.part-{index:03d}")
-
-
-def merge(scores: Path, groups: Sequence[int], num_processes: int) -> None:
-    """Put the parts of all processes into one file, in the order of one process alone.
-
-    `groups` are the numbers of images of each network and target, in the order they were scored.
-    Of each group process k has every k-th image.
-    """
-    paths = [part_file(scores, index) for index in range(num_processes)]
-    with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(open(path, "rb")) for path in paths]
-        target = stack.enter_context(files.replacing(rows_file(scores)))
-        whole = stack.enter_context(open(target, "wb"))
-        for number in groups:
-            for index in range(number):
-                whole.write(parts[index % num_processes].readline())
-    for path in paths:
-        path.unlink()
 
 
 def read_rows(path: Path, num_classes: dict[str, int]) -> Iterator[Row]:

@@ -108,6 +108,9 @@ def selection_text(chosen: Mapping[str, Any]) -> str:
     """Return how one network was chosen."""
     if chosen.get("rule") != "best":
         return str(chosen.get("rule", "not recorded"))
-    return f"best of {len(chosen['candidates'])} on {chosen['on']}" + (
-        ", which is a target" if chosen.get("is_target") else ""
-    )
+    text = f"best of {len(chosen['candidates'])} on {chosen['on']}"
+    if chosen.get("is_target"):
+        text += ", which is a target"
+    if broken := [name for name, score in chosen["candidates"].items() if score is None]:
+        text += f", without {', '.join(broken)}, whose probabilities are not numbers"
+    return text

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import label_spaces, labels
 from pipeline.errors import UserError
-from pipeline.identity import file_digest
+from pipeline.identity import file_digest, part_digest
 from pipeline.model_files import require_stock_classes
 from pipeline.reading import read_json
 from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, require_scene, require_trained
@@ -29,16 +29,28 @@ def is_transformers(folder: Path) -> bool:
     return bool(read_json(path, dict).get("architectures"))
 
 
-def require_network(folder: Path, targets: Sequence[Target], size_px: Size | None) -> None:
-    """Raise `UserError` unless a folder holds a network that takes the images of the targets."""
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Return the recipe of the network in a folder; raises `UserError` where there is none."""
     if is_transformers(folder):
         require_stock_classes(folder)
-        for target in targets:
-            require_images(target.samples, WHOLE, size_px or target.protocol.low_px)
-        return
-    recipe = require_trained(folder)["recipe"]
+        return WHOLE
+    return require_trained(folder)["recipe"]
+
+
+def require_sizes(
+    recipe: Mapping[str, Any], targets: Sequence[Target], size_px: Size | None
+) -> None:
+    """Raise `UserError` unless the network of a recipe takes the images of the targets."""
     for target in targets:
         require_images(target.samples, recipe, size_px or target.protocol.size_px(recipe))
+
+
+def identify(folder: Path, scene: Path | None) -> dict[str, str]:
+    """Return digests of all files that the predictions of a network follow from."""
+    if is_transformers(folder):
+        return {"network": part_digest(folder)}
+    found = {name: file_digest(folder / name) for name in (RECIPE_FILE, WEIGHTS_FILE)}
+    return found | ({"scene": part_digest(scene)} if scene else {})
 
 
 def describe(folder: Path, scene: Path | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ process takes every k-th image. Nothing grows with the number of images but the 
 """
 
 import heapq
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,48 +13,52 @@ from tqdm import tqdm
 
 from pipeline.dataset import Sample, read_pair
 from pipeline.errors import UserError
-from pipeline.iou import AREAS, areas_of, image_miou
+from pipeline.iou import AREAS, image_miou
 from segtrain.evaluation.counts import measure
-from segtrain.evaluation.rows import Part, Row, label_digest
+from segtrain.evaluation.parts import Part
+from segtrain.evaluation.rows import Row, label_digest
 from segtrain.evaluation.segmenters import Predict
 from segtrain.evaluation.targets import Target
 
 
-def score_images(
-    predict: Predict, target: Target, network: str, accelerator: Any, part: Part | None, worst: int
-) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Write a row for each image of this process; without `part` no row is written.
+class NotFiniteError(UserError):
+    """A network gives probabilities that are not numbers."""
 
-    Returns the areas 3xK of all processes' images, and (mIoU, id) of the `worst` images of this
-    process, which do not include images without a class.
+
+def score_images(
+    predict: Predict,
+    target: Target,
+    network: str,
+    accelerator: Any,
+    part: Part,
+    keys: Mapping[str, str],
+    worst: int = 0,
+) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Write a row for each image of this process that has none under its key.
+
+    Returns the areas 3xK of this process's images, and (mIoU, id) of the `worst` of them, which do
+    not include images without a class.
     """
-    names = target.protocol.class_names
-    areas = np.zeros((AREAS, len(names)), np.int64)
+    num_classes = {target.name: len(target.protocol.class_names)}
+    areas = np.zeros((AREAS, num_classes[target.name]), np.int64)
     poorest: list[tuple[float, str]] = []  # a heap with the best of them first
     mine = target.samples[accelerator.process_index :: accelerator.num_processes]
     hidden = not accelerator.is_main_process
     for sample in tqdm(mine, desc=f"{network}: {target.name}", disable=hidden, leave=False):
-        found, ids, confidence = predict_pair(predict, sample, target, network)
-        if part:
-            counts = measure(found, ids, confidence, target.protocol)
-            condition = str(sample.row.get("condition") or "")
-            part.append(Row(network, target.name, sample.id, condition, label_digest(ids), counts))
-            own = counts.areas
-        else:
-            merge = target.protocol.merge
-            own = areas_of(merge(found), merge(ids), len(names))
-        areas += own
-        if worst and (miou := image_miou(own)) is not None:
+        row = part.find(keys[sample.id], num_classes)
+        if row is None:
+            row = score_image(predict, sample, target, network)
+            part.append(keys[sample.id], row)
+        areas += row.counts.areas
+        if worst and (miou := image_miou(row.counts.areas)) is not None:
             heapq.heappush(poorest, (-miou, sample.id))
             if len(poorest) > worst:
                 heapq.heappop(poorest)
-    return _sum(areas, accelerator), [(-miou, key) for miou, key in poorest]
+    return areas, [(-miou, key) for miou, key in poorest]
 
 
-def predict_pair(
-    predict: Predict, sample: Sample, target: Target, network: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Predict one image; return prediction and label HxW of train ids, confidences HxW if known.
+def score_image(predict: Predict, sample: Sample, target: Target, network: str) -> Row:
+    """Predict one image and count what is right in it.
 
     Raises `UserError` for what is no prediction; `network` is named then.
     """
@@ -66,11 +71,13 @@ def predict_pair(
             "images of this folder again"
         )
     if confidence is not None and not np.isfinite(confidence).all():
-        raise UserError(
+        raise NotFiniteError(
             f"{network}: its probabilities for {sample.image} are not numbers, so its weights are "
             "damaged or its training diverged; train it again or leave it out"
         )
-    return found, ids, confidence
+    counts = measure(found, ids, confidence, target.protocol)
+    condition = str(sample.row.get("condition") or "")
+    return Row(network, target.name, sample.id, condition, label_digest(ids), counts)
 
 
 def worst_samples(
@@ -81,11 +88,11 @@ def worst_samples(
     return [(miou, samples[key]) for miou, key in sorted(poorest)[:number]]
 
 
-def _sum(areas: np.ndarray, accelerator: Any) -> np.ndarray:
-    """Return the sum over processes."""
+def sum_over_processes(numbers: np.ndarray, accelerator: Any) -> np.ndarray:
+    """Return the sum of an array over processes."""
     if accelerator.num_processes == 1:
-        return areas
+        return numbers
     import torch
 
-    summed = torch.from_numpy(areas).to(accelerator.device)
+    summed = torch.from_numpy(numbers).to(accelerator.device)
     return accelerator.reduce(summed, reduction="sum").cpu().numpy()

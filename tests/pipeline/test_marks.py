@@ -34,6 +34,16 @@ def test_excluded_samples_are_left_out_and_said(tiny_dataset, capsys) -> None:
     assert ids(folder) == everything and marks.read_marks(folder) == {}
 
 
+def test_what_others_keep_in_the_file_stays(tiny_dataset) -> None:
+    folder = tiny_dataset(2, 32, 64)
+    key = ids(folder)[0]
+    others = {"reviewer": "Ada", "version": 2}
+    (folder / marks.NAME).write_text(json.dumps({**others, "samples": {}}))
+    marks.write_marks(folder, {key: Mark(marked=True)})
+    found = json.loads((folder / marks.NAME).read_text())
+    assert found.pop("samples")[key]["marked"] and found == others
+
+
 def test_a_set_of_excluded_samples_alone_is_one_line(tiny_dataset) -> None:
     folder = tiny_dataset(1, 32, 64)
     marks.write_marks(folder, dict.fromkeys(ids(folder), Mark(excluded=True)))

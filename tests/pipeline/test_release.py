@@ -1,6 +1,8 @@
 """Releases sent to stores and servers, and brought back whole."""
 
 import hashlib
+import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import checksums, export, remote_files
+from pipeline.claims import sole_writer
 from pipeline.dataset import check_dataset, open_dataset
 from pipeline.errors import UserError
 from tests.pipeline.loopback import Page, Server
@@ -100,6 +103,69 @@ def test_a_copy_of_an_address_follows_its_changes(tmp_path: Path) -> None:
     store.system.rm_file(store.path("metadata-000.jsonl"))
     remote_files.download_folder(store, tmp_path)
     assert content(tmp_path) == {"marks.json": b'{"b": 1}'}
+
+
+def test_a_bucket_that_is_missing_is_not_created(
+    bucket: str, pack: Callable[..., Path], data: Path
+) -> None:
+    import boto3
+
+    for call in (
+        lambda: pack(output="s3://misspelt/set"),
+        lambda: remote_files.upload_folder(data, [], remote_files.open_store("s3://misspelt")),
+        lambda: pack(data="s3://misspelt/set"),
+    ):
+        with pytest.raises(UserError, match="there is no bucket misspelt; create it"):
+            call()
+    assert [b["Name"] for b in boto3.client("s3").list_buckets()["Buckets"]] == ["streets"]
+    assert remote_files.open_store(f"{bucket}/empty").sizes() == {}
+
+
+def test_marks_behind_an_address_are_applied(
+    pack: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, store = pack(), remote_files.open_store("memory://marked/set")
+    remote_files.upload_folder(folder, checksums.list_files(folder), store)
+    everything = [sample.id for sample in open_dataset(store.address, labelled=True)]
+    assert everything == [sample.id for sample in open_dataset(folder, labelled=True)]
+    store.write("marks.json", json.dumps({"samples": {everything[2]: {"excluded": True}}}).encode())
+    left = [sample.id for sample in open_dataset(store.address, labelled=True)]
+    assert left == everything[:2] + everything[3:]
+    assert "1 samples are excluded by marks.json" in capsys.readouterr().err
+    store.write("marks.json", b"[]")
+    with pytest.raises(UserError, match="memory://marked/set/marks.json: .*correct it"):
+        open_dataset(store.address, labelled=True)
+
+
+def test_a_store_with_a_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
+    """Object stores have such names, file systems do not."""
+    store = remote_files.open_store("memory://conflict/set")
+    sizes = {"a": 1, "a/b": 1, "ab": 1}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(UserError, match="holds the file a and below that name a/b, .*rename one"),
+    ):
+        patch.setattr(remote_files.Store, "sizes", lambda self: sizes)
+        remote_files.download_folder(store, tmp_path)
+
+
+def test_two_at_once_are_refused_in_one_line(
+    pack: Callable[..., Path], fetch: Callable[..., Path], tmp_path: Path
+) -> None:
+    busy = f"process {os.getpid()} on .* is writing to it; wait for its end, or stop it"
+    with (
+        sole_writer(tmp_path / "set.packing", beside=True),
+        pytest.raises(UserError, match=f"set.packing: {busy}"),
+    ):
+        pack()
+    folder = pack()
+    with (
+        sole_writer(tmp_path / "back.downloads", beside=True),
+        pytest.raises(UserError, match=f"back.downloads: {busy}"),
+    ):
+        fetch(folder)
+    assert content(fetch(folder)) == content(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "set"]
 
 
 def test_s3_in_and_out(

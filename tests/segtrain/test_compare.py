@@ -27,7 +27,7 @@ def write_scores(
     images: int = 12,
 ) -> Path:
     """Write a score file of networks that err in a share of the pixels, as score.py would."""
-    with rows.Part(path, 0) as part:
+    with open(rows.rows_file(path), "w") as handle:
         for number, (network, share) in enumerate(noise.items()):
             for target in targets:
                 for index in range(images):
@@ -41,12 +41,10 @@ def write_scores(
                     counts = measure(found.astype(np.uint8), label)
                     condition = ("fog", "night")[index % 2] if target == "acdc" else ""
                     digest = rows.label_digest(label)
-                    part.append(
-                        rows.Row(
-                            network, f"{target}_val", f"{index:08d}", condition, digest, counts
-                        )
+                    row = rows.Row(
+                        network, f"{target}_val", f"{index:08d}", condition, digest, counts
                     )
-    rows.merge(path, [images] * (len(noise) * len(targets)), 1)
+                    handle.write(json.dumps(row.to_json()) + "\n")
     facts = {f"{t}_val": {"dataset": t, "classes": list(CLASS_NAMES)} for t in targets}
     entries = [
         {"name": n, "checkpoint": f"{path.parent}/{n}", "selection": selection or SOURCE}

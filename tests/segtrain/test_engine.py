@@ -205,6 +205,25 @@ def test_a_batch_of_unequal_images_is_named(config, tiny_recipe, tmp_path: Path)
     assert not sheet.exists() and not config.output.exists()
 
 
+def test_an_image_of_another_size_is_named_in_any_step() -> None:
+    from mmseg.models import SegDataPreProcessor
+    from mmseg.structures import SegDataSample
+
+    def sample(name: str, *size: int) -> dict:
+        record = SegDataSample(metainfo={"img_path": name})
+        return {"inputs": torch.zeros(3, *size), "data_samples": record}
+
+    batch = [sample("a.png", 32, 64), sample("b.png", 32, 48)]
+    network = torch.nn.Module()
+    for size, divisor in (((16, 16), None), ((32, 56), None), ((32, 64), None), (None, 8)):
+        network.data_preprocessor = SegDataPreProcessor(size=size, size_divisor=divisor)
+        if size == (32, 64) or divisor:  # padded to one size
+            loop.require_equal_sizes(batch, network.data_preprocessor)
+            continue
+        with pytest.raises(UserError, match=r"b.png: .*(48|56)x32 px, .* 64x32 px; .*a crop"):
+            loop.training_loss(network, network, batch)
+
+
 def test_a_batch_is_shown_as_the_network_gets_it(config, tmp_path: Path, capsys) -> None:
     sheet = tmp_path / "batch.png"
     showing = dataclasses.replace(config, show_batch=sheet)

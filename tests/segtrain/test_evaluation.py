@@ -11,7 +11,7 @@ import scipy.stats
 from pipeline.errors import UserError
 from pipeline.iou import areas_of
 from pipeline.labels import VOID
-from segtrain.evaluation import bootstrap, counts, rows, summary, tables
+from segtrain.evaluation import bootstrap, counts, parts, rows, summary, tables
 from segtrain.protocol import Protocol
 
 K = 19
@@ -112,13 +112,13 @@ def sample_rows(number: int, network: str = "a", target: str = "t", seed: int = 
 
 def test_rows_give_the_counts_back_in_the_order_of_one_process(tmp_path: Path) -> None:
     scores, made = tmp_path / "scores.json", sample_rows(5)
+    keys = [f"{number:016x}" for number in range(5)]
     for index in range(2):
-        with rows.Part(scores, index) as part:
-            for row in made[index:3:2]:  # a group of three images
-                part.append(row)
-            for row in made[3:][index::2]:  # a group of two
-                part.append(row)
-    rows.merge(scores, [3, 2], 2)
+        with parts.Part(scores, index) as part:
+            for key, row in zip(keys[index::2], made[index::2], strict=True):
+                part.append(key, row)
+    parts.merge(scores, keys)
+    parts.remove_parts(scores)
     found = list(rows.read_rows(rows.rows_file(scores), {"t": K}))
     assert [row.id for row in found] == [row.id for row in made]
     for one, other in zip(found, made, strict=True):

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
 from segtrain import export, import_network, score, train
+from segtrain.checkpoints import WEIGHTS_FILE
 from segtrain.segmenter import Segmenter
 
 
@@ -121,6 +123,29 @@ def test_networks_that_cannot_be_imported_are_named(exported, change, text, tmp_
     with pytest.raises(UserError, match=text):
         import_network.run(config)
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_imported(exported, value, tmp_path: Path) -> None:
+    weights = load_file(exported[0] / WEIGHTS_FILE)
+    names = [name for name, tensor in weights.items() if tensor.is_floating_point()][:5]
+    for name in names:
+        weights[name].view(-1)[-1] = value
+    save_file(weights, tmp_path / "model.safetensors")
+    config = import_network.Config(
+        exported[1] / "config.py", tmp_path / "model.safetensors", tmp_path / "imported"
+    )
+    with pytest.raises(UserError, match=f"{', '.join(names[:3])} and 2 more: not all .* finite"):
+        import_network.run(config)
+    assert not config.output.exists()
+
+
+def test_three_mismatches_are_named(exported, tmp_path: Path) -> None:
+    path = tmp_path / "config.py"
+    path.write_text((exported[1] / "config.py").read_text().replace("channels=16", "channels=8"))
+    config = import_network.Config(path, exported[1] / "model.pth", tmp_path / "imported")
+    with pytest.raises(UserError, match=r"does not fit.*(: the recipe's.*){3}; \d+ more\)"):
+        import_network.run(config)
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors"])

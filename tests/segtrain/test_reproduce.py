@@ -143,6 +143,19 @@ def test_missing_data_ends_with_its_names(tmp_path: Path) -> None:
     assert f"missing in {tmp_path}: cityscapes dark_zurich" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["pocket_table", "diffseg_table", "ptdiffseg_table"])
+def test_scripts_without_set_up_say_how_to_make_it(root: Path, name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [root / f"scripts/reproduce/{name}.sh"],
+        env={**os.environ, "PYTHON": str(tmp_path / "python")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert f"{tmp_path}/python is not there; run 'make setup'" in done.stderr
+
+
 def test_a_script_without_options_refuses_them(root: Path) -> None:
     script = root / "scripts/reproduce/diffseg_table.sh"
     done = subprocess.run(["bash", script, "--dry-run"], capture_output=True, text=True, timeout=60)

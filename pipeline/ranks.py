@@ -1,0 +1,56 @@
+"""Which process of how many this is: variables that torchrun and accelerate launch set.
+
+Without them a process is alone: rank 0 of 1. `check` refuses values that are no numbers before
+any library reads them.
+"""
+
+import os
+
+from pipeline.errors import UserError
+
+LEAST = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": 0}
+"""Smallest value of each variable."""
+
+
+def _number(name: str) -> int:
+    """Return the value of a variable, its smallest one if it is not set."""
+    text = os.environ.get(name)
+    if text is None:
+        return LEAST[name]
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9) or int(text) < LEAST[name]:
+        raise UserError(
+            f"environment variable {name}={text[:40]}: must be a whole number, {LEAST[name]} or "
+            "more, as torchrun and accelerate launch set it; unset it"
+        )
+    return int(text)
+
+
+def rank() -> int:
+    """Return the number of this process among all processes, from 0."""
+    return _number("RANK")
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of this machine, from 0."""
+    return _number("LOCAL_RANK")
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return _number("WORLD_SIZE")
+
+
+def is_main() -> bool:
+    """Tell whether this is the first process, which does what one alone must do."""
+    return rank() == 0
+
+
+def check() -> None:
+    """Raise `UserError` for a variable whose value is no number of its range."""
+    for name in LEAST:
+        _number(name)
+    if "WORLD_SIZE" in os.environ and rank() >= world_size():
+        raise UserError(
+            f"environment variable RANK={rank()}: must be below WORLD_SIZE={world_size()}; start "
+            "processes by torchrun or accelerate launch"
+        )

@@ -1,0 +1,80 @@
+"""Many workers share a list of missing samples: each is made once, and little is asked."""
+
+import pytest
+
+from benchmarks.claims_model import play
+from generation.work_queue import WorkQueue, start_share
+from pipeline import metadata
+from pipeline.claims import Claims
+from pipeline.dataset_writer import DatasetWriter, file_name
+from pipeline.metadata import MetadataIndex
+from pipeline.rows import sample_id
+from tests.generation import crash_trials as trials
+
+
+def test_workers_begin_at_places_that_are_spread_evenly() -> None:
+    assert [start_share(k) for k in range(8)] == [
+        0,
+        1 / 2,
+        1 / 4,
+        3 / 4,
+        1 / 8,
+        5 / 8,
+        3 / 8,
+        7 / 8,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "images"), [(1, 50), (3, 40), (8, 400), (64, 2000), (200, 900)]
+)
+def test_each_sample_is_made_once(workers: int, images: int) -> None:
+    found = play(workers, images, image_s=1.3)
+    assert found["made"] == found["finished"] == images
+
+
+def test_what_a_worker_asks_grows_little_with_the_number_of_workers() -> None:
+    """Per image, the files that are opened to read rows are readings times workers."""
+    few, many = (play(workers, 100 * workers, image_s=1.3) for workers in (16, 128))
+    assert few["tried"] < 1.5 and many["tried"] < 1.5
+    assert few["looked"] < 1.5 and many["looked"] < 1.5
+    assert few["readings"] * 16 < 6 and many["readings"] * 128 < 6
+
+
+@pytest.fixture
+def many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are read again after a long time, as in a run of many workers."""
+    monkeypatch.setattr(metadata, "FEW_FILES", 0)
+    monkeypatch.setattr(metadata, "FILE_INTERVAL_S", 1e6)
+
+
+def write(writer: DatasetWriter, index: int) -> None:
+    sample = trials.draw(index if index != trials.SURPRISE else 7)
+    writer.write(index, sample.image, sample.spec.label, {})
+
+
+def test_a_finished_sample_is_seen_before_its_row_is_read(tmp_path, many_files) -> None:
+    writer, rows = DatasetWriter(tmp_path, config={}), MetadataIndex(tmp_path, 6)
+    write(writer, 0)
+    rows.update()
+    with Claims(tmp_path) as claims:
+        queue = WorkQueue(rows, claims)
+        for index in (1, 2, 4):  # by another process, which has given up its claims
+            write(writer, index)
+        rows.update(may_wait=True)
+        assert rows.ok == {0}
+        assert sorted(index for group in queue for index in group) == [3, 5]
+        assert rows.ok == {0, 1, 2, 4} and claims.held == {sample_id(3), sample_id(5)}
+
+
+def test_a_file_without_a_row_is_made_again_at_the_end(tmp_path, many_files) -> None:
+    """Its process died between files and row."""
+    writer, rows = DatasetWriter(tmp_path, config={}), MetadataIndex(tmp_path, 4)
+    write(writer, 3)
+    rows.update()
+    left = tmp_path / file_name("image", 1)
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"cut")
+    with Claims(tmp_path) as claims:
+        made = [index for group in WorkQueue(rows, claims) for index in group]
+    assert sorted(made) == [0, 1, 2] and made[-1] == 1
