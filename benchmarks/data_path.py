@@ -47,24 +47,18 @@ def gta_mapping() -> dict[int, int]:
     return dict(load_yaml(labels.space_file("gta"))["train_ids"])
 
 
-def write_frames(folder: Path, count: int, size_px: tuple[int, int]) -> list[tuple[Path, Path]]:
-    """Render frames; return (image, label) paths, labels as palette PNGs of GTA's ids."""
-    back = np.zeros(256, np.uint8)  # 0 is unlabelled
+def write_frame(folder: Path, size_px: tuple[int, int]) -> tuple[Path, Path]:
+    """Render a frame; return the paths of image and label, the label a palette PNG of GTA's ids."""
+    image, label, _ = render_sample(0, "source", size_px)
+    ids_of, colors = np.zeros(256, np.uint8), np.zeros((256, 3), np.uint8)  # 0 is unlabelled
     for source, target in gta_mapping().items():
-        back[target] = source
-    pairs = []
-    for index in range(count):
-        image, label, *_ = render_sample(index, "source", size_px)
-        paths = folder / f"{index}_image.png", folder / f"{index}_label.png"
-        Image.fromarray(image).save(paths[0])
-        palette = Image.fromarray(back[label], mode="P")
-        colors = np.zeros((256, 3), np.uint8)
-        for source, target in gta_mapping().items():
-            colors[source] = labels.PALETTE[target]
-        palette.putpalette(colors.ravel().tolist())
-        palette.save(paths[1])
-        pairs.append(paths)
-    return pairs
+        ids_of[target], colors[source] = source, labels.PALETTE[target]
+    paths = folder / "image.png", folder / "label.png"
+    Image.fromarray(image).save(paths[0])
+    palette = Image.fromarray(ids_of[label], mode="P")
+    palette.putpalette(colors.ravel().tolist())
+    palette.save(paths[1])
+    return paths
 
 
 def conversion(results: measure.Results, folder: Path, path: Path, times: int) -> None:
@@ -181,7 +175,7 @@ def main() -> None:
         frame_px, crop_px, times = (128, 256), (64, 64), 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pair = write_frames(folder, 1, frame_px)[0]
+        pair = write_frame(folder, frame_px)
         if arguments.label_maps:
             pair = pair[0], min(arguments.label_maps.glob("*.png"))
         conversion(results, folder, pair[1], times)
