@@ -33,6 +33,7 @@ from generation.settings import Config
 from generation.tiles import large_components
 from pipeline import files, images, labels
 from pipeline.errors import UserError, guard
+from pipeline.label_spaces import label_space, space_file
 from pipeline.pocket_city import render_sample
 from pipeline.runs import make_accelerator
 from pipeline.yaml_files import load_yaml
@@ -44,7 +45,7 @@ MIN_SHARE = Config().min_region_share
 
 def gta_mapping() -> dict[int, int]:
     """Return the ids of GTA and their train ids, without void."""
-    return dict(load_yaml(labels.space_file("gta"))["train_ids"])
+    return dict(load_yaml(space_file("gta"))["train_ids"])
 
 
 def write_frame(folder: Path, size_px: tuple[int, int]) -> tuple[Path, Path]:
@@ -63,7 +64,7 @@ def write_frame(folder: Path, size_px: tuple[int, int]) -> tuple[Path, Path]:
 
 def conversion(results: measure.Results, folder: Path, path: Path, times: int) -> None:
     """Compare the conversion of one label map, in memory and from file to file."""
-    mapping, table = gta_mapping(), labels.label_space("gta")
+    mapping, table = gta_mapping(), label_space("gta")
     ids = np.array(Image.open(path))
 
     def ours() -> None:
@@ -134,7 +135,7 @@ def training_crop(
     )
     rng = np.random.default_rng(0)
     ids = folder / "train_ids.png"
-    Image.fromarray(labels.read_label(pair[1], labels.label_space("gta"))).save(ids)
+    Image.fromarray(labels.read_label(pair[1], label_space("gta"))).save(ids)
     calls = {
         "published": measure.repeated(
             lambda: plain_data.training_sample(pair[0], ids, crop_px, rng), times
@@ -179,7 +180,7 @@ def main() -> None:
         if arguments.label_maps:
             pair = pair[0], min(arguments.label_maps.glob("*.png"))
         conversion(results, folder, pair[1], times)
-        label = labels.read_label(pair[1], labels.label_space("gta"))
+        label = labels.read_label(pair[1], label_space("gta"))
         top, left = ((big - small) // 2 for big, small in zip(label.shape, crop_px, strict=True))
         crop = np.ascontiguousarray(label[top : top + crop_px[0], left : left + crop_px[1]])
         condition(results, crop, times)
