@@ -15,7 +15,7 @@ from pipeline.reading import read_json
 from pipeline.stages import FOLDER, load_recipe
 
 TOY = {
-    "source_images": 8, "collection_images": 4, "unlabelled_images": 4, "target_images": 4,
+    "source_images": 8, "collection_images": 4, "unlabelled_images": 4, "target_images": 2,
     "heldout_images": 2, "n": 4, "six_times": 5, "iterations": 6, "learner_steps": 6,
     "backbone_steps": 2,
 }  # fmt: skip

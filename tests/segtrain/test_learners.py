@@ -24,6 +24,10 @@ RESNET = "backbone=dict(depth=18, base_channels=8, stem_channels=8),"
 MIT_DAFORMER = f"{MIT} decode_head=dict(in_channels=[8, 8, 8, 8], channels=8, embed_dims=8),"
 SMALL_VIEWS = MIT.replace("),", ", sr_ratios=[2, 1, 1, 1]),")
 STYLES = "channels=8, num_styles=2, pool=4, interval=2"
+VIT = (
+    "backbone=dict(architecture=dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, "
+    "image_size=16), out_layers=(0, 1, 2, 3)),"
+)
 LEARNERS = {
     "segformer_efficientnet_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8)",
     "daformer_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8, embed_dims=8)",
@@ -41,6 +45,8 @@ LEARNERS = {
     "dinov2_lora_gta": "backbone=dict(architecture=dict(hidden_size=8, num_hidden_layers=4, "
     "num_attention_heads=2), out_layers=(0, 1, 2, 3), rank=2), "
     "decode_head=dict(in_channels=[8] * 4, channels=8)",
+    # mmsegmentation builds a convolution of 3x3 in this head first, larger than all that is kept
+    "dinov2_linear_pocket": f"{VIT} decode_head=dict(in_channels=32, channels=32)",
     "daformer_shade_gta": f"{MIT_DAFORMER} style_hallucination=dict({STYLES})",
     "flexseg_gta": MIT_DAFORMER,
     "class_mixing_gta": MIT_DAFORMER,
@@ -59,6 +65,7 @@ POCKET = {
     "diff_as_released_pocket": SHORT,
     "diff_pocket": SHORT,
     "diffusion_pocket": "",
+    "dinov2_pocket": f"{VIT} decode_head=dict(in_channels=[32] * 4, channels=8)",
     "flexseg_pocket": DAFORMER,
     "hrda_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8, embed_dims=8), "
     "detail=dict(crop_size=(32, 32)), attention_head=dict(channels=8)",
