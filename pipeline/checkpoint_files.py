@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipeline.model_files import compare_tensors
 from pipeline.reading import read_bytes, read_json
+from pipeline.weight_files import compare_tensors
 
 DAMAGE = (
     OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from pipeline import model_files
+from pipeline import model_files, weight_files
 from pipeline.errors import UserError
 from pipeline.identity import BASE_PARTS
 
@@ -101,8 +101,8 @@ def choose_files(names: list[str]) -> list[str]:
     for part in BASE_PARTS:
         inside = [n for n in names if n.startswith(f"{part}/") and n.count("/") == 1]
         chosen += [n for n in inside if n.endswith((".json", ".txt")) and ".index." not in n]
-        for variant in model_files.VARIANTS:
-            single, indices = model_files.weight_names(part, variant)
+        for variant in weight_files.VARIANTS:
+            single, indices = weight_files.weight_names(part, variant)
             shards = f"{part}/{single.removesuffix('.safetensors')}-"
             if f"{part}/{single}" in inside:
                 chosen.append(f"{part}/{single}")

@@ -7,7 +7,7 @@ a commit: `owner/name@<40 hex digits>`. Only stock classes and safetensors are l
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub, model_files, model_values
+from pipeline import hub, model_files, model_values, weight_files
 from pipeline.config import digest
 from pipeline.errors import UserError
 from pipeline.identity import model_revision
@@ -114,10 +114,10 @@ def check_loadable(*inputs: tuple[str, str | Path | None]) -> None:
 
 def check_tensors(folder: Path, kind: str) -> None:
     """Raise `UserError` unless the weights hold every tensor that the config asks for."""
-    weights = model_files.find_weights(folder, kind)
-    found = _current_names(kind, model_files.read_headers(weights))
+    weights = weight_files.find_weights(folder, kind)
+    found = _current_names(kind, weight_files.read_headers(weights))
     expected = _current_names(kind, _expected_shapes(folder, kind))
-    wrong = model_files.compare_tensors(expected, found)
+    wrong = weight_files.compare_tensors(expected, found)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
@@ -210,7 +210,7 @@ def _load(folder: Path, kind: str) -> Any:
         if kind.startswith("tokenizer"):
             return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         check_tensors(folder, kind)
-        variant = model_files.find_weights(folder, kind).variant
+        variant = weight_files.find_weights(folder, kind).variant
         library, dtype = (diffusers, "torch_dtype")
         if kind.startswith("text_encoder"):
             library, dtype = (transformers, "dtype")

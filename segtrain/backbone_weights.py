@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.model_files import read_header
+from pipeline.weight_files import read_header
 
 PREFIX = "backbone."
 NAMED = 3  # mismatches named in a message

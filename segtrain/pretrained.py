@@ -20,9 +20,9 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline import files, hub
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
-from pipeline.model_files import read_header
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import require_writable
+from pipeline.weight_files import read_header
 from segtrain.backbone_weights import require_fit
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import require_recipe

@@ -37,8 +37,8 @@ def _read(path: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    from pipeline.model_files import read_header
     from pipeline.torch_pickle import StateDict
+    from pipeline.weight_files import read_header
 
     if path.suffix == ".safetensors":
         read_header(path)
