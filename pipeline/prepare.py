@@ -16,7 +16,6 @@ does nothing when all is done. Only `--write-into-source True` writes to the sou
 
 import functools
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +41,13 @@ from pipeline.config import differences, digest, parse, show
 from pipeline.dataset import prove_checked
 from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter, write_card
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
-from pipeline.exports.daformer import write_daformer_stats
+from pipeline.exports.daformer import write_daformer_files
 from pipeline.markdown import code, plain
 from pipeline.metadata import read_rows
 from pipeline.output_folders import (
     DATASET,
     check_output,
     require_apart,
-    require_writable,
     stored_config,
 )
 from pipeline.parallel import MOST_WORKERS, in_processes
@@ -166,22 +164,6 @@ def convert_all(
     return faults
 
 
-def write_field_files(folder: Path, rows: list[dict[str, Any]], target: Path) -> None:
-    """Write train id labels and class statistics as DAFormer's converters do, below `target`."""
-    require_writable(target)
-    counts = []
-    for row in rows:
-        source = Path(row["original_label"])
-        stem = re.sub("_(labelIds|labelTrainIds|color)$", "", source.stem)
-        name = str(source.with_name(stem + DERIVED))
-        label, second = folder / row["label_file_name"], target / name
-        same = second.is_file() and second.read_bytes() == label.read_bytes()
-        if not same and (name != row["original_label"] or not second.exists()):
-            files.place(label, second)
-        counts.append((name, row["class_pixels"]))
-    write_daformer_stats(target, counts)
-
-
 def look_at_some(listing: Listing, faults: list[Fault]) -> None:
     """Raise `UserError` if a few labels, spread over the set, hold no pixel of any class.
 
@@ -272,7 +254,7 @@ def finish(
     prove_checked(folder, {row["id"] for row in rows} - known)
     if config.field_files or config.write_into_source:
         target = Path(config.root) if config.write_into_source else folder / "field_files"
-        write_field_files(folder, rows, target)
+        write_daformer_files(folder, rows, target, suffix=DERIVED)
     if not (folder / "README.md").exists():
         write_card(
             folder,

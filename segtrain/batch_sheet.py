@@ -1,9 +1,12 @@
 """A batch as an image: one row per sample, its image as the network gets it, beside its label."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline import files
+from pipeline.images import encode_png
 from pipeline.labels import colorize
 from segtrain.sets import TARGET
 
@@ -41,3 +44,11 @@ def describe_samples(samples: list[Any]) -> list[str]:
         f"{sample['data_samples'].get('img_path')}"
         for row, sample in enumerate(samples, start=1)
     ]
+
+
+def write_first_batch(path: Path, task: Any) -> None:
+    """Write the samples of the first micro-batch of one process to a PNG file."""
+    labelled, unlabelled = next(task.batches(0, 0, 1))[0]
+    batch = [*labelled, *unlabelled]
+    files.write_bytes(path, encode_png(batch_sheet(task.network, batch)))
+    print("\n".join([f"{path}: images and labels", *describe_samples(batch)]))

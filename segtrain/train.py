@@ -20,7 +20,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import tyro
 
-from pipeline import files, images, models, ranks
+from pipeline import models, ranks
 from pipeline.config import parse, show, to_mapping
 from pipeline.errors import UserError, guard
 from pipeline.output_files import check_output_file
@@ -225,6 +225,7 @@ def run(config: Config, data: TrainingData) -> None:
     """
     from pipeline import runs
     from segtrain import checkpoints, loop, recipes, saved_recipe
+    from segtrain.batch_sheet import write_first_batch
 
     recipe = recipes.load_recipe(config.recipe, config.cfg_options)
     recipes.override(recipe, steps=config.steps, batch_size=config.batch_size, base=config.base)
@@ -285,16 +286,6 @@ def make_task(config: Config, plan: Any, network: Any, samples: tuple[MixedSampl
         teacher=Teacher(network, config.self_training, unlabelled) if unlabelled else None,
         average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
     )
-
-
-def write_first_batch(path: Path, task: Any) -> None:
-    """Write the samples of the first micro-batch of one process to a PNG file."""
-    from segtrain.batch_sheet import batch_sheet, describe_samples
-
-    labelled, unlabelled = next(task.batches(0, 0, 1))[0]
-    batch = [*labelled, *unlabelled]
-    files.write_bytes(path, images.encode_png(batch_sheet(task.network, batch)))
-    print("\n".join([f"{path}: images and labels", *describe_samples(batch)]))
 
 
 def main() -> int | None:

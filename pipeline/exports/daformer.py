@@ -1,11 +1,13 @@
-"""The class statistics that DAFormer, HRDA and DGInStyle sample rare classes from."""
+"""The files that DAFormer, HRDA and DGInStyle read: labels and class statistics."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import files
+from pipeline.output_folders import require_writable
 
 
 def write_daformer_stats(folder: Path, counts: Iterable[tuple[str, Sequence[int]]]) -> None:
@@ -29,3 +31,24 @@ def write_daformer_stats(folder: Path, counts: Iterable[tuple[str, Sequence[int]
         ("samples_with_class", holders),
     ):
         files.write_changed(folder / f"{stem}.json", json.dumps(value).encode())
+
+
+def write_daformer_files(
+    folder: Path, rows: list[dict[str, Any]], target: Path, *, suffix: str
+) -> None:
+    """Write train id labels and class statistics as DAFormer's converters do, below `target`.
+
+    `rows` are those of the prepared `folder`; the name of a label ends with `suffix`.
+    """
+    require_writable(target)
+    counts = []
+    for row in rows:
+        source = Path(row["original_label"])
+        stem = re.sub("_(labelIds|labelTrainIds|color)$", "", source.stem)
+        name = str(source.with_name(stem + suffix))
+        label, second = folder / row["label_file_name"], target / name
+        same = second.is_file() and second.read_bytes() == label.read_bytes()
+        if not same and (name != row["original_label"] or not second.exists()):
+            files.place(label, second)
+        counts.append((name, row["class_pixels"]))
+    write_daformer_stats(target, counts)
