@@ -88,7 +88,8 @@ def pairs(
         yield int(sample.id), image, label
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """Return the options of the call; raises `UserError` for a value out of range."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -121,6 +122,11 @@ def main() -> None:
     if not 0 < options.fda_beta <= 0.5:
         raise UserError(f"--fda-beta {options.fda_beta}: must be above 0 and at most 0.5")
     require_seed(options.seed)
+    return options
+
+
+def main() -> None:
+    options = read_options()
     collection = open_dataset(options.collection, labelled=False)
     settings = {k: None if v is None else str(v) for k, v in vars(options).items()}
     writer = DatasetWriter(

@@ -72,7 +72,8 @@ def guided_share(settings: str, steps: int) -> float:
     return (guided + 0.5 * (steps - guided)) / steps
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
+    """Return the options of the call, their paths absolute."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, text in {
         "label-maps": "dataset folder of label maps",
@@ -87,9 +88,13 @@ def main() -> None:
         "--only", nargs="+", choices=VARIANTS, metavar="NAME", help="generate only these rows"
     )
     arguments = parser.parse_args()
-    arguments = argparse.Namespace(
+    return argparse.Namespace(
         **{k: v.resolve() if isinstance(v, Path) else v for k, v in vars(arguments).items()}
     )
+
+
+def main() -> None:
+    arguments = read_arguments()
     variants = {name: VARIANTS[name] for name in arguments.only or VARIANTS}
     folders = {name: folder_of(arguments.output, name) for name in variants}
     for name, settings in variants.items():

@@ -134,6 +134,12 @@ def read_sources(config: Config) -> Sources:
         return replace(sources, release=check_release(sources.release, where))
     if not hub and not sources.archives():
         raise UserError(f"{where}: {next(iter(spec.get))} names nothing to fetch; fill it in")
+    _check_files(sources, where)
+    return sources
+
+
+def _check_files(sources: Sources, where: str) -> None:
+    """Raise `UserError` for names, addresses, sizes and hashes that an entry gets wrong."""
     names = [file.name for file in sources.archives()]
     if len(set(names)) < len(names):
         raise UserError(f"{where}: two files have one name; give each its own `name`")
@@ -155,7 +161,6 @@ def read_sources(config: Config) -> Sources:
                     f"{where}: {file.name}: {kind} {shortened(text, 80)} is not {length} "
                     "hexadecimal digits; correct or remove it"
                 )
-    return sources
 
 
 def given_release(config: Config) -> Sources:

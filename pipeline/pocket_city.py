@@ -81,10 +81,10 @@ def render_and_encode(index: int, split: str, size_px: tuple[int, int]) -> Encod
     return encode_sample(index, *render_sample(index, split, size_px))
 
 
-def main() -> int | None:
+def check(config: Config) -> None:
+    """Raise `UserError` for a setting out of range."""
     from pipeline.parallel import MOST_WORKERS
 
-    config, call = parse(Config, __doc__)
     if config.split not in SPLITS:
         raise UserError(f"--split {config.split}: must be one of {', '.join(SPLITS)}")
     require_positive(config, "n")
@@ -97,6 +97,11 @@ def main() -> int | None:
             f"--size-px {height} {width}: both sides must be 16 or more, together at most "
             f"{MAX_PIXELS} pixels (2048 x 4096)"
         )
+
+
+def main() -> int | None:
+    config, call = parse(Config, __doc__)
+    check(config)
     if call.dry_run:
         show(config)
         return None

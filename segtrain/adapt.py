@@ -128,9 +128,9 @@ def run(config: Config, paths: list[Path]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from pipeline import runs, seeding
+    from pipeline import runs
     from segtrain import loop
-    from segtrain.adaptation import Adaptation, ScenePrompt
+    from segtrain.adaptation import ScenePrompt
     from segtrain.segmenter import Segmenter
 
     online = config.mode == "online"
@@ -149,18 +149,7 @@ def run(config: Config, paths: list[Path]) -> None:
         config.checkpoint, base=config.base, device=accelerator.device
     )
     scene = ScenePrompt(segmenter, config.scene, config.confidence)
-    names = list(name_predictions(config.target, paths)) if online else []
-    task = Adaptation(
-        segmenter,
-        scene,
-        paths,
-        seeding.numpy_generator(config.seed, "order").permutation(len(paths)).tolist(),
-        steps=steps,
-        batch_size=1 if online else config.batch_size,
-        ema_decay=config.ema_decay,
-        size_px=size_of(config, segmenter.recipe),
-        predictions=[config.output / "predictions" / name for name in names],
-    )
+    task = make_task(config, segmenter, scene, paths, steps)
     plan = loop.Plan(
         folder=config.output,
         steps=steps,
@@ -181,6 +170,26 @@ def run(config: Config, paths: list[Path]) -> None:
         files.write_json(config.output / "scene.json", record)
         runs.mark_finished(config.output, steps)
     accelerator.end_training()
+
+
+def make_task(config: Config, segmenter: Any, scene: Any, paths: list[Path], steps: int) -> Any:
+    """Return the task of adapting the tokens of `scene`; online it writes a prediction a step."""
+    from pipeline import seeding
+    from segtrain.adaptation import Adaptation
+
+    online = config.mode == "online"
+    names = list(name_predictions(config.target, paths)) if online else []
+    return Adaptation(
+        segmenter,
+        scene,
+        paths,
+        seeding.numpy_generator(config.seed, "order").permutation(len(paths)).tolist(),
+        steps=steps,
+        batch_size=1 if online else config.batch_size,
+        ema_decay=config.ema_decay,
+        size_px=size_of(config, segmenter.recipe),
+        predictions=[config.output / "predictions" / name for name in names],
+    )
 
 
 def main() -> int | None:

@@ -4,6 +4,7 @@ Nothing is "extracted": names are checked, contents are copied, and everything e
 can hold is refused. The folder appears under its name when it is whole, or not at all.
 """
 
+import contextlib
 import errno
 import gzip
 import lzma
@@ -89,34 +90,18 @@ def unpack(
     try:
         staging.mkdir(parents=True)
         for name, path in sources.items():
-            try:
+            with _naming(path, output):
                 for member, stream in _members(name, path, plain):
                     if is_litter(member):
                         litter.append(member)
                     else:
                         _extract(staging, member, stream, path, seen)
-            except _Unsupported as error:
-                raise UserError(
-                    f"{path}: is not a zip, tar or tar.gz that can be read here; unpack it yourself"
-                    f" into {output} ({error} {shlex.quote(path.name)}) and prepare it with "
-                    f"pipeline/prepare.py --root {output}"
-                ) from None
-            except (*DAMAGE, OSError) as error:
-                if not isinstance(error, DAMAGE) and error.errno != errno.EINVAL:
-                    raise  # of the disk; a damaged zip leads before its first byte, which is EINVAL
-                reason = "its headers go too deep" if isinstance(error, RecursionError) else error
-                raise UserError(
-                    f"{path}: {one_line(str(reason))}; nothing was unpacked, get the archive from "
-                    "its source again"
-                ) from None
         if not seen:
             raise UserError(
                 f"{', '.join(map(str, sources.values()))}: no file is in it; get the archive from "
                 "its source again"
             )
-        root = staging
-        while len(inside := list(root.iterdir())) == 1 and inside[0].is_dir():
-            root = inside[0]
+        root = _innermost(staging)
         if (root / "download.json").is_dir():
             raise UserError(f"{output}: the archive has a folder download.json; unpack it yourself")
         files.write_json(root / "download.json", {**record, "num_files": len(seen)})
@@ -129,6 +114,34 @@ def unpack(
         some = shortened(", ".join(litter[:3]))
         print(f"notice: {len(litter)} files of file managers are left out: {some}", file=sys.stderr)
     return len(seen)
+
+
+@contextlib.contextmanager
+def _naming(archive: Path, output: Path) -> Iterator[None]:
+    """Turn what is wrong with an archive into one line that names it; faults of the disk pass."""
+    try:
+        yield
+    except _Unsupported as error:
+        raise UserError(
+            f"{archive}: is not a zip, tar or tar.gz that can be read here; unpack it yourself"
+            f" into {output} ({error} {shlex.quote(archive.name)}) and prepare it with "
+            f"pipeline/prepare.py --root {output}"
+        ) from None
+    except (*DAMAGE, OSError) as error:
+        if not isinstance(error, DAMAGE) and error.errno != errno.EINVAL:
+            raise  # of the disk; a damaged zip leads before its first byte, which is EINVAL
+        reason = "its headers go too deep" if isinstance(error, RecursionError) else error
+        raise UserError(
+            f"{archive}: {one_line(str(reason))}; nothing was unpacked, get the archive from "
+            "its source again"
+        ) from None
+
+
+def _innermost(folder: Path) -> Path:
+    """Return the folder without those that enclose all the rest."""
+    while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+        folder = inside[0]
+    return folder
 
 
 def is_litter(name: str) -> bool:

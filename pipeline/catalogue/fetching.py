@@ -155,7 +155,6 @@ def _attempt(
 ) -> None:
     """Ask for what is missing and append it; `known` keeps which version of the file we have."""
     import requests
-    from tqdm import tqdm
 
     have = _size(own)
     if have and have == file.bytes:
@@ -163,7 +162,7 @@ def _attempt(
     ask = {**headers, "Range": f"bytes={have}-"} if have else dict(headers)
     version = known.get("version", "")
     if have and version and not version.startswith("W/"):
-        ask["If-Range"] = version  # what changed meanwhile comes anew
+        ask["If-Range"] = version  # what changed meanwhile comes again from its start
     with requests.get(file.address, headers=ask, stream=True, timeout=timeout_s) as answer:
         _check_answer(file, answer)
         start, total = _part(file, answer)
@@ -180,24 +179,31 @@ def _attempt(
             raise _refusal(file, why)
         if file.bytes and total != file.bytes:
             raise _refusal(file, f"offers {total} bytes, {file.bytes} are expected")
-        with (
-            open(own, "ab" if start else "wb") as handle,
-            tqdm(
-                desc=file.name,
-                total=total or None,
-                initial=start,
-                unit="B",
-                unit_scale=True,
-                disable=None,
-            ) as bar,
-        ):
-            for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=False):
-                if total and handle.tell() + len(chunk) > total:
-                    raise _refusal(file, f"sends more than the {total} bytes of the file")
-                handle.write(chunk)
-                bar.update(len(chunk))
+        _append(file, answer, own, start, total)
     if _size(own) < total:
         raise _Interrupted(f"the connection ended after {_size(own)} of {total} bytes")
+
+
+def _append(file: RemoteFile, answer: Any, own: Path, start: int, total: int) -> None:
+    """Write the body of an answer from byte `start` of the file on; `total` 0 is unknown."""
+    from tqdm import tqdm
+
+    with (
+        open(own, "ab" if start else "wb") as handle,
+        tqdm(
+            desc=file.name,
+            total=total or None,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        ) as bar,
+    ):
+        for chunk in answer.raw.stream(CHUNK_BYTES, decode_content=False):
+            if total and handle.tell() + len(chunk) > total:
+                raise _refusal(file, f"sends more than the {total} bytes of the file")
+            handle.write(chunk)
+            bar.update(len(chunk))
 
 
 def _check_answer(file: RemoteFile, answer: Any) -> None:
