@@ -1,4 +1,4 @@
-"""Adapt the diffusion model to the layouts and the look of a labelled source.
+"""Adapt the diffusion model to the label maps and the look of a labelled source.
 
 `README.md` names the files in reading order.
 """

@@ -20,7 +20,7 @@ from pipeline.labels import CLASS_NAMES, shipped
 from pipeline.remote_files import local_path, work_folder
 from pipeline.setting_checks import require_between, require_positive, require_seed
 
-DEFAULT_LABEL_MAPS = shipped("pocket_layouts")
+DEFAULT_LABEL_MAPS = shipped("pocket_label_maps")
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),

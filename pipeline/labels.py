@@ -45,7 +45,7 @@ def shipped(name: str) -> Path:
     """Return a folder of the checkout; a wheel keeps it inside this package, see pyproject.toml.
 
     `name` is configs, dataset_specs (the catalogue, datasets/ itself), labelspaces or
-    pocket_layouts.
+    pocket_label_maps.
     """
     package = Path(__file__).resolve().parent
     installed = package / name

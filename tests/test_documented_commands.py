@@ -123,7 +123,7 @@ class World:
             image.resize((464, 256), Image.Resampling.NEAREST).save(
                 folder / "path/to/gta/labels" / path.name
             )
-        shipped = next(labels.shipped("pocket_layouts").glob("*.png"))
+        shipped = next(labels.shipped("pocket_label_maps").glob("*.png"))
         (folder / "label.png").write_bytes(shipped.read_bytes())
         Image.fromarray(noise).save(folder / "street.png")
         self.write_released_controlnet()

@@ -70,7 +70,7 @@ def test_wheel_holds_our_packages_whole_and_nothing_else(wheel: Path, root: Path
     for folder, place in (
         ("labelspaces", "datasets/labelspaces"),
         ("dataset_specs", "datasets"),
-        ("pocket_layouts", "datasets/pocket_layouts"),
+        ("pocket_label_maps", "datasets/pocket_label_maps"),
     ):
         found = {
             f"pipeline/{folder}/{p.name}"

@@ -3,7 +3,7 @@
 The result is an upper bound for generated images: same labels, same looks, no diffusion model. The
 set must have been generated from frames of Pocket City's source.
 
-    python experiments/render_layouts.py --generated DIR --output DIR
+    python experiments/render_label_maps.py --generated DIR --output DIR
 """
 
 import argparse
