@@ -121,7 +121,7 @@ def test_recipes_of_one_workspace_share_their_stages() -> None:
 
 
 def default_outputs() -> dict[str, Path]:
-    """Return where each program writes unless told, if it has such a default."""
+    """Return where each program writes without --output, if it has such a default."""
     found = {}
     for folder in ("pipeline", "finetune", "generation", "segtrain"):
         for path in sorted((ROOT / folder).glob("*.py")):

@@ -149,7 +149,7 @@ def test_package_readmes_name_real_files(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *PACKAGE_PAGES], ids=lambda page: page.relative_to(ROOT))
-def test_pictures_and_links_exist(page: Path) -> None:
+def test_images_and_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if not target.startswith(("http://", "https://", "mailto:")):
             assert (page.parent / target).exists(), target

@@ -123,9 +123,9 @@ def test_the_adversarial_loss_reaches_the_decoder_from_its_update_on():
     assert {"adversarial", "discriminator"} <= logged_late
 
 
-def test_the_loss_is_told_the_number_of_its_update(tmp_path):
+def test_the_loss_receives_the_number_of_its_update(tmp_path):
     """Also after a resume, and for all micro-batches of an update."""
-    told = []
+    received = []
 
     class Task(loop.Task):
         model = torch.nn.Linear(1, 1)
@@ -134,7 +134,7 @@ def test_the_loss_is_told_the_number_of_its_update(tmp_path):
             return iter("abcdef"[first * 2 :])
 
         def loss(self, model, batch, generator, *, step):
-            told.append((step, batch))
+            received.append((step, batch))
             return loop.Loss(model(torch.ones(1)).sum())
 
         def save(self, weights, folder):
@@ -147,5 +147,5 @@ def test_the_loss_is_told_the_number_of_its_update(tmp_path):
     ):
         accelerator = Accelerator(cpu=True)
         loop.train(Run(accelerator, tmp_path, 0, replace(training, steps=steps)), Task())
-        assert told == expected
-        told.clear()
+        assert received == expected
+        received.clear()

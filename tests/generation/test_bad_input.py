@@ -216,7 +216,7 @@ def test_output_that_can_be_no_folder(call, tmp_path, name):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"config": null}', '{"conf', None])
-def test_lost_record_is_made_anew_by_the_command_that_made_the_set(
+def test_lost_record_is_written_again_by_the_command_that_made_the_set(
     call, made, tmp_path, capsys, content
 ):
     folder = shutil.copytree(made, tmp_path / "set")
@@ -231,7 +231,7 @@ def test_lost_record_is_made_anew_by_the_command_that_made_the_set(
     assert "written again" in capsys.readouterr().err
 
 
-def test_damaged_cache_of_the_label_maps_is_measured_anew(call, made, tmp_path):
+def test_damaged_cache_of_the_label_maps_is_measured_again(call, made, tmp_path):
     folder = shutil.copytree(made, tmp_path / "set")
     for content in (b"\xff\x00", b"[]", b'{"key": 1}'):
         (folder / "label_maps.json").write_bytes(content)

@@ -110,7 +110,7 @@ def test_equals_the_stock_forward_passes(family, size):
 
 
 @torch.no_grad()
-def test_xl_is_told_the_whole_image_and_where_the_tile_lies():
+def test_xl_receives_the_whole_size_and_the_corner_of_the_tile():
     """SDXL's six numbers: original size, corner of the crop, target size."""
     unet, controlnet = make_pair("sdxl")
     tiles, condition = torch.randn(2, 4, 8, 8), torch.rand(2, 20, 32, 32)

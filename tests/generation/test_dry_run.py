@@ -1,4 +1,4 @@
-"""What is told before a run is what the run does; rows say where each sample came from."""
+"""What a dry run says is what the run does; rows say where each sample came from."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def generated(tmp_path_factory, loaded, tiny_config, inputs):
     return config, [sample.row for sample in open_dataset(config.output, labelled=True)]
 
 
-def test_rows_tell_where_a_sample_came_from(generated):
+def test_rows_say_where_a_sample_came_from(generated):
     config, rows = generated
     for row in rows:
         assert set(row) >= PROVENANCE, PROVENANCE - set(row)

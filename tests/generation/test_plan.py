@@ -47,7 +47,7 @@ def test_fifty_thousand_items_take_a_second_of_one_core():
     assert time.process_time() - started < 1
 
 
-def test_layout_serves_the_drawn_class():
+def test_label_map_has_the_sampled_class():
     plan = planner().make_plan(200)
     assert {i.label_map for i in plan if i.rare_class == 15} == {2, 4}
     assert {i.label_map for i in plan if i.rare_class == 12} == {3}
@@ -81,11 +81,11 @@ def test_quotas_are_the_same_at_any_n():
     assert all(quota_sequence(shares, n, np.arange(4)) == whole[:n] for n in range(1, 500, 17))
 
 
-def test_rare_classes_are_drawn_with_their_probabilities():
-    drawn = planner(temperature=0.5)
-    counts = Counter(item.rare_class for item in drawn.make_plan(20_000))
+def test_rare_classes_are_sampled_with_their_probabilities():
+    sampled = planner(temperature=0.5)
+    counts = Counter(item.rare_class for item in sampled.make_plan(20_000))
     found = np.array([counts[c] / 20_000 for c in range(19)])
-    assert np.allclose(found, drawn.probabilities, atol=0.01)
+    assert np.allclose(found, sampled.probabilities, atol=0.01)
 
 
 def test_times_and_places_keep_their_shares_within_each_condition():

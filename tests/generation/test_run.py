@@ -91,13 +91,13 @@ def test_details_come_from_the_source_image_of_the_crop(call, tiny_dataset, tmp_
         call("--n", 3, "--label-maps", data, "--color-transfer", "source", "--output", sharp) == 0
     )
     assert "colours transferred to the source images" in (sharp / "README.md").read_text()
-    drawn = {s.id: read_pair(s)[0] for s in open_dataset(plain, labelled=True)}
+    plain_images = {s.id: read_pair(s)[0] for s in open_dataset(plain, labelled=True)}
     for sample in open_dataset(sharp, labelled=True):
         image, label = read_pair(sample)
         source = read_image(data / sample.row["source_label"].replace("labels", "images"))
         top, left, height, width = sample.row["crop"]
         source = source[top : top + height, left : left + width]
-        expected = transfer_details(drawn[sample.id], source, label, 0.1 * height)
+        expected = transfer_details(plain_images[sample.id], source, label, 0.1 * height)
         assert np.array_equal(image, expected)
 
 

@@ -1,4 +1,4 @@
-"""Images drawn together, on any canvas, from an image, with a second control."""
+"""Images generated together, on any canvas, from an image, with a second control."""
 
 from dataclasses import replace
 

@@ -82,7 +82,7 @@ def test_wrong_images_have_the_lowest_scores(
     assert len(open_dataset(data, labelled=True)) == 10
 
 
-def test_the_summary_agrees_with_pixels_counted_anew(call, data: Path, judge: Path) -> None:
+def test_the_summary_agrees_with_pixels_counted_again(call, data: Path, judge: Path) -> None:
     """By another way: one confusion matrix over all pixels of the set."""
     from toy_segmenter import ToySegmenter
 

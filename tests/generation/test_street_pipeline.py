@@ -41,8 +41,8 @@ def test_row_of_the_program_gives_its_image(pipe, flags, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run.py", *flags, "--n", "1", "--output", str(tmp_path)])
     assert not run.main()
     (sample,) = open_dataset(tmp_path, labelled=True)
-    drawn = pipe(sample.label, sample.caption, generator=sample.row["seed"])
-    assert np.array_equal(pixels(drawn), read_image(sample.image))
+    generated = pipe(sample.label, sample.caption, generator=sample.row["seed"])
+    assert np.array_equal(pixels(generated), read_image(sample.image))
 
 
 def test_generators_stand_for_seeds_and_move_on(pipe, networks, tiny_config, label):
@@ -73,9 +73,9 @@ def test_labels_come_in_many_forms(pipe, label, tmp_path):
     image = Image.fromarray(label)
     image.save(tmp_path / "a.png")
     forms = [label.astype(np.int64), image, tmp_path / "a.png", torch.from_numpy(label)]
-    drawn = pipe(forms, "road", generator=1, num_inference_steps=1)
+    generated = pipe(forms, "road", generator=1, num_inference_steps=1)
     nested = pipe(label.tolist(), "road", generator=1, num_inference_steps=1)
-    assert len({i.tobytes() for i in [*drawn.images, *nested.images]}) == 1
+    assert len({i.tobytes() for i in [*generated.images, *nested.images]}) == 1
 
 
 def test_threads_of_the_process_stay_as_they_are(pipe, label):
@@ -122,8 +122,8 @@ def test_saved_folder_gives_the_same_image_and_is_a_stock_pipeline(pipe, label, 
     assert "base" not in read_json(tmp_path / SETTINGS_FILE)
     again = StreetPipeline.from_pretrained(tmp_path)
     assert again.settings.tile_px == pipe.settings.tile_px
-    drawn = [pixels(p(label, PROMPT, generator=5)) for p in (pipe, again)]
-    assert np.array_equal(*drawn)
+    generated = [pixels(p(label, PROMPT, generator=5)) for p in (pipe, again)]
+    assert np.array_equal(*generated)
     assert StreetPipeline.from_pretrained(tmp_path, steps=2).settings.steps == 2
     stock = StableDiffusionControlNetPipeline.from_pretrained(tmp_path)
     assert stock.controlnet.config.conditioning_channels == 20
@@ -139,11 +139,13 @@ def test_saved_folder_holds_the_swapped_unet(pipe, tiny_config, tiny_base, label
     tuned = StreetPipeline(replace(pipe.settings, unet=str(tmp_path / "unet")))
     tuned.save_pretrained(tmp_path / "saved")
     again = StreetPipeline.from_pretrained(tmp_path / "saved")
-    drawn = [pixels(p(label, "road", generator=5)) for p in (pipe, tuned, again)]
-    assert np.array_equal(drawn[1], drawn[2]) and not np.array_equal(drawn[0], drawn[1])
+    generated = [pixels(p(label, "road", generator=5)) for p in (pipe, tuned, again)]
+    assert np.array_equal(generated[1], generated[2]) and not np.array_equal(
+        generated[0], generated[1]
+    )
 
 
-def test_xl_base_is_saved_and_drawn_alike(family_base, tmp_path, label):
+def test_xl_base_is_saved_and_generates_the_same(family_base, tmp_path, label):
     from diffusers import ControlNetModel, StableDiffusionXLControlNetPipeline, UNet2DConditionModel
 
     base = family_base("sdxl")

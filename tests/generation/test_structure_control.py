@@ -30,7 +30,7 @@ class Net(torch.nn.Module):
 
 
 class Midas:
-    """Gives back an array for an array, and a PIL image for anything else, unless told."""
+    """Gives back an array for an array, and a PIL image for anything else, unless asked."""
 
     file = "dpt_hybrid-midas-501f0c75.pt"
 
@@ -80,7 +80,7 @@ class Midas:
 
 
 class Hed(Midas):
-    """Always a PIL image, unless told."""
+    """Always a PIL image, unless asked."""
 
     file = "ControlNetHED.pth"
 

@@ -20,7 +20,7 @@ GTA_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32,
 
 
 def write_gta(root: Path, n: int, height: int = 8, width: int = 12) -> Path:
-    """Write `n` pairs as GTA does: RGB pictures and palette labels with ids 0..34."""
+    """Write `n` pairs as GTA does: RGB images and palette labels with ids 0..34."""
     for index in range(1, n + 1):
         rng = np.random.default_rng(index)
         label = Image.fromarray(rng.choice(GTA_IDS, (height, width)).astype(np.uint8), mode="P")

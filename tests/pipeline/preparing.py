@@ -25,7 +25,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def write_pairs(root: Path, *arrays: np.ndarray, suffix: str = ".png") -> Path:
-    """Write pairs of a black picture and a label in the layout of GTA."""
+    """Write pairs of a black image and a label in the layout of GTA."""
     for number, array in enumerate(arrays, start=1):
         for folder, image in (
             ("images", Image.new("RGB", array.shape[::-1])),

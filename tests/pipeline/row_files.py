@@ -29,7 +29,7 @@ def write_rows(folder: Path, rows: list[Any]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sound set beside the secrets of its reader: a picture and a label outside of it."""
+    """A sound set beside the secrets of its reader: an image and a label outside of it."""
     write_set(tmp_path / "set")
     (tmp_path / "outside").mkdir()
     for name, array in (("image", np.full((32, 64, 3), 77)), ("label", np.full((32, 64), 2))):

@@ -97,8 +97,8 @@ def test_what_file_managers_add_is_left_out_and_said(
     ):
         assert archives.unpack({"x": path}, tmp_path / name, {}) == 2
         assert tree(tmp_path / name) == {"images/1.png": b"a", "labels/1.png": b"b"}
-        told = capsys.readouterr().err
-        assert "4 files of file managers are left out" in told and "__MACOSX/set" in told
+        message = capsys.readouterr().err
+        assert "4 files of file managers are left out" in message and "__MACOSX/set" in message
 
 
 def zip_of(*names: str, **attributes: int) -> Callable[[Path], Path]:

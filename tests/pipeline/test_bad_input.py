@@ -52,9 +52,9 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def one_line(start: Start, told: str, program: str, *flags: object) -> None:
+def one_line(start: Start, message: str, program: str, *flags: object) -> None:
     """Check that a call ends in one line that a user can act on."""
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         start(program, *flags)
     assert "\n" not in str(caught.value)
 
@@ -118,17 +118,17 @@ PREPARE: dict[str, tuple[Any, str]] = {
 def test_mistakes_in_the_yaml_of_a_dataset(
     start: Start, tree: Path, tmp_path: Path, program: str, name: str
 ) -> None:
-    data, told = PREPARE[name]
+    data, message = PREPARE[name]
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(data))
     flags = ["--dataset", path, "--root", tree, "--workers", "1"]
     flags += ["--output", tmp_path / "out"] if program == "prepare" else []
-    one_line(start, f"(?s)^{path}.*{told}|{told}", program, *flags)
+    one_line(start, f"(?s)^{path}.*{message}|{message}", program, *flags)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("program", ["prepare", "preflight"])
-def test_pipes_among_pictures_and_labels_are_listed_and_never_waited_for(
+def test_pipes_among_images_and_labels_are_listed_and_never_waited_for(
     start: Start, tree: Path, tmp_path: Path, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(GOOD))
@@ -182,7 +182,7 @@ SETTINGS: dict[str, tuple[str, list[str], str]] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    program, flags, told = SETTINGS[name]
+    program, flags, message = SETTINGS[name]
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     for file, text in {
@@ -194,7 +194,7 @@ def test_settings(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     }.items():
         Path(file).write_text(text)
     before = sorted(os.listdir())
-    one_line(start, told, program, *flags)
+    one_line(start, message, program, *flags)
     monkeypatch.undo()
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -230,16 +230,16 @@ RECIPES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_mistakes_in_recipes(start: Start, tmp_path: Path, name: str) -> None:
-    change, told = RECIPES[name]
+    change, message = RECIPES[name]
     path = tmp_path / "recipe.yaml"
     recipe = {"workspace": str(tmp_path / "work"), "stages": [{**STAGE, **change}]}
     path.write_text(yaml.safe_dump(recipe))
-    one_line(start, told, "run", "--recipe", path)
+    one_line(start, message, "run", "--recipe", path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "told"),
+    ("recipe", "message"),
     [
         ({"workspace": "w", "stages": []}, "needs `workspace` and `stages`"),
         ({"workspace": "w", "stages": "abc"}, "expected a list"),
@@ -258,10 +258,10 @@ def test_mistakes_in_recipes(start: Start, tmp_path: Path, name: str) -> None:
         ([], "expected a mapping"),
     ],
 )
-def test_mistakes_in_recipe_files(tmp_path: Path, recipe: Any, told: str) -> None:
+def test_mistakes_in_recipe_files(tmp_path: Path, recipe: Any, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         load_recipe(path)
 
 

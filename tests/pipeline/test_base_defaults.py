@@ -34,7 +34,7 @@ def config_files(folder: Path, sample_size: object, levels: int = 4) -> str:
     ([16, 32], (128, 256)),
     (None, None), ("64", None), ([64], None), (0, None), (-64, None), (10**9, None), (True, None),
 ])  # fmt: skip
-def test_size_is_told_by_the_models_own_config(tmp_path, sample_size, size):
+def test_size_follows_from_the_models_own_config(tmp_path, sample_size, size):
     assert native_size(config_files(tmp_path, sample_size)) == size
 
 

@@ -191,8 +191,8 @@ def test_what_others_mark_meanwhile_is_kept(server: Server) -> None:
     assert server.mark("00000002", {"excluded": True})[0] == 200
     assert marks.read_marks(server.folder) == {**other, "00000002": Mark(excluded=True)}
     (server.folder / "marks.json").write_text("{")
-    status, told = server.mark("00000003", {"marked": True})
-    assert status == 409 and "marks.json: broken JSON" in told
+    status, message = server.mark("00000003", {"marked": True})
+    assert status == 409 and "marks.json: broken JSON" in message
     assert (server.folder / "marks.json").read_text() == "{", "nothing of others is overwritten"
     (server.folder / "marks.json").unlink()
 
@@ -282,13 +282,13 @@ def test_many_samples_exist_on_the_page_only_where_they_are_seen(
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [(("none",), "none: no such folder"), ((".",), "no metadata.jsonl"),
      ((".", "--port", "70000"), "--port"), ((".", "--source", "none"), "none: no such folder")],
 )  # fmt: skip
-def test_bad_input_is_one_line(run_program, flags: tuple[str, ...], told: str) -> None:
+def test_bad_input_is_one_line(run_program, flags: tuple[str, ...], message: str) -> None:
     done = run_program("pipeline/browse.py", *flags, check=False)
-    assert done.returncode == 2 and told in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -146,12 +146,12 @@ def test_mapillary_maps_agree_with_mmsegmentations_class_names() -> None:
         assert target == {"Lane Marking": "road"}.get(kind, kind.lower())
 
 
-def test_label_path_follows_the_picture_whatever_the_parents_are_called(
+def test_label_path_follows_the_image_whatever_the_parents_are_called(
     gta_tree: Callable[..., Path],
 ) -> None:
     root = gta_tree(3)
     (root / "labels" / "00002_labelTrainIds.png").write_bytes(b"left by another converter")
-    (root / "labels" / "00009.png").write_bytes(b"no picture")
+    (root / "labels" / "00009.png").write_bytes(b"no image")
     listing = list_pairs(load_spec("gta"), root, "all")
     assert [p.label for p in listing.pairs] == [root / f"labels/0000{i}.png" for i in (1, 2, 3)]
     assert [p.attributes["original_image"] for p in listing.pairs][0] == "images/00001.png"

@@ -89,11 +89,11 @@ def test_folder_of_another_run_is_refused_with_the_difference(tmp_path: Path) ->
 
 def test_ok_row_wins_over_a_failed_one_and_processes_add_up(tmp_path: Path) -> None:
     first = DatasetWriter(tmp_path / "d", config={})
-    first.write_failure(0, "black picture", {})
+    first.write_failure(0, "black image", {})
     first.write(2, IMAGE, LABEL, {})
     second = DatasetWriter(tmp_path / "d", config={}, process_index=1)
     second.write(0, IMAGE, LABEL, {})
-    second.write_failure(3, "black picture", {})
+    second.write_failure(3, "black image", {})
     assert second.done_ids() == {"00000000", "00000002"}
     assert len(open_dataset(tmp_path / "d", labelled=True)) == 2
 

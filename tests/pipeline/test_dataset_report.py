@@ -162,14 +162,14 @@ def test_broken_scores_are_one_line(scored: Path, change: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [(("--data", "none"), "none: no such folder"),
      (("--source", "."), "belong to --data"),
      (("--data", ".", "--source", "none"), "none: no such folder")],
 )  # fmt: skip
-def test_bad_input_is_one_line(run_program, flags: tuple[str, ...], told: str) -> None:
+def test_bad_input_is_one_line(run_program, flags: tuple[str, ...], message: str) -> None:
     done = run_program("pipeline/report.py", *flags, check=False)
-    assert done.returncode == 2 and told in done.stderr
+    assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -119,7 +119,7 @@ def test_old_python_is_told_its_version(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.8.10")
-    monkeypatch.setattr(doctor, "check_required", lambda: pytest.fail("cannot be told"))
+    monkeypatch.setattr(doctor, "check_required", lambda: pytest.fail("cannot be checked"))
     monkeypatch.setattr(sys, "argv", ["doctor.py"])
     assert doctor.main() == EXIT_BAD_INPUT
     assert "MISSING  Python 3.8.10 < 3.11  -> install Python 3.11" in capsys.readouterr().out
@@ -177,7 +177,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **parts: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         (attention, ""),
         (heads_first, "installed, but its attention differs from that of torch"),
@@ -188,10 +188,10 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **parts: Any) -> None:
     ],
 )
 def test_xformers_is_believed_when_it_computes_attention(
-    monkeypatch: pytest.MonkeyPatch, function: Any, told: str
+    monkeypatch: pytest.MonkeyPatch, function: Any, message: str
 ) -> None:
     stand_in(monkeypatch, "xformers.ops", memory_efficient_attention=function)
-    assert doctor.try_call("xformers") == told
+    assert doctor.try_call("xformers") == message
 
 
 def test_controlnet_aux_is_believed_when_it_finds_edges(monkeypatch: pytest.MonkeyPatch) -> None:

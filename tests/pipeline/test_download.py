@@ -143,7 +143,7 @@ def test_released_dginstyle_set_is_read_from_its_archive(
         assert read.tolist() == [[0, 18], [255, 255]]
 
 
-def test_registration_tells_where_and_what(
+def test_registration_says_where_and_what(
     run: Callable, archive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wanted = [
@@ -153,9 +153,9 @@ def test_registration_tells_where_and_what(
     get = {"registration": {"address": "https://set.org/login", "files": wanted}}
     with pytest.raises(UserError, match="more.zip: only registered users"):
         run(get, "--archive", archive)
-    told = capsys.readouterr().out
-    assert "https://set.org/login" in told
-    assert "more.zip (2.5 GB): unpacks to" in told and "data/set/labels" in told
+    shown = capsys.readouterr().out
+    assert "https://set.org/login" in shown
+    assert "more.zip (2.5 GB): unpacks to" in shown and "data/set/labels" in shown
     del wanted[1]
     assert tree(run(get, "--archive", archive)[1]) == UNPACKED
 

@@ -27,9 +27,9 @@ def ended(error: BaseException, capsys: pytest.CaptureFixture[str]) -> tuple[obj
     "text", ["two\nlines", "a \x1b[31mred\x1b[0m name", "half \ud800 of a character", "x" * 99_999]
 )
 def test_messages_are_one_printable_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = ended(UserError(text), capsys)
+    code, message = ended(UserError(text), capsys)
     assert code == EXIT_BAD_INPUT
-    assert told.endswith("\n") and told[:-1].isprintable() and len(told) < LONGEST + 30
+    assert message.endswith("\n") and message[:-1].isprintable() and len(message) < LONGEST + 30
 
 
 def test_files_that_the_system_refuses_are_named(
@@ -44,8 +44,8 @@ def test_files_that_the_system_refuses_are_named(
     ):
         with pytest.raises(OSError) as caught:
             action()
-        code, told = ended(caught.value, capsys)
-        assert code == EXIT_BAD_INPUT and f"{name}; check the path and its rights" in told
+        code, message = ended(caught.value, capsys)
+        assert code == EXIT_BAD_INPUT and f"{name}; check the path and its rights" in message
 
 
 def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

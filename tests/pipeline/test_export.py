@@ -106,7 +106,7 @@ def test_tar_shards_keep_the_naming_rules_and_limits(
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
-def test_hugging_face_reads_both_pictures(
+def test_hugging_face_reads_both_images(
     kind: str, run: Callable[..., Path], samples: list[Sample], tmp_path: Path
 ) -> None:
     hub = pytest.importorskip("datasets")
@@ -223,8 +223,10 @@ def test_two_splits_of_different_sets_have_equal_features(
 def test_the_hub_opens_a_dataset_folder_before_and_after_merging(tmp_path: Path) -> None:
     hub, folder = pytest.importorskip("datasets"), tmp_path / "set"
     rng = np.random.default_rng(0)
-    drawn = {f"0000000{i}": rng.integers(0, 256, (8, 12, 3), dtype=np.uint8) for i in range(4)}
-    for index, (key, image) in enumerate(drawn.items()):
+    images_by_id = {
+        f"0000000{i}": rng.integers(0, 256, (8, 12, 3), dtype=np.uint8) for i in range(4)
+    }
+    for index, (key, image) in enumerate(images_by_id.items()):
         writer = DatasetWriter(folder, config={}, process_index=index % 2)
         label = np.full((8, 12), index, np.uint8)
         writer.write(int(key), image, label, {"prompt": f"street {index}"})
@@ -232,9 +234,9 @@ def test_the_hub_opens_a_dataset_folder_before_and_after_merging(tmp_path: Path)
     write_card(folder, "A set", "text")
     for time in ("before", "after"):
         found = hub.load_dataset(str(folder), cache_dir=str(tmp_path / time))["train"]
-        assert sorted(found["id"]) == sorted(drawn)  # neither labels nor what failed
+        assert sorted(found["id"]) == sorted(images_by_id)  # neither labels nor what failed
         for row in found:
-            assert np.array_equal(np.asarray(row["image"]), drawn[row["id"]])
+            assert np.array_equal(np.asarray(row["image"]), images_by_id[row["id"]])
             assert (np.asarray(row["label"]) == int(row["id"])).all()
             assert row["prompt"] == f"street {int(row['id'])}"
         scan = metadata.scan_rows(folder)

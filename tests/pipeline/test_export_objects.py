@@ -90,7 +90,7 @@ def test_panoptic_export_is_read_by_its_evaluation(
 
 
 def read_fiftyone(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Read pictures and masks as FiftyOne's ImageSegmentationDirectory importer does.
+    """Read images and masks as FiftyOne's ImageSegmentationDirectory importer does.
 
     It pairs files of data/ and labels/ by their path without suffix, and reads masks unchanged by
     OpenCV; one with three channels is a mask of colours, and mask_targets would be none of its.

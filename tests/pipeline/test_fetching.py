@@ -80,7 +80,7 @@ def test_without_a_hash_nothing_old_is_continued(server: Server, tmp_path: Path)
     assert (tmp_path / "set.zip").read_bytes() == DATA and server.log == [("/set.zip", "")]
 
 
-def test_file_that_changes_between_attempts_comes_anew(server: Server, tmp_path: Path) -> None:
+def test_file_that_changes_between_attempts_is_sent_again(server: Server, tmp_path: Path) -> None:
     other = DATA[::-1]
     server.pages["/set.zip"] = Page(cuts=[300_000], changes_to=other)
     fetch(remote(server, sha256=""), tmp_path / "set.zip", wait_s=0)
@@ -104,7 +104,7 @@ def test_a_part_that_does_not_say_where_it_belongs_is_not_used(
     assert [wanted for _, wanted in server.log] == ["", "bytes=300000-", ""]
 
 
-def test_a_shorter_file_between_attempts_comes_anew_without_a_tag(
+def test_a_shorter_file_between_attempts_is_sent_again_without_a_tag(
     server: Server, tmp_path: Path
 ) -> None:
     other = DATA[::-1][:-5]

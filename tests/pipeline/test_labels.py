@@ -55,7 +55,7 @@ def test_wrong_labels_are_refused_by_name(tmp_path: Path, array: np.ndarray, mes
 def test_truncated_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     data = images.encode_png(np.tile(all_ids(), (40, 40)))
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     for name in ("cut.png", "text.png"):
         with pytest.raises(UserError, match="not a readable PNG"):
             labels.read_label(tmp_path / name)
@@ -124,10 +124,10 @@ BAD_SPACES = {
 
 @pytest.mark.parametrize("name", BAD_SPACES)
 def test_bad_label_spaces_are_one_line(tmp_path: Path, name: str) -> None:
-    text, told = BAD_SPACES[name]
+    text, rule = BAD_SPACES[name]
     path = tmp_path / "space.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=rule) as caught:
         label_spaces.label_space(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -163,12 +163,12 @@ def test_ids_in_channels_or_two_bytes_are_read_through_a_label_space(tmp_path: P
         path = tmp_path / f"{name}.png"
         Image.fromarray(array).save(path)
         assert labels.read_label(path, table).tolist() == expected, name
-    for name, array, told in (
+    for name, array, rule in (
         ("colours", labels.colorize(np.array([[0, 13, 255]], np.uint8)), "three channels that"),
         ("instances", np.array([[26001, 7]], np.uint16), "values up to 26001"),
     ):
         Image.fromarray(array).save(tmp_path / f"{name}.png")
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=rule):
             labels.read_label(tmp_path / f"{name}.png", table)
 
 
@@ -202,7 +202,7 @@ def test_camvid_merges_nineteen_classes_into_its_eleven() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "told"),
+    ("classes", "rule"),
     [
         ("[a, b]", "is a mapping of class names"),
         ("{}", "is a mapping of class names"),
@@ -214,10 +214,10 @@ def test_camvid_merges_nineteen_classes_into_its_eleven() -> None:
         ("{a: [0, 1], b: [1]}", "train id 1 stands in two classes"),
     ],
 )
-def test_bad_classes_of_a_label_space_are_one_line(tmp_path: Path, classes: str, told: str) -> None:
+def test_bad_classes_of_a_label_space_are_one_line(tmp_path: Path, classes: str, rule: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(f"{SPACE}classes: {classes}\n")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=rule):
         label_spaces.merged_classes(str(path))
 
 

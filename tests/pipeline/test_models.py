@@ -62,7 +62,7 @@ def test_parts_load_and_the_prediction_type_comes_from_the_scheduler(tiny_base: 
     assert multistep.config.prediction_type == "v_prediction"
 
 
-def test_pictures_survive_the_way_through_tensors(tiny_base: Path) -> None:
+def test_images_survive_the_way_through_tensors(tiny_base: Path) -> None:
     import numpy as np
 
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)

@@ -172,7 +172,7 @@ def test_killed_worker_is_an_error_and_not_a_hang() -> None:
         list(in_processes(die, range(6), 2, chunk=1))
 
 
-def test_pictures_of_several_sequences_may_share_their_names(tmp_path: Path) -> None:
+def test_images_of_several_sequences_may_share_their_names(tmp_path: Path) -> None:
     for sequence in ("01", "02"):
         for folder in ("images", "labels"):
             (tmp_path / folder / sequence).mkdir(parents=True)

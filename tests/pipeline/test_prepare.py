@@ -103,7 +103,7 @@ def test_policy_stop_lists_all_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_policy_stop_also_lists_what_only_decoding_finds_and_continues_after_mending(
+def test_policy_stop_also_lists_what_only_decoding_finds_and_continues_after_the_repair(
     gta_tree: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -123,7 +123,7 @@ def test_policy_stop_also_lists_what_only_decoding_finds_and_continues_after_men
     assert len(open_dataset(tmp_path / "out", labelled=True)) == 5
 
 
-def test_policy_skip_leaves_out_the_bad_and_takes_them_when_mended(
+def test_policy_skip_leaves_out_the_bad_and_takes_them_when_repaired(
     gta_tree: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

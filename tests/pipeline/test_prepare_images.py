@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from tests.pipeline.preparing import content, run, write_pairs
 
 
-def test_copied_pictures_keep_their_bytes_and_format(
+def test_copied_images_keep_their_bytes_and_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = tmp_path / "r/images/10k/val/a.jpg"
@@ -37,7 +37,7 @@ def test_copied_pictures_keep_their_bytes_and_format(
     assert sample.image.read_bytes() == image.read_bytes()
 
 
-def test_suffixes_in_upper_case_are_pictures_too(
+def test_suffixes_in_upper_case_are_images_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = write_pairs(tmp_path / "r", np.array([[7, 26]]), suffix=".PNG")
@@ -52,7 +52,7 @@ def test_suffixes_in_upper_case_are_pictures_too(
     assert found == [[[0, 13]], [[2, 13]]]
 
 
-def test_pictures_are_copied_and_said_where_there_are_no_hard_links(
+def test_images_are_copied_and_said_where_there_are_no_hard_links(
     gta_tree: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -74,7 +74,7 @@ def test_pictures_are_copied_and_said_where_there_are_no_hard_links(
         assert not os.path.samefile(sample.image, source)
 
 
-def test_linked_pictures_need_a_declared_store(
+def test_linked_images_need_a_declared_store(
     gta_tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, out = gta_tree(2), tmp_path / "out"

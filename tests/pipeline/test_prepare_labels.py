@@ -20,7 +20,7 @@ def own_space(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_mended_label_space_converts_all_labels_anew(
+def test_a_corrected_label_space_converts_all_labels_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, odd = np.array([[1, 2]]), np.array([[1, 77]])
@@ -47,12 +47,15 @@ def test_labels_that_become_void_are_said_or_refused(
     train_ids = np.array([[0, 1, 2, 8, 10, 10, 10, 11]])  # of GTA's ids, 8 and 11 are classes
     root = write_pairs(tmp_path / "r", train_ids)
     assert run(monkeypatch, root, tmp_path / "out") is None
-    told = capsys.readouterr().err
-    assert "only 25.0% of the pixels are of a class" in told and "--label-space" in told
+    message = capsys.readouterr().err
+    assert "only 25.0% of the pixels are of a class" in message and "--label-space" in message
     root = write_pairs(tmp_path / "trees", np.array([[8, 8, 8, 11, 2]]))  # 80 % are of a class
     assert run(monkeypatch, root, tmp_path / "out2") is None
-    told = capsys.readouterr().err
-    assert "no pixel is of traffic light, traffic sign, vegetation" in told and "train ids" in told
+    message = capsys.readouterr().err
+    assert (
+        "no pixel is of traffic light, traffic sign, vegetation" in message
+        and "train ids" in message
+    )
     root = write_pairs(tmp_path / "real", np.array([[8, 8, 8, 11, 23]]))  # sidewalk ... and sky
     assert run(monkeypatch, root, tmp_path / "out3") is None
     assert "no pixel" not in capsys.readouterr().err
@@ -62,7 +65,7 @@ def test_labels_that_become_void_are_said_or_refused(
     assert not (tmp_path / "none").exists()
 
 
-def test_palettes_that_were_numbered_anew_are_refused_before_anything_is_written(
+def test_palettes_with_other_numbers_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_ids = np.array([[0, 1, 2, 8, 10, 13, 0, 0]])

@@ -16,7 +16,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "broken JSON"),
         (b'{"a": 1', "broken JSON"),
@@ -38,10 +38,12 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b
     ],
     ids=lambda value: repr(value[:24]),
 )
-def test_bad_json_is_one_line_that_names_the_file(tmp_path: Path, data: bytes, told: str) -> None:
+def test_bad_json_is_one_line_that_names_the_file(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_json(path, dict)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
@@ -62,7 +64,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "to_pipe").symlink_to("pipe")
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
-    told = {
+    messages = {
         tmp_path / "pipe": "pipe",
         tmp_path / "to_pipe": "pipe",
         Path("/dev/zero"): "device",
@@ -73,7 +75,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         tmp_path / ("x" * 300): "cannot be read",
         tmp_path / "a\0b": "cannot be read",
     }
-    for path, words in told.items():
+    for path, words in messages.items():
         with pytest.raises(UserError, match=words) as error:
             read_json(path)
         assert len(str(error.value)) < 600 and str(error.value).isprintable()
@@ -94,7 +96,7 @@ def test_a_number_is_no_truth_value(tmp_path: Path) -> None:
     assert read_json(path, bool) is True
 
 
-def test_pointers_are_told_from_files(tmp_path: Path) -> None:
+def test_pointers_are_distinguished_from_files(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(LFS)
     with pytest.raises(UserError, match="git lfs pull"):

@@ -240,7 +240,7 @@ def test_upload_that_stops_has_no_sums_and_is_continued(
     fsspec.filesystem("memory").rm("/stopped", recursive=True)
 
 
-def test_push_is_a_dry_run_unless_told(
+def test_push_is_a_dry_run_unless_asked(
     pack: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import huggingface_hub
@@ -256,10 +256,10 @@ def test_push_is_a_dry_run_unless_told(
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Client)
     folder = pack("--push", "me/streets")
-    told = capsys.readouterr().out
-    assert "nothing was sent" in told and "dataset me/streets" in told and not calls
+    message = capsys.readouterr().out
+    assert "nothing was sent" in message and "dataset me/streets" in message and not calls
     for name in content(folder):
-        assert re.search(rf"^ *[\d,]+ {re.escape(name)}$", told, re.M)
+        assert re.search(rf"^ *[\d,]+ {re.escape(name)}$", message, re.M)
     check_dataset(open_dataset(folder, labelled=True))
     assert (folder / "checked.json").exists()  # of the reader, not of the release
     pack("--push", "me/streets", "--upload", True)

@@ -129,7 +129,7 @@ def test_sample_is_small_and_of_all_conditions(
     assert not (pack("--sample-mb", 0, data=large, output=tmp_path / "bare") / "sample").exists()
 
 
-def test_card_tells_licences_scores_and_nothing_active(
+def test_card_states_licences_scores_and_nothing_active(
     pack: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
     from huggingface_hub import DatasetCard
@@ -171,7 +171,7 @@ def test_stopped_release_is_continued_and_never_half_there(
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "set").rglob("*")} == before
 
 
-def test_other_settings_begin_a_stopped_release_anew(
+def test_other_settings_begin_a_stopped_release_again(
     pack: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

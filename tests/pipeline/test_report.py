@@ -77,10 +77,14 @@ def test_recoloured_source_images_are_not_called_generated(
     page = report.render(report.gather(workspace, 2))
     words = ("source + recoloured source", "points from recoloured source images",
              "source images in generated colours", "colour transfer")  # fmt: skip
-    drawn = ("source + generated", "points from generated images", "labelled images generated")
+    generated = (
+        "source + generated",
+        "points from generated images",
+        "labelled images generated",
+    )
     for text in words:
         assert (text in page) == (color_transfer == "source"), text
-    for text in drawn:
+    for text in generated:
         assert (text in page) == (color_transfer != "source"), text
 
 
@@ -105,7 +109,7 @@ def test_table_puts_the_baseline_first_and_conditions_below_their_target(workspa
     assert "train" not in report_scores.mean_class_iou(found["source_only"])
 
 
-def test_source_picture_follows_the_crop(workspace: Path) -> None:
+def test_source_image_follows_the_crop(workspace: Path) -> None:
     sample = open_dataset(workspace / "generated", labelled=True)[0]
     crop = [8, 16, 32, 64]  # top, left, height, width
     moved = type(sample)(sample.id, sample.image, sample.label, {**sample.row, "crop": crop})

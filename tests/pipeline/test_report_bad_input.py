@@ -102,12 +102,12 @@ def test_output_that_cannot_be_written(start: Callable[..., int | None], tmp_pat
     with pytest.raises(UserError, match="report.html: is a folder"):
         start()
     (tmp_path / "file").write_text("")
-    for output, told in (
+    for output, message in (
         (tmp_path / "file" / "report.html", "cannot be written"),
         (tmp_path / ("x" * 300) / "report.html", "cannot be written"),
         (Path("/proc/report.html"), "cannot be written"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             start("--output", output)
 
 
@@ -161,8 +161,8 @@ def test_a_folder_that_cannot_be_read_is_left_out_and_said(
     (file,) = folder.glob("metadata*.jsonl")
     file.write_text("[\n" + file.read_text())
     assert not start()
-    told = capsys.readouterr().err
-    assert f"notice: left out, {file}:1" in told
+    message = capsys.readouterr().err
+    assert f"notice: left out, {file}:1" in message
     assert "Not in this workspace yet: generated images" in (tmp_path / "report.html").read_text()
 
 
@@ -175,7 +175,7 @@ def test_scores_of_a_sound_run_still_pass(start: Callable[..., int | None], tmp_
     assert "&lt;b&gt;" in (tmp_path / "report.html").read_text()
 
 
-DRAWN = st.recursive(
+ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(
@@ -191,10 +191,10 @@ DRAWN = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(
     scores=st.fixed_dictionaries({"checkpoints": st.lists(
-        st.fixed_dictionaries({"name": st.text(), "mean_miou": DRAWN, "targets": DRAWN}))}) | DRAWN,
+        st.fixed_dictionaries({"name": st.text(), "mean_miou": ANY, "targets": ANY}))}) | ANY,
     timings=st.fixed_dictionaries({"stages": st.dictionaries(st.text(), st.fixed_dictionaries(
-        {"seconds": DRAWN, "peak_mb": st.integers(0, 9), "finished_at": st.just("now") | DRAWN,
-         "command": DRAWN}))}) | DRAWN,
+        {"seconds": ANY, "peak_mb": st.integers(0, 9), "finished_at": st.just("now") | ANY,
+         "command": ANY}))}) | ANY,
 )  # fmt: skip
 def test_any_scores_and_timings_are_a_page_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, scores: Any, timings: Any

@@ -30,7 +30,7 @@ def test_resumed_batches_continue_where_the_run_stopped() -> None:
     assert list(batches(0, 3, 2, 1, 2)) + list(batches(3, 5, 2, 1, 2)) == whole
 
 
-def test_drawn_samples_do_not_depend_on_order() -> None:
+def test_random_samples_do_not_depend_on_order() -> None:
     samples = SeededSamples(lambda rng: float(rng.random()), seed=7)
     forward = [samples[i] for i in range(5)]
     assert [samples[i] for i in reversed(range(5))][::-1] == forward

@@ -37,7 +37,7 @@ def test_states_equal_those_of_the_stock_pipeline(family: str, family_base) -> N
             assert torch.equal(text.pooled[i : i + 1], pooled)
 
 
-def test_xl_is_told_sizes_and_gets_zeros_for_the_empty_prompt(family_base) -> None:
+def test_xl_receives_sizes_and_gets_zeros_for_the_empty_prompt(family_base) -> None:
     text = PromptEncoder(str(family_base("sdxl"))).encode(["", "road"])
     assert not text.states[0].any() and not text.pooled[0].any()
     assert text.states[1].any() and text.pooled[1].any()

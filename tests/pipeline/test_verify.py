@@ -106,7 +106,7 @@ def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path)
     assert call(data, "--n", 4) == (0, [])
 
 
-def test_broken_torn_and_repeated_rows_are_mended(call: Callable, data: Path) -> None:
+def test_broken_torn_and_repeated_rows_are_repaired(call: Callable, data: Path) -> None:
     path = data / "metadata-000.jsonl"
     first, second, third = path.read_text().splitlines(keepends=True)
     path.write_text(first + "\n" + second + second + "\0\0\n" + third + '{"id": "0000')
@@ -154,7 +154,7 @@ def test_wrong_ids_sizes_names_and_runs_are_found(call: Callable, tmp_path: Path
     row = writer.write(3, image, label, {"digest": writer.digest})
     writer.append_row({**row, "id": "00000004"})
     writer.write(5, image, None, {})
-    writer.write_failure(6, "black picture", {})
+    writer.write_failure(6, "black image", {})
     code, lines = call(folder)
     whats = ("ids [19]", "is 6x2", "another run", "by its name", "no label", "failed: black")
     assert code == EXIT_INCOMPLETE and len(lines) == len(whats)

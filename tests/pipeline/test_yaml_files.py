@@ -61,10 +61,10 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_yaml_is_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
-    data, told = BAD[name]
+    data, message = BAD[name]
     path = tmp_path / "c.yaml"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_yaml(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ") and text.isprintable() and len(text) < 700
@@ -119,7 +119,7 @@ def keyed(*names: str) -> st.SearchStrategy[Any]:
 
 def written(tmp_path_factory: pytest.TempPathFactory, data: Any) -> Path:
     """Write a value as YAML, into a folder of its own."""
-    path = tmp_path_factory.mktemp("drawn") / "c.yaml"
+    path = tmp_path_factory.mktemp("random") / "c.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
 
@@ -194,10 +194,10 @@ PROGRAMS = (
 )  # fmt: skip
 
 
-def drawn_for(kind: type) -> st.SearchStrategy[Any]:
-    """Mappings with names of settings of a config, groups of settings drawn alike, or anything."""
+def mappings_for(kind: type) -> st.SearchStrategy[Any]:
+    """Mappings with names of settings of a config, groups built the same way, or anything."""
     kinds = typing.get_type_hints(kind)
-    groups = {k: drawn_for(t) for k, t in kinds.items() if dataclasses.is_dataclass(t)}
+    groups = {k: mappings_for(t) for k, t in kinds.items() if dataclasses.is_dataclass(t)}
     values = {name: groups.get(name, VALUES) for name in kinds}
     return st.fixed_dictionaries({}, optional=values) | keyed(*kinds)
 
@@ -210,7 +210,7 @@ def test_any_settings_file_is_a_config_or_one_line(
 ) -> None:
     kind = importlib.import_module(name).Config
     path = tmp_path_factory.mktemp("config") / "c.yaml"
-    path.write_text(yaml.safe_dump(data.draw(drawn_for(kind))))
+    path.write_text(yaml.safe_dump(data.draw(mappings_for(kind))))
     try:
         config = from_mapping(kind, load_yaml(path), str(path))
     except UserError as error:

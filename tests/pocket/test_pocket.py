@@ -185,7 +185,7 @@ def test_the_development_set_is_none_of_the_others() -> None:
             assert gap > 6.0, (name, other.name)
 
 
-def test_looks_are_told_apart_by_their_ranges() -> None:
+def test_looks_differ_by_their_ranges() -> None:
     varied = [f.name for f in fields(GAME) if f.name in (*RANGE_FIELDS, "sky_top", "sky_low")]
     for one, other in combinations(ALL_LOOKS, 2):
         assert any(getattr(one, n) != getattr(other, n) for n in varied), (one.name, other.name)

@@ -79,7 +79,7 @@ def test_stock_schedulers_draw(name: str, parts: dict) -> None:
 
 
 def test_adapters_load(parts: dict, tmp_path) -> None:
-    """An adapter saved in the stock layout changes the picture, and goes away without a trace."""
+    """An adapter saved in the stock layout changes the image, and goes away without a trace."""
     pytest.importorskip("peft")
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig, get_peft_model_state_dict

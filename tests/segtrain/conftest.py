@@ -130,7 +130,7 @@ def make_dataset() -> object:
 @pytest.fixture(scope="session")
 def shrink(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Callable[[str, str], Path]:
     """A function that writes a shipped recipe with toy data, a toy network and six steps."""
-    folder = tmp_path_factory.mktemp("learners")
+    folder = tmp_path_factory.mktemp("networks")
 
     def write(name: str, model: str) -> Path:
         path = folder / f"tiny_{name}.py"

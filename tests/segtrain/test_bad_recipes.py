@@ -38,7 +38,7 @@ def fails(source: Path, tmp_path: Path, monkeypatch, capsys) -> Fails:
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("model=None", "model must be a dict"),
         ("model.test_cfg.mode=x", "model.test_cfg is .* must be a dict whose mode is whole"),
@@ -99,15 +99,17 @@ def fails(source: Path, tmp_path: Path, monkeypatch, capsys) -> Fails:
         ("model.backbone.in_channels=4", "first step: .*channels"),
     ],
 )
-def test_a_mistake_in_a_recipe_is_one_line(option: str, told: str, fails: Fails) -> None:
-    assert re.search(told, fails(POCKET, "--steps", 1, "--batch-size", 1, "--cfg-options", option))
+def test_a_mistake_in_a_recipe_is_one_line(option: str, message: str, fails: Fails) -> None:
+    assert re.search(
+        message, fails(POCKET, "--steps", 1, "--batch-size", 1, "--cfg-options", option)
+    )
 
 
 BASED = f"_base_ = [{str(POCKET)!r}]\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("model = undefined_name", "undefined_name"),
         ("model = 1 / 0", "division by zero"),
@@ -136,12 +138,12 @@ BASED = f"_base_ = [{str(POCKET)!r}]\n"
     ],
 )  # fmt: skip
 def test_a_recipe_file_that_cannot_be_used(
-    text: str, told: str, fails: Fails, tmp_path: Path
+    text: str, message: str, fails: Fails, tmp_path: Path
 ) -> None:
     path = tmp_path / "recipe.py"
     path.write_text(text)
     line = fails(path)
-    assert told in line and "recipe.py" in line
+    assert message in line and "recipe.py" in line
 
 
 def test_files_that_are_no_recipe(fails: Fails, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_backbone_weights_that_do_not_fit(fails: Fails, backbone, tmp_path: Path
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert "git lfs pull" in fails(POCKET, "--init", pointer)
     other = tmp_path / "other.safetensors"
-    for changed, told in (
+    for changed, message in (
         (
             {"backbone.a.weight": torch.zeros(3)},
             f"0 of the backbone's {len(state)} weights fit; missing: {first}",
@@ -208,7 +210,7 @@ def test_backbone_weights_that_do_not_fit(fails: Fails, backbone, tmp_path: Path
         ({**state, last: torch.zeros(7)}, f"of another shape: {last} (7,) for"),
     ):
         save_file(changed, other)
-        assert told in fails(POCKET, "--init", other)
+        assert message in fails(POCKET, "--init", other)
 
 
 def test_backbone_weights_are_loaded_with_and_without_prefix(backbone, tmp_path: Path) -> None:

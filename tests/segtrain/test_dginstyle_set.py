@@ -1,4 +1,4 @@
-"""The released DGInStyle set, on made files in its format: imported, mended, trained on."""
+"""The released DGInStyle set, on made files in its format: imported, filtered, trained on."""
 
 import dataclasses
 import sys
@@ -52,13 +52,13 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_void_is_mended_and_conditions_come_from_the_names(imported: Path) -> None:
+def test_void_is_corrected_and_conditions_come_from_the_names(imported: Path) -> None:
     samples = open_dataset(imported, labelled=True)
     assert len(samples) == len(STEMS)
-    drawn = {stem: draw(index) for index, stem in enumerate(STEMS)}
+    pairs = {stem: draw(index) for index, stem in enumerate(STEMS)}
     for sample in samples:
         stem = Path(sample.row["original_image"]).stem
-        image, label = drawn[stem]
+        image, label = pairs[stem]
         assert sample.row["condition"] == STEMS[stem]
         assert np.array_equal(read_image(sample.image), image)
         found = read_label(sample.label)

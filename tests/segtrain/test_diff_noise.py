@@ -1,7 +1,7 @@
 """The noise of DIFF's inversion: from which level it is added, and one draw for each path.
 
 The oracle is the update as published (Ji et al., ICASSP 2025), path by path in float64: it shares
-no code with the product but the noise itself, which is recorded as it is drawn.
+no code with the product but the noise itself, which is recorded as it is sampled.
 """
 
 from collections.abc import Callable

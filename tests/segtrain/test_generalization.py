@@ -126,9 +126,9 @@ def test_restyled_features_have_the_new_mean_and_deviation(tokens: bool) -> None
     memory = StyleMemory(StyleHallucination("0", 3, num_styles=2, pool=3, interval=2))
     assert not memory.remember(style[:1]) and memory.remember(style[1:])
     torch.manual_seed(0)
-    drawn = memory.draw(4)  # between the two base styles
+    sampled = memory.draw(4)  # between the two base styles
     low, high = memory.base.amin(0), memory.base.amax(0)
-    assert bool(((drawn >= low - 1e-6) & (drawn <= high + 1e-6)).all())
+    assert bool(((sampled >= low - 1e-6) & (sampled <= high + 1e-6)).all())
 
 
 def test_the_consistency_is_the_jensen_shannon_divergence() -> None:

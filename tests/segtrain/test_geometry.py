@@ -112,8 +112,10 @@ def check_sample(sample: dict[str, Any], low: float, high: float) -> None:
     assert diameter == pytest.approx(np.sqrt(DISC_AREA * 4 / np.pi) * across, rel=0.05)
     lines = (label == POLE).astype(float)
     for axis, found in ((0, columns), (1, rows)):
-        drawn = centres(np.median(lines, axis))
-        apart = np.array([drawn[np.abs(drawn - line).argmin()] - line for line in found[1:-1]])
+        in_label = centres(np.median(lines, axis))
+        apart = np.array(
+            [in_label[np.abs(in_label - line).argmin()] - line for line in found[1:-1]]
+        )
         assert np.abs(apart).max() < 0.6  # half a pixel is the most that whole pixels can be off
     inner = np.ones_like(label, bool)  # not within a pixel of another class
     for dy in (-1, 0, 1):

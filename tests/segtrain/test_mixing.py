@@ -99,9 +99,9 @@ def test_a_share_is_the_probability_of_its_set() -> None:
     draw = mixing.MixedSamples({name: Fake(name, size) for name, size in sizes.items()}, shares)
     samples = [draw(np.random.default_rng(i)) for i in range(4000)]
     assert all(sample["data_samples"].set == sample["of"] for sample in samples)
-    drawn = [sample["of"] for sample in samples]
+    names = [sample["of"] for sample in samples]
     for name, share in shares.items():
-        assert abs(drawn.count(name) / 4000 - share) < 0.03
+        assert abs(names.count(name) / 4000 - share) < 0.03
 
 
 @pytest.mark.parametrize(

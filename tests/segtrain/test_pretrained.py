@@ -137,7 +137,7 @@ def test_resnet_gives_the_features_of_transformers(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], again[name]) for name in torchvision)
 
 
-def test_another_architecture_is_told_by_its_first_mismatches(
+def test_another_architecture_is_named_by_its_first_mismatches(
     mit, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     recipe = recipe_of(tmp_path, "segformer_gta.py", MIT.replace("[1, 2, 1, 1]", "[1, 1, 1, 1]"))

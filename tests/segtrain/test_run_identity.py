@@ -48,7 +48,7 @@ def test_each_change_is_named(
     train.run(config, train.check(config))
     settings = json.loads((config.output / "config.json").read_text())["settings"]
     assert settings["source"] == str(source) and settings["recipe"] == str(tiny_diffusion_recipe)
-    for options, told in (
+    for options, expected in (
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"generated_share": 0.25}, "sets.generated: 0.5 -> 0.25"),
         ({"generated": None, "generated_share": 0.0}, "data.generated: "),
@@ -60,7 +60,7 @@ def test_each_change_is_named(
         ({"self_training": SelfTraining(target=source)}, "data.target: None"),
     ):
         message = refused(dataclasses.replace(config, **options))
-        assert "holds another run" in message and told in message, message
+        assert "holds another run" in message and expected in message, message
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         assert "processes: 1 -> 2" in refused(config)

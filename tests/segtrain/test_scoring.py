@@ -177,9 +177,9 @@ def test_predictions_in_cityscapes_naming_score_alike(prepared, predicted, ours,
     found = entry["targets"]["val"]
     assert entry["kind"] == "predictions"
     assert all(found[key] == ours[key] for key in ("miou", "interval", "boundary"))
-    drawn = sorted(p.name for p in (tmp_path / "s.figures").iterdir())
-    assert drawn == ["somebodys_val_confusion.png", "somebodys_val_worst.png"]
-    assert all(Image.open(tmp_path / "s.figures" / name).width > 400 for name in drawn)
+    figures = sorted(p.name for p in (tmp_path / "s.figures").iterdir())
+    assert figures == ["somebodys_val_confusion.png", "somebodys_val_worst.png"]
+    assert all(Image.open(tmp_path / "s.figures" / name).width > 400 for name in figures)
 
     wrong = dataclasses.replace(config, prediction_space="train_ids")
     with pytest.raises(UserError, match="_labelIds.png: .*outside its label space"):

@@ -292,7 +292,7 @@ def test_wrong_settings_are_named(tiny_base: Path, settings, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "options", "told"),
+    ("rule", "options", "message"),
     [
         ("prompt_randomization", {"probability": 2}, "prompt_randomization.probability 2: must be"),
         ("prompt_randomization", {"temperature": 0}, "prompt_randomization.temperature 0: must be"),
@@ -305,8 +305,10 @@ def test_wrong_settings_are_named(tiny_base: Path, settings, rule: str) -> None:
         ("ipkl", {"max_classes": 0}, "ipkl.max_classes 0: must be"),
     ],
 )
-def test_a_rule_out_of_its_range_is_named(tiny_base: Path, rule: str, options, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_rule_out_of_its_range_is_named(
+    tiny_base: Path, rule: str, options, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
         _build(tiny_base, **{rule: options})
 
 

@@ -1,4 +1,4 @@
-"""Networks of several kinds are scored, and chosen on a set that is no target unless told."""
+"""Networks of several kinds are scored, and chosen on a set that is no target unless allowed."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_the_best_on_the_development_set_is_scored(
     assert [json.loads(row)["target"] for row in rows] == ["acdc"] * 3
 
 
-def test_a_target_chooses_only_if_told_and_is_marked(
+def test_a_target_chooses_only_if_allowed_and_is_marked(
     networks, target: Path, tmp_path: Path, capsys
 ) -> None:
     copied = tmp_path / "renamed"

@@ -1,4 +1,4 @@
-"""Each learner's recipe at toy size: trains by the program, resumes bit for bit, runs in mmengine.
+"""Each network's recipe at toy size: trains by the program, resumes bit for bit, runs in mmengine.
 
 The networks are random and small; nothing is downloaded. Recipes that differ in their data alone
 are tested once.
@@ -28,7 +28,7 @@ VIT = (
     "backbone=dict(architecture=dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, "
     "image_size=16), out_layers=(0, 1, 2, 3)),"
 )
-LEARNERS = {
+NETWORKS = {
     "segformer_efficientnet_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8)",
     "daformer_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8, embed_dims=8)",
     "deeplabv3plus_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8)",
@@ -91,11 +91,11 @@ def initial_weights(path: Path, folder: Path) -> Path:
     return (folder / "initial").rename(folder / "initial.safetensors")
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_a_learner_trains_and_resumes(
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_trains_and_resumes(
     name: str, shrink: Shrink, source: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    path = shrink(name, LEARNERS[name])
+    path = shrink(name, NETWORKS[name])
     config = train.Config(
         recipe=path,
         source=source,
@@ -133,7 +133,7 @@ def test_a_learner_trains_and_resumes(
 
 def test_every_recipe_of_pocket_city_is_here() -> None:
     names = {path.stem for path in RECIPES.glob("*_pocket.py")}
-    assert names == {name for name in {**LEARNERS, **POCKET} if name.endswith("_pocket")}
+    assert names == {name for name in {**NETWORKS, **POCKET} if name.endswith("_pocket")}
 
 
 @pytest.mark.parametrize("name", POCKET)
@@ -173,11 +173,11 @@ def path_text(name: str) -> str:
     return str(recipes.load_recipe(RECIPES / f"{name}.py").model)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
-def test_mmengine_runner_trains_a_learner(name: str, shrink: Shrink, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mmengine_runner_trains_a_network(name: str, shrink: Shrink, tmp_path: Path) -> None:
     from mmengine.runner import Runner
 
-    recipe = recipes.load_recipe(shrink(name, LEARNERS[name]))
+    recipe = recipes.load_recipe(shrink(name, NETWORKS[name]))
     recipe.work_dir, recipe.experiment_name = str(tmp_path), name
     recipe.train_cfg.update(max_iters=1, val_interval=9)
     recipe.update(val_cfg=None, val_dataloader=None, val_evaluator=None)  # frames of full size
