@@ -106,7 +106,7 @@ class Outcome:
 
 
 class Losses:
-    """The times at which each node is lost, drawn as they are needed."""
+    """The times at which each node is lost, sampled as they are needed."""
 
     def __init__(self, case: Case, inputs: Inputs, rng: random.Random) -> None:
         self.rate, self.rng = case.losses_per_node_hour, rng
@@ -129,7 +129,7 @@ def simulate(case: Case, inputs: Inputs, seed: int = 0) -> Outcome:
     """Play a run: every GPU takes units of images until none is left.
 
     A lost node loses what it had not committed: the image (`claims`), the eight images (`ray`) or
-    the tar file at hand. The rest goes to any GPU, with `claims` after the lease; a static shard
+    the current tar file. The rest goes to any GPU, with `claims` after the lease; a static shard
     waits until its own node is replaced. A shared resource beyond its capacity slows all alike.
     """
     rng = random.Random(seed)
