@@ -33,10 +33,10 @@ def with_base_defaults(cls: type[T], stage: str, allowed: tuple[str, ...]) -> Ca
 
     def defaults(base: str) -> T:
         found = find_base(base)
-        told = from_mapping(cls, _told(found, stage, known), base)
+        stated = from_mapping(cls, _stated(found, stage, known), base)
         path = _file(found, SETTINGS_FILE)
         if path is None:
-            return told
+            return stated
         settings = read_json(path, dict).get(stage, {})
         if not isinstance(settings, dict):
             raise UserError(f"{path}: {stage}: is not a mapping of settings; correct or remove it")
@@ -49,7 +49,7 @@ def with_base_defaults(cls: type[T], stage: str, allowed: tuple[str, ...]) -> Ca
             )
         own = {name: value for name, value in settings.items() if name in known}
         try:
-            return from_mapping(cls, own, f"{path}: {stage}", told)
+            return from_mapping(cls, own, f"{path}: {stage}", stated)
         except UserError as error:  # ranges name the flag, which nobody gave
             named = str(error).startswith(str(path))
             raise error if named else UserError(f"{path}: {stage}: {error}") from None
@@ -82,7 +82,7 @@ def read_config(base: str, part: str) -> dict[str, Any] | None:
     return None if path is None else read_json(path, dict)
 
 
-def _told(base: str, stage: str, known: set[str]) -> dict[str, Any]:
+def _stated(base: str, stage: str, known: set[str]) -> dict[str, Any]:
     """Return the settings of `stage` that follow from the base's config files."""
     size = native_size(base)
     if stage == "finetune":

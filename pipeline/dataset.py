@@ -78,13 +78,13 @@ def open_dataset(
         if labelled and not row.get("label_file_name"):
             raise UserError(f"{folder}: sample {key} has no label; a labelled dataset is needed")
         samples.append(_open_sample(folder, key, row, enclosure))
-    told = f"{num_excluded} samples are excluded by {marks.NAME}"
+    notice = f"{num_excluded} samples are excluded by {marks.NAME}"
     if not samples and num_excluded:
-        raise UserError(f"{folder}: all {told}; take some back with pipeline/browse.py")
+        raise UserError(f"{folder}: all {notice}; take some back with pipeline/browse.py")
     if not samples:
         raise UserError(f"{folder}: holds no finished sample; run the stage that writes it")
     if num_excluded:
-        print(f"notice: {folder}: {told}", file=sys.stderr)
+        print(f"notice: {folder}: {notice}", file=sys.stderr)
     return samples
 
 

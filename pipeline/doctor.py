@@ -6,7 +6,7 @@
 Exit code 0 if everything required is usable, 2 if not.
 """
 
-from __future__ import annotations  # an older Python must get as far as being told
+from __future__ import annotations  # an older Python must reach the message about it
 
 import argparse
 import contextlib
@@ -261,7 +261,7 @@ def check_extras() -> list[Finding]:
 
 
 def examine_all(folder: Path) -> dict[str, list[Finding]]:
-    """Return all findings by title; under an old Python nothing else can be told."""
+    """Return all findings by title; under an old Python nothing else can be checked."""
     python = check_python()
     if python.state == "missing":
         return {"Required": [python]}

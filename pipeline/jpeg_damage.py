@@ -1,6 +1,6 @@
 """Damage inside the compressed data of a JPEG, which decoders pass over.
 
-The library behind every decoder of JPEG draws something for any bytes, and says on stderr alone
+The library behind every decoder of JPEG decodes any bytes to something, and says on stderr alone
 that it had to guess. Pillow drops even that; OpenCV lets it through, so it is listened to here.
 """
 

@@ -1,7 +1,7 @@
 """Palette labels whose colours contradict the ids under which they are read.
 
-Editors that write few colours number them anew: the colours still say the classes, the indices no
-longer do. Nothing else in such a file would tell.
+Editors that write few colours number them again: the colours still say the classes, the indices no
+longer do. Nothing else in such a file would show it.
 """
 
 import numpy as np

@@ -116,7 +116,7 @@ def repair_tail(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """One line about one file or row; writing the rows anew cures `torn`, `broken`, `surplus`."""
+    """One line about one file or row; writing the rows again cures `torn`, `broken`, `surplus`."""
 
     where: str
     message: str

@@ -90,7 +90,7 @@ EXPORT = FolderKind("export", "export", "export*.json", is_flat=True)
 DOWNLOAD = FolderKind("download", "download", "download.json", is_moved_in=True, is_flat=True)
 RELEASE = FolderKind("release", "release", "release.json", is_moved_in=True, is_flat=True)
 MODEL = FolderKind("model folder", "model", "config.json", early=("*.safetensors",), is_flat=True)
-MARKED = (RELEASE, DATASET, RUN, EXPORT, DOWNLOAD)  # in the order in which a folder is told
+MARKED = (RELEASE, DATASET, RUN, EXPORT, DOWNLOAD)  # in the order in which a folder is recognised
 
 
 def check_output(
@@ -115,8 +115,8 @@ def check_output(
         # The main process of this run may have begun the folder meanwhile
         if foreign and not has_marker(folder, kind) and not _has_rows(folder, kind):
             raise UserError(
-                f"{folder}: {_told(folder, kind, foreign)} and has no {kind.marker}, the mark of "
-                f"{_a(kind.name)}; choose another {setting}"
+                f"{folder}: {_content_of(folder, kind, foreign)} and has no {kind.marker}, the mark "
+                f"of {_a(kind.name)}; choose another {setting}"
             )
     _check_entries(folder, kind, setting)
 
@@ -189,7 +189,7 @@ def write_marker(
     marker: str = "",
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Begin a folder; a marker that is there stays, one that was lost or damaged is written anew.
+    """Begin a folder; a marker that is there stays, one that was lost or damaged is written again.
 
     `provenance` (versions, say) stands beside `config` and is never compared. Call `require_same`
     before.
@@ -275,7 +275,7 @@ def _has_checkpoint(folder: Path) -> bool:
     return any(folder.glob("checkpoints/step-*/complete.json"))
 
 
-def _told(folder: Path, kind: FolderKind, name: str) -> str:
+def _content_of(folder: Path, kind: FolderKind, name: str) -> str:
     """Return what a folder holds in place of a marker of `kind`."""
     others = (k.name for k in MARKED if k.marker != kind.marker and has_marker(folder, k))
     other = next(others, None)

@@ -209,7 +209,7 @@ def open_writer(
 ) -> DatasetWriter:
     """Open the output for this selection; another selection or file list is refused.
 
-    If only the content of the label space changed, the rows go: all labels are converted anew.
+    If only the content of the label space changed, the rows go: all labels are converted again.
     """
     folder = Path(config.output).resolve()
     merged = label_spaces.merged_classes(listing.label_space)

@@ -38,8 +38,8 @@ class Conditioning:
     def arguments(self, size_px: tuple[int, int]) -> dict[str, Any]:
         """Return the keyword arguments of a U-Net or ControlNet for images of (height, width).
 
-        SDXL is also told the original size, the corner of the crop and the target size. A training
-        crop counts as a whole image of its own size: told of a larger original, SDXL composes
+        SDXL also receives the original size, the corner of the crop and the target size. A training
+        crop counts as a whole image of its own size: with a larger original size, SDXL composes
         images that look cut off.
         """
         if self.pooled is None:
@@ -74,7 +74,7 @@ def fit_classes(
 def is_cut(tokenizer: Any, prompt: str) -> bool:
     """Tell whether a prompt with its start and end mark exceeds the window of a tokenizer.
 
-    Told not to, the tokenizer does not warn of errors that cannot happen, since prompts are cut.
+    With `verbose=False` the tokenizer gives no warning of too long prompts, which are cut anyway.
     """
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     return len(ids) > tokenizer.model_max_length

@@ -1,6 +1,6 @@
 """A row: one line of JSON about one sample, what it may hold, and how it is written.
 
-Whether a sample is finished is told by `is_ok` alone: its status is `ok`, or it has none.
+Whether a sample is finished is decided by `is_ok` alone: its status is `ok`, or it has none.
 """
 
 import json

@@ -10,7 +10,7 @@ buffer of that size would. Position p of the stream is a function of (seed, p) a
 and workers share out the positions exactly, every sample occurs once in each epoch, and a stopped
 training goes on at the position where it was.
 
-segtrain draws with replacement by the shares of its sets, and needs no stream for that: a member
+segtrain samples with replacement by the shares of its sets, and needs no stream for that: a member
 of a shard is one read, wherever it lies. This class is for loops that go through a set by epochs.
 """
 

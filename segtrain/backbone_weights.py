@@ -63,9 +63,9 @@ def require_fit(
         return
     fitting = len(wanted) - len(missing) - len(shapes)
     faults = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    told = "; ".join(f"{what}: {_listed(names)}" for what, names in faults if names)
+    listed = "; ".join(f"{what}: {_listed(names)}" for what, names in faults if names)
     raise UserError(
-        f"{path}: {fitting} of the backbone's {len(wanted)} weights fit; {told}; give weights of "
+        f"{path}: {fitting} of the backbone's {len(wanted)} weights fit; {listed}; give weights of "
         "the recipe's own architecture, under mmsegmentation's names"
     )
 

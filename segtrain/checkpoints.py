@@ -2,7 +2,7 @@
 
 The folder may come from strangers. Its recipe is judged by `segtrain.saved_recipe`; its numbers are
 judged here, while the network is built: a few bytes of JSON could ask for one that fills any
-memory. What does not fit is told in one line.
+memory. What does not fit is an error of one line.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def load_trained(folder: Path, base: str = "") -> tuple[Any, dict[str, Any]]:
 
     `base`: where its diffusion model is now, empty for where it was in training.
     Raises `UserError` if the diffusion model it was trained on is not the one found here, or if
-    its backbone, built anew, reads other noise levels or taps. Nothing is built but parts on the
+    its backbone, built again, reads other noise levels or taps. Nothing is built but parts on the
     lists of `segtrain.saved_recipe`.
     """
     saved = require_trained(folder)

@@ -18,7 +18,7 @@ class ClassMixing:
     """A recipe's `class_mixing`."""
 
     probability: float = 0.5
-    """that classes of a sample of another set are pasted onto a drawn sample"""
+    """that classes of a sample of another set are pasted onto a sample"""
 
     def __post_init__(self) -> None:
         number = isinstance(self.probability, int | float)

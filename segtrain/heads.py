@@ -59,7 +59,7 @@ class DAFormerHead(BaseDecodeHead):
 class DeepLabV2Head(BaseDecodeHead):
     """DeepLabV2's head (Chen et al., TPAMI 2018): a sum of classifiers of several dilations.
 
-    Learners of the field take two of its four dilations, (6, 12).
+    Published networks take two of its four dilations, (6, 12).
     """
 
     def __init__(self, *, dilations: tuple[int, ...] = (6, 12, 18, 24), **options: Any) -> None:

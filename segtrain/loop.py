@@ -245,7 +245,7 @@ def train(
 ) -> dict[str, Any]:
     """Train `network` in place from the newest checkpoint of the folder.
 
-    A stop signal to any process ends all of them after the update at hand, which is saved. Returns
+    A stop signal to any process ends all of them after the current update, which is saved. Returns
     `first_step`, where this call began, and the `seconds` that it took.
     """
     initial_rates = [group["lr"] for group in optimizer.param_groups]

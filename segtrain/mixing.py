@@ -1,8 +1,8 @@
 """Draws training samples from named sets at explicit shares.
 
-Each drawn sample comes from a set with the probability of its share, whatever the sizes of the
+Each sample comes from a set with the probability of its share, whatever the sizes of the
 sets, and is uniform within its set, or shows a rare class (`pipeline.rare_classes`). The
-transforms of mmcv and mmsegmentation draw from the global streams of numpy and Python; these are
+transforms of mmcv and mmsegmentation use the global streams of numpy and Python; these are
 seeded from the sample's own generator for the time of one sample, so that a sample does not depend
 on order, workers or processes.
 """
@@ -47,8 +47,8 @@ class MixedSamples:
         class_mixing: ClassMixing | None = None,
     ) -> None:
         """`datasets` and `shares` by the names of the sets; the last set takes what the others
-        leave. `rare`: the classes of the sets by name. A crop is drawn up to ten times until it has
-        more than half of `min_pixels` of the class, as in DAFormer. With `class_mixing` some
+        leave. `rare`: the classes of the sets by name. A crop is sampled up to ten times until it
+        has more than half of `min_pixels` of the class, as in DAFormer. With `class_mixing` some
         samples receive classes of a sample of another set, or of their own if it is the only one.
         """
         self.datasets = dict(datasets)
@@ -74,7 +74,7 @@ class MixedSamples:
     def _draw_set(self, rng: np.random.Generator) -> str:
         return self.names[int(np.searchsorted(self.bounds, rng.random(), side="right"))]
 
-    def never_drawn(self, seed: int, n: int) -> set[str]:
+    def never_sampled(self, seed: int, n: int) -> set[str]:
         """Return the names of the sets from which none of the first `n` samples of a seed comes.
 
         The seed is that of `pipeline.seeding.SeededSamples`; no sample is read.

@@ -114,8 +114,8 @@ def check_recipe(recipe: Any) -> None:
         raise UserError(f"sets must be a dict, not {sets!r:.80}; see segtrain/sets.py")
     _require_finite(sets, "sets")
     _check_model(recipe["model"])
-    if told := former_name(recipe):
-        raise UserError(f"{told}; rename it")
+    if message := former_name(recipe):
+        raise UserError(f"{message}; rename it")
     for name in ("train_pipeline", "test_pipeline"):
         _check_steps(recipe[name], name)
     for name, one in sets.items():

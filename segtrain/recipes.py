@@ -109,7 +109,7 @@ def diffusion_models(backbone: dict[str, Any]) -> dict[str, str]:
 
 
 def build_model(recipe: Any) -> Any:
-    """Build the recipe's segmentor with initial weights drawn from torch's global stream."""
+    """Build the recipe's segmentor with initial weights sampled from torch's global stream."""
     from mmengine.config import ConfigDict
     from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope

@@ -111,8 +111,8 @@ def check(path: Path, saved: dict[str, Any]) -> None:
         _require(model, "decode_head", (dict, list))
         transforms = _require(recipe, "test_pipeline", list)
         _require(saved, "diffusion", dict)
-        if told := former_name(recipe):
-            raise ValueError(told)
+        if message := former_name(recipe):
+            raise ValueError(message)
         for where, key, value in _items(saved, ""):
             _check_everywhere(where, key, value)
         for where, key, value in _items(model, "model"):

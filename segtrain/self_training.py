@@ -46,7 +46,7 @@ def void_label(results: dict[str, Any]) -> dict[str, Any]:
 class Teacher(WeightAverage):
     """Labels unlabelled samples by the moving average of a network's trained weights.
 
-    `unlabelled` draws these samples.
+    `unlabelled` samples these.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ OPTIONS = ("pipeline", "scale_factor")
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A labelled folder, and the probability that a drawn sample comes from it."""
+    """A labelled folder, and the probability that a sample comes from it."""
 
     name: str
     folder: Path

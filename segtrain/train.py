@@ -39,7 +39,7 @@ from segtrain.training_data import (
     describe_sets,
     labelled_samples,
     open_training_data,
-    require_all_drawn,
+    require_all_sampled,
     unlabelled_samples,
 )
 
@@ -212,7 +212,7 @@ def make_plan(config: Config, recipe: Any) -> Any:
 
 
 def build_samples(config: Config, recipe: Any, data: TrainingData) -> tuple[MixedSamples, Any]:
-    """Build what draws the labelled and the unlabelled samples (None without self-training)."""
+    """Build the samplers of labelled and unlabelled data (None without self-training)."""
     where = str(config.recipe)
     labelled = labelled_samples(recipe, data, config.rare_classes, where)
     return labelled, unlabelled_samples(recipe, data, where)
@@ -243,7 +243,7 @@ def run(config: Config, data: TrainingData) -> None:
         return
     num_samples = plan.steps * plan.batch_size * plan.gradient_accumulation
     shares = {one.name: one.share for one in data.sets}
-    require_all_drawn(labelled, shares, config.seed, num_samples * ranks.world_size())
+    require_all_sampled(labelled, shares, config.seed, num_samples * ranks.world_size())
     model, optimizer = build_network(config, recipe)
     if identity:
         saved_recipe.warn(recipes.as_json(recipe))
@@ -296,7 +296,7 @@ def main() -> int | None:
         show(config)
         for one in data.sets:
             count = len(data.samples[one.name])
-            print(f"would draw {one.share:.0%} of the samples from {count} {one.name} images")
+            print(f"would take {one.share:.0%} of the samples from {count} {one.name} images")
         return 0
     run(config, data)
     return 0

@@ -127,7 +127,7 @@ def refuse_target(one: NamedSet, allowed: Sequence[str]) -> None:
 def labelled_samples(
     recipe: Any, data: TrainingData, rare_classes: RareClassSampling, where: str
 ) -> MixedSamples:
-    """Build what draws the labelled samples; check the transforms of each set.
+    """Build the sampler of labelled data; check the transforms of each set.
 
     `where`: the recipe's file, for messages.
     """
@@ -153,7 +153,7 @@ def labelled_samples(
 
 
 def unlabelled_samples(recipe: Any, data: TrainingData, where: str) -> Any:
-    """Build what draws the unlabelled samples of self-training; None without a target."""
+    """Build the sampler of unlabelled data for self-training; None without a target."""
     if not data.target:
         return None
     from segtrain.self_training import UnlabelledSamples
@@ -162,11 +162,13 @@ def unlabelled_samples(recipe: Any, data: TrainingData, where: str) -> Any:
         return UnlabelledSamples(data.unlabelled, set_pipeline(recipe, TARGET))
 
 
-def require_all_drawn(
+def require_all_sampled(
     samples: MixedSamples, shares: Mapping[str, float], seed: int, n: int
 ) -> None:
-    """Raise `UserError` if one of the sets is not drawn among the `n` samples of a training."""
-    never = samples.never_drawn(seed, n) - {name for name, share in shares.items() if share < 1e-9}
+    """Raise `UserError` if one of the sets is not sampled among the `n` samples of a training."""
+    never = samples.never_sampled(seed, n) - {
+        name for name, share in shares.items() if share < 1e-9
+    }
     if never:
         name = sorted(never)[0]
         raise UserError(

@@ -26,7 +26,7 @@ class Resize(BaseTransform):
     """Resize image and label by one factor for both axes, so that shapes stay as they are.
 
     `scale_factor`: pixels at the network for one pixel in the file; of a range (low, high) each
-    sample draws its own. The factor does not depend on the size of a frame, unlike the box of
+    sample gets its own. The factor does not depend on the size of a frame, unlike the box of
     mmcv's `Resize(scale=...)`: objects of frames of any size and aspect appear at one scale.
     The label takes the pixel whose centre is nearest, so it lies exactly under the image.
     """

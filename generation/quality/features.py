@@ -21,7 +21,7 @@ from pipeline.model_files import require_stock_classes
 
 SIZE_PX = (128, 256)  # images are scaled to it for convolutional networks
 SQUARE_PX = (224, 224)  # and to this for transformers
-TIMESTEP = 50  # of 1000, told to the U-Net; the latents are clean, so that nothing is random
+TIMESTEP = 50  # of 1000, given to the U-Net; the latents are clean, so that nothing is random
 Extract = Callable[[Sequence[np.ndarray]], np.ndarray]
 """From HxWx3 uint8 images to features BxD float32."""
 

@@ -7,7 +7,7 @@ is linear. Symbols: x_t = alpha x0 + sigma eps, alpha^2 + sigma^2 = 1; v = alpha
 `aligned`: inside the mask the prediction is replaced by the one whose x0 is the reference latent,
 so the region stays on the straight path from its own noise to that latent, at exactly the noise
 level of its surroundings, and is clean at the end.
-`reference`: DGInStyle to the letter: after each step the region is overwritten with the reference
+`reference`: exactly DGInStyle: after each step the region is overwritten with the reference
 latent plus fresh noise of timestep t-1 (which is noisier than the surroundings in all but the
 last step).
 """

@@ -91,10 +91,10 @@ def _content(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return counts by condition, and the share of each class in the pixels of known classes."""
     conditions = Counter(str(row.get("condition") or "not said") for row in rows)
     sizes = Counter(f"{row['width']}x{row['height']}" for row in rows)
-    told = ", ".join(f"{plain(size)} ({n})" for size, n in sizes.most_common(5))
+    listed = ", ".join(f"{plain(size)} ({n})" for size, n in sizes.most_common(5))
     pixels = [row["class_pixels"] for row in rows if row.get("class_pixels")]
     parts = [
-        f"{len(rows)} samples. Width and height in pixels: {told}.",
+        f"{len(rows)} samples. Width and height in pixels: {listed}.",
         table(
             ["condition", "samples"], [[plain(c), str(n)] for c, n in sorted(conditions.items())]
         ),
@@ -119,12 +119,12 @@ def _provenance(fields: CardFields, run: Mapping[str, Any]) -> str:
         if run.get(name):
             lines.append(f"- {name}: {code(run[name])}")
     config = run.get("config")
-    for key, value in sorted(_told(config if isinstance(config, dict) else {}).items()):
+    for key, value in sorted(_stated(config if isinstance(config, dict) else {}).items()):
         lines.append(f"- {plain(key)}: {code(value)}")
     return "\n".join(lines)
 
 
-def _told(config: Mapping[str, Any]) -> dict[str, str]:
+def _stated(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings of a run that identify what made it; all others are in run.json."""
     wanted = ("models", "base", "controlnet", "unet", "seed", "steps", "guidance_scale", "fusion",
               "scheduler", "dataset", "split", "look", "n")  # fmt: skip

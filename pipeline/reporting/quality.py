@@ -152,13 +152,13 @@ def _group(name: str, members: np.ndarray, scores: Scores) -> Row:
 
 def _shown_share(scores: Scores, positions: Sequence[int]) -> dict[str, float]:
     """Return per attribute the percentage of images that show what their row says."""
-    told: dict[str, list[bool]] = {}
+    correct: dict[str, list[bool]] = {}
     for position in positions:
         row = scores.samples[position].row
         for name, seen in scores.rows[position].get("attributes", {}).items():
             if row.get(name) is not None:
-                told.setdefault(name, []).append(str(row[name]) == seen["seen"])
-    return {name: 100 * float(np.mean(values)) for name, values in told.items()}
+                correct.setdefault(name, []).append(str(row[name]) == seen["seen"])
+    return {name: 100 * float(np.mean(values)) for name, values in correct.items()}
 
 
 def ceiling_share(summary: Mapping[str, Any], group: str, network: str) -> float | None:

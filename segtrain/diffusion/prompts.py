@@ -30,7 +30,7 @@ class TextContext(nn.Module):
         block, self.token_class = category_block(encoder, settings)
         scenes = encoder.encode(list(settings.scenes))
         length = scenes.states.shape[1]
-        if block is not None:  # beside category tokens, padding would only draw attention
+        if block is not None:  # beside category tokens, padding would only take attention
             longest = max(len(tokens(encoder, text)) for text in settings.scenes)
             length = min(length, longest + 2)
         names = settings.class_names

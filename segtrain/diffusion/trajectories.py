@@ -115,7 +115,7 @@ class OneVisit:
 
 @dataclass(frozen=True)
 class Clean(OneVisit):
-    """The latent itself; the U-Net is told that its noise level is `timestep`. Deterministic."""
+    """The latent itself; the U-Net receives `timestep` as its noise level. Deterministic."""
 
     timestep: int = 1
 

@@ -115,7 +115,7 @@ def test_memory_is_found() -> None:
     assert 0 < available <= total
 
 
-def test_old_python_is_told_its_version(
+def test_old_python_learns_its_version(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.8.10")

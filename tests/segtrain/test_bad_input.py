@@ -76,7 +76,7 @@ def test_dry_run_and_errors_need_no_torch(
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     program = ("segtrain/train.py", tiny_recipe, "--source", source)
     done = run_program(*program, "--dry-run", PYTHONPATH=str(tmp_path))
-    assert "would draw 100% of the samples from 6 source images" in done.stdout
+    assert "would take 100% of the samples from 6 source images" in done.stdout
     done = run_program(*program, "--lr", "1", PYTHONPATH=str(tmp_path), check=False)
     assert done.returncode == 2 and "--lr" in done.stderr and "Traceback" not in done.stderr
     done = run_program("segtrain/score.py", "--help", PYTHONPATH=str(tmp_path))

@@ -137,13 +137,13 @@ def test_bf16_trains_weights_of_float32(config, other_precision) -> None:
     }
 
 
-def test_a_set_that_is_never_drawn_is_an_error(config) -> None:
+def test_a_set_that_is_never_sampled_is_an_error(config) -> None:
     rare = dataclasses.replace(config, generated_share=1e-4)
     with pytest.raises(UserError, match="generated: none of the training's 8 samples .*--steps"):
         train.run(rare, train.check(rare))
     assert not list(rare.output.iterdir())
     samples = mixing.MixedSamples({"a": [], "b": [], "c": []}, {"a": 0.0, "b": 0.5, "c": 0.5})
-    assert samples.never_drawn(0, 100) == {"a"}
+    assert samples.never_sampled(0, 100) == {"a"}
 
 
 def test_a_limit_takes_the_first_generated_samples(config) -> None:
