@@ -115,7 +115,7 @@ def check_output(
         # The main process of this run may have begun the folder meanwhile
         if foreign and not has_marker(folder, kind) and not _has_rows(folder, kind):
             raise UserError(
-                f"{folder}: {_content_of(folder, kind, foreign)} and has no {kind.marker}, the mark "
+                f"{folder}: {_content(folder, kind, foreign)} and has no {kind.marker}, the mark "
                 f"of {_a(kind.name)}; choose another {setting}"
             )
     _check_entries(folder, kind, setting)
@@ -275,7 +275,7 @@ def _has_checkpoint(folder: Path) -> bool:
     return any(folder.glob("checkpoints/step-*/complete.json"))
 
 
-def _content_of(folder: Path, kind: FolderKind, name: str) -> str:
+def _content(folder: Path, kind: FolderKind, name: str) -> str:
     """Return what a folder holds in place of a marker of `kind`."""
     others = (k.name for k in MARKED if k.marker != kind.marker and has_marker(folder, k))
     other = next(others, None)
