@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pipeline import image_headers, images, labels
+from pipeline import images, labels
 from pipeline.dataset import find_images
 from pipeline.errors import UserError
+from pipeline.image_files import headers
+from pipeline.image_files.verdicts import by_content
 from pipeline.images import read_image
 from pipeline.paths import find_files
-from pipeline.verdicts import by_content
 from segtrain import transforms
 
 RNG = np.random.default_rng(0)
@@ -140,7 +141,7 @@ def written(width: int, height: int, kind: int, rows: bytes, interlaced: int = 0
     head = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, interlaced)
     palette = chunk(b"PLTE", bytes(6)) if kind == 3 else b""
     body = palette + chunk(b"IDAT", zlib.compress(rows))
-    return image_headers.PNG_START + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
+    return headers.PNG_START + chunk(b"IHDR", head) + body + chunk(b"IEND", b"")
 
 
 INTERLACED = bytes([0, 1, 0, 5, 0, 2, 0, 6, 0, 3, 4])  # of 2x3 pixels, by ISO/IEC 15948
@@ -159,10 +160,10 @@ BAD = {
     "CMYK": (cmyk(), "mode CMYK; save it as 8-bit RGB"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid x\n", "git lfs pull"),
     "no header chunk": (
-        image_headers.PNG_START + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
+        headers.PNG_START + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
         "IHDR",
     ),
-    "short header": (image_headers.PNG_START + chunk(b"IHDR", b"x") + chunk(b"IEND", b""), "IHDR"),
+    "short header": (headers.PNG_START + chunk(b"IHDR", b"x") + chunk(b"IEND", b""), "IHDR"),
     "pixels damaged": (png(COLOR).replace(b"IDATx", b"IDATy"), "not a readable image"),
 }
 
@@ -233,7 +234,7 @@ def test_damaged_bytes_are_an_image_or_one_line(tmp_path: Path, data: st.DataObj
 @given(st.binary(max_size=80))
 def test_exif_of_strangers_gives_an_orientation(data: bytes) -> None:
     for tiff in (data, b"II*\0" + data, b"MM\0*" + data):
-        assert image_headers.exif_orientation(tiff) in range(1, 9)
+        assert headers.exif_orientation(tiff) in range(1, 9)
 
 
 def test_hidden_files_are_left_out_and_said(

@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from pipeline.verdicts import by_content
+from pipeline.image_files.verdicts import by_content
 
 END = b"\xff\xd9"
 DAMAGE = re.compile(rb"(?:Corrupt JPEG data|Premature end of JPEG)[^\n]*\n?")

@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from pipeline.verdicts import by_content
+from pipeline.image_files.verdicts import by_content
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),

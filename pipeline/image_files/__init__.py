@@ -1,0 +1,1 @@
+"""The inside of pipeline/images.py, the reader of image files."""
