@@ -300,8 +300,8 @@ def test_a_network_of_transformers_is_a_judge(call, data: Path, tmp_path: Path) 
     found = json.loads((data / "quality/summary.json").read_text())
     assert 0 <= found["all"]["fidelity"]["segformer"]["miou"] < 50
     shutil.rmtree(data / "quality")
-    facts = json.loads((tmp_path / "segformer/config.json").read_text())
-    facts["id2label"] = {"0": "cat", "1": "dog", "2": "cow"}
-    (tmp_path / "segformer/config.json").write_text(json.dumps(facts))
+    config = json.loads((tmp_path / "segformer/config.json").read_text())
+    config["id2label"] = {"0": "cat", "1": "dog", "2": "cow"}
+    (tmp_path / "segformer/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="none of its classes"):
         call("--data", data, "--segmenters", tmp_path / "segformer")

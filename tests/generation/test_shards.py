@@ -133,8 +133,8 @@ def test_every_number_of_workers_gives_the_same_tar_shards(call, whole, address,
     with tarfile.open(fileobj=io.BytesIO(store.read("shards/000001.tar"))) as archive:
         names = [f"0000000{i}.{end}" for i in (2, 3) for end in ("label.png", "image.png", "json")]
         assert archive.getnames() == names
-        facts = json.loads(archive.extractfile("00000003.json").read())
-    assert facts == {k: v for k, v in whole["00000003"].items() if k not in ("id", "status")}
+        fields = json.loads(archive.extractfile("00000003.json").read())
+    assert fields == {k: v for k, v in whole["00000003"].items() if k not in ("id", "status")}
     assert call("--data", address, "--n", N + 1, program=merge) == EXIT_INCOMPLETE
     lines = store.read("metadata.jsonl").splitlines()
     assert [json.loads(line)["id"] for line in lines] == sorted(whole)

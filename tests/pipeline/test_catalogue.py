@@ -1,4 +1,4 @@
-"""The catalogue: facts, label spaces, layouts, strictness."""
+"""The catalogue: entries, label spaces, layouts, strictness."""
 
 import ast
 import importlib.util
@@ -51,15 +51,15 @@ def mmseg_datasets(module: str) -> dict[str, dict]:
     for node in ast.parse(path.read_text()).body:
         if not isinstance(node, ast.ClassDef):
             continue
-        facts = {}
+        attributes = {}
         for item in node.body:
             if isinstance(item, ast.Assign):
-                facts |= {k.arg: ast.literal_eval(k.value) for k in item.value.keywords}
+                attributes |= {k.arg: ast.literal_eval(k.value) for k in item.value.keywords}
             elif isinstance(item, ast.FunctionDef):
                 names = [a.arg for a in item.args.args[1:]]
                 values = map(ast.literal_eval, item.args.defaults)
-                facts |= dict(zip(names, values, strict=True))
-        result[node.name] = facts
+                attributes |= dict(zip(names, values, strict=True))
+        result[node.name] = attributes
     return result
 
 
@@ -111,9 +111,9 @@ def test_label_spaces_are_the_published_maps() -> None:
 
 def test_classes_and_palette_are_those_of_mmsegmentation() -> None:
     for module, name in (("cityscapes", "CityscapesDataset"), ("bdd100k", "BDD100KDataset")):
-        facts = mmseg_datasets(module)[name]
-        assert facts["classes"] == labels.CLASS_NAMES
-        assert facts["palette"] == labels.PALETTE.tolist()
+        attributes = mmseg_datasets(module)[name]
+        assert attributes["classes"] == labels.CLASS_NAMES
+        assert attributes["palette"] == labels.PALETTE.tolist()
 
 
 def test_file_suffixes_are_those_of_mmsegmentation() -> None:
@@ -124,8 +124,8 @@ def test_file_suffixes_are_those_of_mmsegmentation() -> None:
         ("night_driving", "nighttime_driving"),
         ("mapillary", "mapillary_v2_0"),
     ):
-        facts = list(mmseg_datasets(module).values())[-1]
-        ends = (facts["img_suffix"], facts["seg_map_suffix"])
+        attributes = list(mmseg_datasets(module).values())[-1]
+        ends = (attributes["img_suffix"], attributes["seg_map_suffix"])
         assert any(
             x.image.endswith(ends[0]) and x.label.endswith(ends[1])
             for x in load_spec(dataset).layouts
@@ -186,9 +186,9 @@ def test_own_folder_keeps_its_rows(tiny_dataset: Callable[..., Path]) -> None:
     folder = tiny_dataset(2, 8, 8, conditions=("fog",))
     listing = list_pairs(load_spec("own"), folder, "all")
     assert listing.label_space == "train_ids" and len(listing.pairs) == 2
-    facts = listing.pairs[1].attributes
-    assert facts["condition"] == "fog" and facts["prompt"]
-    assert facts["original_label"] == "labels/00000001.png" and "height" not in facts
+    attributes = listing.pairs[1].attributes
+    assert attributes["condition"] == "fog" and attributes["prompt"]
+    assert attributes["original_label"] == "labels/00000001.png" and "height" not in attributes
 
 
 def test_wrong_entries_and_selections_are_named(
