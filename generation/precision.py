@@ -6,19 +6,21 @@ before anything else, and enters the identity of the run as if it had been given
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from pipeline import files
 from pipeline.errors import UserError
 from pipeline.output_folders import DATASET, require_writable, stored_config
 from pipeline.reading import read_json
 
+Precision = Literal["fp32", "fp16", "bf16"]
+
 AUTO = "auto"
-CHOICES = ("fp32", "bf16")
+CHOICES: tuple[Precision, ...] = ("fp32", "bf16")
 RECORD = "precision.json"
 
 
-def settle(folder: Path, measure: Callable[[], dict[str, Any]]) -> str:
+def settle(folder: Path, measure: Callable[[], dict[str, Any]]) -> Precision:
     """Return the precision of the run in `folder`; if none is recorded yet, measure and record it.
 
     `measure` returns the choice under the key `precision`, and what it rests on. Of several
@@ -33,11 +35,11 @@ def settle(folder: Path, measure: Callable[[], dict[str, Any]]) -> str:
     return known
 
 
-def recorded(folder: Path) -> str | None:
+def recorded(folder: Path) -> Precision | None:
     """Return the precision that a folder was begun with, None if nothing states it."""
     stored = stored_config(folder, DATASET)
     if stored is not None and isinstance(stored.get("precision"), str):
-        return stored["precision"]
+        return cast(Precision, stored["precision"])
     path = folder / RECORD
     if not path.exists():
         return None
