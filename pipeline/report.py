@@ -51,9 +51,9 @@ LINKS_OF_WORKSPACE = {
     "stages": "stages",
 }
 ABOUT_WORKSPACE = (
-    "Label maps of one simulator in, a diverse labelled training set out. This page shows what one "
-    "run of the whole method made, and how segmentation networks trained with it do on five "
-    "targets that nothing was trained on. Run"
+    "Streetforge generates a labelled training set with many appearances from the label maps of one "
+    "simulator. This page shows one run of the whole method: the images, and the scores of "
+    "segmentation networks on five unseen targets. Run"
 )
 
 

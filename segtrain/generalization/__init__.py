@@ -1,1 +1,1 @@
-"""What makes a segmentation network hold up on unseen targets, as options of its training."""
+"""Options of a training that make a segmentation network generalize to unseen targets."""
