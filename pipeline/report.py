@@ -51,8 +51,8 @@ LINKS_OF_WORKSPACE = {
     "stages": "stages",
 }
 ABOUT_WORKSPACE = (
-    "Streetforge generates a labelled training set with many appearances from the label maps of one "
-    "simulator. This page shows one run of the whole method: the images, and the scores of "
+    "Streetforge generates a labelled training set with many appearances from the label maps of "
+    "one simulator. This page shows one run of the whole method: the images, and the scores of "
     "segmentation networks on five unseen targets. Run"
 )
 
