@@ -177,7 +177,7 @@ def read_rejected(folders: Sequence[Path]) -> dict[int, Row]:
     """
     found: dict[int, Row] = {}
     for folder in folders:
-        excluded = marks.excluded_ids(folder)
+        excluded = marks.excluded(marks.read_marks(folder))
         for key, row in read_rows(folder).items():
             if is_ok(row) and key not in excluded:
                 continue

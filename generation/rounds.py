@@ -51,7 +51,7 @@ class Round:
 
     def can_be_judged(self) -> bool:
         """Tell whether it has a finished sample that nobody excluded."""
-        excluded = marks.excluded_ids(self.data)
+        excluded = marks.excluded(marks.read_marks(self.data))
         rows = read_rows(self.data).items()
         return any(is_ok(row) and key not in excluded for key, row in rows)
 
