@@ -17,8 +17,8 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from pipeline.errors import UserError
 from pipeline.image_files.headers import PNG_MODES, PNG_START, Header, end_is_unclear, parse_header
-from pipeline.image_files.jpeg_damage import find_damage
-from pipeline.image_files.png_rows import holds_all_rows
+from pipeline.image_files.jpeg import find_damage
+from pipeline.image_files.png import holds_all_rows
 from pipeline.reading import open_regular, pointer_remedy, read_bytes, shortened
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  # of files that are looked for, in any case of letters

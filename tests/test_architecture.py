@@ -337,7 +337,7 @@ def test_modules_are_ascii_and_documented(path: Path) -> None:
 def test_image_files_are_opened_by_one_reader() -> None:
     """So every program sees the same pixels, and none opens a pipe, a bomb or a cut file.
 
-    `pipeline/image_files/jpeg_damage.py` decodes for that reader, to hear what the decoder says.
+    `pipeline/image_files/jpeg.py` decodes for that reader, to hear what the decoder says.
     """
     decoders = {"Image.open", "cv2.imread", "cv2.imdecode", "mmcv.imread", "imageio.imread"}
     found = {
@@ -346,4 +346,4 @@ def test_image_files_are_opened_by_one_reader() -> None:
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in decoders
     }
-    assert found == {"pipeline/images.py", "pipeline/image_files/jpeg_damage.py"}
+    assert found == {"pipeline/images.py", "pipeline/image_files/jpeg.py"}
