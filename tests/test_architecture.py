@@ -199,8 +199,8 @@ def test_torch_is_imported_in_its_rooms_alone() -> None:
     assert outside <= TORCH_FILES, sorted(outside - TORCH_FILES)
     assert not {name_of(path) for path in ENTRIES} & with_torch
     for name in sorted(set(top) - with_torch):
-        drawn = {name_of(FILES[m]) for m in top[name] & set(FILES)} & with_torch
-        assert not drawn, f"{name} imports torch through {sorted(drawn)}"
+        through = {name_of(FILES[m]) for m in top[name] & set(FILES)} & with_torch
+        assert not through, f"{name} imports torch through {sorted(through)}"
 
 
 def names_in(body: list[ast.stmt]) -> tuple[set[str], set[str]]:

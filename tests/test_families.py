@@ -59,7 +59,7 @@ def test_finetuning_writes_stock_networks_and_previews(base, adapted):
     assert Image.open(adapted / "unet" / "previews" / "step-00000002.png").size == (2 * 64, 32)
 
 
-def test_generation_draws_with_it(base, adapted, tmp_path):
+def test_generation_uses_it(base, adapted, tmp_path):
     from generation import run
     from pipeline.dataset import open_dataset
 

@@ -81,7 +81,7 @@ def test_controlnet_trains_and_stock_diffusers_loads_it(
 
 
 @pytest.mark.parametrize("program", ["unet", "controlnet"])
-def test_two_processes_draw_different_samples(
+def test_two_processes_take_different_samples(
     program, run_program, tiny_base, tiny_dataset, tmp_path
 ):
     data, output = tiny_dataset(n=4), tmp_path / "run"
@@ -101,7 +101,7 @@ def test_two_processes_draw_different_samples(
     assert not same_weights(output / program, single / program)
 
 
-def test_base_model_from_scratch_draws_from_a_prompt(
+def test_base_model_from_scratch_generates_from_a_prompt(
     run_program, tiny_base, tiny_dataset, tmp_path
 ):
     import torch
@@ -151,8 +151,8 @@ def test_base_model_from_scratch_draws_from_a_prompt(
     assert failed.returncode == 2 and "takes 6 latent channels but --vae has 4" in failed.stderr
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "prior" / "base")
     pipe.to(torch.float32)
-    picture = pipe("a street in snowy weather", height=32, width=64, num_inference_steps=2)
-    assert picture.images[0].size == (64, 32)
+    generated = pipe("a street in snowy weather", height=32, width=64, num_inference_steps=2)
+    assert generated.images[0].size == (64, 32)
     assert list((tmp_path / "prior" / "previews").glob("*.png"))
 
 

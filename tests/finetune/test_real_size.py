@@ -49,8 +49,8 @@ def data(workspace: Path, run_program) -> Path:
         ids = rng.integers(0, 35, (11, 20), dtype=np.uint8).repeat(96, 0).repeat(96, 1)
         label = Image.fromarray(np.ascontiguousarray(ids[:1052, :1914]), mode="P")
         label.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
-        picture = Image.fromarray(rng.integers(0, 256, (1052, 1914, 3), dtype=np.uint8))
-        for folder, image in (("images", picture), ("labels", label)):
+        pixels = Image.fromarray(rng.integers(0, 256, (1052, 1914, 3), dtype=np.uint8))
+        for folder, image in (("images", pixels), ("labels", label)):
             (workspace / "gta" / folder).mkdir(parents=True, exist_ok=True)
             image.save(workspace / "gta" / folder / f"{index:05d}.png", compress_level=1)
     output = workspace / "data"

@@ -11,7 +11,7 @@ from pipeline.errors import EXIT_INCOMPLETE
 from pipeline.metadata import read_rows
 
 
-def test_repair_draws_only_the_damaged_samples_again(
+def test_repair_generates_only_the_damaged_samples_again(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "set"

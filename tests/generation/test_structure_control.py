@@ -218,7 +218,7 @@ def xformers(monkeypatch):
     return install
 
 
-def test_xformers_draws_what_native_attention_draws(networks, tiny_config, make_label, xformers):
+def test_xformers_generates_what_native_attention_does(networks, tiny_config, make_label, xformers):
     from dataclasses import replace
 
     xformers(memory_efficient_attention)

@@ -25,8 +25,8 @@ def write_gta(root: Path, n: int, height: int = 8, width: int = 12) -> Path:
         rng = np.random.default_rng(index)
         label = Image.fromarray(rng.choice(GTA_IDS, (height, width)).astype(np.uint8), mode="P")
         label.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        for folder, image in (("images", picture), ("labels", label)):
+        rgb = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for folder, image in (("images", rgb), ("labels", label)):
             (root / folder).mkdir(parents=True, exist_ok=True)
             image.save(root / folder / f"{index:05d}.png")
     return root

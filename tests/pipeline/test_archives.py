@@ -59,9 +59,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def test_archives_of_a_set_meet_in_one_folder(tmp_path: Path) -> None:
-    pictures = {"images/1.png": b"a" * 1024, "README": b"one", "images/": b""}
+    contents = {"images/1.png": b"a" * 1024, "README": b"one", "images/": b""}
     sources = {
-        "a.zip": write_zip(tmp_path / "a.zip", pictures),
+        "a.zip": write_zip(tmp_path / "a.zip", contents),
         "b.tar": write_tar(tmp_path / "b.tar", ("./labels/1.png", b"b"), ("README", b"two")),
         "c.tar.gz": write_tar(
             tmp_path / "c.tar.gz", special(".", tarfile.DIRTYPE), ("./labels/2.png", b"c" * 512)

@@ -159,12 +159,12 @@ def test_label_path_follows_the_image_whatever_the_parents_are_called(
 
 
 def test_conditions_and_second_layout(tmp_path: Path) -> None:
-    picture = images.encode_png(np.zeros((2, 2, 3), np.uint8))
+    image_bytes = images.encode_png(np.zeros((2, 2, 3), np.uint8))
     names = ("fog/val/GOPR0475/a", "night/val/GP01/b", "night/val_ref/GP01/c", "night/train/G/d")
     for name in names:
-        files.write_bytes(tmp_path / f"rgb_anon/{name}_rgb_anon.png", picture)
-        files.write_bytes(tmp_path / f"gt/{name}_gt_labelTrainIds.png", picture)
-        files.write_bytes(tmp_path / f"gt/{name}_gt_labelIds.png", picture)
+        files.write_bytes(tmp_path / f"rgb_anon/{name}_rgb_anon.png", image_bytes)
+        files.write_bytes(tmp_path / f"gt/{name}_gt_labelTrainIds.png", image_bytes)
+        files.write_bytes(tmp_path / f"gt/{name}_gt_labelIds.png", image_bytes)
     spec = load_spec("acdc")
     listing = list_pairs(spec, tmp_path, "val")
     assert [p.attributes["condition"] for p in listing.pairs] == ["fog", "night"]
@@ -176,8 +176,8 @@ def test_conditions_and_second_layout(tmp_path: Path) -> None:
         list_pairs(spec, tmp_path, "val", "snow")
 
     flat = tmp_path / "flat"
-    files.write_bytes(flat / "rgb_anon/val/a_rgb_anon.png", picture)
-    files.write_bytes(flat / "gt/val/a_gt_labelTrainIds.png", picture)
+    files.write_bytes(flat / "rgb_anon/val/a_rgb_anon.png", image_bytes)
+    files.write_bytes(flat / "gt/val/a_gt_labelTrainIds.png", image_bytes)
     assert list_pairs(spec, flat, "val").pairs[0].label == flat / "gt/val/a_gt_labelTrainIds.png"
     assert "condition" not in list_pairs(spec, flat, "val").pairs[0].attributes
 

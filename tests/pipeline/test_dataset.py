@@ -126,7 +126,7 @@ def test_size_mismatch_and_truncated_image_are_found_by_the_check(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_picture_cut_in_half_is_found_by_the_check(tmp_path: Path, kind: str) -> None:
+def test_image_cut_in_half_is_found_by_the_check(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     path = tmp_path / f"a.{kind.lower()}"
     Image.fromarray(noise).save(path, format=kind)
@@ -142,7 +142,7 @@ def test_picture_cut_in_half_is_found_by_the_check(tmp_path: Path, kind: str) ->
         assert "\n" not in str(caught.value)
 
 
-def test_whole_pictures_are_not_decoded_by_the_check(
+def test_whole_images_are_not_decoded_by_the_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("png", "jpeg"):

@@ -190,7 +190,7 @@ def test_small_copies_and_overlays() -> None:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_in_a_browser(browser, write, scored: Path, width: int, dark: bool) -> None:
-    """Nothing sticks out, all images are drawn, nothing is fetched, and the colours follow."""
+    """Nothing sticks out, all images are shown, nothing is fetched, and the colours follow."""
     write(scored)
     browser.open("about:blank")  # nothing of an earlier page is counted
     browser.events.clear()

@@ -131,11 +131,11 @@ def test_parquet_holds_the_bytes(run: Callable[..., Path], samples: list[Sample]
 
 def test_turned_images_are_refused(run: Callable[..., Path], data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "turned")
-    picture = open_dataset(tmp_path / "turned", labelled=True)[0].image
+    image_path = open_dataset(tmp_path / "turned", labelled=True)[0].image
     exif = Image.Exif()
     exif[0x0112] = 3
-    with Image.open(picture) as image:
-        image.save(picture, exif=exif)
+    with Image.open(image_path) as image:
+        image.save(image_path, exif=exif)
     with pytest.raises(UserError, match="EXIF orientation 3"):
         run("mmseg", data=tmp_path / "turned")
 

@@ -101,11 +101,11 @@ def read_fiftyone(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         found = (p for p in (folder / top).rglob("*") if p.is_file())
         return {str(p.relative_to(folder / top).with_suffix("")): p for p in found}
 
-    pictures, masks = by_name("data"), by_name("labels")
-    assert set(pictures) == set(masks)
+    images_by_name, masks = by_name("data"), by_name("labels")
+    assert set(images_by_name) == set(masks)
     return {
         name: (cv2.imread(str(path))[..., ::-1], cv2.imread(str(masks[name]), cv2.IMREAD_UNCHANGED))
-        for name, path in pictures.items()
+        for name, path in images_by_name.items()
     }
 
 
@@ -125,7 +125,7 @@ def test_fiftyone_export_is_read_by_its_importer(
     targets = {int(k): v for k, v in json.loads((folder / "mask_targets.json").read_text()).items()}
     assert set(found) == set(expected) and targets[13] == "car" and targets[255] == "void"
     for sample in samples:
-        picture, mask = found[f"0000/{sample.id}"]
-        assert np.array_equal(picture, read_image(sample.image))
+        found_image, mask = found[f"0000/{sample.id}"]
+        assert np.array_equal(found_image, read_image(sample.image))
         assert mask.ndim == 2 and set(np.unique(mask)) <= set(targets)
         assert np.array_equal(mask, expected[f"0000/{sample.id}"])

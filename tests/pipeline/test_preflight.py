@@ -90,16 +90,19 @@ def test_good_trees_have_no_fault_also_with_umlauts_and_jpegs(
         (root / folder / "00003.png").rename(root / folder / "stra\xdfe.png")
     assert preflight(GTA, root, "all", "full") == []
 
-    picture, label = tmp_path / "images/10k/val/a.jpg", tmp_path / "labels/sem_seg/masks/val/a.png"
-    for path in (picture, label):
+    image_path, label = (
+        tmp_path / "images/10k/val/a.jpg",
+        tmp_path / "labels/sem_seg/masks/val/a.png",
+    )
+    for path in (image_path, label):
         path.parent.mkdir(parents=True)
-    Image.new("L", (8, 4)).save(picture)
+    Image.new("L", (8, 4)).save(image_path)
     grey(label, 18, (4, 8))
     bdd = load_spec("bdd100k")
     assert preflight(bdd, tmp_path, "val", "full") == []
-    picture.write_bytes(picture.read_bytes() + bytes(100))  # some cameras pad
+    image_path.write_bytes(image_path.read_bytes() + bytes(100))  # some cameras pad
     assert preflight(bdd, tmp_path, "val") == []
-    picture.write_bytes(picture.read_bytes()[:-102])
+    image_path.write_bytes(image_path.read_bytes()[:-102])
     assert ["is truncated" in f.message for f in preflight(bdd, tmp_path, "val")] == [True]
 
 
@@ -185,19 +188,22 @@ def test_images_of_several_sequences_may_share_their_names(tmp_path: Path) -> No
 def test_jpegs_that_are_damaged_inside_are_found_by_their_decoder_alone(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    picture, label = tmp_path / "images/10k/val/a.jpg", tmp_path / "labels/sem_seg/masks/val/a.png"
-    for path in (picture, label):
+    image_path, label = (
+        tmp_path / "images/10k/val/a.jpg",
+        tmp_path / "labels/sem_seg/masks/val/a.png",
+    )
+    for path in (image_path, label):
         path.parent.mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(picture, quality=90)
+    Image.fromarray(noise).save(image_path, quality=90)
     grey(label, 1, (64, 96))
-    bdd, data = load_spec("bdd100k"), picture.read_bytes()
+    bdd, data = load_spec("bdd100k"), image_path.read_bytes()
     half = len(data) // 2
-    picture.write_bytes(data[:half] + bytes(range(1, 41)) + data[half + 40 :])
+    image_path.write_bytes(data[:half] + bytes(range(1, 41)) + data[half + 40 :])
     faults = preflight(bdd, tmp_path, "val")
-    assert [f.path for f in faults] == [picture] and "damaged inside (Corrupt" in str(faults[0])
+    assert [f.path for f in faults] == [image_path] and "damaged inside (Corrupt" in str(faults[0])
     with pytest.raises(UserError, match="a.jpg: is damaged inside"):
-        read_image(picture)
-    picture.write_bytes(data[:-2] + bytes(9) + data[-2:])  # some cameras fill up with zeros
-    assert preflight(bdd, tmp_path, "val") == [] and read_image(picture).shape == (64, 96, 3)
+        read_image(image_path)
+    image_path.write_bytes(data[:-2] + bytes(9) + data[-2:])  # some cameras fill up with zeros
+    assert preflight(bdd, tmp_path, "val") == [] and read_image(image_path).shape == (64, 96, 3)
     assert capfd.readouterr().err == ""

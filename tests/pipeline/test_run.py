@@ -33,7 +33,7 @@ stages:
     output: "{{workspace}}/other"
     done: done
   - name: second
-    command: {program} {{workspace}}/second {{workspace}}/first/picture.png
+    command: {program} {{workspace}}/second {{workspace}}/first/image.png
     output: "{{workspace}}/second"
     done: done
 """

@@ -11,12 +11,12 @@ from pipeline.models import POCKET_BASE, POCKET_CONTROLNET
 SIZE = 64
 PROMPT = "a city street scene with road and car, in snowy weather by day, in a suburb"
 COMMON = {"prompt": PROMPT, "num_inference_steps": 2, "output_type": "np"}
-PICTURE = Image.fromarray(np.full((SIZE, SIZE, 3), 120, np.uint8))
+IMAGE = Image.fromarray(np.full((SIZE, SIZE, 3), 120, np.uint8))
 MASK = Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16))
 CONTROL = torch.nn.functional.one_hot(torch.arange(SIZE) % 20, 20).T.float()
 CONTROL = CONTROL[None, :, :, None].expand(1, 20, SIZE, SIZE).contiguous()
 SIDES = {"height": SIZE, "width": SIZE}
-FROM_IMAGE = {"image": PICTURE, "strength": 1.0}
+FROM_IMAGE = {"image": IMAGE, "strength": 1.0}
 # The plain inpainting pipelines take 4 or 9 latent channels by rule; this base has 6
 PIPELINES = {
     "StableDiffusionPipeline": {},
@@ -42,7 +42,7 @@ def parts() -> dict:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_stock_pipelines_draw(name: str, parts: dict) -> None:
+def test_stock_pipelines_generate(name: str, parts: dict) -> None:
     kind = getattr(diffusers, name)
     if name.startswith("Auto"):
         pipe = kind.from_pretrained(POCKET_BASE)
@@ -61,7 +61,7 @@ def compatible() -> list[str]:
 
 
 @pytest.mark.parametrize("name", compatible())
-def test_stock_schedulers_draw(name: str, parts: dict) -> None:
+def test_stock_schedulers_generate(name: str, parts: dict) -> None:
     kind = getattr(diffusers, name)
     try:
         scheduler = kind.from_config(parts["scheduler"].config)

@@ -25,7 +25,7 @@ ETA = 1.0
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+def noises_used(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every draw of noise, in order."""
     found: list[np.ndarray] = []
     real = trajectories.noise_like
@@ -76,20 +76,20 @@ def walk(
     [((5, 10, 11, 12, 14, 16), (11, 12)), ((240, 249, 250, 255, 260), (240, 249))],
 )
 def test_noise_joins_the_steps_that_start_inside_the_range(
-    targets: tuple[int, ...], noisy: tuple[int, ...], drawn: list[np.ndarray]
+    targets: tuple[int, ...], noisy: tuple[int, ...], noises_used: list[np.ndarray]
 ) -> None:
     start = torch.randn(2, 4, 4, 4, dtype=torch.float64)
     visits = walk(Inversion(targets, (0,), eta=ETA, to_the_end=True), start, lambda x, _: x.tanh())
     assert [now for now, _ in visits] == [0, *targets[:-1]]
-    assert len(drawn) == len(noisy), "not from 10 or below, nor from 250 or above"
-    noises = iter(drawn)
+    assert len(noises_used) == len(noisy), "not from 10 or below, nor from 250 or above"
+    noises = iter(noises_used)
     for (now, x), (target, following) in zip(visits, visits[1:], strict=False):
         fresh = next(noises) if now in noisy else None
         expected = published_step(x, np.tanh(x), now, target, fresh)
         np.testing.assert_allclose(following, expected, rtol=1e-5, atol=2e-5)
 
 
-def test_each_path_steps_with_noise_of_its_own(drawn: list[np.ndarray]) -> None:
+def test_each_path_steps_with_noise_of_its_own(noises_used: list[np.ndarray]) -> None:
     rng = np.random.default_rng(0)
     masks = np.concatenate([np.ones((1, 2, 1, 4, 6)), rng.random((2, 2, 1, 4, 6)) < 0.5])
     weights = masks / masks.sum(0)
@@ -102,18 +102,20 @@ def test_each_path_steps_with_noise_of_its_own(drawn: list[np.ndarray]) -> None:
 
     start = torch.from_numpy(rng.standard_normal((2, 4, 4, 6)))
     visits = walk(Inversion((30, 36, 44), (36,), eta=ETA), start, model, torch.from_numpy(masks))
-    assert len(drawn) == 3, "three paths, one step with noise before the last visit"
-    assert not np.allclose(drawn[0], drawn[1]) and not np.allclose(drawn[1], drawn[2])
+    assert len(noises_used) == 3, "three paths, one step with noise before the last visit"
+    assert not np.allclose(noises_used[0], noises_used[1]) and not np.allclose(
+        noises_used[1], noises_used[2]
+    )
     for (now, x), (target, following) in zip(visits, visits[1:], strict=False):
         paths = [
-            published_step(x, estimates[now][k], now, target, drawn[k] if now == 30 else None)
+            published_step(x, estimates[now][k], now, target, noises_used[k] if now == 30 else None)
             for k in range(3)
         ]
         expected = (weights * np.stack(paths)).sum(0)
         np.testing.assert_allclose(following, expected, rtol=1e-5, atol=2e-5)
 
 
-def test_the_conditional_branch_is_the_published_loop(family_base, drawn) -> None:
+def test_the_conditional_branch_is_the_published_loop(family_base, noises_used) -> None:
     """The whole extractor of the released DIFF, against the U-Net called path by path."""
     base = str(family_base("sd21"))
     inversion = Inversion((30, 36, 44, 60), (44,), eta=ETA)
@@ -130,7 +132,7 @@ def test_the_conditional_branch_is_the_published_loop(family_base, drawn) -> Non
     list(extractor.features(images, prompts, latents=start, masks=masks))
     hook.remove()
     unet = diffusers.UNet2DConditionModel.from_pretrained(Path(base) / "unet").eval()
-    x, noises = start.double().numpy(), iter(drawn)
+    x, noises = start.double().numpy(), iter(noises_used)
     weights = (masks / masks.sum(0)).double().numpy()
     assert len(seen) == 4
     for number, (now, target) in enumerate(((0, 30), (30, 36), (36, 44), (44, 60))):
