@@ -69,16 +69,19 @@ class Script:
         self.accelerator, device = accelerator, accelerator.device
         tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
         self.scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
-        self.text = CLIPTextModel.from_pretrained(base, subfolder="text_encoder").to(device)
-        self.vae = AutoencoderKL.from_pretrained(base, subfolder="vae").to(device)
-        self.unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet").to(device)
+        self.text = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
+        self.vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
+        self.unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet").float()
         controlnet = ControlNetModel.from_unet(
             self.unet,
             conditioning_channels=20,
             conditioning_embedding_out_channels=condition_channels,
         )
+        # As the script does; group norms of a CPU refuse half weights for float32 residuals
+        half = accelerator.mixed_precision == "bf16" and device.type == "cuda"
+        self.weight_type = torch.bfloat16 if half else torch.float32
         for network in (self.text, self.vae, self.unet):
-            network.requires_grad_(False)
+            network.requires_grad_(False).to(device, self.weight_type)
         controlnet.train()
         optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-5)
         dataset: Dataset = Pairs(pairs, caption, tokenizer, crop_px)
@@ -96,7 +99,7 @@ class Script:
     def update(self, batch: dict[str, torch.Tensor]) -> None:
         """Make one update."""
         with self.accelerator.accumulate(self.controlnet), self.accelerator.autocast():
-            latents = self.vae.encode(batch["pixels"]).latent_dist.sample()
+            latents = self.vae.encode(batch["pixels"].to(self.weight_type)).latent_dist.sample()
             latents = latents * self.vae.config.scaling_factor
             noise = torch.randn_like(latents)
             count = self.scheduler.config.num_train_timesteps

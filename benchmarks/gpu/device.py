@@ -49,13 +49,16 @@ class Step:
             row["met"] = meets(spread.median, goal)
         self.rows.append(row)
 
-    def attempt(self, name: str, action: Callable[[], object]) -> None:
-        """Do one part of the step; if it fails, note the reason and go on."""
+    def attempt(self, name: str, action: Callable[[], object], *, note: str = "failed") -> None:
+        """Do one part of the step; if it fails, note the reason and go on.
+
+        `note`: "failed", or "unsupported" if a device may lack what the part needs.
+        """
         try:
             action()
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]
-            self.details.setdefault("failed", {})[name] = f"{type(error).__name__}: {lines[0]}"
+            self.details.setdefault(note, {})[name] = f"{type(error).__name__}: {lines[0]}"
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -172,6 +172,8 @@ def child(name: str, arguments: argparse.Namespace, limit_s: float) -> dict[str,
     except subprocess.TimeoutExpired:
         state = f"stopped after {limit_s:.0f} s"
     found = json.loads(output.read_text()) if output.exists() else {"rows": [], "details": {}}
+    if state == "done" and found["details"].get("failed"):
+        state = "done in part"
     seconds = round(time.perf_counter() - start, 1)
     return {**found, "state": state, "seconds": seconds, "log": log if state != "done" else ""}
 
@@ -221,8 +223,9 @@ def markdown(content: dict[str, Any]) -> str:
                 f"| {row['name']} | {show(spread, row['unit'])} | {row['goal']} | "
                 f"{row['ceiling']} | {reached} |"
             )
-        for part, reason in step["details"].get("failed", {}).items():
-            lines.append(f"\n- not measured: {part} ({reason})")
+        for note in ("failed", "unsupported"):
+            for part, reason in step["details"].get(note, {}).items():
+                lines.append(f"\n- {note}: {part} ({reason})")
         for moment, values in zip(("before", "after"), step.get("clocks", []), strict=False):
             if values:
                 shown = ", ".join(f"{key} {value}" for key, value in values.items())

@@ -138,7 +138,8 @@ def attention(step: Step) -> None:
             if name == "math" and length > 1024:
                 continue  # its scores alone would take tens of GiB
             title = f"self-attention, {heads} heads of {width}, length {length}, {name}"
-            step.attempt(title, partial(_attend, step, title, backend, parts))
+            action = partial(_attend, step, title, backend, parts)
+            step.attempt(title, action, note="unsupported")
 
 
 def _attend(step: Step, title: str, backend: SDPBackend, parts: Any) -> None:

@@ -23,8 +23,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in random_base.FAMILIES:
         torch.manual_seed(0)
         base = random_base.build(family, toy=True)
-        random_base.build_controlnet(base.unet).save_pretrained(folder / f"{family}_controlnet")
-        base.save_pretrained(folder / family)
+        control = random_base.build_controlnet(base.unet).half()
+        control.save_pretrained(folder / f"{family}_controlnet")
+        base.to(torch.float16).save_pretrained(folder / family)
     return folder
 
 
@@ -40,8 +41,7 @@ def test_step_runs_at_toy_size(name: str, bases: Path, measured: list[str]) -> N
     step = device.Step(bases, toy=True)
     suite.STEPS[name].find()(step)
     assert step.rows
-    failed = step.details.get("failed", {})
-    assert all("attention" in part for part in failed), failed  # kernels that a CPU lacks
+    assert not step.details.get("failed")
     measured += [row["name"] for row in step.rows]
 
 
