@@ -49,4 +49,4 @@ def recorded(folder: Path) -> Precision | None:
             f"{path}: states no precision ({' or '.join(CHOICES)}); delete it, then the next start "
             "measures again"
         )
-    return choice
+    return cast(Precision, choice)
