@@ -83,3 +83,8 @@ def write_marks(folder: Path, marks: Mapping[str, Mark]) -> None:
 def excluded(marks: Mapping[str, Mark]) -> frozenset[str]:
     """Return the ids of the samples that marks exclude."""
     return frozenset(key for key, mark in marks.items() if mark.excluded)
+
+
+def excluded_ids(folder: Path) -> frozenset[str]:
+    """Return the ids of the samples of a dataset folder that are excluded."""
+    return excluded(read_marks(folder))

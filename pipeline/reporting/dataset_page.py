@@ -61,7 +61,7 @@ def sections(
 
 def excluded(folder: Path) -> list[Row]:
     """Return the line of the samples that a person left out."""
-    count = len(marks.excluded(marks.read_marks(folder)))
+    count = len(marks.excluded_ids(folder))
     reason = f"by a person, see {marks.NAME}"
     return [{"status": "excluded", "reason": reason, "count": count}] if count else []
 

@@ -37,9 +37,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return require_trained(folder)["recipe"]
 
 
-def require_sizes(
-    recipe: Mapping[str, Any], targets: Sequence[Target], size_px: Size | None
-) -> None:
+def require_sizes(recipe: dict[str, Any], targets: Sequence[Target], size_px: Size | None) -> None:
     """Raise `UserError` unless the network of a recipe takes the images of the targets."""
     for target in targets:
         require_images(target.samples, recipe, size_px or target.protocol.size_px(recipe))
