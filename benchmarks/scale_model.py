@@ -12,6 +12,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.metadata import reading_interval_s
+
 Mode = Literal["claims", "shards", "ray", "ray-shards"]
 MODES: tuple[Mode, ...] = ("claims", "shards", "ray", "ray-shards")
 LEASE_H = 180 / 3600  # as in pipeline/claims.py
@@ -48,6 +50,9 @@ class Inputs:
     metadata_per_s: float = stated(20_000, "1/s", "assumed: operations of one file server")
     puts_per_s: float = stated(3_500, "1/s", "published: S3, per prefix")
     commits_per_s: float = stated(110, "1/s", "measured: benchmarks/run_overhead.py")
+    meeting_operations: float = stated(
+        25, "", "counted: benchmarks/claims_model.py, of a run, for each pair of workers"
+    )
     sample_mb: float = stated(0.48, "MB", "assumed: PNG of 512x512 pixels and label map")
     write_gb_s: float = stated(5, "GB/s", "assumed: all nodes together, to shared storage")
     gpu_hour_usd: float = stated(3, "USD", "assumed")
@@ -130,7 +135,8 @@ def simulate(case: Case, inputs: Inputs, seed: int = 0) -> Outcome:
 
     A lost node loses what it had not committed: the image (`claims`), the eight images (`ray`) or
     the current tar file. The rest goes to any GPU, with `claims` after the lease; a static shard
-    waits until its own node is replaced. A shared resource beyond its capacity slows all alike.
+    waits until its own node is replaced. A shared resource beyond its capacity slows all alike. Of
+    `claims` the workers meet towards the end, and wait for the file server.
     """
     rng = random.Random(seed)
     losses = Losses(case, inputs, random.Random(seed + 1))
@@ -173,7 +179,7 @@ def simulate(case: Case, inputs: Inputs, seed: int = 0) -> Outcome:
         heapq.heappush(free, (loss + again_h, gpu))
     slower = max(1.0, bottleneck(case, inputs)[1])
     return Outcome(
-        hours=load_h + (end_h - load_h) * slower,
+        hours=load_h + (end_h - load_h) * slower + meeting_h(case, inputs),
         lost_gpu_hours=lost_h,
         losses=sum(sum(t <= end_h for t in past) for past in losses.past),
         ideal_hours=case.images * image_h / case.gpus,
@@ -188,14 +194,24 @@ def shares(case: Case) -> list[int]:
     return counts
 
 
-def file_operations(workers: int) -> float:
+def file_operations(workers: int, image_s: float) -> float:
     """Return the operations on a shared folder per image with claim files.
 
     Label and image: create, sync, rename, and sync of the folder; row: open and sync; claim: link,
-    open and unlink. After each image, and once per claim of eight, a worker lists the folder and
-    opens the metadata file of every worker, whose size the file server tells it.
+    look for the file, open and unlink. To read the rows a worker lists the folder and opens the
+    metadata file of every worker, whose size the file server tells it. Few workers do so after each
+    image and once per claim of eight, more of them at intervals.
     """
-    return 2 * 4 + 2 + 3 + (1 + 1 / 8) * (1 + 2 * workers)
+    interval_s = reading_interval_s(workers)
+    readings = image_s / interval_s if interval_s else 1 + 1 / 8
+    return 2 * 4 + 2 + 4 + readings * (1 + 2 * workers)
+
+
+def meeting_h(case: Case, inputs: Inputs) -> float:
+    """Return the hours in which the file server answers workers that meet in the same part."""
+    if case.mode != "claims" or case.gpus == 1:
+        return 0.0
+    return inputs.meeting_operations * case.gpus**2 / inputs.metadata_per_s / 3600
 
 
 def loads(case: Case, inputs: Inputs) -> dict[str, tuple[float, float]]:
@@ -203,7 +219,7 @@ def loads(case: Case, inputs: Inputs) -> dict[str, tuple[float, float]]:
     rate = case.gpus / inputs.image_s(case.tiles)
     found = {"write, GB/s": (rate * inputs.sample_mb / 1000, inputs.write_gb_s)}
     if case.mode == "claims":
-        operations = rate * file_operations(case.gpus)
+        operations = rate * file_operations(case.gpus, inputs.image_s(case.tiles))
         found["file operations, 1/s"] = operations, inputs.metadata_per_s
     elif case.writes_tars:
         found["PUT requests, 1/s"] = 2 * rate / case.shard_samples, inputs.puts_per_s

@@ -16,6 +16,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.claims_model import play
 from benchmarks.scale_model import (
     MODES,
     Case,
@@ -181,6 +182,18 @@ def users_table(inputs: Inputs) -> str:
     return table(head, rows)
 
 
+def claims_table(inputs: Inputs) -> str:
+    """Return what workers ask of a shared folder, counted while their queues are played."""
+    rows = []
+    for workers in (1, 8, 64, 128):
+        images = 100 * workers
+        found = play(workers, images, inputs.image_s(STRIDES[256]), inputs.variation)
+        cells = [number(found[key]) for key in ("tried", "looked", "readings")]
+        rows.append((workers, images, *cells))
+    head = ("workers", "images", "claims tried", "files looked for", "readings of all rows")
+    return table(head, rows)
+
+
 TABLES = {
     "Inputs": inputs_table,
     "One image": images_table,
@@ -188,6 +201,7 @@ TABLES = {
     "Node losses": losses_table,
     "Loads": loads_table,
     "Limits": limits_table,
+    "Claims": claims_table,
     "Cost per image": costs_table,
     "Time by kind of GPU": users_table,
 }

@@ -43,7 +43,7 @@ class Progress:
 
     def update(self, *, last: bool = False) -> None:
         """Read new rows and show the state if it is time to, or if this is the `last` call."""
-        self.rows.update()
+        self.rows.update(may_wait=not last)
         now, done = time.monotonic(), self.rows.done
         self._points.append((now, done))
         while len(self._points) > 2 and now - self._points[0][0] > WINDOW_S:

@@ -38,6 +38,11 @@ class EncodedSample:
     row: dict[str, Any]
 
 
+def file_name(kind: str, index: int) -> str:
+    """Return the relative name of the `image` or `label` of a sample."""
+    return f"{kind}s/{index // SHARD_SIZE:04d}/{sample_id(index)}.png"
+
+
 def encode_sample(
     index: int, image: np.ndarray | None, label: np.ndarray | None, row: dict[str, Any]
 ) -> EncodedSample:
@@ -45,13 +50,13 @@ def encode_sample(
 
     Without an image the sample has failed, and its row says why in `error`.
     """
-    key, shard = sample_id(index), f"{index // SHARD_SIZE:04d}"
+    key = sample_id(index)
     if image is None:
         return EncodedSample((), {"id": key, "status": "failed", **row})
     full, contents = {"id": key, "status": "ok", **row}, []
     for kind, array in (("label", label), ("image", image)):
         if array is not None:
-            name, data = f"{kind}s/{shard}/{key}.png", images.encode_png(array)
+            name, data = file_name(kind, index), images.encode_png(array)
             contents.append((name, data))
             full |= {f"{kind}_file_name": name, f"{kind}_sha256": files.sha256(data)}
     if label is not None:  # rare class sampling then reads no label

@@ -10,6 +10,7 @@ a sample.
 import contextlib
 import functools
 import itertools
+import math
 import os
 import threading
 import time
@@ -34,6 +35,8 @@ from pipeline.rows import (
 )
 
 MAX_METADATA_BYTES = 8 << 30
+FEW_FILES = 8  # those of one machine, cheap to read after each sample
+FILE_INTERVAL_S = 0.5  # between two readings, for each metadata file of a larger run
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -224,6 +227,11 @@ def _require_same(folder: Path, sizes: dict[Path, int]) -> None:
             raise UserError(f"{path}: has changed meanwhile; wait until nothing writes to {folder}")
 
 
+def reading_interval_s(num_files: int) -> float:
+    """Return the seconds after which the rows of so many metadata files are worth reading again."""
+    return 0.0 if num_files <= FEW_FILES else FILE_INTERVAL_S * num_files
+
+
 class MetadataIndex:
     """The rows of all processes of a folder, of which only new ones are read; safe in threads."""
 
@@ -254,15 +262,30 @@ class MetadataIndex:
         self.last: dict[str, tuple[int, float]] = {}
         """Last index of each metadata file, and when it was seen here."""
         self._offsets: dict[str, int] = {}
+        self._read_at = -math.inf
         self._lock = threading.Lock()
 
-    def update(self) -> None:
-        """Read what was appended since the last time."""
+    @property
+    def num_files(self) -> int:
+        """The number of metadata files that were found."""
+        return len(self._offsets)
+
+    def update(self, *, may_wait: bool = False) -> bool:
+        """Read what was appended since the last time; tell whether it was read.
+
+        With `may_wait` nothing is read until it is time to: each of k workers opens k files, so
+        that the time between two readings grows with k (`reading_interval_s`).
+        """
         with self._lock:
+            now = time.monotonic()
+            if may_wait and now - self._read_at < reading_interval_s(self.num_files):
+                return False
+            self._read_at = now
             for name in os.listdir(self.folder) if self.folder.is_dir() else ():
                 if name.startswith("metadata") and name.endswith(".jsonl"):
                     with contextlib.suppress(FileNotFoundError):  # listed before it can be opened
                         self._read(name)
+        return True
 
     def _read(self, name: str) -> None:
         start = self._offsets.get(name, 0)

@@ -18,12 +18,14 @@ from generation import progress, worker
 from generation import writer as writing
 from generation.progress import Progress
 from generation.samples import FinishedSample, SampleSpec
+from generation.work_queue import WorkQueue
 from generation.writer import WriterThread
 from pipeline import files
 from pipeline.claims import LEASE_S, Claims
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 from pipeline.metadata import MetadataIndex, read_rows
+from pipeline.rows import sample_id
 
 SCRIPT = Path(__file__).with_name("crash_trials.py")
 spec = importlib.util.spec_from_file_location("crash_trials", SCRIPT)
@@ -300,9 +302,9 @@ def test_claims_cost_little(tmp_path):
     with Claims(tmp_path) as claims:
         rows = MetadataIndex(tmp_path, 64)
         started = time.process_time()
-        for (index,) in worker.WorkQueue(rows, claims):
+        for (index,) in WorkQueue(rows, claims):
             rows.ok.add(index)
-            claims.release(worker.sample_id(index))
+            claims.release(sample_id(index))
         assert time.process_time() - started < 0.1  # 8 ms on an idle machine
     assert len(rows.ok) == 64
 
@@ -310,7 +312,7 @@ def test_claims_cost_little(tmp_path):
 def test_groups_are_full_while_enough_is_missing(tmp_path):
     with Claims(tmp_path) as claims:
         rows, seen = MetadataIndex(tmp_path, 8), []
-        for group in worker.WorkQueue(rows, claims, 3):
+        for group in WorkQueue(rows, claims, 3):
             rows.ok.update(group)
             seen.append(group)
     assert seen == [[0, 1, 2], [3, 4, 5], [6, 7]]
