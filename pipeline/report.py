@@ -26,7 +26,7 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, guard
 from pipeline.output_files import open_output_file
 from pipeline.reading import read_json
-from pipeline.stages import read_record
+from pipeline.stage_records import read_record
 
 TEMPLATE = "page.html.j2"
 PACKAGES = ("streetforge", "torch", "diffusers", "transformers", "accelerate", "mmsegmentation",

@@ -35,14 +35,8 @@ from pipeline.launching import (
 )
 from pipeline.output_folders import require_writable
 from pipeline.setting_checks import require_between
-from pipeline.stages import (
-    IN_CHECKOUT,
-    Recipe,
-    Stage,
-    find_recipe,
-    load_recipe,
-    read_record,
-)
+from pipeline.stage_records import read_record
+from pipeline.stages import IN_CHECKOUT, Recipe, Stage, find_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_PROCESSES = 1024  # of one stage on one machine

@@ -22,7 +22,6 @@ from pipeline import files
 from pipeline.config import digest, from_mapping
 from pipeline.errors import UserError
 from pipeline.labels import shipped
-from pipeline.reading import read_json
 from pipeline.yaml_files import load_preset, load_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,14 +32,6 @@ LAUNCHERS = ("python", "accelerate")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # of a stage: it names its log file
 MAX_STAGES = 1000  # of a recipe, repeated ones counted
 LONGEST = 10_000  # characters of a text with its fields filled in
-RECORD_TYPES: dict[str, Any] = {
-    "seconds": (int, float),
-    "peak_mb": (int, float),
-    "finished_at": (str, type(None)),
-    "digest": str,
-    "inputs": dict,
-    "command": str,
-}
 
 
 @dataclass(frozen=True)
@@ -292,31 +283,6 @@ def _fill(text: str, values: dict[str, str], path: Path) -> str:
             f"{path}: {text[:200]!r} cannot be filled in ({error}); known: {known}"
         ) from None
     return filled
-
-
-def read_record(
-    path: Path, needed: tuple[str, ...] = tuple(RECORD_TYPES)
-) -> dict[str, dict[str, Any]]:
-    """Return what a timings.json says of each stage, the `needed` entries checked; {} if absent."""
-    if not path.exists():
-        return {}
-    remedy = "move it away; stages that are complete are then looked at again"
-    stages = read_json(path, dict, remedy=remedy).get("stages")
-    if not isinstance(stages, dict):
-        raise UserError(f"{path}: has no mapping `stages`; {remedy}")
-    for name, entry in stages.items():
-        if not isinstance(entry, dict):
-            raise UserError(f"{path}: {name} is not a mapping; {remedy}")
-        for key in needed:
-            value = entry.get(key)
-            sound = isinstance(value, RECORD_TYPES[key]) and not isinstance(value, bool)
-            if key not in entry or not sound or (isinstance(value, float) and not _is_time(value)):
-                raise UserError(f"{path}: {key} of {name} is not what run.py writes; {remedy}")
-    return stages
-
-
-def _is_time(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
 
 
 def _reads(paths: Sequence[Path], output: Path) -> bool:

@@ -17,7 +17,8 @@ import yaml
 from PIL import Image
 
 from pipeline.errors import UserError
-from pipeline.stages import load_recipe, read_record
+from pipeline.stage_records import read_record
+from pipeline.stages import load_recipe
 
 GOOD = {
     "title": "own",

@@ -24,9 +24,9 @@ from pipeline import (
     reading,
     report,
     runs,
+    stage_records,
     verify,
 )
-from pipeline import stages as recipes
 from pipeline.errors import UserError
 from pipeline.metadata import scan_rows
 from pipeline.output_folders import require_same, stored_config
@@ -144,7 +144,7 @@ def test_the_report_shows_any_scores_and_timings(
 RUN = {"config": {"steps": 3, "base": "pocket", "nested": {"a": [1, 2]}}, "digest": "0" * 64,
        "classes": {"road": ["road"], "rest": ["sky", "car"]}}  # fmt: skip
 READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
-    "timings of a run": ("timings.json", TIMINGS, recipes.read_record),
+    "timings of a run": ("timings.json", TIMINGS, stage_records.read_record),
     "scores": ("scores.json", SCORES, report_scores.read_scores),
     "config of a training": (
         "config.json", RUN,
