@@ -33,8 +33,8 @@ SHAPES = [(1280, 32)] * 6 + [(640, 16)] * 6 + [(320, 8)] * 6
 LEVELS, SIDE = 9, 512
 
 
-def networks() -> dict[str, Any]:
-    """Build the networks that are compared."""
+def networks(*, quick: bool) -> dict[str, Any]:
+    """Build the networks that are compared; `quick`: two of them."""
     diff = recipes.load_recipe(CONFIGS / "diff_pocket.py")
     diff.model.ipkl = None
     built = {
@@ -44,13 +44,15 @@ def networks() -> dict[str, Any]:
         "1 step": recipes.load_recipe(CONFIGS / "diff1_pocket.py"),
         "single clean pass": recipes.load_recipe(CONFIGS / "diffusion_pocket.py"),
     }
-    return {name: recipes.build_model(recipe).eval() for name, recipe in built.items()}
+    chosen = ("faithful 37", "1 step") if quick else built
+    return {name: recipes.build_model(built[name]).eval() for name in chosen}
 
 
 def speed(results: measure.Results, num_images: int, batch: int) -> None:
     """Measure the inference of each network and its ratio to DIFF as released."""
     torch.manual_seed(0)
-    images = torch.rand(num_images // batch, batch, 3, 128, 256) * 2 - 1
+    size_px = (64, 128) if results.quick else (128, 256)
+    images = torch.rand(num_images // batch, batch, 3, *size_px) * 2 - 1
     encoder = PromptEncoder(models.find_base("pocket"))
     encoder.load()
 
@@ -61,7 +63,8 @@ def speed(results: measure.Results, num_images: int, batch: int) -> None:
                 encoder._encode_one("")  # the release encodes the prompt for every image
             network(image, mode="tensor")
 
-    calls = {name: partial(segment, name, network) for name, network in networks().items()}
+    built = networks(quick=results.quick)
+    calls = {name: partial(segment, name, network) for name, network in built.items()}
     seconds = measure.in_turn(calls, results.repeats)
     for name in list(calls)[1:]:
         spread = measure.ratio(seconds, "faithful 37", name)

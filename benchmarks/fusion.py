@@ -14,6 +14,7 @@ All three parts use the `reference` preset on 25 tiles:
 
 import argparse
 import dataclasses
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,9 @@ def flops(unet: Any, controlnet: Any, tile: tuple[int, int], px: int) -> tuple[i
     return published, ours, count(lambda: denoiser.embed(0, condition))
 
 
-def work(crops: list[np.ndarray], model: str, steps: int) -> dict[str, float]:
-    """Return ours / published FLOPs of an image, mean over crops, and the share of tiles skipped.
-
-    The canvas has twice the tile's height and width; the base pass is one tile.
-    """
+@functools.lru_cache
+def flops_of(model: str) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Return the tile of a model in latent pixels, and its FLOPs, see `flops`."""
     with torch.device("meta"):
         if model == "pocket":
             folder = models.POCKET_BASE / "unet"
@@ -240,7 +239,15 @@ def work(crops: list[np.ndarray], model: str, steps: int) -> dict[str, float]:
             unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
             controlnet = ControlNetModel(cross_attention_dim=768, conditioning_channels=20)
             tile, px = (64, 64), 8
-    stock, ours, embed = flops(unet.eval(), controlnet.eval(), tile, px)
+    return tile, flops(unet.eval(), controlnet.eval(), tile, px)
+
+
+def work(crops: list[np.ndarray], model: str, steps: int) -> dict[str, float]:
+    """Return ours / published FLOPs of an image, mean over crops, and the share of tiles skipped.
+
+    The canvas has twice the tile's height and width; the base pass is one tile.
+    """
+    tile, (stock, ours, embed) = flops_of(model)
     size, config = (2 * tile[0], 2 * tile[1]), settings(steps)
     skipped = np.array([covered_share(crop, config, size, tile) for crop in crops])
     needed = 25 * (1 - skipped)

@@ -33,7 +33,7 @@ WRITTEN = 2  # images of an end-to-end measurement
 
 def settings(step: Step, **changes: Any) -> Config:
     """Return the settings of the published size: 512 px, canvas of 1024 px, stride 128 px."""
-    side = step.size(512, 128)
+    side = step.size(512, 64)
     return dataclasses.replace(
         Config(), base=str(step.folder / "sd15"), controlnet=str(step.folder / "sd15_controlnet"),
         crop_px=(side, side), tile_px=(side, side), stride_px=(side // 4, side // 4),
@@ -45,7 +45,7 @@ def settings(step: Step, **changes: Any) -> Config:
 
 def specs(step: Step, count: int) -> list[SampleSpec]:
     """Return samples with label maps of blocks."""
-    side = step.size(512, 128)
+    side = step.size(512, 64)
     made = []
     for index in range(count):
         rng = np.random.default_rng(index)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from benchmarks import measure, suite
+from benchmarks import measure, suite, workers
+from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +29,20 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
     return measure.parser("A benchmark.").parse_args(["--results", str(tmp_path)])
 
 
+def write_paused_set(folder: Path, n: int, **_: int) -> None:
+    """Write a set of `n` samples without networks."""
+    samples = [workers.paused_sample(index) for index in range(n)]
+    rows = [(index, one.image, one.spec.label, {}) for index, one in enumerate(samples)]
+    DatasetWriter(folder, config={}).write_all(rows)
+
+
 @pytest.mark.parametrize("name", [*suite.PROGRAMS, *OTHERS])
 def test_program_runs_at_toy_size(name: str, tmp_path: Path, monkeypatch) -> None:
     options = ["--quick", "--force", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *options])
     monkeypatch.setattr(measure, "watch_machine", lambda: QUIET)
+    if name == "workers":  # real runs of several workers: tests/generation/test_safety.py
+        monkeypatch.setattr(workers, "generate", write_paused_set)
     AcceleratorState._reset_state(reset_partial_state=True)  # as in a process of its own
     importlib.import_module(f"benchmarks.{name}").main()
     (path,) = tmp_path.glob("*.json")
