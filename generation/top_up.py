@@ -50,6 +50,7 @@ from pipeline.output_folders import (
     require_writable,
     write_marker,
 )
+from pipeline.reading import read_json
 from pipeline.setting_checks import require_between, require_positive
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,6 +145,9 @@ def check_rules(config: Config, *, is_rejecting: bool) -> None:
 
 def run(config: Config, identity: dict[str, Any]) -> int:
     """Run all rounds, write the set and its summary; return the exit code."""
+    record = config.output / "top_up.json"
+    if record.exists() and not (config.output / "rounds").exists():
+        return tell(config, read_json(record, dict))  # finished, then tidied up
     require_writable(config.output)
     with sole_writer(config.output):
         write_marker(config.output, RUN, identity)

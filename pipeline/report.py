@@ -36,7 +36,7 @@ LINKS_OF_DATASET = {
     "conditions": "conditions",
     "classes": "classes",
     "scores": "scores",
-    "filtering": "what fell",
+    "filtering": "filter",
     "histogram": "class histogram",
     "making": "failures, times, provenance",
 }

@@ -125,6 +125,10 @@ def test_shares_of_the_plan_hold(call, original: Path, darkest: Path, tmp_path: 
     finished = contents(output)
     assert call(*words, "--attempts", 20) == 0, "nothing is left to do"
     assert contents(output).items() >= finished.items()
+    shutil.rmtree(output / "rounds")
+    set_alone = contents(output)
+    assert call(*words) == 0 and contents(output) == set_alone
+    assert len(samples_of(output / "dataset")) == N
 
 
 def test_what_never_passes_is_listed(

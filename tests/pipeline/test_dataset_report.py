@@ -91,9 +91,9 @@ def test_failures_are_grouped_by_reason(tiny_dataset, tmp_path: Path) -> None:
     assert sets.failures(rows)[0] == {"status": "failed", "reason": "too dark", "count": 2}
 
 
-def test_page_tells_what_fell_and_what_was_generated_again(write, tiny_dataset, tmp_path) -> None:
+def test_page_tells_what_was_dropped_and_generated_again(write, tiny_dataset, tmp_path) -> None:
     folder = tiny_dataset(4, 64, 128, conditions=("fog", "night"), folder=tmp_path / "set")
-    assert "Samples by attempt" not in write(folder) and "What fell" not in write(folder)
+    assert "Samples by attempt" not in write(folder) and "Dropped pixels" not in write(folder)
     (file,) = folder.glob("metadata*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for number, row in enumerate(rows):
