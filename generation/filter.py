@@ -238,7 +238,7 @@ def write_sample(
 
 
 def write_report(config: Config) -> None:
-    """Write what fell, in percent of pixels and images, by condition and class; print it."""
+    """Write and print what was dropped, in percent of pixels and images, by condition and class."""
     report = label_changes.by_condition(row for _, row in sorted(read_rows(config.output).items()))
     text = markdown_of(config, report)
     files.write_json(config.output / "filter.json", report)

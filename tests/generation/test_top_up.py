@@ -193,7 +193,7 @@ def test_marks_are_enough_and_programs_are_processes(
     # The finished set is a set like any other: it can be marked and topped up again
     write_marks(output / "dataset", {"00000002": Mark(excluded=True)})
     again = ("generation/top_up.py", "--data", output / "dataset", "--output", tmp_path / "again")
-    run_program(*again)
+    run_program(*again, "--num-processes", 2)
     assert read_rows(tmp_path / "again/dataset")["00000002"]["attempt"] == 2
 
 
