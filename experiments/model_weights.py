@@ -1,11 +1,12 @@
-"""Put a trained base model and its ControlNet into one folder, with the settings they need.
+"""Put a trained base model, its ControlNet and its segmentation head into one folder, with settings.
 
     python experiments/model_weights.py --base DIR --controlnet DIR --defaults streetforge.json \\
         --output DIR
 
 Writes OUTPUT/base and OUTPUT/controlnet, the layout that `--base OUTPUT/base --controlnet
-OUTPUT/controlnet` takes, and OUTPUT/weights.json with the bytes of each part. `--defaults` is the
-file of settings that generation and fine-tuning take from a base.
+OUTPUT/controlnet` takes, OUTPUT/segmentation_head if there is one beside the ControlNet, and
+OUTPUT/weights.json with the bytes of each part. `--defaults` is the file of settings that
+generation and fine-tuning take from a base.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files
+from pipeline import files, head_files
 from pipeline.base_defaults import SETTINGS_FILE
 from pipeline.errors import UserError, guard
 from pipeline.models import check_fit, find_base, find_folder
@@ -24,19 +25,20 @@ from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
 
 RECORD = "weights.json"
+PARTS = ("base", "controlnet", head_files.FOLDER)
 
 
 def check_places(sources: dict[str, Path], output: Path) -> None:
     """Raise `UserError` if OUTPUT contains inputs, or files that this program did not write."""
     for setting, source in sources.items():
-        for target in (output / "base", output / "controlnet"):
+        for target in (output / name for name in PARTS):
             here, there = source.resolve(), target.resolve()
             if here.is_relative_to(there) or there.is_relative_to(here):
                 raise UserError(
                     f"--output {output}: {target} would replace {setting} {source} or lie in it; "
                     "choose another folder"
                 )
-    for target in (output / "base", output / "controlnet"):
+    for target in (output / name for name in PARTS):
         if target.is_symlink() or (target.exists() and not (output / RECORD).is_file()):
             raise UserError(
                 f"--output {output}: holds {target.name} and no {RECORD} of this program; choose "
@@ -62,21 +64,27 @@ def main() -> None:
             f"--base {options.base}: is not a folder; name that of a trained base model"
         )
     controlnet = find_folder(str(options.controlnet), "controlnet")
-    check_fit(f"--controlnet {options.controlnet}", "controlnet", controlnet, str(base))
+    setting = f"--controlnet {options.controlnet}"
+    check_fit(setting, "controlnet", controlnet, str(base))
+    parts = {"base": base, "controlnet": controlnet}
+    if (controlnet.parent / head_files.FOLDER).is_dir():
+        head = head_files.find_head(setting, "", str(controlnet), str(base))
+        parts[head_files.FOLDER] = head
     settings = files.json_bytes(read_json(options.defaults, dict, remedy="correct --defaults"))
     sources = {"--base": base, "--controlnet": controlnet, "--defaults": options.defaults}
     check_places(sources, output)
     require_writable(output)
     staging = files.temporary_name(output / "staging")
     try:
-        shutil.copytree(base, staging / "base")
-        shutil.copytree(controlnet, staging / "controlnet")
+        for name, folder in parts.items():
+            shutil.copytree(folder, staging / name)
         files.write_bytes(staging / "base" / SETTINGS_FILE, settings)
         weights = sorted(staging.rglob("*.safetensors"))
         sizes = {str(p.parent.relative_to(staging)): p.stat().st_size for p in weights}
         files.write_json(output / RECORD, sizes | {"total": sum(sizes.values())})
-        for name in ("base", "controlnet"):
+        for name in PARTS:
             shutil.rmtree(output / name, ignore_errors=True)
+        for name in parts:
             (staging / name).rename(output / name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -12,6 +12,11 @@ some captions are replaced by the empty prompt, so that classifier-free guidance
 Writes OUTPUT/controlnet in diffusers' layout, and at each checkpoint a sheet in OUTPUT/previews:
 label, image generated with U_S, image generated with the base's U-Net. The same command continues
 an interrupted run.
+
+`--segmentation-head.enabled` also trains OUTPUT/segmentation_head, which generation uses for its
+in-sampling correction. `--segmentation-head.only` trains that alone, on a finished ControlNet:
+
+    python finetune/controlnet.py --segmentation-head.only --init pocket --data DIR --output DIR
 """
 
 import sys
@@ -24,7 +29,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from finetune.captions import Captions
 from finetune.crops import LabelledCrops
-from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, Training
+from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, HeadSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
 from pipeline.base_defaults import with_base_defaults
 from pipeline.captions import CaptionSettings, check_template
@@ -32,6 +37,7 @@ from pipeline.config import parse
 from pipeline.errors import UserError, guard
 from pipeline.models import check_fit, find_base, find_folder
 from pipeline.rare_classes import RareClassSampling
+from pipeline.seeding import seed_of
 from pipeline.setting_checks import require_between
 
 
@@ -67,6 +73,8 @@ class Config(BaseModelSettings):
     """share of the weights of --init in the saved weights (WiSE-FT, Wortsman et al., CVPR 2022)"""
     save_fp16: bool = False
     """save the weights as float16"""
+    segmentation_head: HeadSettings = field(default_factory=HeadSettings)
+    """a segmentation head on features of the U-Net, for the in-sampling correction of generation"""
     crop: Crop = field(default_factory=lambda: Crop(scales=(1.0,)))
     rare_classes: RareClassSampling = field(default_factory=RareClassSampling)
     training: Training = field(
@@ -87,6 +95,16 @@ class Config(BaseModelSettings):
         super().check()
         if self.init_weight and not self.init:
             raise UserError("--init-weight: needs --init, whose weights are mixed in")
+        if self.segmentation_head.only and not self.init:
+            raise UserError(
+                "--segmentation-head.only: needs --init, the finished ControlNet that the head is "
+                "trained on"
+            )
+        if self.segmentation_head.only and self.init_weight:
+            raise UserError(
+                "--init-weight: --segmentation-head.only changes no ControlNet; leave out one of "
+                "the two"
+            )
 
 
 def find_network(setting: str, name: str | None, kind: str, base: str) -> Path | None:
@@ -138,12 +156,13 @@ def fit(
     init_folder: Path | None,
     crops: LabelledCrops,
 ) -> None:
-    """Train the ControlNet of an open run."""
+    """Train the ControlNet of an open run, a head beside it, or a head alone."""
     from finetune.data import crop_batches
     from finetune.diffusion import FrozenBase, frozen_type
     from finetune.loop import optimize_for_device, train
     from finetune.previews import make_previews
     from finetune.tasks.controlnet import ControlNetTask, load_controlnet, load_frozen_unet
+    from finetune.tasks.head import HeadTraining, SegmentationHeadTask, new_head
 
     # Models: the frozen weights need no more than autocast's precision
     device = run.accelerator.device
@@ -168,6 +187,16 @@ def fit(
     )
 
     # Training
+    head, settings = None, config.segmentation_head
+    if settings.enabled or settings.only:
+        network = new_head(unet, settings.hidden_channels, seed_of(config.seed, "head"))
+        head = HeadTraining(network, unet, settings.learning_rate, settings.class_balance)
+    if settings.only:
+        assert head is not None
+        controlnet.requires_grad_(False).eval().to(device, weight_type)
+        train(run, SegmentationHeadTask(frozen, controlnet, head, batches, config.save_fp16))
+        return
+
     def load_base_unet() -> Any:
         return load_frozen_unet(base, None).to(device, weight_type)
 
@@ -180,6 +209,7 @@ def fit(
         save_fp16=config.save_fp16,
         previews=make_previews(run, frozen, crops, config.previews),
         load_base_unet=load_base_unet if unet_folder else None,
+        head=head,
     )
     train(run, task)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from finetune.data import Batches
 from finetune.settings import Training, learning_rate
 from finetune.start import Run
-from finetune.strategies import PlainStrategy, ShardedStrategy, uses_fsdp
+from finetune.strategies import ParameterGroup, PlainStrategy, ShardedStrategy, uses_fsdp
 from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.seeding import seed_of
@@ -31,6 +31,8 @@ class Loss:
 
     value: torch.Tensor
     logged: dict[str, torch.Tensor] = field(default_factory=dict)
+    beside: torch.Tensor | None = None
+    """The loss of another network that is trained beside, for the backward pass alone."""
 
 
 class Task(ABC):
@@ -39,6 +41,14 @@ class Task(ABC):
     model: torch.nn.Module
     """Its parameters that require gradients are trained."""
     batches: Batches
+
+    def parameter_groups(self, model: torch.nn.Module) -> list[ParameterGroup]:
+        """Return the parameters of `model`, the task's or its sharded form, that are trained.
+
+        Each group has its own gradient norm and peak learning rate, so that networks trained beside
+        each other do not change each other.
+        """
+        return [ParameterGroup([p for p in model.parameters() if p.requires_grad])]
 
     @abstractmethod
     def loss(
@@ -59,9 +69,9 @@ class Task(ABC):
 
 
 def make_optimizer(
-    settings: Training, parameters: list[torch.nn.Parameter], device: torch.device
+    settings: Training, parameters: list[Any], device: torch.device
 ) -> torch.optim.Optimizer:
-    """Build AdamW, fused on CUDA, or its 8-bit kind."""
+    """Build AdamW, fused on CUDA, or its 8-bit kind, of parameters or of groups of them."""
     options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=device.type == "cuda" or None, **options)
@@ -115,7 +125,7 @@ def accumulate_gradients(
                 loss = task.loss(model, batch, generator, step=step)
             logged, value = loss.logged, loss.value / number
             total += value.detach()
-            accelerator.backward(value)
+            accelerator.backward(value if loss.beside is None else value + loss.beside / number)
     return Loss(total, logged)
 
 
@@ -126,7 +136,7 @@ def train(run: Run, task: Task) -> None:
     any process ends all of them after the update at hand, with a checkpoint.
     """
     accelerator, settings = run.accelerator, run.training
-    strategy = _make_strategy(run, task.model)
+    strategy = _make_strategy(run, task)
     first = strategy.first_step
     micro_batches = task.batches(first)
     generator = torch.Generator(device=accelerator.device)
@@ -134,8 +144,8 @@ def train(run: Run, task: Task) -> None:
     with StopRequest().listening() as stop:
         for step in range(first, settings.steps):
             # Update
-            rate = learning_rate(settings, step)
-            for group in strategy.optimizer.param_groups:
+            rates = [learning_rate(settings, step, group.peak) for group in strategy.groups]
+            for group, rate in zip(strategy.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             loss = accumulate_gradients(
                 run, task, strategy.wrapped, micro_batches, generator, step=step
@@ -152,7 +162,7 @@ def train(run: Run, task: Task) -> None:
             previewed = preview(run, task, strategy, done) if saving else {}
             log.add(mean_loss)
             if previewed or done % settings.log_interval == 0 or is_last:
-                log.write(done, {"learning_rate": rate, **previewed}, loss.logged)
+                log.write(done, {"learning_rate": rates[0], **previewed}, loss.logged)
             if saving or stopping:
                 accelerator.wait_for_everyone()
             if stopping and not is_last:
@@ -208,8 +218,11 @@ def exchange(accelerator: Accelerator, loss: torch.Tensor, stop: StopRequest) ->
 def update_weights(run: Run, strategy: Strategy, mean_loss: float, step: int) -> None:
     """Make an update from the gradients; stop before it if the loss or their norm is not finite."""
     runs.check_finite(mean_loss, step, run.folder)
-    norm = run.accelerator.clip_grad_norm_(strategy.parameters, run.training.clip_norm)
-    strategy.check_norm(norm, step)
+    limit, (first, *others) = run.training.clip_norm, strategy.groups
+    norms = [run.accelerator.clip_grad_norm_(first.parameters, limit)]  # unscales all of fp16
+    norms += [torch.nn.utils.clip_grad_norm_(group.parameters, limit) for group in others]
+    for norm in norms:
+        strategy.check_norm(norm, step)
     strategy.optimizer.step()
     strategy.optimizer.zero_grad(set_to_none=True)
     strategy.update_averages(step)
@@ -233,15 +246,16 @@ def finish(run: Run, task: Task, strategy: Strategy) -> None:
     run.accelerator.end_training()
 
 
-def _make_strategy(run: Run, model: torch.nn.Module) -> Strategy:
+def _make_strategy(run: Run, task: Task) -> Strategy:
     """Move the model to the device, build its optimizer and load the newest checkpoint."""
-    accelerator = run.accelerator
+    accelerator, model = run.accelerator, task.model
     sharded = uses_fsdp(accelerator, run.training)
     whole = copy.deepcopy(model) if sharded and accelerator.is_main_process else model
     model.to(accelerator.device)
     optimize_for_device(accelerator, model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(run.training, parameters, accelerator.device)
+    groups = [{"params": group.parameters} for group in task.parameter_groups(model)]
+    optimizer = make_optimizer(run.training, groups, accelerator.device)
+    grouping = task.parameter_groups
     if sharded:
-        return ShardedStrategy(accelerator, model, optimizer, run.folder, whole)
-    return PlainStrategy(accelerator, model, optimizer, run.training, run.folder)
+        return ShardedStrategy(accelerator, model, optimizer, run.folder, whole, grouping)
+    return PlainStrategy(accelerator, model, optimizer, run.training, run.folder, grouping)

@@ -97,6 +97,29 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class HeadSettings:
+    """A segmentation head on features of the U-Net, for the in-sampling correction."""
+
+    enabled: bool = False
+    """train the head beside the ControlNet, whose weights do not change by it"""
+    only: bool = False
+    """train the head alone, on the finished ControlNet of --init"""
+    hidden_channels: int = 32
+    """channels of the head"""
+    learning_rate: float = 1e-3
+    """peak learning rate of the head; warm-up and schedule are those of the training"""
+    class_balance: float = 0.5
+    """weight of a class in the cross entropy of a crop: n^-class_balance for n pixels; 0 counts
+    pixels, 1 counts classes"""
+
+    def __post_init__(self) -> None:
+        group = "segmentation-head."
+        require_between(self, 1, 4096, "hidden_channels", prefix=group)
+        require_between(self, 0, math.inf, "learning_rate", prefix=group)
+        require_between(self, 0, 1, "class_balance", prefix=group)
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Settings of every fine-tuning program."""
 
@@ -149,11 +172,15 @@ def require_numbers(
         raise UserError(f"{setting} {given}: must be at most {most} numbers up to {largest}")
 
 
-def learning_rate(settings: Training, step: int) -> float:
-    """Return the learning rate of update `step` (from 0), a pure function of the step."""
+def learning_rate(settings: Training, step: int, peak: float | None = None) -> float:
+    """Return the learning rate of update `step` (from 0), a pure function of the step.
+
+    `peak` is the one after the warm-up, None for that of the settings.
+    """
+    peak = settings.learning_rate if peak is None else peak
     if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
+        return peak * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
-        return settings.learning_rate
+        return peak
     progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

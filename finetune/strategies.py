@@ -4,6 +4,8 @@ The loop is the same for both. A strategy prepares model and optimizer, saves an
 and gives the weights to preview and to write.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +15,19 @@ from finetune.averages import make_averages
 from finetune.settings import Training
 from pipeline import checkpoints, runs
 from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters whose gradient norm is limited together."""
+
+    parameters: list[torch.nn.Parameter]
+    peak: float | None = None
+    """Their peak learning rate; None takes that of the settings."""
+
+
+Grouping = Callable[[torch.nn.Module], list[ParameterGroup]]
+"""Returns the trained parameters of a model in groups."""
 
 
 class PlainStrategy:
@@ -25,9 +40,10 @@ class PlainStrategy:
         optimizer: torch.optim.Optimizer,
         settings: Training,
         folder: Path,
+        grouping: Grouping,
     ) -> None:
         self.accelerator, self.folder, self.model = accelerator, folder, model
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.groups = grouping(model)
         """what the optimizer changes"""
         self.averages = make_averages(settings, model)
         self.modules = {"model": model, **self.averages.modules}
@@ -72,11 +88,12 @@ class ShardedStrategy:
         optimizer: torch.optim.Optimizer,
         folder: Path,
         whole: torch.nn.Module,
+        grouping: Grouping,
     ) -> None:
         self.accelerator, self.folder, self.whole = accelerator, folder, whole
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         self.first_step = checkpoints.load_sharded(accelerator, folder)
-        self.parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
+        self.groups = grouping(self.wrapped)
 
     def check_norm(self, norm: torch.Tensor, step: int) -> None:
         """Check nothing: the norm is spread over the processes, as the gradients are."""

@@ -12,6 +12,12 @@ def write_dataset_card(config: Config, revisions: dict[str, str], num_label_maps
     details = ", colours transferred to the source images" if recolored else ""
     own = "the base's own U-Net (Style Swap)"
     swap = f"the U-Net {code(config.unet)}" if config.unet else own
+    corrected = ""
+    if config.correction.is_on:
+        corrected = (
+            f", in-sampling correction {config.correction.scale:g} in the first "
+            f"{config.corrected_steps} steps"
+        )
     conditions = ", ".join(f"{plain(k)} ({c.share:g})" for k, c in config.prompt.conditions.items())
     revision_lines = "\n".join(f"- {plain(k)}: {code(v)}" for k, v in revisions.items())
     again = ""
@@ -28,7 +34,7 @@ label map.
 - `run.json`: all settings, model revisions and versions. `classes.json`: names and palette.
 
 Generated with {swap} of {code(config.base)} and the ControlNet {code(config.controlnet)}, fusion
-`{config.fusion}`, {config.steps} steps of {config.scheduler}, guidance {config.guidance_scale:g},
+`{config.fusion}`, {config.steps} steps of {config.scheduler}, guidance {config.guidance_scale:g}{corrected},
 seed {config.seed}, from {num_label_maps} label maps{details}. Conditions and shares: {conditions}.
 
 {revision_lines}

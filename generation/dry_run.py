@@ -142,6 +142,7 @@ def forecast(missing: Sequence[PlanItem], specs: SpecReader, config: Config) -> 
         f"network evaluations: {evaluations:.0f} an image = {config.steps} steps x (1 base pass + "
         f"{counts[:, 0].mean():.1f} of {counts[0, 1]} tiles), mean of {len(some)} label maps; "
         f"{evaluations * len(missing):.3g} in all",
+        *_correction(config, 1 + counts[:, 0].mean()),
         _time(config.output, evaluations, len(missing)),
         "prompts, for example:",
         *(f"  {spec.prompt}" for spec in some[:NUM_EXAMPLES]),
@@ -150,6 +151,18 @@ def forecast(missing: Sequence[PlanItem], specs: SpecReader, config: Config) -> 
     if warning := cut_prompts(prompts, config.negative_prompt, config.base):
         lines.append(warning)
     return "\n".join(lines)
+
+
+def _correction(config: Config, tiles: float) -> list[str]:
+    """Return the line on the cost of the in-sampling correction, for the mean number of tiles."""
+    corrected = max(0, config.corrected_steps - config.first_step)
+    if not corrected:
+        return []
+    return [
+        f"in-sampling correction: {corrected * tiles:.0f} gradients an image = {corrected} steps x "
+        f"{tiles:.1f} tiles; each is one more forward pass of the prompt's branch up to the last "
+        "tap of the head, and its backward pass"
+    ]
 
 
 def _time(folder: Path, evaluations: float, num_missing: int) -> str:

@@ -19,6 +19,7 @@ from generation.specs import SpecReader
 from pipeline import models
 from pipeline.config import digest
 from pipeline.errors import UserError
+from pipeline.head_files import find_head
 from pipeline.hub import find_local
 from pipeline.identity import run_identity
 from pipeline.labels import CONTROL_CHANNELS
@@ -72,6 +73,7 @@ def check_models(config: Config) -> None:
             "finetune/controlnet.py"
         )
     models.check_fit(f"--controlnet {config.controlnet}", "controlnet", folder, base)
+    find_correction_head(config)
     if config.unet:
         folder = models.find_folder(config.unet, "unet")
         models.check_fit(f"--unet {config.unet}", "unet", folder, base)
@@ -91,6 +93,15 @@ def check_models(config: Config) -> None:
         check_vae_tiles(config.vae_tile_px, grid)
 
 
+def find_correction_head(config: Config) -> Path | None:
+    """Return the checked folder of the segmentation head, None without in-sampling correction."""
+    correction = config.correction
+    if not correction.is_on:
+        return None
+    setting = f"--correction.scale {correction.scale:g}"
+    return find_head(setting, correction.head, config.controlnet, models.find_base(config.base))
+
+
 def check_loadable(config: Config) -> None:
     """Find out whether all networks can be loaded, loading none; a hub id is fetched."""
     controls = [config.controlnet]
@@ -100,6 +111,7 @@ def check_loadable(config: Config) -> None:
         ("base", models.find_base(config.base)),
         *(("controlnet", models.find_folder(name, "controlnet")) for name in controls),
         ("unet", models.find_folder(config.unet, "unet") if config.unet else None),
+        ("segmentation_head", find_correction_head(config)),
     )
 
 
@@ -182,6 +194,7 @@ def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
         "base": models.find_base(config.base),
         "controlnet": models.find_folder(config.controlnet, "controlnet"),
         "unet": models.find_folder(config.unet, "unet") if config.unet else None,
+        "correction.head": find_correction_head(config),
     }
     if config.second_control.is_on:
         models_of["second_control.controlnet"] = models.find_folder(
@@ -189,6 +202,7 @@ def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
         )
         settings["second_control"]["detector"] = detectors.detector_revision(config.second_control)
     del settings["second_control"]["controlnet"], settings["label_maps"]
+    del settings["correction"]["head"]
     mapping = run_identity(settings, models=models_of)
     mapping["data"]["label_maps"] = maps.contents_digest(inputs.label_maps)
     if inputs.images:

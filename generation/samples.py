@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = ("tiles", "tiles_total", "evaluations", "seconds", "generated_at")  # fields of a row
+RESULTS = (  # fields of a row
+    "tiles", "tiles_total", "evaluations", "gradients", "seconds", "generated_at",
+)  # fmt: skip
 ATTEMPTS = 3  # an image that is not finite or constant is generated again twice
 
 
@@ -54,6 +56,9 @@ class FinishedSample:
     """Tiles of the whole canvas."""
     evaluations: int = 0
     """Network evaluations of the base pass and of tiles, each with its guidance pair."""
+    gradients: int = 0
+    """Gradients of the in-sampling correction, each a forward and a backward pass of the branch of
+    the prompt; they are not among the evaluations."""
     seconds: float = 0.0
     """Time of the process for this sample."""
     generated_at: str = ""

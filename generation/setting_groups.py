@@ -1,4 +1,4 @@
-"""Groups of the settings of a generation run: the second control and rare class sampling."""
+"""Groups of the settings of a run: second control, in-sampling correction, rare class sampling."""
 
 import math
 from dataclasses import dataclass
@@ -41,6 +41,32 @@ class SecondControl:
     def is_on(self) -> bool:
         """Whether there is a second ControlNet."""
         return self.kind != "none"
+
+
+@dataclass(frozen=True)
+class CorrectionSettings:
+    """Leads the first steps towards the label map by the gradient of a segmentation head."""
+
+    scale: float = 0.0
+    """how far a corrected step moves the predicted clean latent against the gradient of the head's
+    cross entropy, in standard deviations at full noise; 0 corrects nothing"""
+    steps: float = 0.5
+    """share of the steps, from the first on, that are corrected; at least one step is"""
+    class_balance: float = 0.5
+    """weight of a class in the cross entropy of a tile: n^-class_balance for n pixels; 0 counts
+    pixels, 1 counts classes"""
+    head: str = ""
+    """folder of a segmentation head of finetune/controlnet.py; empty takes segmentation_head beside
+    the folder of the ControlNet"""
+
+    def __post_init__(self) -> None:
+        require_between(self, 0, 10, "scale", prefix="correction.")
+        require_between(self, 0, 1, "steps", "class_balance", prefix="correction.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether steps are corrected."""
+        return self.scale > 0 and self.steps > 0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import tyro
 
 from generation.precision import AUTO
 from generation.prompts import Grammar
-from generation.setting_groups import RareClasses, SecondControl
+from generation.setting_groups import CorrectionSettings, RareClasses, SecondControl
 from generation.shards import parse_shard
 from generation.sizes import CanvasSizes
 from generation.tiles import RegionRules
@@ -196,6 +196,8 @@ class Config:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """from which to which share of the steps guidance is applied; the others evaluate the prompt
     alone"""
+    correction: CorrectionSettings = field(default_factory=CorrectionSettings)
+    """in-sampling correction by a segmentation head on features of the U-Net"""
     guess_mode_from: float = 1.0
     """from this share of the steps on, the unconditional branch runs without ControlNet, so
     guidance also amplifies the label map (guess mode, Zhang et al., ICCV 2023); 1 never does"""
@@ -345,6 +347,13 @@ class Config:
     def guess_mode_step(self) -> int:
         """The step from which the unconditional branch runs without ControlNet."""
         return round(self.steps * self.guess_mode_from)
+
+    @property
+    def corrected_steps(self) -> int:
+        """The number of steps, from the first on, that are corrected."""
+        if not self.correction.is_on:
+            return 0
+        return max(1, round(self.steps * self.correction.steps))
 
     @property
     def needs_source_images(self) -> bool:

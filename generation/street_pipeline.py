@@ -18,6 +18,7 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from generation.inputs import find_correction_head
 from generation.pipeline_inputs import (
     Label,
     Seed,
@@ -31,7 +32,7 @@ from generation.sampler.networks import Networks, load_networks
 from generation.sampler.sampler import Sampler
 from generation.samples import SampleSpec
 from generation.settings import NOT_IN_DIGEST, OF_THE_BASE, Config, default_config
-from pipeline import base_defaults, files, models
+from pipeline import base_defaults, files, head_files, models
 from pipeline.config import from_layers, from_mapping, to_mapping, with_base
 from pipeline.errors import UserError
 from pipeline.output_folders import require_writable
@@ -66,6 +67,7 @@ class StreetPipeline:
         models.find_folder(settings.controlnet, "controlnet")
         if settings.unet:
             models.find_folder(settings.unet, "unet")
+        find_correction_head(settings)
         self.settings, self.device = settings, torch.device(device)
         self._networks: Networks | None = None
 
@@ -208,9 +210,13 @@ class StreetPipeline:
                 **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )
         pipe.save_pretrained(folder, safe_serialization=True)
+        if head := find_correction_head(self.settings):
+            network = models.load_network("segmentation_head", base, head)
+            network.save_pretrained(Path(folder) / head_files.FOLDER)
         kept = to_mapping(self.settings)
         for name in OF_THE_FOLDER:
             del kept[name]
+        del kept["correction"]["head"]  # it lies beside the ControlNet
         files.write_json(Path(folder) / SETTINGS_FILE, kept)
         brought = {name: kept[name] for name in OF_THE_BASE}  # for those who name it as a base
         files.write_json(Path(folder) / base_defaults.SETTINGS_FILE, {"generation": brought})

@@ -17,12 +17,13 @@ CLASSES = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
     "controlnet": "ControlNetModel",
+    "segmentation_head": "SegmentationHead",
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "CLIPTextModelWithProjection",
     "tokenizer": "CLIPTokenizer",
     "tokenizer_2": "CLIPTokenizer",
 }
-NETWORKS = ("unet", "vae", "controlnet", "text_encoder", "text_encoder_2")
+NETWORKS = ("unet", "vae", "controlnet", "segmentation_head", "text_encoder", "text_encoder_2")
 REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 DEFAULTS: dict[str, dict[str, Any]] = {  # of the stock classes, for configs of older versions
@@ -31,6 +32,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of the stock classes, for configs of 
     "controlnet": {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4,
                    "cross_attention_dim": 1280, "layers_per_block": 2, "conditioning_channels": 3,
                    "conditioning_embedding_out_channels": [16, 32, 96, 256]},
+    "segmentation_head": {"block_out_channels": [320, 640, 1280, 1280], "in_channels": 4,
+                          "cross_attention_dim": 1280, "layers_per_block": 2,
+                          "tap_channels": [1280], "hidden_channels": 32},
     "vae": {"block_out_channels": [64], "latent_channels": 4},
     "text_encoder": {"hidden_size": 512, "num_hidden_layers": 12},
     "text_encoder_2": {"hidden_size": 512, "num_hidden_layers": 12},

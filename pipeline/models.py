@@ -16,6 +16,7 @@ from pipeline.reading import read_json, shortened
 POCKET = Path(__file__).resolve().parent / "pocket" / "weights"
 POCKET_BASE = POCKET / "base"
 POCKET_CONTROLNET = POCKET / "controlnet"
+BESIDE_THE_BASE = ("controlnet", "segmentation_head")  # parts with a folder of their own
 COMPONENTS = model_files.CLASSES
 REMOVED = {  # taken off the hub by their owners; copies that users name
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -52,11 +53,11 @@ def find_base(name: str) -> str:
 
 
 def find_folder(name: str, kind: str) -> Path:
-    """Return the folder of a single network: `kind` is unet, controlnet or vae.
+    """Return the folder of a single network: `kind` is unet, controlnet, segmentation_head or vae.
 
     `pocket` names the built-in one of that kind. Config and weights are checked by their files.
     """
-    built_in = POCKET_CONTROLNET if kind == "controlnet" else POCKET_BASE / kind
+    built_in = (POCKET if kind in BESIDE_THE_BASE else POCKET_BASE) / kind
     folder = built_in if name == "pocket" else Path(name)
     if not (folder / "config.json").is_file() or _hint(folder):
         raise UserError(
@@ -127,7 +128,6 @@ def check_tensors(folder: Path, kind: str) -> None:
 
 
 def _expected_shapes(folder: Path, kind: str) -> dict[str, tuple[int, ...]]:
-    import diffusers
     import torch
     import transformers
 
@@ -136,12 +136,25 @@ def _expected_shapes(folder: Path, kind: str) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             if kind.startswith("text_encoder"):
                 settings = transformers.CLIPTextConfig(**config)
-                network = getattr(transformers, COMPONENTS[kind])(settings)
+                network = _class_of(kind)(settings)
             else:
-                network = getattr(diffusers, COMPONENTS[kind]).from_config(config)
+                network = _class_of(kind).from_config(config)
     except Exception as error:  # whatever the libraries raise on values nobody checked
         raise _unusable(folder / "config.json", error) from error
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _class_of(kind: str) -> Any:
+    """Return the class of a network: a stock one, but for the segmentation head."""
+    import diffusers
+    import transformers
+
+    if kind == "segmentation_head":
+        from pipeline.segmentation_head import SegmentationHead
+
+        return SegmentationHead
+    library = transformers if kind.startswith("text_encoder") else diffusers
+    return getattr(library, COMPONENTS[kind])
 
 
 def _current_names(kind: str, shapes: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +196,7 @@ def load_index(base: str) -> dict[str, Any]:
 
 
 def load_network(kind: str, base: str | None, folder: str | Path | None = None) -> Any:
-    """Load a U-Net, ControlNet or autoencoder by its stock class, float32 on the CPU.
+    """Load a U-Net, ControlNet, segmentation head or autoencoder by its class, float32 on the CPU.
 
     `folder` holds it; without one it is the part of `base`. With both, it is checked to fit `base`.
     """
@@ -201,7 +214,6 @@ def load_component(base: str, part: str) -> Any:
 
 
 def _load(folder: Path, kind: str) -> Any:
-    import diffusers
     import torch
     import transformers
 
@@ -211,10 +223,8 @@ def _load(folder: Path, kind: str) -> Any:
             return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         check_tensors(folder, kind)
         variant = weight_files.find_weights(folder, kind).variant
-        library, dtype = (diffusers, "torch_dtype")
-        if kind.startswith("text_encoder"):
-            library, dtype = (transformers, "dtype")
-        network = getattr(library, COMPONENTS[kind]).from_pretrained(
+        dtype = "dtype" if kind.startswith("text_encoder") else "torch_dtype"
+        network = _class_of(kind).from_pretrained(
             folder,
             use_safetensors=True,
             variant=variant,

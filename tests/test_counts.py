@@ -111,6 +111,48 @@ def test_network_calls_of_an_image(generator):
     assert image.tiles == 6 and sum(rows["U-Net, in"]) == image.evaluations == 3 * (1 + 6)
 
 
+def test_network_calls_of_a_gradient(tiny_base, tiny_controlnet, tmp_path):
+    """A corrected step adds one pass of the prompt's branch, which ends at the last tap."""
+    from diffusers import UNet2DConditionModel
+
+    from generation.sampler.networks import load_networks
+    from generation.sampler.sampler import Sampler
+    from generation.setting_groups import CorrectionSettings
+    from generation.settings import Config
+    from pipeline.segmentation_head import SegmentationHead
+
+    unet = UNet2DConditionModel.from_pretrained(tiny_base / "unet")
+    SegmentationHead.from_unet(unet).save_pretrained(tmp_path / "head")
+    config = Config(
+        base=str(tiny_base), controlnet=str(tiny_controlnet), crop_px=(32, 64), tile_px=(16, 32),
+        stride_px=(8, 16), steps=4, scheduler="ddim", tile_batch=3, min_region_share=0.2,
+        base_pass_scale=0.5, canvas_scale=1.0, guidance_interval=(0.25, 1.0),
+        correction=CorrectionSettings(scale=1.0, steps=0.5, head=str(tmp_path / "head")),
+    )  # fmt: skip
+    networks = load_networks(config, torch.device("cpu"))
+    unet, backward = networks.denoiser.unet, []
+    rows: dict[str, list[int]] = {"tapped": [], "last": []}
+    for name, module in {
+        "in": unet.conv_in, "middle": unet.mid_block,
+        "control": networks.denoiser.controls[0].network.mid_block,
+    }.items():  # fmt: skip
+        count_calls(module, rows.setdefault(name, []))
+    for name, block in {"tapped": unet.up_blocks[0], "last": unet.up_blocks[-1]}.items():
+        block.register_forward_hook(lambda _, __, output, name=name: rows[name].append(len(output)))
+    networks.head.conv_out.register_full_backward_hook(lambda *_: backward.append(1))
+
+    label = np.random.default_rng(0).integers(0, 19, (32, 64), dtype=np.uint8)
+    image = Sampler(networks, config).generate(label, "a street", seed=0)
+    assert (image.evaluations, image.gradients) == (4 * 10, 2 * 10)
+    # Base pass, then nine tiles in three calls; guided from the second step on
+    predictions = [1, 2, 2, 2, *[3] * 3, *[6] * 3, *[6] * 3, *[6] * 3]
+    passes = [1, 1, 2, 1, 2, 2, *[3, 3] * 3, *[6, 3] * 3, *[6] * 3, *[6] * 3]
+    assert rows["middle"] == rows["control"] == rows["tapped"] == passes
+    assert rows["last"] == predictions
+    assert sum(rows["in"]) == image.evaluations + image.gradients
+    assert len(backward) == 2 * (1 + 3)
+
+
 def test_files_opened_per_generated_sample(
     opened, tiny_base, tiny_controlnet, tiny_dataset, tmp_path, monkeypatch
 ):

@@ -12,6 +12,8 @@ from finetune.data import Batches
 from finetune.diffusion import Batch, FrozenBase, predict
 from finetune.loop import Loss, Task
 from finetune.previews import Previews
+from finetune.strategies import ParameterGroup
+from finetune.tasks.head import ControlNetWithHead, HeadTraining
 from pipeline import labels
 from pipeline.models import load_network
 
@@ -38,7 +40,7 @@ def load_controlnet(
 
 
 class ControlNetTask(Task):
-    """Trains a ControlNet; the frozen `unet` passes its gradients.
+    """Trains a ControlNet, and a head beside it; the frozen `unet` passes the former's gradients.
 
     `init_weight` (0..1) is the share of the initial weights in those written; `save_fp16` writes
     float16. With Style Swap, `load_base_unet` loads the U-Net to preview with for the moment.
@@ -55,11 +57,24 @@ class ControlNetTask(Task):
         save_fp16: bool,
         previews: Previews | None,
         load_base_unet: Callable[[], UNet2DConditionModel] | None,
+        head: HeadTraining | None = None,
     ) -> None:
-        self.frozen, self.unet, self.model, self.batches = frozen, unet, controlnet, batches
+        self.frozen, self.unet, self.batches, self.head = frozen, unet, batches, head
+        self.model: torch.nn.Module = controlnet
+        if head:
+            self.model = ControlNetWithHead(controlnet, head.network)
         self.init_weight, self.save_fp16 = init_weight, save_fp16
         self.previews, self.load_base_unet = previews, load_base_unet
         self.initial = copy.deepcopy(controlnet.state_dict()) if init_weight else {}
+
+    def parameter_groups(self, model: Any) -> list[ParameterGroup]:
+        """Return the parameters of the ControlNet, and apart from them those of the head."""
+        if not self.head:
+            return super().parameter_groups(model)
+        return [
+            ParameterGroup(list(model.controlnet.parameters())),
+            self.head.group(model.head),
+        ]
 
     def loss(
         self, model: torch.nn.Module, batch: Batch, generator: torch.Generator, *, step: int
@@ -70,13 +85,18 @@ class ControlNetTask(Task):
         noisy = self.frozen.add_noise(batch, generator)
         control = labels.one_hot_control(maps.to(self.frozen.device, non_blocking=True))
         prediction = predict(self.unet, noisy.latents, noisy.timesteps, noisy.text, model, control)
-        return Loss(self.frozen.loss(prediction, noisy))
+        value = self.frozen.loss(prediction, noisy)
+        if not self.head:
+            return Loss(value)
+        beside, accuracy = self.head.loss(model, control, noisy.latents.shape[-2:])
+        return Loss(value, {"head_loss": beside, "head_accuracy": accuracy}, beside)
 
-    def preview(self, weights: torch.nn.Module, step: int) -> dict[str, float]:
+    def preview(self, weights: Any, step: int) -> dict[str, float]:
         """Write a sheet: label, image from U_S, and with Style Swap image from the base's U-Net."""
         previews = self.previews
         if not previews:
             return {}
+        weights = self._controlnet_of(weights)
         columns = [previews.colorized_labels(), previews.generate(self.unet, weights)]
         if self.load_base_unet:
             columns.append(previews.generate(self.load_base_unet(), weights))
@@ -84,9 +104,19 @@ class ControlNetTask(Task):
         return {"controllability": previews.controllability(self.unet, weights)}
 
     def save(self, weights: Any, folder: Path) -> None:
-        """Write folder/controlnet, the mean of initial and trained weights by `init_weight`."""
+        """Write folder/controlnet, the mean of initial and trained weights by `init_weight`.
+
+        A head goes to folder/segmentation_head.
+        """
+        if self.head:
+            self.head.save(weights.head, folder, half=self.save_fp16)
+        weights = self._controlnet_of(weights)
         for name, tensor in weights.state_dict().items() if self.initial else ():
             tensor.lerp_(self.initial[name].to(tensor), self.init_weight)
         if self.save_fp16:
             weights.half()
         weights.save_pretrained(folder / "controlnet")
+
+    def _controlnet_of(self, weights: Any) -> Any:
+        """Return the ControlNet of the trained or averaged weights."""
+        return weights.controlnet if self.head else weights

@@ -9,12 +9,14 @@ canvas.
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from generation import tiles
+from generation.sampler.correction import Correction
 from generation.sampler.denoiser import Denoiser
 from generation.sampler.fusion import RegionConstraint, noise_levels
 from generation.sampler.guidance import Guidance
@@ -31,7 +33,8 @@ class Canvas:
     the prompt's alone. `tile_weights`: HxW float32, see `tiles.tile_weights`; it has the size of a
     tile. `boxes`: top and left of each tile. `constraint`: what is kept from the base pass.
     `start`: latent 1xCxhxw to start from at step `first_step`, None for noise. The embeddings of up
-    to `num_cached` tiles are kept for the next step.
+    to `num_cached` tiles are kept for the next step. `label_shares`: 1x19xhxw, what a correction
+    leads to.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class Canvas:
         start: torch.Tensor | None = None,
         first_step: int = 0,
         num_cached: int = 0,
+        label_shares: torch.Tensor | None = None,
     ) -> None:
         self.conditions, self.text_rows, self.boxes = conditions, text_rows, boxes
+        self.label_shares = label_shares
         self.constraint, self.num_cached = constraint, num_cached
         self.scheduler = copy.deepcopy(scheduler)
         self.levels = noise_levels(self.scheduler)
@@ -114,17 +119,35 @@ class Canvas:
         self.weights.zero_()
 
 
+@dataclass(frozen=True)
+class Call:
+    """The tiles of one network call, padded to its size by zeros."""
+
+    tiles: torch.Tensor
+    """BxCxhxw"""
+    embeddings: list[torch.Tensor]
+    """One BxCxhxw per ControlNet."""
+    text_rows: list[Sequence[int]]
+    corners_px: list[tuple[int, int]]
+
+
 class TileBatcher:
     """Calls the networks with `batch` tiles at a time and halves `batch` when memory runs out.
 
     `fixed_shape`: all calls take `batch` tiles, see the module docstring; compiled networks need
-    that too.
+    that too. `correction`: changes the predictions of the first steps, None for no change.
     """
 
     def __init__(
-        self, denoiser: Denoiser, guidance: Guidance, batch: int, *, fixed_shape: bool
+        self,
+        denoiser: Denoiser,
+        guidance: Guidance,
+        batch: int,
+        *,
+        fixed_shape: bool,
+        correction: Correction | None = None,
     ) -> None:
-        self.denoiser, self.guidance = denoiser, guidance
+        self.denoiser, self.guidance, self.correction = denoiser, guidance, correction
         self.batch, self.fixed_shape = batch, fixed_shape
 
     def denoise(self, canvases: list[Canvas]) -> None:
@@ -166,7 +189,29 @@ class TileBatcher:
             torch.cuda.empty_cache()
 
     def _evaluate(self, group: list[Job], step: int, size: int) -> torch.Tensor:
-        """Return the guided float32 predictions of `size` tiles, BxCxhxw."""
+        """Return the guided and corrected float32 predictions of `size` tiles, BxCxhxw."""
+        call = self._gather(group, step, size)
+        is_guided = self.guidance.is_used_in(step)
+        texts = [rows[-1] for rows in call.text_rows]
+        if is_guided:  # all tiles with the negative prompt before all with their own
+            texts = [rows[0] for rows in call.text_rows] + texts
+        output = self.denoiser(
+            call.tiles,
+            step,
+            call.embeddings,
+            torch.tensor(texts, device=self.denoiser.device),
+            call.corners_px,
+        )
+        prediction = self.guidance.combine(*output.chunk(2)) if is_guided else output
+        if self.correction and self.correction.is_used_in(step):
+            canvas = group[0][0]
+            kind = canvas.scheduler.config.prediction_type
+            gradient = self._label_gradient(self.correction, call, group, step)
+            return self.correction.correct(prediction, gradient, canvas.levels[step], kind)
+        return prediction
+
+    def _gather(self, group: list[Job], step: int, size: int) -> Call:
+        """Return what the networks are called with for a group of tiles."""
         views, embeddings, text_rows, corners = [], [], [], []
         for canvas, index in group:
             timestep = canvas.scheduler.timesteps[step]
@@ -180,16 +225,32 @@ class TileBatcher:
         embeddings += [[torch.zeros_like(e) for e in embeddings[0]]] * padding
         text_rows += [text_rows[0]] * padding
         corners += [(0, 0)] * padding
+        stacked = [torch.stack(parts) for parts in zip(*embeddings, strict=True)]
+        return Call(torch.stack(views), stacked, text_rows, corners)
 
-        is_guided = self.guidance.is_used_in(step)
-        texts = [rows[-1] for rows in text_rows]
-        if is_guided:  # all tiles with the negative prompt before all with their own
-            texts = [rows[0] for rows in text_rows] + texts
-        output = self.denoiser(
-            torch.stack(views),
-            step,
-            [torch.stack(parts) for parts in zip(*embeddings, strict=True)],
-            torch.tensor(texts, device=self.denoiser.device),
-            corners,
-        )
-        return self.guidance.combine(*output.chunk(2)) if is_guided else output
+    def _label_gradient(
+        self, correction: Correction, call: Call, group: list[Job], step: int
+    ) -> torch.Tensor:
+        """Return the gradient of the cross entropy of the tiles' label maps, BxCxhxw.
+
+        A forward and a backward pass with the prompt alone, in a call of the same shape.
+        """
+        shares = [
+            canvas.label_shares[0][canvas.window(index)]
+            for canvas, index in group
+            if canvas.label_shares is not None
+        ]
+        shares += [torch.zeros_like(shares[0])] * (len(call.tiles) - len(group))
+        rows = torch.tensor([rows[-1] for rows in call.text_rows], device=self.denoiser.device)
+
+        def features(tiles: torch.Tensor) -> list[torch.Tensor]:
+            return self.denoiser.features(
+                tiles,
+                step,
+                call.embeddings,
+                rows,
+                call.corners_px,
+                num_blocks=len(correction.head.projections),
+            )
+
+        return correction.gradient(call.tiles, features, torch.stack(shares))

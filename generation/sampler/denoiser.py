@@ -167,15 +167,47 @@ class Denoiser:
         evaluate each tile under two texts, all tiles with the first texts before all with the
         second. `corners_px`: (top, left) of each tile in the whole image; empty is its corner.
         """
-        times = [table[step : step + 1] for table in self._times]
-        if self._pooled is not None:
-            corners = torch.tensor(corners_px or [(0, 0)] * len(tiles), dtype=torch.float32)
-            times = [
-                time + self._added(network, self._pooled[rows], corners)
-                for network, time in zip(self._networks, times, strict=True)
-            ]
+        times = self._embedded(step, len(tiles), rows, corners_px)
         guides = self.guess_mode_step is not None and step >= self.guess_mode_step
         return self.forward(tiles.to(self.dtype), times, embeddings, rows, guides).float()
+
+    def features(
+        self,
+        tiles: torch.Tensor,
+        step: int,
+        embeddings: list[torch.Tensor],
+        rows: torch.Tensor,
+        corners_px: Sequence[tuple[int, int]] = (),
+        *,
+        num_blocks: int,
+    ) -> list[torch.Tensor]:
+        """Return the outputs of the first `num_blocks` up blocks, without running the others.
+
+        Arguments as those of a call, with B rows. Under `torch.enable_grad` they have gradients of
+        `tiles`, through U-Net and ControlNets.
+        """
+        times = self._embedded(step, len(tiles), rows, corners_px)
+        residuals, sample = self._controlled(
+            tiles.to(self.dtype), times, embeddings, rows, guides=False
+        )
+        found = []
+        for index in range(num_blocks):
+            sample, residuals = up_block(self.unet, index, residuals, sample, times[0], rows)
+            found.append(sample)
+        return found
+
+    def _embedded(
+        self, step: int, count: int, rows: torch.Tensor, corners_px: Sequence[tuple[int, int]]
+    ) -> list[torch.Tensor]:
+        """Return the time embedding of each network at a step, for `count` tiles."""
+        times = [table[step : step + 1] for table in self._times]
+        if self._pooled is None:
+            return times
+        corners = torch.tensor(corners_px or [(0, 0)] * count, dtype=torch.float32)
+        return [
+            time + self._added(network, self._pooled[rows], corners)
+            for network, time in zip(self._networks, times, strict=True)
+        ]
 
     def _added(self, network: Any, pooled: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
         """Return what SDXL adds to the time embedding, one row per pooled text.
@@ -198,6 +230,22 @@ class Denoiser:
         rows: torch.Tensor,
         guides: bool,
     ) -> torch.Tensor:
+        residuals, middle = self._controlled(tiles, times, embeddings, rows, guides=guides)
+        return decode(self.unet, residuals, middle, times[0], rows)
+
+    def _controlled(
+        self,
+        tiles: torch.Tensor,
+        times: list[torch.Tensor],
+        embeddings: list[torch.Tensor],
+        rows: torch.Tensor,
+        *,
+        guides: bool,
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return residuals and middle state of the U-Net with those of the ControlNets added.
+
+        With `guides` the first texts of pairs are without control.
+        """
         residuals, middle = encode(self.unet, self.unet.conv_in(tiles), times[0], rows)
         for control, time, embedding in zip(self.controls, times[1:], embeddings, strict=True):
             network = control.network
@@ -213,7 +261,7 @@ class Denoiser:
                 else a + control.scale * b
                 for a, b in zip([*residuals, middle], outputs, strict=True)
             ]
-        return decode(self.unet, residuals, middle, times[0], rows)
+        return residuals, middle
 
 
 def encode(
@@ -247,20 +295,33 @@ def decode(
     rows: torch.Tensor,
 ) -> torch.Tensor:
     """Run the up blocks on the residuals, last one first."""
-    residuals = [to_rows(residual, rows) for residual in residuals]
-    for block in unet.up_blocks:
-        count = len(block.resnets)
-        taken, residuals = tuple(residuals[-count:]), residuals[:-count]
-        text = {"encoder_hidden_states": rows} if hasattr(block, "attentions") else {}
-        size = residuals[-1].shape[2:] if residuals else None
-        sample = block(
-            hidden_states=sample,
-            temb=time,
-            res_hidden_states_tuple=taken,
-            upsample_size=size,
-            **text,
-        )
+    for index in range(len(unet.up_blocks)):
+        sample, residuals = up_block(unet, index, residuals, sample, time, rows)
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(sample)))
+
+
+def up_block(
+    unet: Any,
+    index: int,
+    residuals: list[torch.Tensor],
+    sample: torch.Tensor,
+    time: torch.Tensor,
+    rows: torch.Tensor,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Run up block `index`; return its output and the residuals that are left."""
+    block = unet.up_blocks[index]
+    count = len(block.resnets)
+    taken = tuple(to_rows(residual, rows) for residual in residuals[-count:])
+    left = residuals[:-count]
+    text = {"encoder_hidden_states": rows} if hasattr(block, "attentions") else {}
+    sample = block(
+        hidden_states=sample,
+        temb=time,
+        res_hidden_states_tuple=taken,
+        upsample_size=left[-1].shape[2:] if left else None,
+        **text,
+    )
+    return sample, left
 
 
 def add_to_end(sample: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from generation.inputs import find_correction_head
 from generation.sampler.denoiser import Control, Denoiser, native_attention
 from generation.sampler.structure_control import Detector
 from generation.settings import SCHEDULERS, Config
@@ -13,6 +14,7 @@ from generation.sizes import check_vae_tiles
 from pipeline import models, ranks
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder
+from pipeline.segmentation_head import SegmentationHead
 from pipeline.size_grid import SizeGrid, size_grid_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,6 +31,8 @@ class Networks:
     text: PromptEncoder
     detector: Detector | None
     """Detects the condition of the second ControlNet."""
+    head: SegmentationHead | None
+    """Predicts the label map, for the in-sampling correction."""
     device: torch.device
     grid: SizeGrid
 
@@ -98,13 +102,14 @@ def load_networks(config: Config, device: torch.device) -> Networks:
         "unet", base, models.find_folder(config.unet, "unet") if config.unet else None
     )
     controls = _load_controls(config, base)
+    head = _load_head(config, base)
     vae = models.load_component(base, "vae")
     grid = size_grid_of(vae, unet)
     config.sizes.check_grid(grid)
     check_vae_tiles(config.vae_tile_px, grid)
 
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    for module in (unet, *(control.network for control in controls)):
+    for module in (unet, *(control.network for control in controls), *([head] if head else [])):
         copy_out_of_mmap(module)
         # That of torch: the one of diffusers warns of modules it would keep in float32
         torch.nn.Module.to(module, device, dtype, memory_format=memory_format)
@@ -123,7 +128,7 @@ def load_networks(config: Config, device: torch.device) -> Networks:
     if config.compile:
         denoiser.compile()
     detector = Detector(config.second_control, device) if config.second_control.is_on else None
-    return Networks(scheduler, denoiser, vae, text, detector, device, grid)
+    return Networks(scheduler, denoiser, vae, text, detector, head, device, grid)
 
 
 def _load_controls(config: Config, base: str) -> list[Control]:
@@ -138,6 +143,12 @@ def _load_controls(config: Config, base: str) -> list[Control]:
         )
         for name, scale in wanted
     ]
+
+
+def _load_head(config: Config, base: str) -> SegmentationHead | None:
+    """Load the segmentation head of the in-sampling correction, if that is on."""
+    folder = find_correction_head(config)
+    return models.load_network("segmentation_head", base, folder) if folder else None
 
 
 def copy_out_of_mmap(module: torch.nn.Module) -> None:

@@ -52,6 +52,7 @@ class PendingSample:
     """As in `FinishedSample`."""
     tiles_total: int
     evaluations: int
+    gradients: int
     stopwatch: Stopwatch
     group_start: float
     """`time.perf_counter` at the start of the samples that were generated together."""
@@ -77,6 +78,7 @@ class PendingSample:
             tiles=self.tiles,
             tiles_total=self.tiles_total,
             evaluations=self.evaluations,
+            gradients=self.gradients,
             seconds=self.stopwatch.lap(self.group_start, self.group_size),
             generated_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

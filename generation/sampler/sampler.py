@@ -14,6 +14,7 @@ import torch
 
 from generation import tiles
 from generation.sampler.canvas import Canvas, TileBatcher
+from generation.sampler.correction import Correction
 from generation.sampler.fusion import RegionConstraint
 from generation.sampler.guidance import Guidance
 from generation.sampler.networks import Networks
@@ -31,6 +32,7 @@ from pipeline.latents import (
 )
 from pipeline.prompt_encoder import Conditioning
 from pipeline.resizing import resize_lanczos, resize_nearest
+from pipeline.segmentation_head import label_shares
 
 
 class Sampler:
@@ -43,10 +45,25 @@ class Sampler:
         self.stopwatch = Stopwatch()
         guidance = Guidance(config.guidance_scale, config.guidance_interval, config.steps)
         fixed_shape = config.image_batch > 1 or config.compile
+        self.correction = self._make_correction()
         self.base_pass, self.tile_pass = (
-            TileBatcher(networks.denoiser, guidance, batch, fixed_shape=fixed_shape)
+            TileBatcher(
+                networks.denoiser,
+                guidance,
+                batch,
+                fixed_shape=fixed_shape,
+                correction=self.correction,
+            )
             for batch in (config.image_batch, config.tile_batch)
         )
+
+    def _make_correction(self) -> Correction | None:
+        """Return the in-sampling correction, None if there is none."""
+        settings, head = self.config.correction, self.networks.head
+        if not settings.is_on:
+            return None
+        assert head is not None
+        return Correction(head, settings.scale, self.config.corrected_steps, settings.class_balance)
 
     def generate(self, label: np.ndarray, prompt: str, seed: int) -> FinishedSample:
         """Return the image of an HxW crop of train ids; all noise comes from `seed`."""
@@ -178,7 +195,12 @@ class Sampler:
             start=self._start_latent(spec, size_px),
             first_step=config.first_step,
             num_cached=config.condition_cache_tiles,
+            label_shares=self._label_shares(conditions[0], size_px) if self.correction else None,
         )
+
+    def _label_shares(self, control: torch.Tensor, size_px: tuple[int, int]) -> torch.Tensor:
+        """Return the class shares 1x19xhxw of the latent pixels of a canvas, from its control."""
+        return label_shares(control, self._latent(size_px)).to(self.networks.device)
 
     def _conditions(self, spec: SampleSpec, size_px: tuple[int, int]) -> list[torch.Tensor]:
         """Return the condition 1xKxHxW of each ControlNet."""
@@ -226,6 +248,7 @@ class Sampler:
         config = self.config
         num_tiles = len(canvas.boxes) if tiles_total else 0
         num_steps = config.steps - canvas.first_step
+        num_corrected = max(0, config.corrected_steps - canvas.first_step)
         transfer_px = 0.0
         if config.color_transfer == "source":
             transfer_px = config.color_transfer_window * spec.label.shape[0]
@@ -237,6 +260,7 @@ class Sampler:
             tiles=num_tiles,
             tiles_total=tiles_total,
             evaluations=num_steps * (1 + num_tiles),
+            gradients=num_corrected * (1 + num_tiles),
             stopwatch=self.stopwatch,
             group_start=group_start,
             group_size=group_size,

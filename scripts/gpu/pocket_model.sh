@@ -79,7 +79,7 @@ EOF
 
 pack() { # what there is so far, so that a run that is cut off brings back what it has
     local parts=()
-    for part in vae/vae prior/base unet_half controlnet/controlnet; do
+    for part in vae/vae prior/base unet_half controlnet/controlnet controlnet/segmentation_head; do
         [ -d "$workspace/$part" ] && parts+=("$part")
     done
     rm -f "$out"/model.tar.gz.*

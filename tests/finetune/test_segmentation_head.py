@@ -1,0 +1,153 @@
+"""The segmentation head beside a ControlNet, or alone: trained, resumed, written, refused."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune import controlnet
+from pipeline import checkpoints
+from pipeline.errors import UserError
+from pipeline.labels import CLASS_NAMES
+from pipeline.models import load_network
+from pipeline.segmentation_head import SegmentationHead, label_cross_entropy, label_shares
+
+RARE = ("--rare-classes.min-pixels", "1", "--crop.scales", "1.0")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def logged(folder, name):
+    return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_controlnet_is_equal_with_and_without_a_head(
+    call, same_weights, tiny_base, tiny_dataset, tmp_path
+):
+    """Bit for bit: weights, averages, losses and previews, with gradients that are clipped."""
+    options = (
+        "--data", tiny_dataset(n=3), *RARE, "--training.steps", "4", "--training.clip-norm", "0.01",
+        "--training.ema-decay", "0.9", "--training.gradient-accumulation", "2", "--previews", "1",
+    )  # fmt: skip
+    plain, beside = tmp_path / "plain", tmp_path / "beside"
+    call(controlnet, *options, "--output", plain)
+    call(controlnet, *options, "--output", beside, "--segmentation-head.enabled")
+    assert same_weights(plain / "controlnet", beside / "controlnet")
+    for name in ("loss", "learning_rate"):
+        assert logged(plain, name) == logged(beside, name)
+    (sheet,) = (plain / "previews").iterdir()
+    assert sheet.read_bytes() == (beside / "previews" / sheet.name).read_bytes()
+    assert not (plain / "segmentation_head").exists()
+    config = json.loads((beside / "segmentation_head" / "config.json").read_text())
+    assert config["class_names"] == list(CLASS_NAMES)
+    assert (config["taps"], config["tap_channels"]) == (["up_blocks.0"], [16])
+    head = load_network("segmentation_head", str(tiny_base), beside / "segmentation_head")
+    assert head.conv_out.out_channels == 19
+
+
+def test_head_resumes_bit_for_bit(call, same_weights, tiny_dataset, tmp_path, monkeypatch):
+    options = (
+        "--data", tiny_dataset(n=3), *RARE, "--training.steps", "4", "--training.ema-decay", "0.9",
+        "--training.checkpoint-interval", "2", "--segmentation-head.enabled",
+    )  # fmt: skip
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    call(controlnet, *options, "--output", straight)
+    save = checkpoints.save_checkpoint
+
+    def save_and_stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "save_checkpoint", save_and_stop)
+        call(controlnet, *options, "--output", stopped)
+    call(controlnet, *options, "--output", stopped)
+    for part in ("controlnet", "segmentation_head"):
+        assert same_weights(straight / part, stopped / part)
+
+
+def test_head_alone_learns_on_a_finished_controlnet(call, tiny_controlnet, tiny_dataset, tmp_path):
+    output = tmp_path / "head"
+    call(
+        controlnet, "--data", tiny_dataset(n=3), *RARE, "--init", tiny_controlnet,
+        "--segmentation-head.only", "--segmentation-head.learning-rate", "2e-2",
+        "--training.steps", "40", "--training.learning-rate", "0", "--output", output,
+        "--cached-crops", "4", "--cache-on-device", "--save-fp16",
+    )  # fmt: skip
+    losses = logged(output, "loss")
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+    assert not (output / "controlnet").exists()
+    kinds = {t.dtype for t in load_file(output / "segmentation_head" / WEIGHTS).values()}
+    assert kinds == {torch.float16}
+
+
+@pytest.mark.parametrize("family", ["sd21", "sdxl"])
+def test_heads_fit_the_other_families(family, run_program, family_base, tiny_dataset, tmp_path):
+    """Two processes of data parallelism, the features in bfloat16."""
+    base, output = family_base(family), tmp_path / "run"
+    run_program(
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        "finetune/controlnet.py", "--base", base, "--data", tiny_dataset(n=2), "--output", output,
+        "--crop.size-px", "32", "64", *RARE, "--training.steps", "2", "--previews", "0",
+        "--training.gradient-accumulation", "2", "--training.precision", "bf16",
+        "--segmentation-head.enabled",
+    )  # fmt: skip
+    head = load_network("segmentation_head", str(base), output / "segmentation_head")
+    assert head.config.block_out_channels == [8, 16]
+
+
+def test_what_cannot_work_is_said_first(monkeypatch, tiny_base, tiny_dataset):
+    for options, message in (
+        (("--segmentation-head.only",), "needs --init, the finished ControlNet"),
+        (("--segmentation-head.class-balance", "2"), "class-balance 2: must be in 0..1"),
+        (("--segmentation-head.hidden-channels", "0"), "hidden-channels 0: must be in 1..4096"),
+        (
+            ("--segmentation-head.only", "--init", "pocket", "--init-weight", "0.5"),
+            "changes no ControlNet",
+        ),
+    ):
+        argv = ["program", "--base", tiny_base, "--data", tiny_dataset(n=1), *options]
+        monkeypatch.setattr(sys, "argv", [str(a) for a in argv])
+        with pytest.raises(UserError, match=message):
+            controlnet.main()
+
+
+def test_shares_keep_thin_objects_and_leave_void_out():
+    control = torch.zeros(1, 20, 4, 4)
+    control[0, 0] = 1
+    control[0, :, 0, :2] = 0
+    control[0, 5, 0, 0] = control[0, 19, 0, 1] = 1  # a pole of a pixel, and void beside it
+    shares = label_shares(control, (2, 2))
+    assert shares.shape == (1, 19, 2, 2)
+    assert shares[0, 5, 0, 0] == 0.25 and shares[0, 0, 0, 0] == 0.5 and shares[0, :, 0, 0].sum() < 1
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_cross_entropy_is_that_of_torch_sample_by_sample(balance):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 4, (3, 5, 6), generator=generator)
+    logits = torch.randn(3, 19, 5, 6, generator=generator)
+    shares = torch.nn.functional.one_hot(ids, 19).movedim(-1, 1).float()
+    shares[:, :, 0, 0] = 0  # void
+    ids[:, 0, 0] = 255
+    ours = label_cross_entropy(logits, shares, balance)
+    for index in range(3):
+        counts = torch.bincount(ids[index][ids[index] < 19], minlength=19).float()
+        weights = torch.where(counts > 0, counts**-balance, 0)
+        expected = torch.nn.functional.cross_entropy(
+            logits[index : index + 1], ids[index : index + 1], weights, ignore_index=255
+        )
+        assert torch.isclose(ours[index], expected, rtol=1e-5)
+    assert label_cross_entropy(logits, torch.zeros_like(shares)).tolist() == [0, 0, 0]
+
+
+def test_head_has_a_few_ten_thousand_parameters_at_the_size_of_stable_diffusion():
+    widths = (320, 640, 1280, 1280)
+    with torch.device("meta"):
+        head = SegmentationHead(
+            taps=["up_blocks.0", "up_blocks.1", "up_blocks.2"],
+            tap_channels=[1280, 1280, 640],
+            block_out_channels=widths,
+        )
+    assert sum(p.numel() for p in head.parameters()) < 120_000

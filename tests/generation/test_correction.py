@@ -1,0 +1,282 @@
+"""In-sampling correction: its gradient, its effect, and that nothing else depends on it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from finetune import controlnet as training
+from generation import inputs
+from generation.dry_run import forecast
+from generation.sampler.correction import Correction
+from generation.sampler.denoiser import Control, Denoiser
+from generation.sampler.fusion import prediction_for_x0
+from generation.sampler.networks import load_networks
+from generation.sampler.sampler import Sampler
+from generation.samples import SampleSpec
+from generation.setting_groups import CorrectionSettings
+from generation.street_pipeline import StreetPipeline
+from pipeline.errors import UserError
+from pipeline.prompt_encoder import Conditioning
+from pipeline.segmentation_head import SegmentationHead, label_cross_entropy, label_shares
+
+
+@pytest.fixture(scope="module")
+def head(tiny_base, tiny_controlnet, tiny_dataset, tmp_path_factory):
+    """A head trained on the tiny ControlNet."""
+    import sys
+
+    output = tmp_path_factory.mktemp("head")
+    options = (
+        "--base", tiny_base, "--init", tiny_controlnet, "--data", tiny_dataset(n=4),
+        "--output", output, "--segmentation-head.only", "--segmentation-head.learning-rate", "2e-2",
+        "--crop.size-px", "32", "64", "--crop.scales", "1.0", "--rare-classes.min-pixels", "1",
+        "--training.steps", "60", "--training.batch-size", "4", "--cached-crops", "8",
+        "--training.gradient-accumulation", "1",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["controlnet.py", *map(str, options)])
+        assert not training.main()
+    return output / "segmentation_head"
+
+
+@pytest.fixture(scope="module")
+def corrected(tiny_config, head):
+    """Settings of the tiny networks with a correction of two of three steps."""
+    settings = CorrectionSettings(scale=0.5, steps=0.6, head=str(head))
+    return replace(tiny_config, correction=settings)
+
+
+@pytest.fixture(scope="module")
+def networks(corrected):
+    return load_networks(corrected, torch.device("cpu"))
+
+
+def test_gradient_is_that_of_finite_differences():
+    """In float64, by the stock forward passes of diffusers and torch's own cross entropy."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4,
+        cross_attention_dim=12, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    network = ControlNetModel.from_unet(
+        unet, conditioning_channels=20, conditioning_embedding_out_channels=(4, 8)
+    )
+    for layer in (*network.controlnet_down_blocks, network.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    head = SegmentationHead.from_unet(unet, 8)
+    assert head.config.taps == ["up_blocks.0", "up_blocks.1"]
+    for module in (unet, network, head):
+        module.double().requires_grad_(False).eval()
+    tiles, text = torch.randn(2, 4, 8, 12).double(), torch.randn(2, 5, 12).double()
+    ids = torch.randint(0, 19, (2, 8, 12))
+    ids[:, :2] = 255
+    shares = torch.nn.functional.one_hot(ids.clamp(max=19), 20).movedim(-1, 1)[:, :19].double()
+    condition, timestep = torch.rand(2, 20, 16, 24).double(), torch.tensor(601)
+
+    def loss(tiles):
+        seen = []
+        handles = [
+            unet.up_blocks[index].register_forward_hook(lambda _, __, output: seen.append(output))
+            for index in range(2)
+        ]
+        down, mid = network(tiles, timestep, text, condition, 0.7, return_dict=False)
+        unet(
+            tiles, timestep, text, down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        )  # fmt: skip
+        for handle in handles:
+            handle.remove()
+        hidden = sum(
+            torch.nn.functional.interpolate(projection(feature), size=(8, 12))
+            for projection, feature in zip(head.projections, seen, strict=True)
+        )
+        logits = head.conv_out(head.act(head.norm(hidden)))
+        each = torch.nn.functional.cross_entropy(logits, ids, ignore_index=255, reduction="none")
+        return each.sum(dim=(1, 2)) / (ids != 255).sum(dim=(1, 2))
+
+    with torch.no_grad():
+        directions = torch.randn(4, *tiles.shape).double()
+        h = 1e-5
+        expected = [(loss(tiles + h * d) - loss(tiles - h * d)) / (2 * h) for d in directions]
+
+    denoiser = Denoiser(unet, [Control(network, 0.7)], torch.tensor([901, 601]))
+    denoiser.prime(Conditioning(text), (16, 24))
+    embedding = denoiser.embed(0, condition)
+    rows = torch.tensor([0, 1])
+
+    correction = Correction(head, 1.0, 1, 0.0)
+    gradient = correction.gradient(
+        tiles, lambda x: denoiser.features(x, 1, [embedding], rows, num_blocks=2), shares
+    )
+    pixels = 8 * 12
+    for direction, slope in zip(directions, expected, strict=True):
+        found = (gradient.double() * direction).sum(dim=(1, 2, 3)) / pixels
+        assert torch.allclose(found, slope, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("alpha", [0.6, 0.01])
+def test_correction_moves_the_clean_latent_by_the_same_in_all_prediction_types(kind, alpha):
+    level = alpha, (1 - alpha**2) ** 0.5
+    generator = torch.Generator().manual_seed(0)
+    clean, latents, gradient = torch.randn(3, 2, 4, 5, 6, generator=generator).double()
+    gradient[1] = 0  # a tile of void
+    correction = Correction(SegmentationHead(tap_channels=(32,)), 0.3, 1, 0.5)
+    before = prediction_for_x0(clean, latents, level, kind)
+    after = correction.correct(before, gradient, level, kind)
+    unit = gradient[0] / gradient[0].square().mean().sqrt()
+    moved = torch.stack([clean[0] - 0.3 * level[1] ** 2 * unit, clean[1]])
+    assert torch.allclose(after, prediction_for_x0(moved, latents, level, kind))
+    if kind == "epsilon":  # classifier guidance
+        expected = before[0] + 0.3 * level[1] * (alpha * unit)
+        assert torch.allclose(after[0], expected)
+
+
+def test_no_terminal_signal_is_no_fault():
+    correction = Correction(SegmentationHead(tap_channels=(32,)), 1.0, 1, 0.5)
+    found = correction.correct(torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2), (0.0, 1.0),
+                               "v_prediction")  # fmt: skip
+    assert torch.equal(found, torch.ones(1, 4, 2, 2))
+
+
+def cross_entropy_of_latents(networks, config, label, seed):
+    """The head's cross entropy of the final latent of the base pass, at the last step."""
+    latents = []
+    sampler = Sampler(networks, config)
+    step = type(sampler.base_pass).denoise
+
+    def keep(batcher, canvases):
+        step(batcher, canvases)
+        latents.append(canvases[0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sampler.base_pass), "denoise", keep)
+        sampler.generate(label, "road", seed)
+    canvas = latents[0]
+    shares = label_shares(canvas.conditions[0], canvas.latents.shape[-2:])
+    with torch.no_grad():
+        features = networks.denoiser.features(
+            canvas.latents, config.steps - 1, canvas.embeddings(networks.denoiser, 0),
+            torch.tensor([1]), num_blocks=1,
+        )  # fmt: skip
+        logits = networks.head(features, canvas.latents.shape[-2:])
+    return float(label_cross_entropy(logits, shares, config.correction.class_balance))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "unipc"])
+def test_correction_lowers_the_cross_entropy_of_the_sample(networks, corrected, make_label, solver):
+    config = replace(corrected, scheduler=solver, steps=6, fusion="none", base_pass_scale=1.0)
+    networks.set_scheduler(config)
+    off = replace(config, correction=replace(config.correction, scale=0.0))
+    for seed in range(3):
+        label = make_label(32, 64, seed)
+        before, after = (cross_entropy_of_latents(networks, c, label, seed) for c in (off, config))
+        assert after < before
+
+
+def test_off_is_bit_equal(networks, corrected, tiny_config, loaded, make_label):
+    networks.set_scheduler(corrected)
+    loaded.set_scheduler(tiny_config)
+    label = make_label(32, 64)
+    plain = Sampler(loaded, tiny_config).generate(label, "road", 0)
+    for changes in ({"scale": 0.0}, {"steps": 0.0}):
+        off = replace(corrected, correction=replace(corrected.correction, **changes))
+        sample = Sampler(networks, off).generate(label, "road", 0)
+        assert np.array_equal(sample.image, plain.image) and sample.gradients == 0
+    sample = Sampler(networks, corrected).generate(label, "road", 0)
+    assert not np.array_equal(sample.image, plain.image)
+    assert sample.evaluations == plain.evaluations == 3 * (1 + sample.tiles)
+    assert sample.gradients == 2 * (1 + sample.tiles)
+
+
+@pytest.mark.parametrize("preset", ["aligned", "reference", "none"])
+def test_company_does_not_change_a_corrected_image(networks, corrected, make_label, preset):
+    config = replace(corrected, fusion=preset, image_batch=3)
+    networks.set_scheduler(config)
+    sampler = Sampler(networks, config)
+    requests = [SampleSpec(make_label(32, 64, i), f"road {i}", i) for i in range(3)]
+    together = sampler.generate_all(requests)
+    other_order = sampler.generate_all(requests[::-1])[::-1]
+    alone = [sampler.generate_all([request])[0] for request in requests]
+    for a, b, c in zip(together, other_order, alone, strict=True):
+        assert np.array_equal(a.image, b.image) and np.array_equal(a.image, c.image)
+    single = Sampler(networks, replace(config, image_batch=1, tile_batch=1))
+    again = single.generate_all(requests[:1])[0].image.astype(int)
+    assert np.abs(again - together[0].image).max() <= 1
+
+
+def test_gradient_takes_the_prompt_alone(networks, corrected, make_label):
+    """Without guidance, the negative prompt changes nothing; nor with a correction."""
+    networks.set_scheduler(corrected)
+    config = replace(corrected, guidance_scale=1.0)
+    images = [
+        Sampler(networks, replace(config, negative_prompt=text)).generate(
+            make_label(32, 64), "road", 0
+        )
+        for text in ("", "snowy night")
+    ]
+    assert np.array_equal(images[0].image, images[1].image)
+
+
+def copy_with(head, folder, **changes):
+    """Copy the folder of a head, with changes of its config."""
+    folder.mkdir()
+    for path in head.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    if changes:
+        config = json.loads((head / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_heads_that_do_not_fit_are_refused(corrected, head, tmp_path):
+    def refused(folder, message):
+        settings = replace(corrected.correction, head=folder)
+        with pytest.raises(UserError, match=message):
+            inputs.check_models(replace(corrected, correction=settings))
+
+    refused(
+        "", r"--correction.scale 0.5: .*segmentation_head holds no segmentation head; train one"
+    )
+    refused(str(tmp_path), "--segmentation-head.only --init .* --correction.head")
+    names = [f"class {i}" for i in range(19)]
+    refused(copy_with(head, tmp_path / "names", class_names=names), "other than the 19 of label")
+    refused(copy_with(head, tmp_path / "few", class_names=names[:3]), "predicts 3 classes")
+    other = copy_with(head, tmp_path / "unet", cross_attention_dim=768)
+    refused(other, "does not fit --base .*text width 768 against 16")
+    refused(copy_with(head, tmp_path / "taps", taps=["mid_block"]), "must be the first up blocks")
+    settings = replace(
+        corrected.correction, head=copy_with(head, tmp_path / "x", hidden_channels=8)
+    )
+    with pytest.raises(UserError, match="does not hold the network of its config.json"):
+        inputs.check_loadable(replace(corrected, correction=settings))
+
+
+def test_head_and_settings_are_in_the_identity_of_a_run(corrected, tiny_config, head, tmp_path):
+    known = inputs.read_inputs(replace(tiny_config, output=tmp_path / "set"))
+    off, on = (inputs.identify(config, known) for config in (tiny_config, corrected))
+    moved = replace(corrected.correction, head=copy_with(head, tmp_path / "copy"))
+    assert "correction.head" in on["models"] and "correction.head" not in off["models"]
+    assert off["correction"]["scale"] == 0 and on["correction"]["scale"] == 0.5
+    assert inputs.identify(replace(corrected, correction=moved), known) == on
+    text = forecast(known.plan[:2], known.specs, replace(corrected, output=tmp_path / "set"))
+    assert "in-sampling correction:" in text and "gradients an image = 2 steps x" in text
+
+
+def test_saved_pipeline_brings_its_head(
+    corrected, tiny_base, tiny_controlnet, make_label, tmp_path
+):
+    pipe = StreetPipeline(corrected)
+    label = make_label(32, 64)
+    expected = pipe(label, "road", generator=3).images[0]
+    pipe.save_pretrained(tmp_path / "pipe")
+    again = StreetPipeline.from_pretrained(tmp_path / "pipe")
+    assert again.settings.correction.is_on and not again.settings.correction.head
+    found = again(label, "road", generator=3).images[0]
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
