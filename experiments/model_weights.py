@@ -1,4 +1,4 @@
-"""Put a trained base model, its ControlNet and its segmentation head into one folder, with settings.
+"""Put a trained base model and its ControlNet into one folder, with the settings they need.
 
     python experiments/model_weights.py --base DIR --controlnet DIR --defaults streetforge.json \\
         --output DIR

@@ -54,8 +54,8 @@ class HeadTraining:
 
     def _hook(self, tap: str) -> Any:
         def keep(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            # PyTorch's group norm crashes backwards on CPUs if an input in channels-last layout needs
-            # no gradient
+            # On CPUs, PyTorch's group norm crashes backwards on a channels-last input that needs no
+            # gradient
             self._features[tap] = output.detach().contiguous()
 
         return keep
