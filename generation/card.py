@@ -35,7 +35,8 @@ label map.
 
 Generated with {swap} of {code(config.base)} and the ControlNet {code(config.controlnet)}, fusion
 `{config.fusion}`, {config.steps} steps of {config.scheduler}, guidance
-{config.guidance_scale:g}{corrected}, seed {config.seed}, from {num_label_maps} label maps{details}. Conditions and shares: {conditions}.
+{config.guidance_scale:g}{corrected}, seed {config.seed}, from {num_label_maps} label
+maps{details}. Conditions and shares: {conditions}.
 
 {revision_lines}
 {again}
