@@ -4,9 +4,9 @@
     accelerate launch --num_processes 8 finetune/backbone.py --data DIR --output DIR     # 8 GPUs
     python finetune/backbone.py --data DIR --output DIR --training.steps 20              # a trial
 
-The network is that of DINOv2 at another size. It predicts what masked patches contain: the
-orientations of their edges and their mean colour. Writes OUTPUT/backbone, a folder of transformers
-that `segtrain/pretrained.py --weights` reads. The same command continues an interrupted run.
+The network is that of DINOv2 at another size. It predicts the orientations of the edges in masked
+patches. Writes OUTPUT/backbone, a folder of transformers that `segtrain/pretrained.py --weights`
+reads. The same command continues an interrupted run.
 """
 
 import sys
@@ -38,8 +38,6 @@ class Config(BackboneSizes, RunSettings):
     """share of the patches that are masked"""
     mask_block: int = 2
     """patches along each side of a masked block"""
-    color_weight: float = 1.0
-    """weight of the error of the mean colour, relative to that of the edge orientations"""
     color_jitter: float = 0.8
     """share of crops with shifted colours"""
     crop: Crop = field(default_factory=lambda: Crop((96, 160), (0.75, 1.0, 1.25, 1.5), flip=True))
@@ -60,7 +58,6 @@ class Config(BackboneSizes, RunSettings):
         super().__post_init__()
         require_between(self, 0.05, 0.95, "mask_share")
         require_between(self, 1, 64, "mask_block")
-        require_between(self, 0, float("inf"), "color_weight")
         require_between(self, 0, 1, "color_jitter")
 
 
@@ -95,7 +92,6 @@ def fit(config: Config, run: Run, samples: list[Sample]) -> None:
         sampled_batches(run, crops, images_to_tensor),
         mask_share=config.mask_share,
         mask_block=config.mask_block,
-        color_weight=config.color_weight,
     )
     train(run, task)
 

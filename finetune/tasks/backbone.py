@@ -1,10 +1,9 @@
-"""A vision transformer, trained to predict what masked patches contain.
+"""A vision transformer, trained to predict the edges in masked patches.
 
 Masked feature prediction (Wei et al., CVPR 2022): the targets are histograms of edge orientations,
-which depend little on light and colour. The paper finds them as good as the features of a DINO
-teacher. A fixed target needs no teacher network, no second view and no large batch, and cannot
-collapse: it is what a few thousand updates on a CPU can learn. The mean colour of a patch is a
-second target here, for surfaces without edges such as sky and road.
+which depend little on light and colour. The paper finds them nearly as good as the features of a
+DINO teacher. A fixed target needs no teacher network, no second view and no large batch, and cannot
+collapse: it is what a few thousand updates on a CPU can learn.
 """
 
 import math
@@ -45,7 +44,7 @@ class MaskedPrediction(torch.nn.Module):
     def __init__(self, network: Dinov2Model) -> None:
         super().__init__()
         self.network = network
-        self.head = torch.nn.Linear(network.config.hidden_size, CELLS**2 * NUM_ORIENTATIONS + 3)
+        self.head = torch.nn.Linear(network.config.hidden_size, CELLS**2 * NUM_ORIENTATIONS)
 
     def forward(self, images: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         """Return predictions BxNxD; images are normalised by ImageNet's mean and deviation."""
@@ -66,27 +65,22 @@ class BackboneTask(Task):
         *,
         mask_share: float,
         mask_block: int,
-        color_weight: float,
     ) -> None:
         self.run, self.batches = run, batches
         self.model = MaskedPrediction(network)
         self.patch_px = network.config.patch_size
-        self.mask_share, self.mask_block, self.color_weight = mask_share, mask_block, color_weight
+        self.mask_share, self.mask_block = mask_share, mask_block
 
     def loss(
         self, model: torch.nn.Module, batch: torch.Tensor, generator: torch.Generator, *, step: int
     ) -> Loss:
-        """Return the mean squared error on the masked patches of images Bx3xHxW in [-1, 1]."""
+        """Return the squared error of the masked patches of images Bx3xHxW in [-1, 1]."""
         images = batch.to(self.run.accelerator.device)
         grid = (images.shape[-2] // self.patch_px, images.shape[-1] // self.patch_px)
         masked = block_mask(len(images), grid, self.mask_block, self.mask_share, generator)
         found = model(normalised(images), masked)[masked].float()
-        edges, colors = patch_targets(images, self.patch_px)
-        num_edges = edges.shape[-1]
-        edge_loss = F.mse_loss(found[:, :num_edges], edges[masked])
-        color_loss = F.mse_loss(found[:, num_edges:], colors[masked])
-        logged = {"edges": edge_loss.detach(), "colors": color_loss.detach()}
-        return Loss(edge_loss * num_edges + self.color_weight * color_loss, logged)
+        wanted = patch_targets(images, self.patch_px)[masked]
+        return Loss((found - wanted).square().sum(-1).mean())
 
     def save(self, weights: Any, folder: Path) -> None:
         """Write folder/backbone."""
@@ -112,8 +106,8 @@ def block_mask(
     return mask.repeat_interleave(block, 2).flatten(1)
 
 
-def patch_targets(images: torch.Tensor, patch_px: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return edge orientations BxNx36 and mean colours BxNx3 of the patches of images in [-1, 1].
+def patch_targets(images: torch.Tensor, patch_px: int) -> torch.Tensor:
+    """Return the edge orientations BxNx36 of the patches of images Bx3xHxW in [-1, 1].
 
     Each quarter of a patch has a histogram of unsigned gradient orientations, weighted by their
     magnitude (Dalal and Triggs, CVPR 2005). The four of a patch are divided by their length.
@@ -128,11 +122,5 @@ def patch_targets(images: torch.Tensor, patch_px: int) -> tuple[torch.Tensor, to
     distance = torch.minimum(distance, NUM_ORIENTATIONS - distance)  # orientations are circular
     weights = (1 - distance).clamp(min=0) * torch.hypot(across, down)
     cells = F.avg_pool2d(weights, patch_px // CELLS)
-    edges = _of_patches(cells, CELLS)
-    edges = edges / (edges.norm(dim=-1, keepdim=True) + FLAT)
-    return edges, _of_patches(F.avg_pool2d(images, patch_px), 1)
-
-
-def _of_patches(maps: torch.Tensor, size: int) -> torch.Tensor:
-    """Return maps BxCxhxw as one vector for each square of `size` cells, BxNx(C size^2)."""
-    return F.pixel_unshuffle(maps, size).flatten(2).transpose(1, 2)
+    edges = F.pixel_unshuffle(cells, CELLS).flatten(2).transpose(1, 2)
+    return edges / (edges.norm(dim=-1, keepdim=True) + FLAT)
