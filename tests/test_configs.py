@@ -23,7 +23,7 @@ STAGE_YAMLS = sorted(
 )
 OPTIONAL = {  # values that switch optional stages on
     "pocket_learners": {"photographs": "runs/data/camvid_test"},
-    "pocket_filters": {"correction": "configs/generation/pocket.yaml"},
+    "pocket_filters": {"correction": "0.5"},
 }
 PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("*.yaml"))
 
