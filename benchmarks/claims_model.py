@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from generation.work_queue import WorkQueue
 from pipeline.claims import Claims
-from pipeline.metadata import MetadataIndex, reading_interval_s
+from pipeline.metadata_index import MetadataIndex, reading_interval_s
 
 START_S = 60.0  # over which the workers begin to generate
 

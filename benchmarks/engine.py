@@ -29,7 +29,8 @@ from pipeline import files
 from pipeline.claims import Claims
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import guard
-from pipeline.metadata import MetadataIndex, read_rows
+from pipeline.metadata import read_rows
+from pipeline.metadata_index import MetadataIndex
 from pipeline.rows import sample_id
 
 ROOT = Path(__file__).resolve().parent.parent

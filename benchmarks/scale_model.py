@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.metadata import reading_interval_s
+from pipeline.metadata_index import reading_interval_s
 
 Mode = Literal["claims", "shards", "ray", "ray-shards"]
 MODES: tuple[Mode, ...] = ("claims", "shards", "ray", "ray-shards")

@@ -27,7 +27,8 @@ from generation.worker import work_until_done
 from pipeline.claims import Claims
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
-from pipeline.metadata import MetadataIndex, read_rows
+from pipeline.metadata import read_rows
+from pipeline.metadata_index import MetadataIndex
 
 ROOT = Path(__file__).resolve().parent.parent
 PAUSE_S = 0.2

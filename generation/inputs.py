@@ -23,7 +23,7 @@ from pipeline.head_files import find_head
 from pipeline.hub import find_local
 from pipeline.identity import run_identity
 from pipeline.labels import CONTROL_CHANNELS
-from pipeline.metadata import MetadataIndex
+from pipeline.metadata_index import MetadataIndex
 from pipeline.model_files import read_config
 from pipeline.output_folders import DATASET, check_output
 from pipeline.size_grid import read_size_grid

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import EXIT_INCOMPLETE
-from pipeline.metadata import MetadataIndex
+from pipeline.metadata_index import MetadataIndex
 from pipeline.rows import sample_id
 
 SHOWN_PROCESSES = 8

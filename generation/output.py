@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.dataset_writer import DatasetWriter, EncodedSample
-from pipeline.metadata import MetadataIndex
+from pipeline.metadata_index import MetadataIndex
 from pipeline.output_folders import DATASET, has_marker, require_same, write_marker
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipeline import files
 from pipeline.claims import Claims
-from pipeline.metadata import MetadataIndex
+from pipeline.metadata_index import MetadataIndex
 
 STATUS_NAME = "status.json"
 STATUS_S = 3.0  # at most one status file in this time, whoever writes it

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from pipeline.claims import Claims
 from pipeline.dataset_writer import file_name
-from pipeline.metadata import MetadataIndex
+from pipeline.metadata_index import MetadataIndex
 from pipeline.rows import sample_id
 
 MAX_CLAIMS = 8  # samples claimed at once, while many are missing

@@ -17,7 +17,7 @@ from generation.specs import SpecReader
 from generation.work_queue import WorkQueue
 from generation.writer import Pending, Writer, WriterThread
 from pipeline.claims import Claims
-from pipeline.metadata import MetadataIndex
+from pipeline.metadata_index import MetadataIndex
 from pipeline.rows import sample_id
 from pipeline.stopping import StopRequest
 

@@ -24,7 +24,8 @@ from pipeline import files
 from pipeline.claims import LEASE_S, Claims
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
-from pipeline.metadata import MetadataIndex, read_rows
+from pipeline.metadata import read_rows
+from pipeline.metadata_index import MetadataIndex
 from pipeline.rows import sample_id
 
 SCRIPT = Path(__file__).with_name("crash_trials.py")

@@ -5,10 +5,10 @@ import pytest
 from benchmarks.claims_model import meeting_operations, play
 from benchmarks.scale_model import Inputs
 from generation.work_queue import WorkQueue, start_share
-from pipeline import metadata
+from pipeline import metadata_index
 from pipeline.claims import Claims
 from pipeline.dataset_writer import DatasetWriter, file_name
-from pipeline.metadata import MetadataIndex
+from pipeline.metadata_index import MetadataIndex
 from pipeline.rows import sample_id
 from tests.generation import crash_trials as trials
 
@@ -46,8 +46,8 @@ def test_workers_that_meet_ask_as_much_as_the_model_says(workers: int) -> None:
 @pytest.fixture
 def many_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are read again after a long time, as in a run of many workers."""
-    monkeypatch.setattr(metadata, "FEW_FILES", 0)
-    monkeypatch.setattr(metadata, "FILE_INTERVAL_S", 1e6)
+    monkeypatch.setattr(metadata_index, "FEW_FILES", 0)
+    monkeypatch.setattr(metadata_index, "FILE_INTERVAL_S", 1e6)
 
 
 def write(writer: DatasetWriter, index: int) -> None:

@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline import dataset, dataset_writer, errors, rows
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from pipeline.metadata import MetadataIndex, choose, read_rows, scan_rows
+from pipeline.metadata import choose, read_rows, scan_rows
+from pipeline.metadata_index import MetadataIndex
 from pipeline.paths import STORES_VARIABLE, check_relative
 from pipeline.reading import read_bytes, read_json
 from tests.pipeline.row_files import folder as folder
