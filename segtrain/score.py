@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -27,7 +25,6 @@ from pipeline import __version__, files, label_spaces, models
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
-from pipeline.iou import AREAS, score_of
 from pipeline.output_entries import require_kind
 from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
@@ -48,10 +45,9 @@ from segtrain.evaluation.segmenters import (
     read_recipe,
     require_sizes,
 )
+from segtrain.evaluation.selection import best_network, development_score
 from segtrain.evaluation.streaming import (
-    NotFiniteError,
     score_images,
-    sum_over_processes,
     worst_samples,
 )
 from segtrain.evaluation.summary import collect, network_score
@@ -250,32 +246,15 @@ class Scoring:
         return row_keys(of_network, target, predicted)
 
     def select(self, development: Target, part: Part) -> tuple[str, dict[str, Any]]:
-        """Return the network with the best mIoU on the development set, and how it was found.
-
-        A candidate whose probabilities are not numbers has the score None and is never taken.
-        """
+        """Return the network with the best mIoU on the development set, and how it was found."""
         scores: dict[str, float | None] = {}
         for name, folder in self.networks.items():
             (predict,) = self.load(folder, [development])
             keys = self.find_keys(name, folder, development)
-            areas = np.zeros((AREAS, len(development.protocol.class_names)), np.int64)
-            is_broken = np.zeros(1, np.int64)
-            try:
-                areas, _ = score_images(predict, development, name, self.accelerator, part, keys)
-            except NotFiniteError as error:
-                is_broken[0] = 1
-                print(f"notice: {error}", file=sys.stderr)
-            areas = sum_over_processes(areas, self.accelerator)
-            is_broken = sum_over_processes(is_broken, self.accelerator)
-            found = score_of(areas, 0, development.protocol.class_names)["miou"] or 0.0
-            scores[name] = None if is_broken.any() else found
-        sound = {name: score for name, score in scores.items() if score is not None}
-        if not sound:
-            raise UserError(
-                f"--select-on {self.config.select_on}: the probabilities of all "
-                f"{len(scores)} networks are not numbers; train them again"
+            scores[name] = development_score(
+                predict, development, name, self.accelerator, part, keys
             )
-        best = max(sound, key=lambda name: sound[name])
+        best = best_network(scores, f"--select-on {self.config.select_on}")
         self.accelerator.print(f"{best} is the best of {len(scores)} on {development.name}")
         return best, {
             "rule": "best",
@@ -295,12 +274,12 @@ class Scoring:
             keys = self.keys[name, target.name] = self.find_keys(name, folder, target)
             _, poorest = score_images(predict, target, name, self.accelerator, part, keys, worst)
             if worst:
-                self.draw_worst(name, target, predict, poorest)
+                self.plot_worst(name, target, predict, poorest)
 
-    def draw_worst(
+    def plot_worst(
         self, name: str, target: Target, predict: Predict, poorest: list[tuple[float, str]]
     ) -> None:
-        """Predict the worst images of all processes again and draw them."""
+        """Predict the worst images of all processes again and plot them."""
         from accelerate.utils import gather_object
 
         from segtrain.evaluation import figures
@@ -309,7 +288,7 @@ class Scoring:
         if self.is_main:
             samples = worst_samples(target, poorest, self.config.worst)
             path = figures.path_of(self.config.output, name, target.name, "worst")
-            figures.draw_worst(path, samples, predict)
+            figures.plot_worst(path, samples, predict)
 
     def write(self) -> None:
         """Compute the scores from the rows, write them and print their tables."""
@@ -332,10 +311,7 @@ class Scoring:
         if self.config.figures:
             from segtrain.evaluation import figures
 
-            for name, images in found.items():
-                for target, one in images.items():
-                    path = figures.path_of(output, name, target, "confusion")
-                    figures.draw_confusion(path, one.total().confusion, classes[target])
+            figures.plot_confusions(output, found, classes)
         text = score_tables(document)
         files.write_json(output, document)
         files.write_bytes(output.with_suffix(".md"), f"{text}\n".encode())

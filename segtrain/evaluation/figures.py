@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from pipeline import files, images, labels
 from pipeline.dataset import Sample, read_pair
 from segtrain.evaluation.rows import figures_of
 from segtrain.evaluation.segmenters import Predict
+from segtrain.evaluation.summary import Images
 
 SHOWN_PX = 480  # width of an image in the gallery
 GAP_PX = 4
@@ -25,8 +26,18 @@ def path_of(scores: Path, network: str, target: str, kind: str) -> Path:
     return figures_of(scores) / f"{name}.png"
 
 
-def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> None:
-    """Draw a confusion matrix (K+1)x(K+1) in percent of the pixels of each class of the label."""
+def plot_confusions(
+    scores: Path, found: Mapping[str, Mapping[str, Images]], classes: Mapping[str, Sequence[str]]
+) -> None:
+    """Plot the confusion matrix of each network on each target, beside a score file."""
+    for name, images_of in found.items():
+        for target, counts in images_of.items():
+            path = path_of(scores, name, target, "confusion")
+            plot_confusion(path, counts.total().confusion, classes[target])
+
+
+def plot_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> None:
+    """Plot a confusion matrix (K+1)x(K+1) in percent of the pixels of each class of the label."""
     from matplotlib.figure import Figure
 
     pixels = confusion.sum(1, keepdims=True)
@@ -53,7 +64,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, names: Sequence[str]) -> N
     files.write_bytes(path, buffer.getvalue())
 
 
-def draw_worst(path: Path, samples: Sequence[tuple[float, Sample]], predict: Predict) -> None:
+def plot_worst(path: Path, samples: Sequence[tuple[float, Sample]], predict: Predict) -> None:
     """Draw image, label and prediction of samples, one a row, with their mIoU and id."""
     rows = [_row(miou, sample, predict) for miou, sample in samples]
     if not rows:
