@@ -158,25 +158,15 @@ def fit(
 ) -> None:
     """Train the ControlNet of an open run, a head beside it, or a head alone."""
     from finetune.data import crop_batches
-    from finetune.diffusion import FrozenBase, frozen_type
-    from finetune.loop import optimize_for_device, train
+    from finetune.diffusion import frozen_type
+    from finetune.loop import train
     from finetune.previews import make_previews
-    from finetune.tasks.controlnet import ControlNetTask, load_controlnet, load_frozen_unet
-    from finetune.tasks.head import HeadTraining, SegmentationHeadTask, new_head
+    from finetune.tasks.controlnet import ControlNetTask, load_frozen_unet
+    from finetune.tasks.head import SegmentationHeadTask
 
-    # Models: the frozen weights need no more than autocast's precision
     device = run.accelerator.device
     weight_type = frozen_type(config.training.precision, device)
-    frozen = FrozenBase(base, device, min_snr_gamma=config.min_snr_gamma)
-    unet = load_frozen_unet(base, unet_folder)
-    controlnet = load_controlnet(base, init_folder, unet, frozen.vae, config.seed)
-    unet.to(device, weight_type)
-    optimize_for_device(run.accelerator, unet, frozen=True)
-    if config.gradient_checkpointing:
-        controlnet.enable_gradient_checkpointing()
-        unet.enable_gradient_checkpointing()
-
-    # Data
+    frozen, unet, controlnet = load_networks(config, run, base, unet_folder, init_folder)
     batches = crop_batches(
         run,
         frozen.vae,
@@ -186,12 +176,8 @@ def fit(
         caption_dropout=config.caption_dropout,
     )
 
-    # Training
-    head, settings = None, config.segmentation_head
-    if settings.enabled or settings.only:
-        network = new_head(unet, settings.hidden_channels, seed_of(config.seed, "head"))
-        head = HeadTraining(network, unet, settings.learning_rate, settings.class_balance)
-    if settings.only:
+    head = make_head(config, unet)
+    if config.segmentation_head.only:
         assert head is not None
         controlnet.requires_grad_(False).eval().to(device, weight_type)
         train(run, SegmentationHeadTask(frozen, controlnet, head, batches, config.save_fp16))
@@ -212,6 +198,40 @@ def fit(
         head=head,
     )
     train(run, task)
+
+
+def load_networks(
+    config: Config, run: Run, base: str, unet_folder: Path | None, init_folder: Path | None
+) -> tuple[Any, Any, Any]:
+    """Return the frozen parts of the base, the frozen U-Net, and the ControlNet to be trained.
+
+    The frozen weights need no more than autocast's precision.
+    """
+    from finetune.diffusion import FrozenBase, frozen_type
+    from finetune.loop import optimize_for_device
+    from finetune.tasks.controlnet import load_controlnet, load_frozen_unet
+
+    device = run.accelerator.device
+    frozen = FrozenBase(base, device, min_snr_gamma=config.min_snr_gamma)
+    unet = load_frozen_unet(base, unet_folder)
+    controlnet = load_controlnet(base, init_folder, unet, frozen.vae, config.seed)
+    unet.to(device, frozen_type(config.training.precision, device))
+    optimize_for_device(run.accelerator, unet, frozen=True)
+    if config.gradient_checkpointing:
+        controlnet.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing()
+    return frozen, unet, controlnet
+
+
+def make_head(config: Config, unet: Any) -> Any:
+    """Return the training of a segmentation head on the features of `unet`, None if it is off."""
+    from finetune.tasks.head import HeadTraining, new_head
+
+    settings = config.segmentation_head
+    if not (settings.enabled or settings.only):
+        return None
+    network = new_head(unet, settings.hidden_channels, seed_of(config.seed, "head"))
+    return HeadTraining(network, unet, settings.learning_rate, settings.class_balance)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from generation.inputs import find_correction_head
-from generation.sampler.denoiser import Control, Denoiser, native_attention
+from generation.sampler.attention import native_attention
+from generation.sampler.denoiser import Control, Denoiser
 from generation.sampler.structure_control import Detector
 from generation.settings import SCHEDULERS, Config
 from generation.sizes import check_vae_tiles

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from generation.sampler.denoiser import native_attention
+from generation.sampler.attention import native_attention
 from generation.sampler.networks import find_attention
 from pipeline.errors import UserError
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from generation import detectors
-from generation.sampler import denoiser, sampler, structure_control
+from generation.sampler import attention, sampler, structure_control
 from generation.sampler import networks as loading
 from generation.setting_groups import SecondControl
 from pipeline.errors import UserError
@@ -229,7 +229,7 @@ def test_xformers_generates_what_native_attention_does(networks, tiny_config, ma
     native = sampler.Sampler(networks, tiny_config).generate(label, "road", 3).image
     assert np.abs(ours.astype(int) - native).max() <= 1
     parts = torch.randn(3, 2, 9, 4, 8)
-    expected = denoiser.native_attention(*parts)
+    expected = attention.native_attention(*parts)
     assert torch.allclose(memory_efficient_attention(*parts), expected, atol=1e-5)
     names = list(inspect.signature(memory_efficient_attention).parameters)[:6]
     assert names == ["query", "key", "value", "attn_bias", "p", "scale"]

@@ -24,7 +24,7 @@ from finetune import unet
 from finetune.loop import make_optimizer
 from finetune.settings import Training
 from generation.sampler import canvas
-from generation.sampler.denoiser import native_attention
+from generation.sampler.attention import native_attention
 from generation.sampler.networks import load_networks
 from generation.sampler.sampler import Sampler
 from generation.samples import SampleSpec
