@@ -217,3 +217,8 @@ def row_revisions(identity: dict[str, Any]) -> dict[str, str]:
         for name, value in identity["models"].items()
     }
     return {"unet": "the base's own", **found}
+
+
+def row_provenance(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what every row says of its run: digest of the identity, revisions of the models."""
+    return {"digest": digest(identity), "revisions": row_revisions(identity)}

@@ -5,6 +5,7 @@ before, binds nobody. From then on the folder belongs to that run. Each row carr
 its run as well: a lost `run.json` is restored by the command that made the rows.
 """
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from pipeline.metadata_index import MetadataIndex
 from pipeline.output_folders import DATASET, has_marker, require_same, write_marker
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "pillow")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that images depend on, for run.json."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 class RunFolder:

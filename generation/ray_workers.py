@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from generation import tar_output, worker
-from generation.inputs import Inputs, check_loadable, row_revisions
+from generation.inputs import Inputs, check_loadable, row_provenance
 from generation.output import RunFolder
 from generation.plan import PlanItem
 from generation.settings import Config
@@ -213,7 +213,7 @@ def fill_folder(config: Config, inputs: Inputs, folder: RunFolder, claims: Claim
     size = max(CHUNK, config.image_batch)
     chunks = [missing[first : first + size] for first in range(0, len(missing), size)]
     jobs = [Job(chunk[0], len(chunk), (inputs.items(chunk),)) for chunk in chunks]
-    provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
+    provenance = row_provenance(folder.identity)
 
     def commit(job: Job, samples: list[EncodedSample]) -> None:
         folder.write_encoded(samples)
@@ -236,7 +236,7 @@ def fill_tar_set(config: Config, inputs: Inputs) -> int:
     for shard in shards:
         items = inputs.items(shard.missing)
         jobs.append(Job(shard.number, len(items), (tar_set, shard, items)))
-    provenance = {"digest": tar_set.digest, "revisions": row_revisions(tar_set.identity)}
+    provenance = row_provenance(tar_set.identity)
     made = [config.n - todo]
 
     def commit(job: Job, num_failed: int) -> None:

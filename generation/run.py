@@ -19,7 +19,6 @@ SIGINT/SIGTERM. Launchers turn every code but 0 into 1.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import sys
 import time
 from pathlib import Path
@@ -43,10 +42,11 @@ from generation.inputs import (
     check_loadable,
     identify,
     read_inputs,
+    row_provenance,
     row_revisions,
 )
 from generation.outcome import Outcome
-from generation.output import PACKAGES, RunFolder
+from generation.output import RunFolder, package_versions
 from generation.regeneration import Regeneration, paths_of, read_regeneration
 from generation.settings import Config, default_config
 from pipeline import files, ranks
@@ -165,7 +165,7 @@ def open_output(
     if regeneration:
         identity = regeneration.identity(identity)
     about = {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": package_versions(),
         "paths": paths_of(config),
     }
     folder = RunFolder(
@@ -216,7 +216,7 @@ def generate_missing(
     """Load the networks and generate what is missing; return 0, or the code of a stop signal."""
     if config.ray:
         return ray_workers.fill_folder(config, inputs, folder, claims)
-    provenance = {"digest": folder.digest, "revisions": row_revisions(folder.identity)}
+    provenance = row_provenance(folder.identity)
     maker = worker.load_maker(config, inputs.specs, provenance)
     return worker.work_until_done(
         lambda indices: maker.make(inputs.items(indices)),

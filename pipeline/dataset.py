@@ -46,6 +46,19 @@ class Sample:
         """The prompt or caption of the row, empty if it has none."""
         return self.row.get("prompt") or ""
 
+    @property
+    def condition(self) -> str:
+        """The condition that the row names, empty if it names none."""
+        return str(self.row.get("condition") or "")
+
+    @property
+    def class_pixels(self) -> list[int]:
+        """Pixels of each class; the label is read where the row does not state them."""
+        if (known := self.row.get("class_pixels")) is not None:
+            return known
+        assert self.label is not None
+        return labels.count_classes(labels.read_label(self.label)).tolist()
+
 
 def open_dataset(
     folder: str | Path, *, labelled: bool, with_excluded: bool = False

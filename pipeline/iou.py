@@ -48,6 +48,13 @@ def image_miou(areas: np.ndarray) -> float | None:
     return float(100 * (both[held] / (predicted + labelled - both)[held]).mean())
 
 
+def boundary_px(height: int, width: int, share: float) -> int:
+    """Return the width of boundaries: a share of the image's diagonal as in Boundary IoU, 1 px or
+    more.
+    """
+    return max(1, round(share * float(np.hypot(height, width))))
+
+
 def percent(part: float, whole: float) -> float | None:
     """Return a share in percent, None of nothing."""
     return float(100 * part / whole) if whole else None

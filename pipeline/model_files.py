@@ -80,6 +80,13 @@ def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
+def is_transformers(folder: Path) -> bool:
+    """Tell whether a folder holds a network of transformers, whose config.json names its class."""
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else None
+    return isinstance(config, dict) and bool(config.get("architectures"))
+
+
 def require_stock_classes(folder: str | Path) -> None:
     """Raise `UserError` if FOLDER/config.json asks for anything but stock classes."""
     path = Path(folder) / "config.json"

@@ -67,11 +67,7 @@ def index_classes(samples: Sequence[Sample], sampling: RareClassSampling) -> Cla
         raise UserError(f"rare class sampling: temperature {sampling.temperature} must be above 0")
     counts = np.zeros((len(samples), labels.NUM_CLASSES), dtype=np.int64)
     for i, sample in enumerate(samples):
-        counted = sample.row.get("class_pixels")
-        if counted is None:
-            assert sample.label is not None
-            counted = labels.count_classes(labels.read_label(sample.label))
-        counts[i] = counted
+        counts[i] = sample.class_pixels
     holders = [np.flatnonzero(counts[:, c] > sampling.min_pixels) for c in range(counts.shape[1])]
     usable = np.array([len(h) > 0 for h in holders])
     if not usable.any():

@@ -200,9 +200,7 @@ def gather_dataset(config: Config, folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     failed = sum(line["count"] for line in data["failures"])
     figures = [(f"{len(samples):,}", "samples")]
-    figures.append(
-        (str(len({str(s.row.get("condition") or "none") for s in samples})), "conditions")
-    )
+    figures.append((str(len({s.condition for s in samples})), "conditions"))
     if failed:
         figures.append((f"{failed:,}", "failed, withdrawn or excluded"))
     if data["scores"]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
-from pipeline.reading import parse_json, read_bytes
-
-MAX_BYTES = 8 << 30
+from pipeline.metadata import read_lines
+from pipeline.reading import parse_json
 
 Row = dict[str, Any]
 
@@ -35,12 +34,11 @@ def read_rows(folder: Path, part: str) -> dict[str, Row]:
     for path in [folder / f"{part}.jsonl", *sorted(folder.glob(f"{part}-[0-9]*.jsonl"))]:
         if not path.exists():
             continue
-        lines = read_bytes(path, MAX_BYTES).split(b"\n")
-        for number, line in enumerate(lines, start=1):
+        for number, line, ended in read_lines(path):
             try:
                 row = parse_json(line, dict) if line else None
             except ValueError as error:
-                if number == len(lines):
+                if not ended:
                     continue
                 raise UserError(
                     f"{path}:{number}: broken row ({error}); delete that line and run "

@@ -73,30 +73,30 @@ class Segmenter:
         confidence = (logits.amax(0) - logits.logsumexp(0)).exp()
         return found.pred_sem_seg.data[0].byte().cpu().numpy(), confidence.cpu().numpy()
 
-    @torch.no_grad()
     def _predict(self, image: Image, size_px: Size | None, name: str | Path) -> Any:
         """Return mmsegmentation's record of a prediction."""
         name = name or (image if isinstance(image, str | Path) else "the image")
         pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
-        with self._naming(name):
-            inputs, samples = self.prepare([pixels], size_px)
-            height, width = inputs.shape[-2:]
-            require_sight(height, width, self.recipe)
-            inputs = _pad_small(inputs, samples)
-            return self.model.predict(inputs, samples)[0]
+        return self._predict_all([pixels], size_px, name)[0]
 
     @torch.no_grad()
+    def _predict_all(
+        self, images: Sequence[np.ndarray], size_px: Size | None, name: str | Path
+    ) -> list[Any]:
+        """Return mmsegmentation's records for images of one size, which errors call `name`."""
+        with self._naming(name):
+            inputs, samples = self.prepare(images, size_px)
+            height, width = inputs.shape[-2:]
+            require_sight(height, width, self.recipe)
+            return self.model.predict(_pad_small(inputs, samples), samples)
+
     def costs(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Return -log of the probability of each class, KxHxW float32, for images of one size.
 
         Each is HxWx3 uint8 RGB and goes through the network at the recipe's own scale.
         """
-        with self._naming(f"an image of {images[0].shape[1]}x{images[0].shape[0]} px"):
-            inputs, samples = self.prepare(images)
-            height, width = inputs.shape[-2:]
-            require_sight(height, width, self.recipe)
-            inputs = _pad_small(inputs, samples)
-            logits = [one.seg_logits.data.float() for one in self.model.predict(inputs, samples)]
+        name = f"an image of {images[0].shape[1]}x{images[0].shape[0]} px"
+        logits = [one.seg_logits.data.float() for one in self._predict_all(images, None, name)]
         return [-one.log_softmax(0).cpu().numpy() for one in logits]
 
     def prepare(

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline.images import MAX_PIXELS
-from pipeline.iou import AREAS, areas_of, image_miou, percent
+from pipeline.iou import AREAS, areas_of, boundary_px, image_miou, percent
 from pipeline.labels import NUM_CLASSES, VOID
 from pipeline.small_objects import small_objects
 
@@ -99,11 +99,6 @@ def boundary_band(label: np.ndarray, width_px: int) -> np.ndarray:
     return cv2.dilate(edge, np.ones((side, side), np.uint8)).astype(bool)
 
 
-def band_px(height: int, width: int, share: float) -> int:
-    """Return the width of the band: a share of the diagonal, as in Boundary IoU, at least 1."""
-    return max(1, round(share * float(np.hypot(height, width))))
-
-
 def label_loss(costs: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return the cost HxW of the class that the label names; 0 where it is void."""
     ids = np.where(label == VOID, 0, label).astype(np.intp)
@@ -116,7 +111,7 @@ def measure(
     """Count agreement of costs KxHxW with the train ids HxW of a label; void does not count."""
     predicted = costs.argmin(0).astype(np.uint8)
     height, width = label.shape
-    band = boundary_band(label, band_px(height, width, band_share))
+    band = boundary_band(label, boundary_px(height, width, band_share))
     valid = label != VOID
     loss = label_loss(costs, label)
     return Counts(

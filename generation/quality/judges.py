@@ -107,7 +107,7 @@ def _begin(sample: Sample, image: np.ndarray) -> Row:
 
 def condition_of(sample: Sample) -> str:
     """Return the condition that a row names, `none` without one."""
-    return str(sample.row.get("condition") or "none")
+    return sample.condition or "none"
 
 
 def _read_label(sample: Sample, image: np.ndarray) -> np.ndarray:

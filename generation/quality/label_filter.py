@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from generation.quality import fidelity, repair, segmenters
+from generation.quality import repair, segmenters
 from generation.quality.filter_rules import FilterRules
 from pipeline import labels
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
+from pipeline.iou import boundary_px
 from pipeline.score_rows import Row, label_state, state_of
 
 
@@ -98,7 +99,7 @@ class LabelFilter:
         rules, (height, width) = self.rules, label.shape
         costs = self.scores.costs(sample.id, self.segmenter, (height, width))
         if rules.preset == "band":
-            return repair.drop_band(label, costs, fidelity.band_px(height, width, rules.band_share))
+            return repair.drop_band(label, costs, boundary_px(height, width, rules.band_share))
         if rules.preset == "transport":
             stay, temperature = rules.stay, rules.temperature
             return repair.transport(label, costs, stay=stay, temperature=temperature)

@@ -17,7 +17,7 @@ import numpy as np
 from generation.quality.score_rows import read_arrays
 from pipeline.errors import UserError
 from pipeline.labels import NUM_CLASSES
-from pipeline.reading import read_json
+from pipeline.model_files import is_transformers
 
 TRAINED = "segtrain.segmenter:Segmenter"
 TRANSFORMERS = "pipeline.transformers_segmenter:TransformersSegmenter"
@@ -49,11 +49,8 @@ def class_for(folder: Path, named: str) -> str:
             "folders of transformers"
         )
     spec = named or TRAINED
-    if not named:
-        path = folder / "config.json"
-        config = read_json(path) if path.is_file() else {}
-        if isinstance(config, dict) and config.get("architectures"):
-            spec = TRANSFORMERS
+    if not named and is_transformers(folder):
+        spec = TRANSFORMERS
     module, colon, name = spec.partition(":")
     try:
         known = bool(colon and name and importlib.util.find_spec(module))

@@ -14,6 +14,7 @@ from pipeline import labels, marks
 from pipeline.dataset import Sample, open_dataset
 from pipeline.errors import UserError
 from pipeline.marks import Mark
+from pipeline.parallel import thread_pool
 from pipeline.reporting.quality import caption, read_scores
 
 MOST_LABELS_READ = 2000  # where rows do not hold the pixels of their classes
@@ -38,6 +39,16 @@ class Query:
     order: Order = "id"
 
 
+def _held_by(sample: Sample) -> list[bool]:
+    """Return for each class whether a sample holds it; none where its label cannot be read."""
+    if sample.label is not None or sample.row.get("class_pixels") is not None:
+        try:
+            return [pixels > 0 for pixels in sample.class_pixels]
+        except UserError as error:
+            print(f"notice: {error}", file=sys.stderr)
+    return [False] * labels.NUM_CLASSES
+
+
 class Index:
     """All samples of a dataset folder, with their marks; safe in threads."""
 
@@ -45,7 +56,7 @@ class Index:
         self.folder, self.source = folder, source
         self.samples = open_dataset(folder, labelled=False, with_excluded=True)
         self.positions = {sample.id: position for position, sample in enumerate(self.samples)}
-        names = [str(sample.row.get("condition") or "none") for sample in self.samples]
+        names = [sample.condition or "none" for sample in self.samples]
         self.conditions = sorted(Counter(names).items())
         order = {name: code for code, (name, _) in enumerate(self.conditions)}
         self._codes = np.array([order[name] for name in names])
@@ -68,17 +79,8 @@ class Index:
                 file=sys.stderr,
             )
             return None
-        held = np.zeros((len(self.samples), labels.NUM_CLASSES), bool)
-        for position, sample in enumerate(self.samples):
-            pixels = sample.row.get("class_pixels")
-            if pixels is None and sample.label is not None:
-                try:
-                    pixels = labels.count_classes(labels.read_label(sample.label))
-                except UserError as error:
-                    print(f"notice: {error}", file=sys.stderr)
-            if pixels is not None:
-                held[position] = np.array(pixels) > 0
-        return held
+        with thread_pool() as pool:
+            return np.array(list(pool.map(_held_by, self.samples)), bool)
 
     def _read_scores(self, quality: Path) -> None:
         found = read_scores(quality, self.samples)

@@ -1,9 +1,9 @@
 """Exports that give images and labels their names in another layout, one file each."""
 
 import json
-from pathlib import Path
 
 from pipeline import files, labels
+from pipeline.dataset import Sample
 from pipeline.exports.daformer import write_daformer_stats
 from pipeline.exports.job import (
     Job,
@@ -40,16 +40,14 @@ def write_mmseg(job: Job) -> str:
     return f"dataset entry: {job.output}/{split}_dataset.py"
 
 
-def class_pixels(item: tuple[Path, list[int] | None]) -> list[int]:
-    """Return the pixels of each class of a label, from its row if that says them."""
-    path, known = item
-    return labels.count_classes(labels.read_label(path)).tolist() if known is None else known
+def class_pixels(sample: Sample) -> list[int]:
+    """Return the pixels of each class of a sample, in a worker process."""
+    return sample.class_pixels
 
 
 def write_dginstyle(job: Job) -> str:
     """Write images/, labels/*_labelTrainIds.png and the class statistics of DAFormer's readers."""
     image_suffix(job)
-    counted = [(s.label, s.row.get("class_pixels")) for s in job.samples]
     names = [f"labels/{sample.id}_labelTrainIds.png" for sample in job.samples]
     image_pairs = [
         (s.image, job.output / f"images/{s.id}{s.image.suffix.lower()}") for s in job.samples
@@ -58,7 +56,7 @@ def write_dginstyle(job: Job) -> str:
         (s.label, job.output / n) for s, n in zip(job.samples, names, strict=True) if s.label
     ]
     place_all(job, image_pairs, label_pairs)
-    counts = in_processes(class_pixels, counted, job.workers)
+    counts = in_processes(class_pixels, job.samples, job.workers)
     write_daformer_stats(job.output, zip(names, counts, strict=True))
     return "rare class sampling reads sample_class_stats.json and samples_with_class.json"
 

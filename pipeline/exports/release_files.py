@@ -112,14 +112,11 @@ def groups(folder: Path, max_bytes: int) -> Iterator[list[str]]:
 
 def card_fields(record: dict[str, Any]) -> CardFields:
     """Return what the card tells of the record of a release."""
+    same = {key: record[key] for key in ("name", "version", "description", "licence", "split")}
     return CardFields(
-        name=record["name"],
-        version=record["version"],
-        description=record["description"],
-        licence=record["licence"],
+        **same,
         chain=tuple((part, text) for part, text in record["licences"]),
         formats=tuple(record["formats"]),
-        split=record["split"],
         command=f"pipeline/release.py of streetforge {record['streetforge']}",
     )
 

@@ -30,13 +30,20 @@ def ranges(job: Job) -> list[range]:
     return [*shards, range(start, len(job.samples))]
 
 
-def missing(job: Job, names: str) -> Iterator[tuple[Path, range]]:
-    """Yield path and positions of each shard that is not there; `names` takes number and total."""
+def plan_shards(job: Job, names: str) -> dict[Path, range]:
+    """Return the positions of the samples of each shard by path; `names` takes number and total."""
+    shards = ranges(job)
+    return {
+        job.output / names.format(number, len(shards)): positions
+        for number, positions in enumerate(shards)
+    }
+
+
+def missing(shards: dict[Path, range]) -> Iterator[tuple[Path, range]]:
+    """Yield path and positions of each shard that is not there."""
     from tqdm import tqdm
 
-    shards = ranges(job)
-    for number, positions in enumerate(tqdm(shards, "shards", disable=None)):
-        path = job.output / names.format(number, len(shards))
+    for path, positions in tqdm(shards.items(), "shards", disable=None):
         if not path.exists():
             yield path, positions
 
@@ -56,8 +63,8 @@ def write_shards(job: Job) -> list[Path]:
 
     Equal samples give equal bytes, whatever the time, the machine and the user.
     """
-    names = f"{job.split}-{{:06d}}.tar"
-    for path, positions in missing(job, names):
+    shards = plan_shards(job, f"{job.split}-{{:06d}}.tar")
+    for path, positions in missing(shards):
         with (
             files.replacing(path) as temporary,
             tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
@@ -71,7 +78,7 @@ def write_shards(job: Job) -> list[Path]:
                     add_member(archive, f"{sample.id}.label.png", label)
                 row = json.dumps(shard_row(sample, image, label), sort_keys=True).encode()
                 add_member(archive, f"{sample.id}.json", row)
-    return [job.output / names.format(number) for number in range(len(ranges(job)))]
+    return list(shards)
 
 
 def write_webdataset(job: Job) -> str:
@@ -131,7 +138,9 @@ def write_tables(job: Job) -> None:
         path = sample.image if kind == "image" else sample.label
         return path and {"bytes": read_checked(sample, kind), "path": path.name}
 
-    for path, positions in missing(job, f"data/{job.split}-{{:05d}}-of-{{:05d}}.parquet"):
+    for path, positions in missing(
+        plan_shards(job, f"data/{job.split}-{{:05d}}-of-{{:05d}}.parquet")
+    ):
         with (
             files.replacing(path) as temporary,
             parquet.ParquetWriter(temporary, features.arrow_schema) as writer,

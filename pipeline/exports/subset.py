@@ -22,7 +22,7 @@ def in_turns(samples: list[Sample]) -> Iterator[Sample]:
     """Yield samples of all conditions in turn, those of a condition spread over the set."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(str(sample.row.get("condition") or ""), []).append(sample)
+        groups.setdefault(sample.condition, []).append(sample)
     most = max(map(len, groups.values()))
     for turn in range(most):
         for name in sorted(groups):

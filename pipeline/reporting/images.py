@@ -88,7 +88,7 @@ def by_condition(samples: Sequence[Sample], per_condition: int) -> dict[str, lis
 
 def condition_of(sample: Sample) -> str:
     """Return the condition that a row names, `none` without one."""
-    return str(sample.row.get("condition") or "none")
+    return sample.condition or "none"
 
 
 def collection_sheet(samples: Sequence[Sample], per_look: int = 2) -> list[Figure]:

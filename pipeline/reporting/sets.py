@@ -32,18 +32,15 @@ def class_pixels(samples: Sequence[Sample]) -> tuple[list[Sample], np.ndarray]:
     labelled = [sample for sample in samples if sample.label is not None]
     known = [sample for sample in labelled if sample.row.get("class_pixels") is not None]
     if known and len(known) == len(labelled):
-        counts = [sample.row["class_pixels"] for sample in known]
+        counts = [sample.class_pixels for sample in known]
         return known, np.array(counts, np.int64)
     chosen, counted = [], []
     for sample in spread(labelled, MOST_LABELS_READ):
-        if (pixels := sample.row.get("class_pixels")) is None:
-            assert sample.label is not None
-            try:
-                pixels = labels.count_classes(labels.read_label(sample.label))
-            except UserError:
-                continue  # the sheets say which files cannot be read
+        try:
+            counted.append(sample.class_pixels)
+        except UserError:
+            continue  # the sheets say which files cannot be read
         chosen.append(sample)
-        counted.append(pixels)
     return chosen, np.array(counted, np.int64).reshape(-1, labels.NUM_CLASSES)
 
 

@@ -71,12 +71,18 @@ class Comparison:
     def results(self) -> dict[str, Any]:
         """Scores of all arms and their paired differences to the baseline, as JSON values."""
         draws = {arm: self.arm_draws(arm) for arm in self.arms}
-        return {arm: self._result(arm, draws) for arm in self.arms}
+        values = {arm: self.arm_values(arm) for arm in self.arms}
+        return {arm: self._result(arm, draws, values) for arm in self.arms}
 
-    def _result(self, arm: str, draws: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-        values, columns = self.arm_values(arm), {}
+    def _result(
+        self,
+        arm: str,
+        draws: Mapping[str, Mapping[str, np.ndarray]],
+        values: Mapping[str, Sequence[Values]],
+    ) -> dict[str, Any]:
+        columns = {}
         for column in self.columns:
-            each = [one[column] for one in values]
+            each = [one[column] for one in values[arm]]
             cell: dict[str, Any] = {
                 "mean": float(np.mean(each)),
                 "seeds": each,
@@ -85,7 +91,7 @@ class Comparison:
             }
             if arm != self.baseline:
                 differences = draws[arm][column] - draws[self.baseline][column]
-                base = [one[column] for one in self.arm_values(self.baseline)]
+                base = [one[column] for one in values[self.baseline]]
                 cell["difference"] = cell["mean"] - float(np.mean(base))
                 cell["difference_interval"] = bootstrap.interval(differences)
                 cell["p"] = bootstrap.p_value(differences)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.iou import AREAS
+from pipeline.iou import AREAS, boundary_px
 from pipeline.labels import VOID
 from pipeline.small_objects import NUM_COUNTS, small_objects
 from segtrain.protocol import Protocol
@@ -96,18 +96,13 @@ def boundary_areas(found: np.ndarray, truth: np.ndarray, num_classes: int) -> np
     The boundary of a class are its pixels within `BOUNDARY_SHARE` of the image's diagonal of a
     pixel of another class or of the image's edge. Void makes no boundary and does not count.
     """
-    width = boundary_px(*truth.shape)
+    width = boundary_px(truth.shape[0], truth.shape[1], BOUNDARY_SHARE)
     void = truth == VOID
     on_truth = near_boundary(truth, width) & ~void
     on_found = near_boundary(np.where(void, VOID, found), width) & ~void
     both = on_truth & on_found & (found == truth)
     ids = (truth[both], found[on_found], truth[on_truth])
     return np.stack([np.bincount(each, minlength=256)[:num_classes] for each in ids])
-
-
-def boundary_px(height: int, width: int) -> int:
-    """Return the width of boundaries in an image, in pixels."""
-    return max(1, round(BOUNDARY_SHARE * float(np.hypot(height, width))))
 
 
 def near_boundary(ids: np.ndarray, width_px: int) -> np.ndarray:

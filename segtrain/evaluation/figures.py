@@ -87,7 +87,7 @@ def _row(miou: float, sample: Sample, predict: Predict) -> np.ndarray:
     ]
     gap = np.zeros((height, GAP_PX, 3), np.uint8)
     row = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
-    condition = str(sample.row.get("condition") or "")
+    condition = sample.condition
     text = f"{sample.id} {condition}: mIoU {miou:.1f}. Image, label, prediction"
     return np.concatenate([_title(text, row.shape[1]), row])
 

@@ -64,7 +64,7 @@ def row_keys(
     for sample in target.samples:
         found = predicted[sample.image].stat() if predicted else None
         prediction = [found.st_size, found.st_mtime_ns] if found else []
-        condition = str(sample.row.get("condition") or "")
+        condition = sample.condition
         state = sample.state or state_of(sample)
         keys[sample.id] = digest([of_set, sample.id, condition, state, prediction])
     return keys

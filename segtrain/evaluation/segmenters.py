@@ -9,7 +9,7 @@ import numpy as np
 from pipeline import label_spaces, labels
 from pipeline.errors import UserError
 from pipeline.identity import file_digest, part_digest
-from pipeline.model_files import require_stock_classes
+from pipeline.model_files import is_transformers, require_stock_classes
 from pipeline.reading import read_json
 from segtrain.checkpoints import RECIPE_FILE, WEIGHTS_FILE, require_scene, require_trained
 from segtrain.evaluation.targets import Target
@@ -19,14 +19,6 @@ Predict = Callable[[Path, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 """From an image's path and HxWx3 RGB to HxW train ids and, if known, HxW confidences of 0..1."""
 WHOLE: dict[str, Any] = {"model": {"test_cfg": {"mode": "whole"}}, "test_pipeline": []}
 """Stands for the recipe of a network of transformers."""
-
-
-def is_transformers(folder: Path) -> bool:
-    """Tell whether a folder holds a network of transformers, by its config.json."""
-    path = folder / "config.json"
-    if (folder / RECIPE_FILE).exists() or not path.is_file():
-        return False
-    return bool(read_json(path, dict).get("architectures"))
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

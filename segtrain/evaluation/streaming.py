@@ -76,7 +76,7 @@ def score_image(predict: Predict, sample: Sample, target: Target, network: str) 
             "damaged or its training diverged; train it again or leave it out"
         )
     counts = measure(found, ids, confidence, target.protocol)
-    condition = str(sample.row.get("condition") or "")
+    condition = sample.condition
     return Row(network, target.name, sample.id, condition, label_digest(ids), counts)
 
 

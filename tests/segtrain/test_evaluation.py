@@ -9,7 +9,7 @@ import scipy.ndimage
 import scipy.stats
 
 from pipeline.errors import UserError
-from pipeline.iou import areas_of
+from pipeline.iou import areas_of, boundary_px
 from pipeline.labels import VOID
 from segtrain.evaluation import bootstrap, counts, parts, rows, summary, tables
 from segtrain.protocol import Protocol
@@ -37,7 +37,7 @@ def boundary_by_erosion(mask: np.ndarray, width: int) -> np.ndarray:
 
 def test_boundary_areas_are_those_of_eroded_masks() -> None:
     predicted, label = two_maps()
-    width = counts.boundary_px(*label.shape)
+    width = boundary_px(*label.shape, counts.BOUNDARY_SHARE)
     assert width == round(0.02 * np.hypot(60, 90)) == 2
     ours = counts.boundary_areas(predicted, label, K)
     void = label == VOID
