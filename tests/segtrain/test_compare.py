@@ -27,6 +27,7 @@ def write_scores(
     images: int = 12,
 ) -> Path:
     """Write a score file of networks that err in a share of the pixels, as score.py would."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(rows.rows_file(path), "w") as handle:
         for number, (network, share) in enumerate(noise.items()):
             for target in targets:
