@@ -9,6 +9,7 @@ on the old row alone, not on the process or the order.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 
 RUN_OF_ORIGIN = "generation_run"  # key of run.json in folders that were made from generated ones
 PATHS = ("base", "unet", "controlnet", "label_maps")  # may lie elsewhere now; contents are compared
-CONTROL_PATHS = ("second_control.controlnet", "second_control.detector")
+GROUP_PATHS = ("second_control.controlnet", "second_control.detector", "correction.head")
 OWN_KEY = "regenerated"  # of the identity
 WORDS = ("condition", "time", "place", "source_label")
 
@@ -65,7 +66,7 @@ class Regeneration:
                 changed[name] = value
             elif value in same:
                 continue
-            elif name in (*PATHS, "second_control"):
+            elif name in (*PATHS, *(path.partition(".")[0] for path in GROUP_PATHS)):
                 changed[name] = value
             else:
                 raise UserError(
@@ -80,9 +81,10 @@ class Regeneration:
         found = {k: v for k, v in self.record["config"].items() if k not in ("models", "data")}
         found.pop(OWN_KEY, None)
         found |= {name: paths[name] for name in PATHS}
-        if isinstance(found.get("second_control"), dict):
-            own = {name.partition(".")[2]: paths[name] for name in CONTROL_PATHS}
-            found["second_control"] = found["second_control"] | own
+        for path in GROUP_PATHS:
+            group, _, name = path.partition(".")
+            if isinstance(found.get(group), dict):
+                found[group] = found[group] | {name: paths[path]}
         return from_mapping(Config, found, str(self.folder / "run.json"))
 
     def items(self, label_maps: Sequence[LabelMap]) -> dict[int, PlanItem]:
@@ -126,9 +128,7 @@ class Regeneration:
 
 def paths_of(config: Config) -> dict[str, str]:
     """Return the settings that run.json needs beside the identity, which leaves paths out."""
-    own = {name: getattr(config, name) for name in PATHS}
-    control = config.second_control
-    return own | dict(zip(CONTROL_PATHS, (control.controlnet, control.detector), strict=True))
+    return {path: attrgetter(path)(config) for path in (*PATHS, *GROUP_PATHS)}
 
 
 def read_regeneration(folders: Sequence[Path]) -> Regeneration:
@@ -160,7 +160,7 @@ def read_record(folder: Path) -> Row:
     config = record.get("config") if isinstance(record, dict) else None
     paths = record.get("paths") if isinstance(record, dict) else None
     named = isinstance(paths, dict) and all(
-        isinstance(paths.get(name), str) for name in (*PATHS, *CONTROL_PATHS)
+        isinstance(paths.get(name), str) for name in (*PATHS, *GROUP_PATHS)
     )
     if not (named and isinstance(config, dict) and isinstance(config.get("models"), dict)):
         raise UserError(

@@ -12,8 +12,11 @@ import pytest
 
 from generation import run, worker
 from generation.plan import noise_seed
+from generation.regeneration import Regeneration, paths_of
 from generation.sampler import sampler as sampling
 from generation.samples import ATTEMPTS
+from generation.setting_groups import CorrectionSettings, RareClasses, SecondControl
+from generation.settings import Config, default_config, run_mapping
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.marks import Mark, write_marks
 from pipeline.metadata import read_rows
@@ -195,6 +198,25 @@ def test_settings_are_those_of_the_run(
         call, *words, "--label-maps", maps
     )
     assert not (tmp_path / "set").exists()
+
+
+def test_all_settings_come_back_from_the_record() -> None:
+    """Those of groups and those that the identity replaces by contents too."""
+    config = Config(
+        base="a", unet="b", controlnet="c", label_maps="d", steps=7, precision="bf16",
+        second_control=SecondControl("canny", "e", 0.3, "f", (1.0, 2.0)),
+        correction=CorrectionSettings(scale=0.1, head="g"),
+        rare_classes=RareClasses(min_pixels=4),
+    )  # fmt: skip
+    stored = run_mapping(config)
+    for name in ("base", "unet", "controlnet", "label_maps"):
+        del stored[name]
+    del stored["second_control"]["controlnet"], stored["correction"]["head"]
+    stored["second_control"]["detector"] = "its revision"
+    record = {"config": {**stored, "models": {}, "data": {}}, "paths": paths_of(config)}
+    given = dataclasses.replace(default_config("pocket"), output=Path("out"), n=5)
+    found = Regeneration(Path("run"), record, {}).settings(given)
+    assert found == dataclasses.replace(config, output=Path("out"), n=1)
 
 
 def test_folders_of_other_runs_are_refused(
