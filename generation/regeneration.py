@@ -83,7 +83,7 @@ class Regeneration:
         found |= {name: paths[name] for name in PATHS}
         for path in GROUP_PATHS:
             group, _, name = path.partition(".")
-            if isinstance(found.get(group), dict):
+            if path in paths and isinstance(found.get(group), dict):
                 found[group] = found[group] | {name: paths[path]}
         return from_mapping(Config, found, str(self.folder / "run.json"))
 
@@ -159,9 +159,7 @@ def read_record(folder: Path) -> Row:
     record = record.get(RUN_OF_ORIGIN, record)
     config = record.get("config") if isinstance(record, dict) else None
     paths = record.get("paths") if isinstance(record, dict) else None
-    named = isinstance(paths, dict) and all(
-        isinstance(paths.get(name), str) for name in (*PATHS, *GROUP_PATHS)
-    )
+    named = isinstance(paths, dict) and all(isinstance(paths.get(name), str) for name in PATHS)
     if not (named and isinstance(config, dict) and isinstance(config.get("models"), dict)):
         raise UserError(
             f"{path}: names no run of generation/run.py; give its dataset folder, or one that "

@@ -22,8 +22,8 @@ from pipeline.metadata import read_rows
 
 HERE = Path(__file__).parent
 N = 6
-JUDGE = ("--segmenter-class", "picky_segmenter:PickySegmenter", "--preset", "none",
-         "--reject-below", "0.3")  # fmt: skip
+RULE = ("--segmenter-class", "picky_segmenter:PickySegmenter", "--reject-below", "0.3")
+JUDGE = (*RULE, "--preset", "none")
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +135,14 @@ def test_what_never_passes_is_listed(
     call, original: Path, stubborn: Path, tmp_path: Path, capsys
 ) -> None:
     output = tmp_path / "out"
-    words = ("--data", original, "--segmenter", stubborn, *JUDGE, "--output", output)
+    words = ("--data", original, "--segmenter", stubborn, *RULE, "--output", output)
     assert call(*words, "--attempts", 1) == EXIT_INCOMPLETE
     error = capsys.readouterr().err
     assert "2 samples were rejected in every round (00000004, 00000005)" in error
     assert "a larger --attempts goes on" in error
     assert call(*words, "--attempts", 2) == EXIT_INCOMPLETE
     assert len(samples_of(output / "dataset")) == 4
+    assert (output / "rounds/2/quality/costs").is_dir(), "labels are filtered in every round"
     rows, old = read_rows(output / "dataset"), read_rows(original)
     summary = json.loads((output / "top_up.json").read_text())
     assert summary["accepted"] == 4 and list(summary["missing"]) == ["00000004", "00000005"]
