@@ -222,7 +222,7 @@ def write_sample(
     Its files are named after it: two samples may share one label map, and a row of somebody else
     may call a file like one that belongs to the folder.
     """
-    row = {"status": "ok"} | {k: v for k, v in sample.row.items() if k != "row_sha256"}
+    row = writer.adopt(sample.row)
     row["label_changes"] = repair.changes(before, after).tolist()
     if reason:
         writer.append_row(row | {"status": "withdrawn", "error": reason})

@@ -76,28 +76,28 @@ def write_set(writer: DatasetWriter, rounds: Sequence[Round]) -> list[set[str]]:
         taken |= added[-1]
         todo = [sample for sample in fresh if sample.id not in done]
         for first in range(0, len(todo), BATCH):
-            rows = [_place(writer.folder, sample) for sample in todo[first : first + BATCH]]
+            rows = [_place(writer, sample) for sample in todo[first : first + BATCH]]
             writer.append_rows(rows)
     known = read_rows(writer.folder)
-    rows = [_rejected_row(row) for row in rounds[-1].rejected().values()]
+    rows = [_rejected_row(writer.adopt(row)) for row in rounds[-1].rejected().values()]
     writer.append_rows([r for r in rows if known.get(r["id"], {}).get("attempt") != r["attempt"]])
     return added
 
 
-def _place(folder: Path, sample: Sample) -> Row:
-    """Give the files of a sample a second name in `folder`; return the row for there."""
-    row = {"status": "ok"} | {k: v for k, v in sample.row.items() if k != "row_sha256"}
+def _place(writer: DatasetWriter, sample: Sample) -> Row:
+    """Give the files of a sample a second name in the set; return the row for there."""
+    row = writer.adopt(sample.row)
     shard = f"{int(sample.id) // SHARD_SIZE:04d}"
     for kind, path in (("image", sample.image), ("label", sample.label)):
         if path is not None:
             row[f"{kind}_file_name"] = f"{kind}s/{shard}/{sample.id}{path.suffix}"
-            files.place(path, folder / row[f"{kind}_file_name"])
+            files.place(path, writer.folder / row[f"{kind}_file_name"])
     return row
 
 
 def _rejected_row(row: Row) -> Row:
     """Return the row of a sample of which no image was accepted."""
-    absent = {"row_sha256", *(f"{kind}_{name}" for kind in KINDS for name in FILE_FIELDS)}
+    absent = {f"{kind}_{name}" for kind in KINDS for name in FILE_FIELDS}
     kept = {k: v for k, v in row.items() if k not in absent}
     return kept | ({"status": "withdrawn", "error": BY_HAND} if is_ok(row) else {})
 

@@ -138,6 +138,12 @@ class DatasetWriter:
         """Record that a sample could not be made, with the reason."""
         self.write_all([(index, None, None, {"error": error, **row})])
 
+    def adopt(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return a row of another folder as one of this run; `generation_digest` names its own."""
+        own = row.get("generation_digest", row.get("digest"))
+        kept = {k: v for k, v in row.items() if k != "row_sha256"}
+        return {"status": "ok", **kept, "digest": self.digest, "generation_digest": own}
+
     def append_row(self, row: dict[str, Any]) -> None:
         """Append one row durably."""
         self.append_rows([row])

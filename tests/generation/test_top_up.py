@@ -115,6 +115,9 @@ def test_shares_of_the_plan_hold(call, original: Path, darkest: Path, tmp_path: 
         assert (row["prompt"], row["crop"]) == (old[key]["prompt"], old[key]["crop"])
         image = np.array(Image.open(output / "dataset" / row["image_file_name"]))
         assert image.mean() > json.loads((darkest / "taste.json").read_text())["above"]
+    record = json.loads((output / "dataset/run.json").read_text())
+    assert {row["digest"] for row in rows.values()} == {record["digest"]}
+    assert rows["00000000"]["generation_digest"] == old["00000000"]["digest"]
     summary = json.loads((output / "top_up.json").read_text())
     assert (summary["samples"], summary["accepted"], summary["missing"]) == (N, N, {})
     assert sum(one["added"][0] for one in summary["conditions"].values()) == N - 2
