@@ -59,6 +59,8 @@ class FinishedSample:
     gradients: int = 0
     """Gradients of the in-sampling correction, each a forward and a backward pass of the branch of
     the prompt; they are not among the evaluations."""
+    uncorrected: int = 0
+    """Gradients among them that were not finite and corrected nothing."""
     seconds: float = 0.0
     """Time of the process for this sample."""
     generated_at: str = ""
@@ -79,6 +81,8 @@ class FinishedSample:
         row = self.spec.row
         for name in RESULTS:
             row[name] = getattr(self, name)
+        if self.uncorrected:
+            row["uncorrected"] = self.uncorrected
         if self.image is None:
             row["error"] = f"{self.problem} in {ATTEMPTS} attempts"
         return row

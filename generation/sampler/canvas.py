@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from generation import tiles
-from generation.sampler.correction import Correction
+from generation.sampler.correction import Correction, is_finite
 from generation.sampler.denoiser import Denoiser
 from generation.sampler.fusion import RegionConstraint, noise_levels
 from generation.sampler.guidance import Guidance
@@ -69,6 +69,8 @@ class Canvas:
         self.weight = torch.from_numpy(tile_weights).to(noise.device)
         self.total = torch.zeros_like(self.latents)
         self.weights = torch.zeros_like(self.latents[:, :1])
+        self.num_uncorrected = torch.zeros((), dtype=torch.long, device=noise.device)
+        """Gradients of tiles that were not finite; on the device, so that nothing waits for it."""
         self._embeddings: dict[int, list[torch.Tensor]] = {}
 
     @property
@@ -207,7 +209,10 @@ class TileBatcher:
             canvas = group[0][0]
             kind = canvas.scheduler.config.prediction_type
             gradient = self._label_gradient(self.correction, call, group, step)
-            return self.correction.correct(prediction, gradient, canvas.levels[step], kind)
+            level = canvas.levels[step]
+            prediction = self.correction.correct(prediction, gradient, level, kind)
+            for (owner, _), finite in zip(group, is_finite(gradient), strict=False):
+                owner.num_uncorrected += ~finite
         return prediction
 
     def _gather(self, group: list[Job], step: int, size: int) -> Call:

@@ -11,8 +11,8 @@ eps, alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t):
 In theory the gradient of a classifier of x_t shrinks with alpha as the signal does, since x_t
 depends on x0 by alpha alone; in practice its length differs from head to head. So it is brought to
 the length alpha, and the same `scale` means the same for all models: it moves x0 by -scale sigma^2
-g / rms(g), at most `scale` standard deviations of a latent. For the other prediction types that
-is
+g / rms(g), at most `scale` standard deviations of a latent on average (root mean square) over the
+tile; single latent pixels move further. For the other prediction types that is
 
     v'   = v + scale sigma g / rms(g)           x0' = x0 - scale sigma^2 g / rms(g)
 
@@ -72,10 +72,29 @@ class Correction:
     ) -> torch.Tensor:
         """Return the corrected predictions BxCxhxw at noise level (alpha, sigma).
 
-        A tile without gradient (void alone) keeps its prediction.
+        A tile without gradient (void alone) keeps its prediction, and so does one whose gradient is
+        not finite.
         """
-        rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-        unit = gradient / rms.clamp(min=torch.finfo(gradient.dtype).tiny)
+        unit = unit_gradient(gradient)
         alpha, sigma = level
         factors = {"epsilon": alpha * sigma, "v_prediction": sigma, "sample": -(sigma**2)}
         return prediction + self.scale * factors[prediction_type] * unit
+
+
+def is_finite(gradient: torch.Tensor) -> torch.Tensor:
+    """Tell of each tile whether its gradient BxCxhxw is finite, B; float16 may overflow."""
+    return torch.isfinite(gradient).flatten(1).all(dim=1)
+
+
+def unit_gradient(gradient: torch.Tensor) -> torch.Tensor:
+    """Return g / rms(g) of each tile, BxCxhxw; 0 where g is 0 or not finite.
+
+    g is first scaled to a largest value of about 1 by a power of two, which rounds nothing: the
+    squares of float32 vanish below 1e-23 and overflow above 1e19.
+    """
+    usable = is_finite(gradient)[:, None, None, None]
+    gradient = torch.where(usable, gradient, 0)
+    exponent = torch.frexp(gradient.abs().amax(dim=(1, 2, 3), keepdim=True)).exponent
+    gradient = torch.ldexp(gradient, -exponent.clamp(-126, 126))
+    rms = gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return torch.where(rms > 0, gradient / rms, 0)

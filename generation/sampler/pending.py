@@ -53,6 +53,8 @@ class PendingSample:
     tiles_total: int
     evaluations: int
     gradients: int
+    uncorrected: torch.Tensor
+    """A number."""
     stopwatch: Stopwatch
     group_start: float
     """`time.perf_counter` at the start of the samples that were generated together."""
@@ -79,6 +81,7 @@ class PendingSample:
             tiles_total=self.tiles_total,
             evaluations=self.evaluations,
             gradients=self.gradients,
+            uncorrected=int(self.uncorrected),
             seconds=self.stopwatch.lap(self.group_start, self.group_size),
             generated_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

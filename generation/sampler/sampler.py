@@ -121,6 +121,8 @@ class Sampler:
             )
         ]
         self.tile_pass.denoise(canvases)
+        for canvas, base in zip(canvases, bases, strict=True):
+            canvas.num_uncorrected += base.num_uncorrected
         return canvases, len(grid)
 
     def _latent(self, size_px: tuple[int, int]) -> tuple[int, int]:
@@ -261,6 +263,7 @@ class Sampler:
             tiles_total=tiles_total,
             evaluations=num_steps * (1 + num_tiles),
             gradients=num_corrected * (1 + num_tiles),
+            uncorrected=canvas.num_uncorrected,
             stopwatch=self.stopwatch,
             group_start=group_start,
             group_size=group_size,

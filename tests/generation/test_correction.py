@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from finetune import controlnet as training
 from generation import inputs
 from generation.dry_run import forecast
-from generation.sampler.correction import Correction
+from generation.sampler.correction import Correction, unit_gradient
 from generation.sampler.denoiser import Control, Denoiser
 from generation.sampler.fusion import prediction_for_x0
 from generation.sampler.networks import load_networks
@@ -143,6 +143,53 @@ def test_no_terminal_signal_is_no_fault():
     found = correction.correct(torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2), (0.0, 1.0),
                                "v_prediction")  # fmt: skip
     assert torch.equal(found, torch.ones(1, 4, 2, 2))
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-30, 1e-25, 1.0, 1e20, 1e38])
+def test_length_of_the_gradient_does_not_matter(size):
+    """float32 gradients down to the smallest and up to the largest; the oracle is in float64."""
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(2, 4, 5, 6, generator=generator).clamp(-3, 3) * size
+    exact = gradient.double()
+    expected = exact / exact.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    found = unit_gradient(gradient)
+    assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-6)
+    if size == 1.0:
+        plain = gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 0.0])
+def test_tile_without_usable_gradient_keeps_its_prediction(value):
+    gradient = torch.ones(2, 4, 2, 2)
+    gradient[0] = 0
+    gradient[0, 0, 0, 0] = value
+    prediction = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    correction = Correction(SegmentationHead(tap_channels=(32,)), 1.0, 1, 0.5)
+    found = correction.correct(prediction, gradient, (0.6, 0.8), "epsilon")
+    assert torch.equal(found[0], prediction[0])
+    assert torch.allclose(found[1], prediction[1] + 0.48)
+
+
+def test_gradients_that_are_not_finite_are_counted(networks, corrected, make_label, monkeypatch):
+    """The first tile of each call overflows, as in float16; the image is sound."""
+    networks.set_scheduler(corrected)
+    label = make_label(32, 64)
+    gradient = Correction.gradient
+
+    def overflow(*arguments):
+        found = gradient(*arguments)
+        found[0] = float("inf")
+        return found
+
+    config = replace(corrected, tile_batch=1)
+    sample = Sampler(networks, config).generate(label, "road", 0)
+    assert sample.uncorrected == 0 and "uncorrected" not in sample.row
+    monkeypatch.setattr(Correction, "gradient", overflow)
+    lost = Sampler(networks, config).generate(label, "road", 0)
+    assert lost.row["uncorrected"] == lost.gradients == sample.gradients
+    off = replace(config, correction=replace(config.correction, scale=0.0))
+    assert np.array_equal(lost.image, Sampler(networks, off).generate(label, "road", 0).image)
 
 
 def cross_entropy_of_latents(networks, config, label, seed):
