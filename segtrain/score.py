@@ -9,11 +9,13 @@ each target and each condition in it. A folder that pipeline/prepare.py wrote is
 published protocol of its dataset: at its scale and over its classes. A class that is predicted but
 in no label counts as 0, as in cityscapesscripts and mmsegmentation. The tables are printed and
 written beside the JSON file. So are the counts of each image, from which segtrain/compare.py
-computes paired tests. The same command continues a stopped scoring. On several CPU processes:
-torchrun --nproc-per-node 2 -- segtrain/score.py ... A small version for the CPU: --limit 10.
+computes paired tests. The same command continues a stopped scoring. A second one with the same
+OUTPUT is refused while the first is at work. On several CPU processes: torchrun --nproc-per-node 2
+-- segtrain/score.py ... A small version for the CPU: --limit 10.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import __version__, files, label_spaces, models
+from pipeline.claims import sole_writer
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.identity import file_digest
@@ -204,7 +207,13 @@ class Scoring:
         self.networks = dict(zip(names, folders, strict=True))
 
     def run(self) -> None:
-        """Score and write the result."""
+        """Score and write the result, unless another scoring writes to the same file."""
+        with sole_writer(self.config.output, beside=True) if self.is_main else nullcontext():
+            self.accelerator.wait_for_everyone()  # no process opens rows before it is certain
+            self.score_all()
+
+    def score_all(self) -> None:
+        """Write the rows of all networks, and the scores last."""
         chosen: dict[str, Any] = {}
         with Part(self.config.output, self.accelerator.process_index) as part:
             if self.plan.development:

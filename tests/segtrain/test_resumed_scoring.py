@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pipeline.claims import sole_writer
 from pipeline.errors import UserError
 from segtrain import score
 from segtrain.checkpoints import WEIGHTS_FILE
@@ -78,6 +80,22 @@ def test_rows_that_are_there_are_not_made_again(config, calls: Calls) -> None:
     part.rename(parts.part_file(config.output, 5))  # of an earlier start on more processes
     assert run(config) == whole
     assert len(calls.made) == 2 * NUM_IMAGES - 4
+
+
+def test_a_second_scoring_of_the_same_file_touches_no_row(config, calls: Calls) -> None:
+    whole = run(config)
+    remove(config)
+    stop_after(2, config, calls)
+    part = parts.part_file(config.output, 0)
+    cut = part.read_bytes()[:-7]  # the first is in the middle of a line
+    part.write_bytes(cut)
+    with (
+        sole_writer(config.output, beside=True),
+        pytest.raises(UserError, match=rf"s.json: process {os.getpid()} on .*; wait for its end"),
+    ):
+        score.run(config, score.check(config))
+    assert part.read_bytes() == cut and not calls.made
+    assert run(config) == whole
 
 
 def test_damaged_rows_are_made_again(config, calls: Calls) -> None:
