@@ -31,6 +31,7 @@ Row = dict[str, Any]
 RUN_OF_ORIGIN = "generation_run"  # key of run.json in folders that were made from generated ones
 PATHS = ("base", "unet", "controlnet", "label_maps")  # may lie elsewhere now; contents are compared
 GROUP_PATHS = ("second_control.controlnet", "second_control.detector", "correction.head")
+MOVABLE = tuple(f"--{path.replace('_', '-')}" for path in (*PATHS, *GROUP_PATHS))
 OWN_KEY = "regenerated"  # of the identity
 WORDS = ("condition", "time", "place", "source_label")
 
@@ -54,27 +55,44 @@ class Regeneration:
     def settings(self, given: Config) -> Config:
         """Return the settings of the original run with the outputs and workers of this one.
 
-        Settings that name models and label maps may be given again, where these have moved. Raises
-        `UserError` for any other setting that is given and differs.
+        Settings that name models and label maps may be given again, where these have moved; of a
+        group only these are taken. Raises `UserError` for any other setting that is given and
+        differs.
         """
         stored, default = self._stored_settings(), default_config(given.base)
         changed: dict[str, Any] = {"n": max(self.rows, default=0) + 1}
         for name in (field.name for field in fields(Config) if field.name != "n"):
-            value, own = getattr(given, name), getattr(stored, name)
-            same = (own, getattr(default, name), AUTO)  # `auto` was settled by the original run
+            value, own, usual = (getattr(c, name) for c in (given, stored, default))
             if name in NOT_IN_DIGEST:
                 changed[name] = value
-            elif value in same:
+            elif value in (own, usual, AUTO):  # `auto` was settled by the original run
                 continue
-            elif name in (*PATHS, *(path.partition(".")[0] for path in GROUP_PATHS)):
+            elif name in PATHS:
                 changed[name] = value
+            elif any(path.startswith(f"{name}.") for path in GROUP_PATHS):
+                changed[name] = self._moved(name, value, own, usual)
             else:
-                raise UserError(
-                    f"--{name.replace('_', '-')}: differs from the run of {self.folder} "
-                    f"({shortened(own, 60)}); samples are generated again with its settings, leave "
-                    "this one out"
-                )
+                raise self._differs(name, own)
         return replace(stored, **changed)
+
+    def _moved(self, group: str, given: Any, stored: Any, default: Any) -> Any:
+        """Return a group of settings of the original run with the paths that are given."""
+        changed = {}
+        for name in (field.name for field in fields(stored)):
+            value, own, usual = (getattr(g, name) for g in (given, stored, default))
+            if value in (own, usual):
+                continue
+            if f"{group}.{name}" not in GROUP_PATHS:
+                raise self._differs(f"{group}.{name}", own)
+            changed[name] = value
+        return replace(stored, **changed)
+
+    def _differs(self, name: str, own: Any) -> UserError:
+        return UserError(
+            f"--{name.replace('_', '-')}: differs from the run of {self.folder} "
+            f"({shortened(own, 60)}); samples are generated again with its settings, leave "
+            "this one out"
+        )
 
     def _stored_settings(self) -> Config:
         paths = self.record["paths"]
@@ -120,7 +138,7 @@ class Regeneration:
             raise UserError(
                 f"--regenerate {self.folder}: its run had other settings, models or label maps "
                 f"({'; '.join(lines[:SHOWN_DIFFERENCES])}); restore them, or name the folders "
-                "where they are by --base, --controlnet, --unet, --label-maps"
+                f"where they are by {', '.join(MOVABLE)}"
             )
         told = [[i, row["attempt"], *(row[w] for w in WORDS)] for i, row in self.rows.items()]
         return {**identity, OWN_KEY: {"samples": len(told), "rows": digest(told)}}

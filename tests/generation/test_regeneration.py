@@ -12,7 +12,7 @@ import pytest
 
 from generation import run, worker
 from generation.plan import noise_seed
-from generation.regeneration import Regeneration, paths_of
+from generation.regeneration import GROUP_PATHS, PATHS, Regeneration, paths_of
 from generation.sampler import sampler as sampling
 from generation.samples import ATTEMPTS
 from generation.setting_groups import CorrectionSettings, RareClasses, SecondControl
@@ -20,6 +20,7 @@ from generation.settings import Config, default_config, run_mapping
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.marks import Mark, write_marks
 from pipeline.metadata import read_rows
+from pipeline.models import POCKET_BASE
 
 ROOT = Path(__file__).resolve().parents[2]
 REJECTED = ("00000001", "00000004")
@@ -217,6 +218,21 @@ def test_all_settings_come_back_from_the_record() -> None:
     given = dataclasses.replace(default_config("pocket"), output=Path("out"), n=5)
     found = Regeneration(Path("run"), record, {}).settings(given)
     assert found == dataclasses.replace(config, output=Path("out"), n=1)
+    # Each path may be given again, where its folder has moved, and alone
+    folder = str(POCKET_BASE)
+    for path in PATHS:
+        moved = dataclasses.replace(given, **{path: folder})
+        found = Regeneration(Path("run"), record, {}).settings(moved)
+        assert found == dataclasses.replace(config, output=Path("out"), n=1, **{path: folder})
+    for path in GROUP_PATHS:
+        group, _, name = path.partition(".")
+        usual, own = getattr(given, group), getattr(config, group)
+        moved = dataclasses.replace(given, **{group: dataclasses.replace(usual, **{name: "moved"})})
+        found = Regeneration(Path("run"), record, {}).settings(moved)
+        assert getattr(found, group) == dataclasses.replace(own, **{name: "moved"})
+    other = dataclasses.replace(given, correction=CorrectionSettings(scale=0.2, head="moved"))
+    with pytest.raises(UserError, match=r"--correction.scale: differs from the run of run \(0.1\)"):
+        Regeneration(Path("run"), record, {}).settings(other)
 
 
 def test_folders_of_other_runs_are_refused(
