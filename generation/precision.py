@@ -4,6 +4,7 @@ The precision changes the bytes of a sample. So what was chosen is written to OU
 before anything else, and enters the identity of the run as if it had been given.
 """
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,6 +19,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 AUTO = "auto"
 CHOICES: tuple[Precision, ...] = ("fp32", "bf16")
 RECORD = "precision.json"
+WRITING_S = 5.0  # another process fills a file that is still empty within this time
 
 
 def settle(folder: Path, measure: Callable[[], dict[str, Any]]) -> Precision:
@@ -43,6 +45,9 @@ def recorded(folder: Path) -> Precision | None:
     path = folder / RECORD
     if not path.exists():
         return None
+    deadline = time.monotonic() + WRITING_S
+    while not path.stat().st_size and time.monotonic() < deadline:  # see `files.create`
+        time.sleep(0.05)
     choice = read_json(path, dict).get("precision")
     if choice not in CHOICES:
         raise UserError(

@@ -131,7 +131,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def create(path: Path, data: bytes) -> None:
-    """Write a new file; of several processes that try, the first wins and the others do nothing."""
+    """Write a new file; of several processes that try, the first wins and the others do nothing.
+
+    On a file system without hard links it is there, empty, for a moment before it is whole.
+    """
     temporary = temporary_name(path)
     try:
         write_data(temporary, data, os.O_EXCL)
@@ -142,10 +145,22 @@ def create(path: Path, data: bytes) -> None:
             except OSError as error:
                 if error.errno not in NO_LINKS:
                     raise
-                os.replace(temporary, path)
+                _create_in_place(path, data)
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create_in_place(path: Path, data: bytes) -> None:
+    """Write a new file under its own name; raise `FileExistsError` if it is there."""
+    try:
+        write_data(path, data, os.O_EXCL)
+        sync_file(path)
+    except FileExistsError:
+        raise
+    except OSError:  # it would count as begun
+        path.unlink(missing_ok=True)
+        raise
 
 
 def can_link(source: Path, folder: Path) -> bool:

@@ -1,8 +1,11 @@
 """`--precision auto`: measured once per output folder, recorded, followed by all workers."""
 
+import errno
 import itertools
 import json
+import os
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,24 @@ def test_of_several_first_processes_one_decides(tmp_path) -> None:
     assert precision.settle(tmp_path, measure_late) == "fp32"
     assert precision.settle(tmp_path, refuse) == "fp32"
     assert [path.name for path in tmp_path.iterdir()] == ["precision.json"]
+
+
+def refuse_links(*_: Any) -> None:
+    raise OSError(errno.ENOTSUP, "no hard links here")
+
+
+def test_one_decides_where_there_are_no_hard_links(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "link", refuse_links)
+    test_of_several_first_processes_one_decides(tmp_path)
+
+
+def test_a_record_that_is_being_written_is_waited_for(tmp_path) -> None:
+    record = tmp_path / "precision.json"
+    record.touch()
+    writer = threading.Timer(0.3, record.write_text, ['{"precision": "bf16"}'])
+    writer.start()
+    assert precision.settle(tmp_path, refuse) == "bf16"
+    writer.join()
 
 
 def test_a_damaged_record_is_named(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -42,6 +43,38 @@ def test_full_disk_at_fsync_keeps_the_old_file(
     with pytest.raises(OSError, match="No space"):
         files.write_bytes(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_first_to_create_a_file_wins(tmp_path, monkeypatch, has_links) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.json"
+    for data in (b"first", b"second"):
+        files.create(path, data)
+    assert path.read_bytes() == b"first"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_full_disk_leaves_no_rest_where_there_are_no_hard_links(tmp_path, monkeypatch) -> None:
+    path, write = tmp_path / "a.json", os.write
+
+    def refuse(*_: object) -> None:
+        monkeypatch.setattr(os, "write", full)
+        raise OSError(errno.EPERM, "no hard links here")
+
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", refuse)
+        with pytest.raises(OSError, match="No space"):
+            files.create(path, b"whole")
+    monkeypatch.setattr(os, "write", write)
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_round_trip_and_errors(tmp_path: Path) -> None:
