@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *(f"docs/{name}.md" for name in (
     "evaluation", "export", "files", "generation", "inspection", "performance", "pocket-city",
     "quality", "real-data", "release", "results", "scale", "segmentation"))]  # fmt: skip
-AFTER_README = ("docs/evaluation.md", "docs/export.md", "docs/inspection.md", "docs/release.md",
-                "docs/quality.md", "docs/segmentation.md")  # fmt: skip
+AFTER_README = ("docs/evaluation.md", "docs/export.md", "docs/generation.md", "docs/inspection.md",
+                "docs/quality.md", "docs/release.md", "docs/segmentation.md")  # fmt: skip
 ELSEWHERE = ("make", "pip", "source")  # Makefile and environment are not of this process
 TRAINING = ("--training.steps", "1", "--training.batch-size", "1",
             "--training.gradient-accumulation", "1", "--training.workers", "0")  # fmt: skip

@@ -17,12 +17,13 @@ from pipeline.stages import FOLDER, load_recipe
 TOY = {
     "source_images": 8, "collection_images": 4, "unlabelled_images": 4, "target_images": 2,
     "heldout_images": 2, "n": 4, "six_times": 5, "iterations": 6, "learner_steps": 6,
-    "backbone_steps": 2,
+    "backbone_steps": 2, "oracle_images": 4, "head_steps": 1, "head_crops": 4,
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
     "pipeline/pocket_city.py": ("--workers", "1"),
     "generation/run.py": ("--steps", "1"),
     "finetune/backbone.py": ("--training.batch-size", "2"),
+    "finetune/controlnet.py": ("--training.batch-size", "2", "--rare-classes.min-pixels", "1"),
     "segtrain/train.py": ("--batch-size", "2"),
     "segtrain/compare.py": ("--resamples", "100"),
 }
@@ -38,6 +39,10 @@ STAGES = {
         *SHARED, *FIVE, "unlabelled", "backbone", "backbone-weights", "train-dinov2-source_only-0",
         "train-dinov2-generated-0", "train-dinov2-reinhard-0", "score-dev-dinov2-0",
         "score-dinov2-0", "compare-dinov2",
+    ],
+    "pocket_correction": [
+        "source", "oracle-train", "oracle-heldout", "head", "scale-0", "scale-0.25", "scale-0.5",
+        "scale-1", "scale-2", "oracle", "scores", "looks", "table",
     ],
 }  # fmt: skip
 
@@ -69,6 +74,8 @@ def test_recipes_run_at_toy_size(
     arms = read_json(tmp_path / "learners" / "tables" / "dinov2.json")["arms"]
     assert set(arms) == {"source_only", "reinhard", "generated"}
     assert len(arms["generated"]["columns"]) == 8  # dev, five targets, their two averages
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "0.25", "0.5", "1", "2"]
 
     capsys.readouterr()
     learners = importlib.import_module("experiments.learners")
