@@ -17,7 +17,8 @@ from pipeline.stages import FOLDER, load_recipe
 TOY = {
     "source_images": 8, "collection_images": 4, "unlabelled_images": 4, "target_images": 2,
     "heldout_images": 2, "n": 4, "six_times": 5, "iterations": 6, "learner_steps": 6,
-    "backbone_steps": 2, "oracle_images": 4, "head_steps": 1, "head_crops": 4,
+    "backbone_steps": 2, "oracle_images": 32, "head_steps": 1, "head_crops": 4,
+    "generated_images": 1,
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
     "pipeline/pocket_city.py": ("--workers", "1"),
