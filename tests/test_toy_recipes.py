@@ -17,7 +17,7 @@ from pipeline.stages import FOLDER, load_recipe
 TOY = {
     "source_images": 8, "collection_images": 4, "unlabelled_images": 4, "target_images": 2,
     "heldout_images": 2, "n": 4, "six_times": 5, "iterations": 6, "learner_steps": 6,
-    "backbone_steps": 2, "oracle_images": 32, "head_steps": 1, "head_crops": 4,
+    "backbone_steps": 2, "oracle_images": 4, "head_steps": 1, "head_crops": 4,
     "generated_images": 1,
 }  # fmt: skip
 SMALL: dict[str, tuple[str, ...]] = {
@@ -43,7 +43,7 @@ STAGES = {
     ],
     "pocket_correction": [
         "source", "oracle-train", "oracle-heldout", "head", "scale-0", "scale-0.25", "scale-0.5",
-        "scale-1", "scale-2", "oracle", "scores", "looks", "table",
+        "scale-1", "scale-2", "oracle", "scores",
     ],
 }  # fmt: skip
 
@@ -75,8 +75,6 @@ def test_recipes_run_at_toy_size(
     arms = read_json(tmp_path / "learners" / "tables" / "dinov2.json")["arms"]
     assert set(arms) == {"source_only", "reinhard", "generated"}
     assert len(arms["generated"]["columns"]) == 8  # dev, five targets, their two averages
-    lines = (tmp_path / "table.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "0.25", "0.5", "1", "2"]
 
     capsys.readouterr()
     learners = importlib.import_module("experiments.learners")
