@@ -21,8 +21,8 @@ which is finite where a schedule without terminal signal has alpha = 0.
 The gradient is taken tile by tile and normalised over the tile; the corrected predictions are fused
 as all are. It passes the branch of the prompt alone, whose prediction follows the label map. It
 passes the U-Net up to the last tap and, as features depend on x_t through them too, its encoder and
-the ControlNets: the decoder alone does not see x_t, and without the ControlNets, a small part of the
-cost, the direction differs most in the first steps, where the correction acts.
+the ControlNets: the decoder alone does not see x_t. Without the ControlNets, a small part of the
+cost, the direction differs most in the first step.
 """
 
 from collections.abc import Callable
