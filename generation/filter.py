@@ -41,10 +41,8 @@ from pipeline.markdown import code
 from pipeline.metadata import read_rows
 from pipeline.output_folders import (
     DATASET,
-    RUN,
     check_output,
     require_writable,
-    stored_config,
 )
 
 
@@ -112,11 +110,9 @@ def read_calibration(config: Config, segmenter: str) -> Scores:
     """Return the rows that limits come from; `UserError` unless they are of the same network."""
     assert config.calibration
     scores = Scores(config.calibration, score_rows.all_rows(config.calibration, "data"))
-    of_network = [
-        ((stored_config(folder, RUN) or {}).get("segmenters") or {}).get(segmenter)
-        for folder in (config.calibration, config.scores)
-    ]
-    if segmenter not in networks_of(scores) or of_network[0] != of_network[1]:
+    networks = [score_rows.network_of(f, segmenter) for f in (config.calibration, config.scores)]
+    is_same = networks[0] is not None and networks[0] == networks[1]
+    if segmenter not in networks_of(scores) or not is_same:
         raise UserError(
             f"--calibration {config.calibration}: its scores are not of the network {segmenter} "
             f"that scored {config.scores}; score both sets by one network"

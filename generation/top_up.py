@@ -24,7 +24,7 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from generation.quality import segmenters
+from generation.quality import score_rows, segmenters
 from generation.quality.filter_rules import FilterRules
 from generation.regeneration import RUN_OF_ORIGIN, Row, read_record, read_rejected
 from generation.rounds import Round, markdown_of, round_of, summary_of, write_set
@@ -112,8 +112,22 @@ def check_inputs(config: Config) -> dict[str, Any]:
     }
     if config.looks:
         identity["looks"] = data_revision(open_dataset(config.looks, labelled=False))
+    if config.quality:
+        check_quality(config, identity)
     require_same(config.output, RUN, identity)
     return identity
+
+
+def check_quality(config: Config, identity: dict[str, Any]) -> None:
+    """Raise `UserError` unless --quality has scores of the network that scores further rounds."""
+    assert config.quality and config.segmenter
+    found = score_rows.network_of(config.quality, config.segmenter.resolve().name)
+    if found != {"revision": identity["segmenter"], "class": config.segmenter_class}:
+        raise UserError(
+            f"--quality {config.quality}: its scores are not of the network --segmenter "
+            f"{config.segmenter}, loaded by the same --segmenter-class; leave --quality out, or "
+            "run generation/score.py with this network"
+        )
 
 
 def check_rules(config: Config, *, is_rejecting: bool) -> None:

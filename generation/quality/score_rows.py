@@ -26,6 +26,7 @@ from pipeline.dataset import Sample
 from pipeline.dataset_writer import SHARD_SIZE
 from pipeline.errors import UserError
 from pipeline.metadata import repair_tail
+from pipeline.output_folders import RUN, stored_config
 from pipeline.paths import check_relative
 from pipeline.reading import read_bytes
 from pipeline.score_rows import Row, read_rows, state_of
@@ -77,6 +78,18 @@ def all_rows(folder: Path, part: str) -> dict[str, Row]:
     rows = read_rows(folder, part)
     _check_rows(folder, part, rows)
     return rows
+
+
+def network_of(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return what tells a network that scored a folder from others: its contents and its loader.
+
+    None if the folder does not say so.
+    """
+    config = stored_config(folder, RUN) or {}
+    revisions = config.get("segmenters")
+    if not isinstance(revisions, dict) or not revisions.get(name):
+        return None
+    return {"revision": revisions[name], "class": config.get("segmenter_class", "")}
 
 
 def _check_rows(folder: Path, part: str, rows: Mapping[str, Row]) -> None:

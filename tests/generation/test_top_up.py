@@ -220,6 +220,31 @@ def test_scores_that_exist_are_used(
         call(*words, "--quality", quality, "--output", tmp_path / "c")
 
 
+def test_scores_of_another_network_are_refused(
+    call, original: Path, stubborn: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Even if its folder has the same name."""
+    quality = tmp_path / "quality"
+    judge = ("--segmenters", stubborn, "--segmenter-class", "picky_segmenter:PickySegmenter")
+    words = ["score.py", "--data", original, *judge, "--output", quality]
+    monkeypatch.setattr(sys, "argv", [*map(str, words)])
+    assert not score.main()
+    (tmp_path / "other").mkdir()
+    other = shutil.copytree(stubborn, tmp_path / "other/judge")
+    words = ("--data", original, *JUDGE, "--quality", quality, "--output", tmp_path / "out")
+    assert call(*words, "--segmenter", other, "--dry-run") == 0, "a folder may move"
+    (other / "taste.json").write_text(json.dumps({"above": 100}))
+    refusal = "its scores are not of the network --segmenter .*judge, .* leave --quality out"
+    with pytest.raises(UserError, match=refusal):
+        call(*words, "--segmenter", other)
+    record = json.loads((quality / "config.json").read_text())
+    record["config"]["segmenters"] = {}
+    (quality / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=refusal):
+        call(*words, "--segmenter", stubborn)
+    assert not (tmp_path / "out").exists()
+
+
 BAD = [  # (flags, what the line says)
     (["--attempts", 0], "--attempts 0: must be in 1..100"),
     (["--num-processes", 0], "--num-processes 0: must be in 1..1024"),
