@@ -1,16 +1,40 @@
 """Attention processors that compute keys and values of the text once, and both branches at once."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def native_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Return softmax(q k^T / sqrt(d)) v for BxLxHxD tensors by PyTorch's own kernels."""
     parts = (part.transpose(1, 2) for part in (query, key, value))
     return F.scaled_dot_product_attention(*parts).transpose(1, 2)
+
+
+@contextlib.contextmanager
+def deterministic_kernels(device: torch.device) -> Iterator[None]:
+    """Compute gradients on CUDA by kernels that give the same bits each time; nothing elsewhere.
+
+    The backward passes of the fused attention kernels and some convolutions of cuDNN add in the
+    order in which threads end. The math kernel keeps the attention weights, BxHxLxL, in memory.
+    `torch.use_deterministic_algorithms` would also refuse cuBLAS without an environment variable
+    that must be set before CUDA starts; on a single stream cuBLAS is deterministic without it.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    try:
+        cudnn.deterministic, cudnn.benchmark = True, False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 class TextAttention:

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 import torch
 
+from generation.sampler.attention import deterministic_kernels
 from generation.sampler.fusion import Level
 from pipeline.segmentation_head import SegmentationHead, label_cross_entropy
 
@@ -58,9 +59,10 @@ class Correction:
         """Return the gradient of each tile's cross entropy, BxCxhxw float32.
 
         `tiles`: noisy tiles BxCxhxw. `shares`: class shares Bx19xhxw of their label maps. It is of
-        the sum over latent pixels, as that of the mean would be lost in float16.
+        the sum over latent pixels, as that of the mean would be lost in float16. The same arguments
+        give the same bits, on CUDA as well.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), deterministic_kernels(tiles.device):
             tiles = tiles.detach().requires_grad_()
             logits = self.head(features(tiles), tiles.shape[-2:])
             losses = label_cross_entropy(logits, shares, self.class_balance)

@@ -70,7 +70,8 @@ def find_attention(
 ) -> Callable[..., torch.Tensor]:
     """Return the attention function of a setting, of BxLxHxD queries, keys and values.
 
-    That of xformers is tried once: it has no kernels for some devices and precisions.
+    That of xformers is tried once: it has no kernels for some devices and precisions. It computes
+    no gradients, as its backward pass is not deterministic.
     """
     if name == "native":
         return native_attention
@@ -90,7 +91,12 @@ def find_attention(
             f"--attention xformers: has no kernel for {dtype} on {device} ({reason}); use "
             "--attention native, or another --precision"
         ) from None
-    return memory_efficient_attention
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        function = native_attention if query.requires_grad else memory_efficient_attention
+        return function(query, key, value)
+
+    return attend
 
 
 def load_networks(config: Config, device: torch.device) -> Networks:

@@ -11,6 +11,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from finetune import controlnet as training
 from generation import inputs
 from generation.dry_run import forecast
+from generation.sampler.attention import deterministic_kernels
 from generation.sampler.correction import Correction, unit_gradient
 from generation.sampler.denoiser import Control, Denoiser
 from generation.sampler.fusion import prediction_for_x0
@@ -190,6 +191,21 @@ def test_gradients_that_are_not_finite_are_counted(networks, corrected, make_lab
     assert lost.row["uncorrected"] == lost.gradients == sample.gradients
     off = replace(config, correction=replace(config.correction, scale=0.0))
     assert np.array_equal(lost.image, Sampler(networks, off).generate(label, "road", 0).image)
+
+
+def test_deterministic_kernels_are_chosen_for_cuda_and_given_back():
+    def state():
+        cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+        fused = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled)
+        return cudnn.deterministic, cudnn.benchmark, [kernel() for kernel in fused]
+
+    before = state()
+    with deterministic_kernels(torch.device("cpu")):
+        assert state() == before
+    with deterministic_kernels(torch.device("cuda", 0)):
+        assert state() == (True, False, [False] * 3) != before
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert state() == before
 
 
 def cross_entropy_of_latents(networks, config, label, seed):

@@ -235,6 +235,22 @@ def test_xformers_generates_what_native_attention_does(networks, tiny_config, ma
     assert names == ["query", "key", "value", "attn_bias", "p", "scale"]
 
 
+def test_xformers_computes_no_gradients(xformers):
+    calls = []
+
+    def count(query, key, value):
+        calls.append(query.requires_grad)
+        return memory_efficient_attention(query, key, value)
+
+    xformers(count)
+    attend = loading.find_attention("xformers")
+    query, key, value = torch.randn(3, 2, 9, 4, 8)
+    expected = attend(query, key, value)
+    found = attend(query.clone().requires_grad_(), key, value)
+    assert torch.allclose(found, expected, atol=1e-5) and found.requires_grad
+    assert calls == [False, False]  # the trial and the first
+
+
 def test_xformers_without_a_kernel_is_one_line(xformers):
     def no_operator(*_, **__):
         raise NotImplementedError("No operator found for `memory_efficient_attention_forward`\nx")

@@ -24,13 +24,14 @@ from finetune import unet
 from finetune.loop import make_optimizer
 from finetune.settings import Training
 from generation.sampler import canvas
-from generation.sampler.attention import native_attention
+from generation.sampler.attention import deterministic_kernels, native_attention
 from generation.sampler.networks import load_networks
 from generation.sampler.sampler import Sampler
 from generation.samples import SampleSpec
-from generation.setting_groups import RareClasses
+from generation.setting_groups import CorrectionSettings, RareClasses
 from generation.settings import Config
 from pipeline import checkpoints
+from pipeline.segmentation_head import SegmentationHead
 from segtrain.train import to_device
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -115,6 +116,37 @@ def test_attention_kernels_agree(device, heads, name) -> None:
     except RuntimeError as error:
         pytest.skip(f"{name}: {str(error).splitlines()[0]}")
     assert torch.allclose(found.cpu().float(), expected, atol=1e-5 if device == "cpu" else 3e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_corrected_images_are_equal_bit_for_bit(config, device, precision, tmp_path) -> None:
+    """Two runs of the whole sampler; fused kernels have backward passes that differ."""
+    unet = load_networks(config, torch.device("cpu")).denoiser.unet
+    head = SegmentationHead.from_unet(unet, 8)
+    head.save_pretrained(tmp_path / "segmentation_head")
+    settings = CorrectionSettings(scale=0.5, steps=1.0, head=str(tmp_path / "segmentation_head"))
+    corrected = replace(config, correction=settings, precision=precision)
+    first, second = (images(corrected, device, 2) for _ in range(2))
+    assert differ_by(first, second) == 0
+    assert differ_by(first, images(replace(config, precision=precision), device, 2)) > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("length", [64, 1024])
+def test_gradients_of_attention_are_equal_bit_for_bit(device, length) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, length, 8, 40, generator=generator).to(device) for _ in range(3)]
+
+    def gradients() -> list[torch.Tensor]:
+        leaves = [part.clone().requires_grad_() for part in parts]
+        with deterministic_kernels(torch.device(device)):
+            return list(torch.autograd.grad(native_attention(*leaves).square().sum(), leaves))
+
+    first = gradients()
+    for _ in range(5):
+        for a, b in zip(first, gradients(), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("device", DEVICES)
