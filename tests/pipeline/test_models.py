@@ -1,5 +1,6 @@
 """Base models are found by name and load with the stock classes."""
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -153,3 +154,29 @@ def test_finite_weights_may_have_an_infinite_sum(tmp_path: Path) -> None:
         network.weight[:] = torch.tensor([[float("inf"), 0], [0, -float("inf")]])
     with pytest.raises(UserError, match="weight holds numbers that are not finite"):
         models._check_finite(tmp_path, network)
+
+
+FROM_PRETRAINED = {
+    "pipeline/models.py": "parts of a base model, ControlNets",
+    "pipeline/prompt_encoder.py": "tokenizers, before torch is imported",
+    "pipeline/transformers_segmenter.py": "segmentation networks of transformers",
+    "generation/quality/features.py": "networks whose features distances are measured on",
+    "generation/sampler/structure_control.py": "detectors of controlnet-aux",
+    "segtrain/backbones/foundation.py": "backbones of transformers",
+}
+OUR_SEGMENTERS = {"Segmenter", "TransformersSegmenter", "found"}
+
+
+def test_the_networks_of_a_base_model_are_loaded_by_one_module() -> None:
+    """What is read from a folder of weights passes the checks of its one loader."""
+    root = Path(models.__file__).resolve().parent.parent
+    callers = set()
+    for package in ("pipeline", "finetune", "generation", "segtrain", "experiments"):
+        for path in sorted((root / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                    continue
+                owner = ast.unparse(node.func.value)
+                if node.func.attr == "from_pretrained" and owner not in OUR_SEGMENTERS:
+                    callers.add(str(path.relative_to(root)))
+    assert callers == set(FROM_PRETRAINED)
