@@ -18,9 +18,11 @@ from generation.regeneration import Row, read_rejected
 from pipeline import files, marks
 from pipeline.dataset import Sample, open_dataset
 from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter
+from pipeline.errors import UserError
 from pipeline.metadata import is_dataset, read_rows
 from pipeline.rows import KINDS, is_ok, sample_id
 
+SHOWN_SAMPLES = 5
 BATCH = 256  # samples whose rows are written together
 FILE_FIELDS = ("file_name", "sha256")  # of a row, for each kind of file
 BY_HAND = f"excluded by a person, see {marks.NAME}"
@@ -68,25 +70,48 @@ def round_of(output: Path, number: int, data: Path, *, is_filtered: bool) -> Rou
 
 
 def write_set(writer: DatasetWriter, rounds: Sequence[Round]) -> list[set[str]]:
-    """Write what is missing of the set; return the ids that each round adds to it."""
-    done, added, taken = writer.done_ids(), [], set[str]()
+    """Write what is missing of the set; return the ids that each round adds to it.
+
+    Raises `UserError` if the set holds images that no round accepts now.
+    """
+    accepted: dict[str, tuple[int, Sample]] = {}
     for one in rounds:
-        fresh = [sample for sample in one.accepted() if sample.id not in taken]
-        added.append({sample.id for sample in fresh})
-        taken |= added[-1]
-        todo = [sample for sample in fresh if sample.id not in done]
-        for first in range(0, len(todo), BATCH):
-            rows = [_place(writer, sample) for sample in todo[first : first + BATCH]]
-            writer.append_rows(rows)
+        for sample in one.accepted():
+            accepted.setdefault(sample.id, (one.number, sample))
     known = read_rows(writer.folder)
-    rows = [_rejected_row(writer.adopt(row)) for row in rounds[-1].rejected().values()]
+    done = {key: row for key, row in known.items() if is_ok(row)}
+    attempts = {key: sample.row["attempt"] for key, (_, sample) in accepted.items()}
+    _refuse_stale(writer.folder, done, attempts)
+
+    # Accepted samples, then those that the last round rejects
+    todo = [pair for key, pair in accepted.items() if key not in done]
+    for first in range(0, len(todo), BATCH):
+        batch = todo[first : first + BATCH]
+        writer.append_rows([_place(writer, sample, number) for number, sample in batch])
+    last = rounds[-1]
+    rows = [_rejected_row(writer.adopt(r), last.number) for r in last.rejected().values()]
     writer.append_rows([r for r in rows if known.get(r["id"], {}).get("attempt") != r["attempt"]])
-    return added
+    return [{k for k, (number, _) in accepted.items() if number == one.number} for one in rounds]
 
 
-def _place(writer: DatasetWriter, sample: Sample) -> Row:
-    """Give the files of a sample a second name in the set; return the row for there."""
-    row = writer.adopt(sample.row)
+def _refuse_stale(folder: Path, done: Mapping[str, Row], attempts: Mapping[str, int]) -> None:
+    """Raise `UserError` if a set holds an image of another attempt than the accepted one.
+
+    An image that is there may have been excluded later, or be of a round beyond --attempts.
+    `attempts`: the accepted attempt of each sample.
+    """
+    stale = [key for key, row in done.items() if row.get("attempt") != attempts.get(key)]
+    if stale:
+        raise UserError(
+            f"{folder}: holds {len(stale)} images that are rejected now or are of a round beyond "
+            f"--attempts ({', '.join(stale[:SHOWN_SAMPLES])}); raise --attempts, or delete this "
+            "folder and repeat the command, which fills it again from the rounds"
+        )
+
+
+def _place(writer: DatasetWriter, sample: Sample, number: int) -> Row:
+    """Give the files of a sample of round `number` a second name in the set; return its row."""
+    row = writer.adopt(sample.row) | {"round": number}
     shard = f"{int(sample.id) // SHARD_SIZE:04d}"
     for kind, path in (("image", sample.image), ("label", sample.label)):
         if path is not None:
@@ -95,10 +120,10 @@ def _place(writer: DatasetWriter, sample: Sample) -> Row:
     return row
 
 
-def _rejected_row(row: Row) -> Row:
-    """Return the row of a sample of which no image was accepted."""
+def _rejected_row(row: Row, number: int) -> Row:
+    """Return the row of a sample of which no image was accepted in `number` rounds."""
     absent = {f"{kind}_{name}" for kind in KINDS for name in FILE_FIELDS}
-    kept = {k: v for k, v in row.items() if k not in absent}
+    kept = {k: v for k, v in row.items() if k not in absent} | {"round": number}
     return kept | ({"status": "withdrawn", "error": BY_HAND} if is_ok(row) else {})
 
 

@@ -27,7 +27,14 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from generation.quality import score_rows, segmenters
 from generation.quality.filter_rules import FilterRules
 from generation.regeneration import RUN_OF_ORIGIN, Row, read_record, read_rejected
-from generation.rounds import Round, markdown_of, round_of, summary_of, write_set
+from generation.rounds import (
+    SHOWN_SAMPLES,
+    Round,
+    markdown_of,
+    round_of,
+    summary_of,
+    write_set,
+)
 from pipeline import files
 from pipeline.claims import sole_writer
 from pipeline.config import digest, parse, to_mapping
@@ -56,7 +63,6 @@ from pipeline.setting_checks import require_between, require_positive
 ROOT = Path(__file__).resolve().parent.parent
 MOST_ATTEMPTS = 100
 MOST_PROCESSES = 1024
-SHOWN_SAMPLES = 5
 RULES = tuple(field.name for field in fields(FilterRules))
 
 

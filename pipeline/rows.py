@@ -64,7 +64,10 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_pixels": (_are_class_pixels, f"a list of {labels.NUM_CLASSES} numbers of pixels"),
     "crop": (_is_crop, "a list of top, left, height and width in pixels"),
     "seconds": (_is_number, "a number, 0 or more"),
-    **{name: (_is_count, "a whole number, 0 or more") for name in ("evaluations", "attempt")},
+    **{
+        name: (_is_count, "a whole number, 0 or more")
+        for name in ("evaluations", "attempt", "round")
+    },
     "label_changes": (
         _are_label_changes, f"3 lists of {labels.NUM_CLASSES} numbers of pixels",
     ),

@@ -1,4 +1,4 @@
-"""What a filter dropped and how often samples were generated again, by condition, from the rows."""
+"""What a filter dropped, and the rounds of a top-up, by condition, from the rows."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from pipeline import label_changes, labels
 from pipeline.reporting.sets import MOST_ROWS
 from pipeline.rows import is_ok
 
-MOST_ATTEMPTS = 8  # columns of a table; the last one holds all further attempts
+MOST_ROUNDS = 8  # columns of a table; the last one holds all further rounds
 
 Row = dict[str, Any]
 
 
 def section(rows: Sequence[Mapping[str, Any]]) -> Row | None:
     """Return what the page shows of filters and top-ups; None for a set without either."""
-    found: Row = {"changes": changes(rows), "attempts": attempts(rows)}
+    found: Row = {"changes": changes(rows), "rounds": rounds(rows)}
     return found if any(found.values()) else None
 
 
@@ -37,19 +37,20 @@ def changes(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def attempts(rows: Sequence[Mapping[str, Any]]) -> Row | None:
-    """Return how many samples each attempt gave, by condition; None if all are of the first.
+def rounds(rows: Sequence[Mapping[str, Any]]) -> Row | None:
+    """Return how many samples each round of a top-up accepted, by condition.
 
-    `lines` hold the numbers of the attempts of `numbers`, then samples that are missing.
+    `lines` hold the numbers of the rounds of `numbers`, then samples that are missing. None if no
+    row names a later round than 0.
     """
-    known = [row for row in rows if isinstance(row.get("attempt"), int)]
-    highest = max((row["attempt"] for row in known if is_ok(dict(row))), default=0)
+    known = [row for row in rows if isinstance(row.get("round"), int)]
+    highest = max((row["round"] for row in known if is_ok(dict(row))), default=0)
     if not highest:
         return None
-    columns = min(highest, MOST_ATTEMPTS - 1) + 1
+    columns = min(highest, MOST_ROUNDS - 1) + 1
     counts: dict[str, Counter[int | str]] = {}
     for row in known:
-        what = min(row["attempt"], columns - 1) if is_ok(dict(row)) else "missing"
+        what = min(row["round"], columns - 1) if is_ok(dict(row)) else "missing"
         for name in ("all", str(row.get("condition") or "none")):
             counts.setdefault(name, Counter())[what] += 1
     numbers = [str(number) for number in range(columns)]

@@ -156,6 +156,30 @@ def test_what_never_passes_is_listed(
         assert summary["conditions"][one["condition"]]["missing"] > 0
 
 
+def test_what_is_rejected_later_is_not_kept_silently(
+    call, original: Path, tmp_path: Path, capsys
+) -> None:
+    """Of an image that a person excludes after its round, and with fewer --attempts than before."""
+    data, output = shutil.copytree(original, tmp_path / "data"), tmp_path / "out"
+    write_marks(data, {"00000002": Mark(excluded=True)})
+    words = ("--data", data, "--output", output, "--attempts")
+    assert call(*words, 1) == 0
+    write_marks(output / "rounds/1/generated", {"00000002": Mark(excluded=True)})
+    refusal = r"dataset: holds 1 images that are rejected now .*\(00000002\); .* delete this folder"
+    for attempts in (1, 2):
+        with pytest.raises(UserError, match=refusal):
+            call(*words, attempts)
+    shutil.rmtree(output / "dataset")
+    assert call(*words, 2) == 0
+    rows = read_rows(output / "dataset")
+    assert {key: row["round"] for key, row in rows.items()} == {
+        key: 2 * (key == "00000002") for key in read_rows(original)
+    }
+    assert rows["00000002"]["attempt"] == 2
+    with pytest.raises(UserError, match=refusal):
+        call(*words, 1)
+
+
 def test_a_stopped_top_up_continues_exactly(
     call, original: Path, darkest: Path, tmp_path: Path, monkeypatch
 ) -> None:

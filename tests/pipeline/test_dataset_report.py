@@ -93,14 +93,15 @@ def test_failures_are_grouped_by_reason(tiny_dataset, tmp_path: Path) -> None:
 
 def test_page_tells_what_was_dropped_and_generated_again(write, tiny_dataset, tmp_path) -> None:
     folder = tiny_dataset(4, 64, 128, conditions=("fog", "night"), folder=tmp_path / "set")
-    assert "Samples by attempt" not in write(folder) and "Dropped pixels" not in write(folder)
+    assert "Samples by round" not in write(folder) and "Dropped pixels" not in write(folder)
     (file,) = folder.glob("metadata*.jsonl")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     for number, row in enumerate(rows):
         dropped, changed = [0] * 19, [0] * 19
         dropped[0], changed[0] = 10 * number, 5  # of the road's 100 pixels
         row.pop("row_sha256")
-        row |= {"attempt": number, "label_changes": [[100] + [0] * 18, dropped, changed]}
+        row |= {"attempt": 1, "round": number}
+        row |= {"label_changes": [[100] + [0] * 18, dropped, changed]}
     rows[2] |= {"status": "withdrawn", "error": "shows too little"}
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     everything, fog, night = filtering.changes(rows)
@@ -108,12 +109,13 @@ def test_page_tells_what_was_dropped_and_generated_again(write, tiny_dataset, tm
     assert (fog["dropped"], fog["changed"]) == (50, 2.5), "a rejected image counts as dropped"
     assert (night["dropped"], everything["dropped"]) == (20, 35) and night["cells"][0] == 20
     assert night["cells"][1] is None
-    found = filtering.attempts(rows)
+    found = filtering.rounds(rows)
     assert found["numbers"] == ["0", "1", "2", "3"]
     assert found["lines"][0] == {"name": "all", "counts": [1, 1, 0, 1], "missing": 1}
     assert found["lines"][1] == {"name": "fog", "counts": [1, 0, 0, 0], "missing": 1}
     page = write(folder)
-    assert "Samples by attempt" in page and "Dropped pixels of class and condition" in page
+    assert "Samples by round of the top-up" in page
+    assert "Dropped pixels of class and condition" in page
     assert 'href="#filtering"' in page and "<td>50.0</td>" in page
 
 
