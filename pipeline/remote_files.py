@@ -5,6 +5,7 @@ written goes up file by file, and the file that tells that all are there goes la
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +53,35 @@ class Store:
     def read_optional(self, name: str) -> bytes | None:
         """Return the bytes of a file, None where it is absent.
 
-        Stores that nobody may list answer for an absent file that reading it is not allowed.
+        Stores that nobody may list answer for an absent file that reading it is not allowed. Only
+        there it counts as absent, with a notice.
         """
 
         def read() -> bytes | None:
             try:
                 return self.system.cat_file(self.path(name))
-            except (FileNotFoundError, PermissionError):
+            except FileNotFoundError:
+                return None
+            except PermissionError as error:
+                if self._may_list():
+                    raise store_failure(f"{self.address}/{name}", "read", error) from None
+                print(
+                    f"notice: {self.address}: neither {name} nor the list of files may be read; "
+                    f"{name} counts as absent",
+                    file=sys.stderr,
+                )
                 return None
 
         return self.call("read", read)
+
+    def _may_list(self) -> bool:
+        try:
+            self.system.ls(self.root)
+        except FileNotFoundError:
+            return True
+        except PermissionError:
+            return False
+        return True
 
     def write(self, name: str, data: bytes) -> None:
         """Write bytes to `name`."""

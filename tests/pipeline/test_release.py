@@ -137,6 +137,32 @@ def test_marks_behind_an_address_are_applied(
         open_dataset(store.address, labelled=True)
 
 
+def test_marks_that_may_not_be_read_are_not_taken_for_absent(
+    pack: Callable[..., Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stores answer "forbidden" for an absent file only where nobody may list."""
+    folder, store = pack(), remote_files.open_store("memory://closed/set")
+    remote_files.upload_folder(folder, checksums.list_files(folder), store)
+    read = type(store.system).cat_file
+
+    def forbid(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Access Denied")
+
+    def read_no_marks(self: Any, path: str, **options: Any) -> bytes:
+        return forbid() if path.endswith("marks.json") else read(self, path, **options)
+
+    monkeypatch.setattr(type(store.system), "cat_file", read_no_marks)
+    refusal = "memory://closed/set/marks.json: cannot be read .Access Denied.; .*your credentials"
+    with pytest.raises(UserError, match=refusal):
+        open_dataset(store.address, labelled=True)
+    monkeypatch.setattr(type(store.system), "ls", forbid)
+    assert len(open_dataset(store.address, labelled=True)) == len(
+        open_dataset(folder, labelled=True)
+    )
+    notice = "notice: memory://closed/set: neither marks.json nor the list of files may be read"
+    assert notice in capsys.readouterr().err
+
+
 def test_a_store_with_a_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
     """Object stores have such names, file systems do not."""
     store = remote_files.open_store("memory://conflict/set")
