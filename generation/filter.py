@@ -32,11 +32,11 @@ from generation.quality.label_filter import LabelFilter, Scores
 from generation.regeneration import RUN_OF_ORIGIN, read_record
 from pipeline import files, images, label_changes, labels
 from pipeline.claims import sole_writer
-from pipeline.config import parse, to_mapping
+from pipeline.config import digest, parse, to_mapping
 from pipeline.dataset import Sample, open_dataset
 from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter, write_card
 from pipeline.errors import UserError, guard
-from pipeline.identity import data_revision, file_digest
+from pipeline.identity import data_revision
 from pipeline.markdown import code
 from pipeline.metadata import read_rows
 from pipeline.output_folders import (
@@ -57,6 +57,9 @@ class Config(FilterRules):
     calibration: Path | None = None
     """Output folder of generation/score.py for another set, such as the one whose rejected samples
     --data replaces: limits come from its rows. None: from those of --data."""
+    calibration_data: Path | None = None
+    """Dataset folder that --calibration scored: only the rows of its samples count, without excluded
+    ones. None: all rows count."""
     output: Path = Path("runs/filtered")
     """Dataset folder to write."""
     segmenter: str = ""
@@ -83,12 +86,11 @@ def check_inputs(config: Config) -> Inputs:
     """Find bad input before anything is written; return what the filter works on."""
     config.check()
     check_output(config.output, DATASET, inputs={"--data": config.data})
+    if config.calibration_data and not config.calibration:
+        raise UserError("--calibration-data: needs --calibration, the scores of its samples")
     samples = open_dataset(config.data, labelled=True)
-    rows = score_rows.current_rows(config.scores, "data", samples)
     remedy = f"run generation/score.py --data {config.data} --costs first"
-    if missing := [s.id for s in samples if s.id not in rows]:
-        raise UserError(f"{config.scores}: {len(missing)} samples have no scores; {remedy}")
-    scores = Scores(config.scores, rows)
+    scores = scores_of(config.scores, samples, remedy)
     names = networks_of(scores)
     if config.segmenter not in names and (config.segmenter or len(names) != 1):
         known = ", ".join(names) or "none"
@@ -99,17 +101,29 @@ def check_inputs(config: Config) -> Inputs:
     name, attribute = config.segmenter or names[0], config.reject_attribute
     if config.preset != "none":
         require_costs(scores, name, remedy)
-    if attribute and any(attribute not in r.get("attributes", {}) for r in rows.values()):
+    if attribute and any(attribute not in r.get("attributes", {}) for r in scores.rows.values()):
         raise UserError(f"--reject-attribute {attribute}: was not scored; see --looks of score.py")
     calibration = read_calibration(config, name) if config.calibration else scores
     require_writable(config.output)
     return Inputs(samples, scores, calibration, name)
 
 
+def scores_of(folder: Path, samples: Sequence[Sample], remedy: str) -> Scores:
+    """Return the scores of the samples; `UserError` if one has none of its present files."""
+    rows = score_rows.current_rows(folder, "data", samples)
+    if missing := [s.id for s in samples if s.id not in rows]:
+        raise UserError(f"{folder}: {len(missing)} samples have no scores; {remedy}")
+    return Scores(folder, rows)
+
+
 def read_calibration(config: Config, segmenter: str) -> Scores:
     """Return the rows that limits come from; `UserError` unless they are of the same network."""
     assert config.calibration
-    scores = Scores(config.calibration, score_rows.all_rows(config.calibration, "data"))
+    if data := config.calibration_data:
+        remedy = f"run generation/score.py --data {data} first"
+        scores = scores_of(config.calibration, open_dataset(data, labelled=True), remedy)
+    else:
+        scores = Scores(config.calibration, score_rows.all_rows(config.calibration, "data"))
     networks = [score_rows.network_of(f, segmenter) for f in (config.calibration, config.scores)]
     is_same = networks[0] is not None and networks[0] == networks[1]
     if segmenter not in networks_of(scores) or not is_same:
@@ -124,7 +138,8 @@ def read_calibration(config: Config, segmenter: str) -> Scores:
 
 def networks_of(scores: Scores) -> list[str]:
     """Return the names of the networks that scored every sample."""
-    return sorted(set.intersection(*({*r.get("fidelity", {})} for r in scores.rows.values())))
+    named = [{*row.get("fidelity", {})} for row in scores.rows.values()]
+    return sorted(set.intersection(*named)) if named else []
 
 
 def require_costs(scores: Scores, segmenter: str, remedy: str) -> None:
@@ -167,11 +182,16 @@ def run(config: Config, inputs: Inputs) -> None:
 
 def identity_of(config: Config, inputs: Inputs) -> dict[str, Any]:
     """Return what makes two filters the same one."""
-    paths = ("output", "quality", "calibration")
+    paths = ("output", "quality", "calibration", "calibration_data")
     identity = {k: v for k, v in to_mapping(config).items() if k not in paths}
     if config.calibration:
-        identity["calibration"] = file_digest(config.calibration / "data.jsonl")
-    return identity | {"data": data_revision(inputs.samples), "segmenter": inputs.segmenter}
+        identity["calibration"] = digest(inputs.calibration.rows)
+    return identity | {
+        "data": data_revision(inputs.samples),
+        "segmenter": inputs.segmenter,
+        "network": score_rows.network_of(config.scores, inputs.segmenter),
+        "scores": digest(inputs.scores.rows),
+    }
 
 
 def origin_of(data: Path) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def filter_words(config: Config, one: Round, original: Round) -> list[str]:
     words = ["filter.py", "--data", str(one.data), "--output", str(one.filtered)]
     words += ["--quality", str(one.quality if one.number else first)]
     if one.number:
-        words += ["--calibration", str(first)]
+        words += ["--calibration", str(first), "--calibration-data", str(config.data)]
     words += ["--segmenter", config.segmenter.resolve().name]
     for name in RULES:
         if (value := getattr(config, name)) != getattr(FilterRules(), name):

@@ -73,9 +73,13 @@ def all_rows(folder: Path, part: str) -> dict[str, Row]:
 
     Raises `UserError` if the folder has none.
     """
-    if not (folder / f"{part}.jsonl").is_file():
-        raise UserError(f"{folder}: has no {part}.jsonl; run generation/score.py to its end first")
-    rows = read_rows(folder, part)
+    is_finished = (folder / f"{part}.jsonl").is_file()
+    rows = read_rows(folder, part) if is_finished else {}
+    if not rows:
+        what = "no rows in" if is_finished else "no"
+        raise UserError(
+            f"{folder}: has {what} {part}.jsonl; run generation/score.py to its end first"
+        )
     _check_rows(folder, part, rows)
     return rows
 

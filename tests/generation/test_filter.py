@@ -321,6 +321,61 @@ def test_limits_of_another_set(call, scored: Path, tmp_path: Path) -> None:
     assert rows_of("voted", *vote, "--calibration", quality)["class_pixels"][CAR] == 0
 
 
+def test_limits_are_those_of_the_samples_that_count(call, scored: Path, tmp_path: Path) -> None:
+    """Of rows of excluded samples, and of files that changed since, there are no limits."""
+    words = ("--data", scored, "--preset", "none", "--reject-below", 0.99, "--output")
+    quality = shutil.copytree(scored / "quality", tmp_path / "quality")
+    given = ("--quality", quality, "--calibration", quality)
+    write_marks(scored, {"00000000": Mark(excluded=True)})
+
+    def reason(output: str, *flags: object) -> str:
+        assert call(*words, tmp_path / output, *flags) == 0
+        return read_rows(tmp_path / output)["00000002"]["error"]
+
+    own = reason("own")
+    assert reason("all", *given) != own, "the excluded image has a car that is recognised"
+    assert reason("counting", *given, "--calibration-data", scored) == own
+
+    def outdated(rows: list[dict]) -> None:
+        rows[1]["state"] = "of other files"
+
+    rewritten(quality / "data.jsonl", outdated)
+    given = (
+        "--quality",
+        scored / "quality",
+        "--calibration",
+        quality,
+        "--calibration-data",
+        scored,
+    )
+    with pytest.raises(UserError, match="1 samples have no scores; run generation/score.py"):
+        call(*words, tmp_path / "outdated", *given)
+    with pytest.raises(UserError, match="--calibration-data: needs --calibration"):
+        call(*words, tmp_path / "outdated", "--calibration-data", scored)
+    (quality / "data.jsonl").write_text("")
+    with pytest.raises(UserError, match="has no rows in data.jsonl; run generation/score.py"):
+        call(*words, tmp_path / "empty", "--calibration", quality)
+
+
+def test_a_filter_by_other_scores_is_another_one(call, scored: Path, tmp_path: Path) -> None:
+    words = ("--data", scored, "--output", tmp_path / "out", "--quality")
+    quality = shutil.copytree(scored / "quality", tmp_path / "quality")
+    assert call(*words, quality) == 0 and call(*words, scored / "quality") == 0, "it may move"
+
+    def change(rows: list[dict]) -> None:
+        rows[0]["fidelity"]["judge"]["loss"][ROAD] += 1
+
+    rewritten(quality / "data.jsonl", change)
+    with pytest.raises(UserError, match="holds another run .scores: '"):
+        call(*words, quality)
+    quality = shutil.copytree(scored / "quality", tmp_path / "other")
+    record = json.loads((quality / "config.json").read_text())
+    record["config"]["segmenters"]["judge"] = "0" * 16
+    (quality / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="holds another run .network.revision: '"):
+        call(*words, quality)
+
+
 def test_a_calibration_of_another_network_is_refused(call, scored: Path, tmp_path: Path) -> None:
     words = ("--data", scored, "--output", tmp_path / "out", "--calibration")
     other = shutil.copytree(scored / "quality", tmp_path / "quality")
