@@ -163,7 +163,7 @@ class TileBatcher:
     def _predict(self, jobs: list[Job], step: int) -> None:
         done = 0
         while done < len(jobs):
-            size = self._call_size(len(jobs))
+            size = self.call_size(len(jobs))
             group = jobs[done : done + size]
             try:
                 predictions = self._evaluate(group, step, size)
@@ -174,7 +174,7 @@ class TileBatcher:
                 canvas.add(index, prediction)
             done += len(group)
 
-    def _call_size(self, num_tiles: int) -> int:
+    def call_size(self, num_tiles: int) -> int:
         """Return the number of tiles per call."""
         if self.fixed_shape:
             return self.batch

@@ -6,14 +6,20 @@ import json
 import os
 import sys
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from generation import precision, run
 from generation.sampler import precision as measuring
+from generation.sampler.denoiser import Denoiser
+from generation.sampler.networks import load_networks
+from generation.sampler.sampler import Sampler
+from generation.samples import SampleSpec
 from generation.street_pipeline import StreetPipeline
 from pipeline.errors import UserError
 
@@ -103,10 +109,67 @@ def test_without_a_folder_in_common_the_precision_must_be_named(tiny_config, cha
 @pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(3, 2, "bf16"), (2, 3, "fp32"),
                                                       (2.1, 2, "fp32")])  # fmt: skip
 def test_bf16_must_be_clearly_faster(tiny_config, fp32, bf16, chosen) -> None:
-    """Real networks of both precisions, and a clock that says what an evaluation took."""
-    steps = itertools.cycle([0, fp32, 0, bf16])  # start and end of one, then of the other
-    times = itertools.chain([0.0, 0.0], itertools.accumulate(steps))  # the warm-up first
-    clock = times.__next__
+    """Real networks of both precisions, and a clock that says what a call took."""
+    repeats = measuring.REPEATS
+    steps = [0.0, fp32] * repeats + [0.0, bf16] * repeats  # start and end of one, then of the other
+    clock = itertools.accumulate(steps).__next__
     found = measuring.measure_precision(tiny_config, clock=clock)
     assert found["precision"] == chosen
-    assert set(found["seconds"]) == {"fp32", "bf16"} and found["device"] == "cpu"
+    assert found["seconds"] == pytest.approx({"fp32": fp32, "bf16": bf16})
+    assert found["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tile_batch": 4},  # nine tiles in three calls of three
+        {"tile_batch": 4, "image_batch": 2},  # calls of four, the last one padded
+        {"tile_batch": 2, "guidance_scale": 1.0},
+        {"fusion": "none", "base_pass_scale": 1.0, "tile_px": (32, 64), "stride_px": (32, 64)},
+    ],
+)
+def test_calls_have_the_shape_of_the_run(tiny_config, change, make_label, monkeypatch) -> None:
+    """That of the last call of a sampler with the same settings."""
+    config = replace(tiny_config, guidance_interval=(0.0, 1.0), **change)
+    shapes = []
+    call = Denoiser.__call__
+
+    def keep(denoiser, tiles, step, embeddings, rows, corners_px=()):
+        parts = (tiles, *embeddings)
+        shapes.append(([tuple(part.shape) for part in parts], len(rows)))
+        return call(denoiser, tiles, step, embeddings, rows, corners_px)
+
+    monkeypatch.setattr(Denoiser, "__call__", keep)
+    measuring.measure_precision(config)
+    measured = {str(shape) for shape in shapes}
+    shapes.clear()
+    sampler = Sampler(load_networks(config, torch.device("cpu")), config)
+    specs = [SampleSpec(make_label(32, 64, i), "road", i) for i in range(config.image_batch)]
+    sampler.generate_all(specs)
+    assert measured == {str(shapes[-1])}
+
+
+def test_networks_of_one_precision_are_loaded_at_a_time(tiny_config, monkeypatch) -> None:
+    loaded = []
+
+    def load(*arguments):
+        assert all(reference() is None for reference in loaded)
+        networks = load_networks(*arguments)
+        loaded.append(weakref.ref(networks.denoiser.unet))
+        return networks
+
+    monkeypatch.setattr(measuring, "load_networks", load)
+    measuring.measure_precision(tiny_config)
+    assert len(loaded) == 2
+
+
+def test_without_memory_for_fp32_bf16_is_chosen(tiny_config, monkeypatch) -> None:
+    def load(config, device):
+        if config.precision == "fp32":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load_networks(config, device)
+
+    monkeypatch.setattr(measuring, "load_networks", load)
+    found = measuring.measure_precision(tiny_config)
+    assert found["precision"] == "bf16" and found["seconds"]["fp32"] is None
+    assert found["seconds"]["bf16"] > 0
