@@ -5,7 +5,8 @@ and goes on at another place when it meets a claim of somebody else. So workers 
 the same sample, and each need not know at every moment what the others have finished: it reads
 their rows at intervals that grow with their number (`MetadataIndex.update`). That no sample is made
 twice rests on the order of a commit: files come first, then the row, and the claim is given up
-last. So a sample that can be claimed, and has no file, is not finished.
+last. So a sample that can be claimed, and has no file, is not finished. One that failed has a row
+and no file; its claim stays when its worker ends (`Claims.keep`).
 """
 
 import random

@@ -90,8 +90,8 @@ def work_until_done(
 
     def saved(batch: Sequence[FinishedSample]) -> None:
         for sample in batch:
-            if sample.image is not None:  # what failed has no file that tells others so
-                claims.release(sample_id(sample.spec.index))
+            is_failed = sample.image is None  # no file tells others so
+            (claims.keep if is_failed else claims.release)(sample_id(sample.spec.index))
         progress.update()
 
     # The metadata files of all parts have names of their own, so that their folders can be joined

@@ -4,7 +4,7 @@ A claim is a file of a known name that only one process can create. It is a hard
 that names the claiming process and whose modification time that process keeps fresh, so it is
 complete from the first moment. The claim of a dead process (gone from this machine, or not heard of
 for LEASE_S by the file server's clock) is moved aside, which only one process can do, and taken
-anew. Claims save work, nothing rests on them: a sample that two processes make has the same bytes.
+again. Claims save work, nothing rests on them: a sample that two processes make has the same bytes.
 """
 
 import contextlib
@@ -38,6 +38,8 @@ class Claims:
     def __init__(self, folder: Path, hung_s: float = HUNG_S) -> None:
         self.folder, self.hung_s = folder / FOLDER, hung_s
         self.held: set[str] = set()
+        self.final: set[str] = set()
+        """Claims that keep others from `name` beyond the end of this process; see `keep`."""
         self._me = {"host": socket.gethostname(), "host_id": files.host_id(), "pid": os.getpid()}
         self._me["id"] = uuid.uuid4().hex[:8]
         self._own = files.temporary_name(self.folder / "process")
@@ -56,17 +58,22 @@ class Claims:
     def end(self, *, complete: bool) -> bool:
         """Release all claims; return True if no other process holds one, so that this is the last.
 
-        Claims of dead processes are removed. If the set is `complete`, claims of processes that
-        were not heard of for LEASE_S are removed too.
+        The last one removes the claims of dead processes. If the set is `complete`, claims of
+        processes that were not heard of for LEASE_S are removed too.
         """
         self._ending.set()
         for name in list(self.held):
             self.release(name)
-        for path in set(self.folder.glob("*")) - {self._own}:
+        now = self._now()
+        self._own.unlink(missing_ok=True)  # before it looks, so that of two one sees no other
+        left = []
+        for path in self.folder.glob("*"):
             unfinished = files.TEMPORARY_MARK in path.name and files.is_abandoned(path)
-            if unfinished or self._is_dead(path, lease=complete):
-                path.unlink(missing_ok=True)
-        self._own.unlink(missing_ok=True)
+            if not (unfinished or self._is_dead(path, lease=complete, now=now)):
+                return False
+            left.append(path)
+        for path in left:
+            path.unlink(missing_ok=True)
         try:
             self.folder.rmdir()
         except OSError:  # others are still at work
@@ -131,9 +138,7 @@ class Claims:
         try:
             won = self._holder(path)[0] == holder
             if won:
-                fresh = files.temporary_name(path)
-                files.write_data(fresh, json.dumps(self._me).encode(), os.O_EXCL)
-                os.replace(fresh, path)
+                self._replace(path, self._me)
                 self.held.add(name)
         except FileNotFoundError:
             won = self.take(name)
@@ -148,13 +153,30 @@ class Claims:
             number += step
         return number
 
+    def keep(self, name: str) -> None:
+        """Let a claim stay until the last process ends, for what leaves a row and no file.
+
+        Others that have not read the row yet find the claim, and read before they take it over.
+        """
+        self.final.add(name)
+
     def release(self, name: str) -> None:
         """Give up a claim, unless another process has taken it over."""
         self.held.discard(name)
         path = self.folder / name
         with contextlib.suppress(OSError):
-            if self._holder(path)[0] == self._me:
+            if self._holder(path)[0] != self._me:
+                return
+            if name in self.final:
+                self._replace(path, {**self._me, "ended": True})
+            else:
                 path.unlink()
+
+    @staticmethod
+    def _replace(path: Path, holder: dict[str, Any]) -> None:
+        fresh = files.temporary_name(path)
+        files.write_data(fresh, json.dumps(holder).encode(), os.O_EXCL)
+        os.replace(fresh, path)
 
     def living(self, prefix: str) -> list[tuple[str, dict[str, Any]]]:
         """Return name and holder of the claims of living processes that begin so."""
@@ -179,16 +201,18 @@ class Claims:
             return {}, changed
         return (holder if _is_sound(holder) else {}), changed
 
-    def _is_dead(self, path: Path, *, lease: bool = True) -> bool:
+    def _is_dead(self, path: Path, *, lease: bool = True, now: float | None = None) -> bool:
         try:
             holder, changed = self._holder(path)
         except FileNotFoundError:
             return False
+        if holder.get("ended") is True:
+            return True
         if holder.get("host_id") == self._me["host_id"]:
             former = holder["pid"] == self._me["pid"] and holder != self._me  # its number is ours
             if former or not files.is_running(holder["pid"]):
                 return True
-        return lease and self._now() - changed > LEASE_S
+        return lease and (self._now() if now is None else now) - changed > LEASE_S
 
     def _now(self) -> float:
         """Return the time by the file server's clock."""
@@ -217,7 +241,7 @@ def require_idle(folder: Path, place: Path | None = None) -> None:
         except (OSError, UserError):
             continue
         pid, here = holder.get("pid"), holder.get("host_id") == files.host_id()
-        if not isinstance(pid, int):
+        if not isinstance(pid, int) or holder.get("ended") is True:
             continue
         if files.is_running(pid) if here else age_s < LEASE_S:
             raise UserError(

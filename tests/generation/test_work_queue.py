@@ -1,11 +1,16 @@
 """Many workers share a list of missing samples: each is made once, and little is asked."""
 
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks.claims_model import meeting_operations, play
 from benchmarks.scale_model import Inputs
 from generation.work_queue import WorkQueue, start_share
-from pipeline import metadata_index
+from generation.worker import work_until_done
+from pipeline import files, metadata_index
 from pipeline.claims import Claims
 from pipeline.dataset_writer import DatasetWriter, file_name
 from pipeline.metadata_index import MetadataIndex
@@ -80,3 +85,41 @@ def test_a_file_without_a_row_is_made_again_at_the_end(tmp_path, many_files) -> 
     with Claims(tmp_path) as claims:
         made = [index for group in WorkQueue(rows, claims) for index in group]
     assert sorted(made) == [0, 1, 2] and made[-1] == 1
+
+
+def claims_of(machine: str, folder: Path) -> Claims:
+    """Return claims as of a process of another machine: those of one process end each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "host_id", lambda: machine)
+        return Claims(folder)
+
+
+def test_a_failed_sample_is_not_tried_again_before_its_row_is_read(tmp_path, many_files) -> None:
+    """Its worker has ended, and has left a row and no file."""
+    writer, rows = DatasetWriter(tmp_path, config={}), MetadataIndex(tmp_path, 4)
+    write(writer, 0)
+    rows.update()
+    others = MetadataIndex(tmp_path, 4)
+    others.update()
+
+    def make(indices: list[int]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(result=partial(trials.draw, index)) for index in indices]
+
+    with claims_of("a", tmp_path) as claims:
+        queue = WorkQueue(rows, claims)
+        with claims_of("b", tmp_path) as ended:
+            assert not work_until_done(make, writer, others, ended, show_progress=False)
+            assert not ended.end(complete=True)
+        rows.update(may_wait=True)
+        assert rows.ok == {0}
+        assert not list(queue)
+        assert rows.ok == {0, 2, 3} and rows.tried == {trials.SURPRISE}
+
+        again = MetadataIndex(tmp_path, 4)  # a worker that starts now tries it again
+        again.update()
+        again.retry_failed()
+        with claims_of("c", tmp_path) as late:
+            assert list(WorkQueue(again, late)) == [[trials.SURPRISE]]
+            late.keep(sample_id(trials.SURPRISE))
+        assert claims.end(complete=True)
+    assert not (tmp_path / "claims").exists()
