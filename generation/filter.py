@@ -58,8 +58,8 @@ class Config(FilterRules):
     """Output folder of generation/score.py for another set, such as the one whose rejected samples
     --data replaces: limits come from its rows. None: from those of --data."""
     calibration_data: Path | None = None
-    """Dataset folder that --calibration scored: only the rows of its samples count, without excluded
-    ones. None: all rows count."""
+    """Dataset folder that --calibration scored: only rows of samples that it has and that are not
+    excluded count. None: all rows count."""
     output: Path = Path("runs/filtered")
     """Dataset folder to write."""
     segmenter: str = ""
@@ -85,7 +85,8 @@ class Inputs:
 def check_inputs(config: Config) -> Inputs:
     """Find bad input before anything is written; return what the filter works on."""
     config.check()
-    check_output(config.output, DATASET, inputs={"--data": config.data})
+    named = {"--data": config.data, "--calibration-data": config.calibration_data}
+    check_output(config.output, DATASET, inputs={k: v for k, v in named.items() if v})
     if config.calibration_data and not config.calibration:
         raise UserError("--calibration-data: needs --calibration, the scores of its samples")
     samples = open_dataset(config.data, labelled=True)

@@ -14,6 +14,7 @@ Exit codes: 0 all samples accepted; 2 bad input or setting; 3 some were rejected
 """
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 from generation.quality import score_rows, segmenters
 from generation.quality.filter_rules import FilterRules
-from generation.regeneration import RUN_OF_ORIGIN, Row, read_record, read_rejected
+from generation.regeneration import PATHS, RUN_OF_ORIGIN, Row, read_record, read_rejected
 from generation.rounds import (
     SHOWN_SAMPLES,
     Round,
@@ -86,6 +87,14 @@ class Config(FilterRules):
     None: --data is scored in OUTPUT."""
     looks: Path | None = None
     """Dataset folder to train the classifier of --reject-attribute on."""
+    base: str = ""
+    """Where the base model of the run lies now; its contents are compared. Empty: where it was."""
+    unet: str = ""
+    """Where the UNet of the run lies now; empty: where it was."""
+    controlnet: str = ""
+    """Where the ControlNet of the run lies now; empty: where it was."""
+    label_maps: str = ""
+    """Where the label maps of the run lie now; empty: where they were."""
     num_processes: int = 1
     """Processes of each program; on a machine with GPUs, at most one per GPU."""
     batch_size: int = 8
@@ -143,7 +152,7 @@ def check_rules(config: Config, *, is_rejecting: bool) -> None:
     """
     has_rule = bool(config.reject_below or config.reject_attribute)
     if config.segmenter is None:
-        for name in ("reject_below", "reject_attribute", "quality", "looks"):
+        for name in ("reject_below", "reject_attribute", "quality", "looks", "segmenter_class"):
             if getattr(config, name):
                 raise UserError(
                     f"--{name.replace('_', '-')}: needs --segmenter, the network that measures "
@@ -191,17 +200,21 @@ def next_round(config: Config, last: Round, rejected: dict[int, Row]) -> Round:
     run_program(
         config,
         f"round-{new.number}-generate",
-        generation_words(last, new),
+        generation_words(config, last, new),
         lambda: rejected.keys() <= {int(key) for key in read_rows(new.data)},
     )
     return new
 
 
-def generation_words(last: Round, new: Round) -> list[str]:
+def generation_words(config: Config, last: Round, new: Round) -> list[str]:
     """Return the command that generates the rejected samples of a round again."""
     filtered = [last.filtered] if last.filtered and last.filtered.is_dir() else []
     folders = map(str, (last.data, *filtered))
-    return ["run.py", "--regenerate", *folders, "--output", str(new.data)]
+    words = ["run.py", "--regenerate", *folders, "--output", str(new.data)]
+    for name in PATHS:
+        if moved := getattr(config, name):
+            words += [f"--{name.replace('_', '-')}", moved]
+    return words
 
 
 def judge(config: Config, one: Round, original: Round) -> None:
@@ -291,10 +304,13 @@ def tell(config: Config, summary: Row) -> int:
     missing = list(summary["missing"])
     if not missing:
         return 0
+    way = "a larger --attempts goes on"
+    if not (config.output / "rounds").exists():
+        way = f"the rounds are deleted; to go on, give {config.output / 'dataset'} as --data"
     print(
         f"streetforge: {len(missing)} samples were rejected in every round "
-        f"({', '.join(missing[:SHOWN_SAMPLES])}); {config.output / 'top_up.json'} lists them; a "
-        "larger --attempts goes on",
+        f"({', '.join(missing[:SHOWN_SAMPLES])}); {config.output / 'top_up.json'} lists them; "
+        f"{way}",
         file=sys.stderr,
     )
     return EXIT_INCOMPLETE
@@ -308,14 +324,15 @@ def main() -> int | None:
         first = first_round(config)
         second = round_of(config.output, 1, config.data, is_filtered=bool(config.segmenter))
         if first.filtered is None:
-            plan = [generation_words(first, second)]
+            plan = [generation_words(config, first, second)]
         else:
             plan = [scoring_words(config, first)] if config.quality is None else []
-            plan += [filter_words(config, first, first), generation_words(first, second)]
+            plan += [filter_words(config, first, first)]
+            plan += [generation_words(config, first, second)]
             plan += [scoring_words(config, second), filter_words(config, second, first)]
         print(f"would run, then repeat the last ones up to {config.attempts} times in all:")
         for words in plan:
-            print(f"  generation/{' '.join(words)}")
+            print(f"  {shlex.join([f'generation/{words[0]}', *words[1:]])}")
         return 0
     signal.signal(signal.SIGTERM, stop_on_sigterm)
     return run(config, identity)

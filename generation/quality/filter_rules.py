@@ -21,7 +21,7 @@ class FilterRules:
     band_share: float = 0.01
     """band: width of the band, as a share of the image's diagonal."""
     stay: float = 2.0
-    """transport: nats by which a pixel prefers the class that its label names."""
+    """transport: nats by which the cost of the label's own class is lowered."""
     temperature: float = 0.1
     """transport: temperature of the assignment, nats."""
     reject_below: float = 0.0

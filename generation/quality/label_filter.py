@@ -57,7 +57,10 @@ class LabelFilter:
         rules, row = self.rules, self.scores.rows[sample.id]
         score = repair.relative_score(row, self.segmenter, self.recalls)
         if score < rules.reject_below:
-            return f"shows {score:.2f} of what is usual, less than {rules.reject_below:g}"
+            return (
+                f"pixel accuracy is {100 * score:.0f} % of that expected for its classes and "
+                f"condition, less than {100 * rules.reject_below:g} %"
+            )
         if attribute := rules.reject_attribute:
             said, seen = sample.row.get(attribute), row["attributes"][attribute]["seen"]
             if said is not None and str(said) != seen:

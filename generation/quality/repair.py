@@ -42,10 +42,9 @@ def mean_losses(
 
 
 def relative_score(row: Row, segmenter: str, recalls: Mapping[str, np.ndarray]) -> float:
-    """Return how well an image shows its label: 1 is usual for its classes and its condition.
+    """Return the pixel accuracy of an image, divided by that expected for it.
 
-    Pixels recognised, divided by those that the mean recalls of its classes in its condition lead
-    to expect.
+    The expected accuracy follows from the mean recalls of its classes in its condition.
     """
     counts = from_row(row["fidelity"][segmenter])
     expected = (recalls[row["condition"]] * counts.areas[2]).sum()

@@ -89,7 +89,10 @@ def test_rejected_images_keep_a_row_with_the_reason(call, scored: Path, tmp_path
     assert call(*words, "--reject-below", 0.99) == 0
     assert [s.id for s in open_dataset(tmp_path / "out", labelled=True)] == ["00000000", "00000001"]
     rejected = read_rows(tmp_path / "out")["00000002"]
-    assert rejected["status"] == "withdrawn" and "of what is usual" in rejected["error"]
+    assert (
+        rejected["status"] == "withdrawn"
+        and "of that expected for its classes" in rejected["error"]
+    )
     report = json.loads((tmp_path / "out/filter.json").read_text())
     assert report["night"]["rejected"] == 1 and report["night"]["dropped"] == 100
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import zlib
@@ -151,9 +152,17 @@ def test_what_never_passes_is_listed(
     assert summary["accepted"] == 4 and list(summary["missing"]) == ["00000004", "00000005"]
     for key, one in summary["missing"].items():
         assert rows[key]["status"] == "withdrawn" and rows[key]["attempt"] == one["attempt"] == 2
-        assert one["condition"] == old[key]["condition"] and "of what is usual" in one["reason"]
+        assert (
+            one["condition"] == old[key]["condition"]
+            and "of that expected for its classes" in one["reason"]
+        )
         assert summary["classes"][one["rare_class"]]["missing"] > 0
         assert summary["conditions"][one["condition"]]["missing"] > 0
+    shutil.rmtree(output / "rounds")
+    capsys.readouterr()
+    assert call(*words, "--attempts", 3) == EXIT_INCOMPLETE
+    error = capsys.readouterr().err
+    assert "the rounds are deleted; to go on, give" in error and "larger --attempts" not in error
 
 
 def test_what_is_rejected_later_is_not_kept_silently(
@@ -178,6 +187,26 @@ def test_what_is_rejected_later_is_not_kept_silently(
     assert rows["00000002"]["attempt"] == 2
     with pytest.raises(UserError, match=refusal):
         call(*words, 1)
+
+
+def test_label_maps_may_have_moved(
+    call, original: Path, label_folder: Path, tmp_path: Path, capsys
+) -> None:
+    """The folder is named to the program that generates."""
+    data, output = shutil.copytree(original, tmp_path / "data"), tmp_path / "out"
+    write_marks(data, {"00000002": Mark(excluded=True)})
+    maps = shutil.copytree(label_folder, tmp_path / "maps of it")
+    record = json.loads((data / "run.json").read_text())
+    record["paths"]["label_maps"] = str(tmp_path / "gone")
+    (data / "run.json").write_text(json.dumps(record))
+    words = ("--data", data, "--output", output, "--attempts", 1)
+    with pytest.raises(UserError, match="round-1-generate: .*gone"):
+        call(*words)
+    assert call(*words, "--label-maps", maps, "--dry-run") == 0
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert printed[-2:] == ["--label-maps", str(maps)], "as the shell reads it"
+    assert call(*words, "--label-maps", maps) == 0
+    assert read_rows(output / "dataset")["00000002"]["attempt"] == 1
 
 
 def test_a_stopped_top_up_continues_exactly(
@@ -273,6 +302,7 @@ BAD = [  # (flags, what the line says)
     (["--attempts", 0], "--attempts 0: must be in 1..100"),
     (["--num-processes", 0], "--num-processes 0: must be in 1..1024"),
     (["--reject-below", 0.5], "--reject-below: needs --segmenter"),
+    (["--segmenter-class", "a.b:C"], "--segmenter-class: needs --segmenter"),
     (["--segmenter", "none", "--reject-below", 0.5], "none: no such folder"),
     ([], "nothing in it is rejected; set --segmenter with --reject-below"),
     (["--segmenter", "JUDGE"], "nothing in it is rejected"),
