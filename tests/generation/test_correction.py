@@ -1,7 +1,9 @@
 """In-sampling correction: its gradient, its effect, and that nothing else depends on it."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from finetune import controlnet as training
-from generation import inputs
+from generation import inputs, run
 from generation.dry_run import forecast
 from generation.sampler.attention import deterministic_kernels
 from generation.sampler.correction import Correction, unit_gradient
@@ -21,6 +23,8 @@ from generation.samples import SampleSpec
 from generation.setting_groups import CorrectionSettings
 from generation.street_pipeline import StreetPipeline
 from pipeline.errors import UserError
+from pipeline.marks import Mark, write_marks
+from pipeline.metadata import read_rows
 from pipeline.prompt_encoder import Conditioning
 from pipeline.segmentation_head import SegmentationHead, label_cross_entropy, label_shares
 
@@ -28,8 +32,6 @@ from pipeline.segmentation_head import SegmentationHead, label_cross_entropy, la
 @pytest.fixture(scope="module")
 def head(tiny_base, tiny_controlnet, tiny_dataset, tmp_path_factory):
     """A head trained on the tiny ControlNet."""
-    import sys
-
     output = tmp_path_factory.mktemp("head")
     options = (
         "--base", tiny_base, "--init", tiny_controlnet, "--data", tiny_dataset(n=4),
@@ -343,3 +345,26 @@ def test_saved_pipeline_brings_its_head(
     assert again.settings.correction.is_on and not again.settings.correction.head
     found = again(label, "road", generator=3).images[0]
     assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_corrected_samples_are_generated_again(head, flags, tmp_path, monkeypatch):
+    """The head comes back from run.json, and may be named where it lies now."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+        return run.main() or 0
+
+    first = copy_with(head, tmp_path / "first")
+    correction = ("--correction.scale", 0.5, "--correction.steps", 0.6, "--correction.head", first)
+    assert call(*flags, *correction, "--n", 1, "--output", tmp_path / "set") == 0
+    write_marks(tmp_path / "set", {"00000000": Mark(excluded=True)})
+    again = ("--regenerate", tmp_path / "set", "--output", tmp_path / "again")
+    assert call(*again) == 0
+    assert read_rows(tmp_path / "again")["00000000"]["attempt"] == 1
+    Path(first).rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="holds no segmentation head"):
+        call(*again)
+    assert call(*again, "--correction.head", tmp_path / "moved") == 0
+    other = copy_with(head, tmp_path / "other", note="of other contents")
+    with pytest.raises(UserError, match="models.correction.head: .* by .*--correction.head"):
+        call(*again, "--correction.head", other)
