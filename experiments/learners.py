@@ -3,8 +3,10 @@
     python experiments/learners.py --tables runs/ladder/learners/tables > NAME.md
 
 Reads the comparisons that exist so far, NETWORK.json and NETWORK_photographs.json of
-segtrain/compare.py. Networks are sorted by their score on the source only, weakest first, so that
-the table shows whether the gain shrinks with the strength of the network.
+segtrain/compare.py. Networks are sorted by the mean score of their trainings, weakest first, so
+that the table shows whether the gain shrinks with the strength of the network. In an order by the
+score on the source only, noise alone would show this: a baseline that is low by chance has a high
+gain. The mean of baseline and treatment is free of this bias (Oldham, J. Chronic Dis. 1962).
 """
 
 import argparse
@@ -23,6 +25,10 @@ from pipeline.reading import expecting, read_json
 NIGHT_AND_WEATHER = ("acdc", "dark_zurich")
 PHOTOGRAPHS = "_photographs"
 SETS = {"reinhard": "colours of the collection", "generated": "generated images"}
+ORDER = (
+    "Gain: score of a training with the set, less that of the source only. Networks are sorted by "
+    "the mean score of their three trainings."
+)
 Cells = dict[str, dict[str, Any]]
 """What a comparison says of an arm, by column."""
 
@@ -54,7 +60,11 @@ def rows_of(
     found: dict[str, dict[str, Cells]], columns: tuple[str, ...]
 ) -> list[tuple[str, list[str]]]:
     """Return the cells of each network: the score on the source only, then each set's gains."""
-    order = sorted(found, key=lambda name: found[name]["source_only"][columns[0]]["mean"])
+
+    def strength(name: str) -> float:
+        return sum(found[name][arm][columns[0]]["mean"] for arm in ("source_only", *SETS))
+
+    order = sorted(found, key=strength)
     return [
         (
             name,
@@ -81,6 +91,7 @@ def main() -> None:
         )
     print(heading("python pipeline/run.py --recipe pocket_learners"))
     print("## Gain of each network, mIoU in percent\n")
+    print(f"{ORDER}\n")
     with expecting(options.tables):
         columns = ("Avg5", *NIGHT_AND_WEATHER, "dev")
         titles = ("mean of the five targets", "ACDC", "Dark Zurich", "development target")

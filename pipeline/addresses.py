@@ -20,7 +20,9 @@ def address_of(path: str | Path) -> str | None:
 
 
 def open_address(address: str) -> tuple[Any, str]:
-    """Return the file system of an address and what that calls it; what is lacking is one line.
+    """Return the file system of an address, and the path of the address in it.
+
+    Raises `UserError` if the address is not valid, a package is missing, or the store refuses.
 
     Options of a file system are those of fsspec's own config files and variables, as
     `AWS_ENDPOINT_URL` or `FSSPEC_S3_ENDPOINT_URL`.

@@ -16,7 +16,7 @@ from pipeline.stages import FOLDER, load_recipe
 
 TOY = {
     "source_images": 8, "collection_images": 4, "unlabelled_images": 4, "target_images": 2,
-    "heldout_images": 2, "n": 4, "six_times": 5, "iterations": 6, "learner_steps": 6,
+    "heldout_images": 2, "n": 4, "six_times": 8, "iterations": 6, "learner_steps": 6,
     "backbone_steps": 2, "oracle_images": 4, "head_steps": 1, "head_crops": 4,
     "generated_images": 1,
 }  # fmt: skip
@@ -71,6 +71,7 @@ def test_recipes_run_at_toy_size(
     tables = tmp_path / "filters" / "tables"
     assert set(read_json(tables / "development.json")["arms"]) == {"none_4", "reject_4"}
     influence = read_json(tables / "influence.json")
+    assert influence["first"] == 4  # no network was trained on these images
     assert len(influence["samples"]) == 4 and len(influence["quarters"]) == 4
     arms = read_json(tmp_path / "learners" / "tables" / "dinov2.json")["arms"]
     assert set(arms) == {"source_only", "reinhard", "generated"}

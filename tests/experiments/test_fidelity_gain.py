@@ -65,13 +65,29 @@ def test_an_update_on_an_image_changes_the_target_loss_by_its_effect(tiny_datase
 def test_summary_of_a_known_relation() -> None:
     rng = np.random.default_rng(0)
     fidelity = rng.permutation(np.linspace(0.5, 1.2, 40))
-    found = fidelity_gain.summarise(fidelity, fidelity - 0.7, ["fog", "night"] * 20)
+    maps = [f"map{number}" for number in range(40)]
+    found = fidelity_gain.summarise(fidelity, fidelity - 0.7, ["fog", "night"] * 20, maps)
     assert set(found["correlations"]) == {"all", "fog", "night"}
     assert all(c["spearman"] == pytest.approx(1) for c in found["correlations"].values())
     lowest, *_, highest = found["quarters"]
     assert lowest["harmful"] == 1 and highest["harmful"] == 0
     assert lowest["interval"][0] < lowest["effect"] < lowest["interval"][1] < highest["effect"]
     assert "| highest |" in fidelity_gain.markdown_of(found)
+
+
+def test_intervals_count_label_maps_and_not_images() -> None:
+    rng = np.random.default_rng(0)
+    maps, values = np.arange(20).repeat(16), rng.standard_normal(20).repeat(16)
+
+    def mean(drawn: np.ndarray) -> float:
+        return float(values[drawn].mean())
+
+    low, high = fidelity_gain.interval(mean, maps)
+    expected = 2 * 1.96 * values.std() / np.sqrt(20)  # the normal interval of 20 numbers
+    assert high - low == pytest.approx(expected, rel=0.1)
+    wider_low, wider_high = fidelity_gain.interval(mean, maps, 0.01)
+    assert wider_low < low and high < wider_high
+    assert fidelity_gain.interval(mean, np.zeros(320)) is None
 
 
 def test_a_set_without_scores_is_named(tiny_dataset, tmp_path) -> None:

@@ -41,6 +41,13 @@ def test_networks_stand_in_the_order_of_their_strength(tmp_path, monkeypatch, ca
     assert photographs[1:] == ["15.0 ± 0.5", "-1.0 (p 0.010)", "+4.0 (p 0.010)"]
 
 
+def test_a_baseline_that_is_low_by_chance_does_not_set_the_order(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "strong", 29.0, (3.0, 5.0))
+    write(tmp_path, "weak", 30.0, (0.0, 1.0))
+    weak, strong = call(monkeypatch, capsys, tmp_path)
+    assert [weak[0], strong[0]] == ["weak", "strong"]
+
+
 def test_a_folder_without_comparisons_is_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="run the recipe pocket_learners first"):
         call(monkeypatch, capsys, tmp_path)
