@@ -82,15 +82,15 @@ def _tests() -> Callable[[Any], object]:
 
 
 STEPS = {  # the most important first: the last ones may find no time left
-    "tiles_sd15": Plan(140, partial(_tiles, "sd15")),
-    "fused_eager": Plan(90, partial(_fused, False)),
+    "tiles_sd15": Plan(220, partial(_tiles, "sd15")),
+    "fused_eager": Plan(130, partial(_fused, False)),
     "training_eager": Plan(80, partial(_training, False)),
     "tests": Plan(110, _tests),
     "batches": Plan(50, partial(_of_tiles, "batches")),
     "segmenter": Plan(50, _segmenter),
     "fused_compiled": Plan(200, partial(_fused, True)),
-    "stock_images": Plan(170, partial(_of_images, "stock_images")),
-    "tiles_sd21": Plan(140, partial(_tiles, "sd21")),
+    "stock_images": Plan(240, partial(_of_images, "stock_images")),
+    "tiles_sd21": Plan(220, partial(_tiles, "sd21")),
     "attention": Plan(40, partial(_of_tiles, "attention")),
     "batch_equality": Plan(60, partial(_of_images, "batch_equality")),
     "training_compiled": Plan(170, partial(_training, True)),

@@ -1,8 +1,9 @@
 """The evaluation of a tile: U-Net and ControlNet, both branches of the guidance.
 
-Ours (`generation.sampler.denoiser`), eager and compiled, against the stock forward passes of
-diffusers in bfloat16, one tile per call and as many tiles as ours. Also batch sizes, memory
-formats, attention kernels by head size, and peak memory.
+Ours (`generation.sampler.denoiser`), channels-last, against the stock forward passes of diffusers
+in bfloat16. On equal terms: both eager or both compiled, both channels-last, equal batches. Beside
+it diffusers as its pipelines leave it (eager, contiguous), one tile per call and as many as ours.
+Also batch sizes, memory formats, attention kernels by head size, and peak memory.
 """
 
 import gc
@@ -22,25 +23,28 @@ GOALS = {"sd15": ("<= 5.0", "3.58"), "sd21": ("<= 4.7", "3.35")}  # ms; goal and
 TITLES = {"sd15": "Stable Diffusion 1.5", "sd21": "Stable Diffusion 2.1"}
 BATCH = 25  # tiles of an image of 1024x1024 at a stride of a quarter of the tile
 LARGEST = 50
+PLAIN = "diffusers eager, contiguous"
+ONE_EACH = f"{PLAIN}, one per call"
 
 
-def load(step: Step, family: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load(
+    step: Step, family: str, dtype: torch.dtype, *, channels_last: bool = False
+) -> tuple[Any, Any]:
     """Return U-Net and ControlNet of a family with random weights."""
     from diffusers import ControlNetModel, UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(step.folder / family, subfolder="unet")
     control = ControlNetModel.from_pretrained(step.folder / f"{family}_controlnet")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     return tuple(  # type: ignore[return-value]
-        network.requires_grad_(False).eval().to(step.device, dtype) for network in (unet, control)
+        network.requires_grad_(False).eval().to(step.device, dtype).to(memory_format=layout)
+        for network in (unet, control)
     )
 
 
 def denoiser(step: Step, family: str, dtype: torch.dtype, *, channels_last: bool) -> Denoiser:
     """Return our evaluation of a family, with the texts of one image."""
-    unet, control = load(step, family, dtype)
-    if channels_last:
-        for network in (unet, control):
-            network.to(memory_format=torch.channels_last)
+    unet, control = load(step, family, dtype, channels_last=channels_last)
     made = Denoiser(unet, [Control(control, 1.0)], torch.arange(900, 0, -45))
     states = torch.randn(2, 77, unet.config.cross_attention_dim, device=step.device, dtype=dtype)
     with torch.no_grad():
@@ -59,12 +63,18 @@ def our_call(step: Step, made: Denoiser, batch: int) -> Callable[[], object]:
     return torch.no_grad()(lambda: made(tiles, 3, embeddings, rows))
 
 
-def stock_call(step: Step, unet: Any, control: Any, batch: int) -> Callable[[], object]:
-    """Return a call that evaluates `batch` tiles with guidance as diffusers' pipelines do."""
+def stock_call(
+    step: Step, unet: Any, control: Any, batch: int, *, channels_last: bool = False
+) -> Callable[[], object]:
+    """Return a call that evaluates `batch` tiles with guidance as diffusers' pipelines do.
+
+    `channels_last`: memory format of the inputs; that of the networks is their own.
+    """
     side, px = step.size((64, 512), (8, 64))
     options = {"device": step.device, "dtype": unet.dtype}
-    tiles = torch.randn(2 * batch, 4, side, side, **options)
-    condition = torch.zeros(2 * batch, 20, px, px, **options)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    tiles = torch.randn(2 * batch, 4, side, side, **options).to(memory_format=layout)
+    condition = torch.zeros(2 * batch, 20, px, px, **options).to(memory_format=layout)
     states = torch.randn(2 * batch, 77, unet.config.cross_attention_dim, **options)
 
     def call() -> torch.Tensor:
@@ -78,36 +88,59 @@ def stock_call(step: Step, unet: Any, control: Any, batch: int) -> Callable[[], 
 
 
 def tiles(step: Step, family: str) -> None:
-    """Compare our evaluation, eager and compiled, with the stock one."""
+    """Compare our evaluation with the stock one: eager, then compiled, then as pipelines run it."""
     batch, name = step.size(BATCH, 2), TITLES[family]
     goal, ceiling = GOALS[family]
-    stock = load(step, family, torch.bfloat16)
+    stock = load(step, family, torch.bfloat16, channels_last=True)
     made = denoiser(step, family, torch.bfloat16, channels_last=True)
     calls = {
-        "stock, one tile": stock_call(step, *stock, 1),
-        "stock": stock_call(step, *stock, batch),
-        "eager": our_call(step, made, batch),
+        "diffusers eager, channels-last": stock_call(step, *stock, batch, channels_last=True),
+        "ours eager": our_call(step, made, batch),
     }
     found = in_turn(step, calls)
     step.details["eager"] = found
-    step.add(f"tile, {name}, eager, batch {batch}", per(found["eager"], batch), "ms", goal, ceiling)
-    step.add(f"tile, {name}, diffusers eager, batch {batch}", per(found["stock"], batch), "ms")
-    step.add(f"tile, {name}, diffusers eager, one per call",
-             per(found["stock, one tile"], 1), "ms")  # fmt: skip
+    for kind, times in found.items():
+        goals = (goal, ceiling) if kind.startswith("ours") else ()
+        step.add(f"tile, {name}, {kind}, batch {batch}", per(times, batch), "ms", *goals)
+    step.add(f"tile loop, {name}, both eager and channels-last: diffusers / ours",
+             speed_up(found, "diffusers eager, channels-last", "ours eager"))  # fmt: skip
+    plain = load(step, family, torch.bfloat16)
+    calls |= {
+        PLAIN: stock_call(step, *plain, batch),
+        ONE_EACH: stock_call(step, *plain, 1),
+    }
+    compiled_tiles(step, family, calls, stock)
+
+
+def compiled_tiles(
+    step: Step, family: str, calls: dict[str, Callable[[], object]], stock: tuple[Any, Any]
+) -> None:
+    """Compile ours and the stock networks; compare them with each other and the eager calls."""
+    batch, name = step.size(BATCH, 2), TITLES[family]
     compiled = denoiser(step, family, torch.bfloat16, channels_last=True)
     if not step.toy:
         compiled.compile()
-    call = our_call(step, compiled, batch)
-    step.add(f"compilation, {name}", milliseconds(call, step.device) / 1000, "s")
-    calls["compiled"] = call
-    found = in_turn(step, calls)
+        unet, control = (torch.compile(network, dynamic=False) for network in stock)
+        stock = unet, control
+    new = {
+        "ours compiled": our_call(step, compiled, batch),
+        "diffusers compiled, channels-last": stock_call(step, *stock, batch, channels_last=True),
+    }
+    for kind, call in new.items():
+        step.add(f"compilation, {name}, {kind}", milliseconds(call, step.device) / 1000, "s")
+    found = in_turn(step, calls | new)
     step.details["compiled"] = found
-    step.add(f"tile, {name}, compiled, batch {batch}", per(found["compiled"], batch), "ms", goal,
-             ceiling)  # fmt: skip
-    alone = speed_up(found, "stock, one tile", "compiled", batch)
-    step.add(f"tile loop, {name}: diffusers, one tile per call / ours", alone, "", ">= 2.5", "5")
-    step.add(f"tile loop, {name}: diffusers, equal batch / ours",
-             speed_up(found, "stock", "compiled"), "", ">= 1.3", "2.2")  # fmt: skip
+    for kind in (*new, PLAIN, ONE_EACH):
+        count = 1 if kind == ONE_EACH else batch
+        goals = GOALS[family] if kind.startswith("ours") else ()
+        step.add(f"tile, {name}, {kind}, batch {count}", per(found[kind], count), "ms", *goals)
+    step.add(f"tile loop, {name}, both compiled and channels-last: diffusers / ours",
+             speed_up(found, "diffusers compiled, channels-last", "ours compiled"),
+             "", ">= 1.1")  # fmt: skip
+    step.add(f"tile loop, {name}: {PLAIN} / ours compiled, channels-last",
+             speed_up(found, PLAIN, "ours compiled"), "", ">= 1.3", "2.2")  # fmt: skip
+    step.add(f"tile loop, {name}: {ONE_EACH} / ours compiled, channels-last",
+             speed_up(found, ONE_EACH, "ours compiled", batch), "", ">= 2.5", "5")  # fmt: skip
 
 
 def batches(step: Step) -> None:
