@@ -7,7 +7,8 @@
 
 Times the code of the programs (`finetune.diffusion`, `finetune.loop`) on random images: the U-Net,
 and the ControlNet on a frozen U-Net, at each batch size, with images encoded in every update and
-with cached moments. Peak memory is measured on a GPU only.
+with cached moments. Texts are encoded once, before the updates that are timed. Peak memory is
+measured on a GPU only.
 """
 
 import sys
@@ -148,7 +149,7 @@ def random_batches(frozen: FrozenBase, size: int, size_px: tuple[int, int]) -> d
     maps = torch.randint(19, (size, *size_px), dtype=torch.uint8, generator=rng)
     with torch.no_grad():
         moments = torch.cat([encode_moments(frozen.vae, [p]) for p in images.numpy()])
-    captions = ("a city street scene",) * size
+    captions = tuple(f"a city street scene, view {number}" for number in range(size))
     return {"images": (images, maps, captions), "cached": (moments, maps, captions)}
 
 

@@ -26,11 +26,12 @@ class Pairs(Dataset):
     def __init__(
         self,
         pairs: Sequence[tuple[Path, Path]],
-        caption: str,
+        captions: Sequence[str],
         tokenizer: Any,
         crop_px: tuple[int, int],
     ) -> None:
-        self.pairs, self.caption, self.tokenizer, self.crop_px = pairs, caption, tokenizer, crop_px
+        self.pairs, self.captions, self.crop_px = pairs, captions, crop_px
+        self.tokenizer = tokenizer
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -43,7 +44,7 @@ class Pairs(Dataset):
         ids = torch.from_numpy(np.where(label[window] == 255, 19, label[window])).long()
         control = F.one_hot(ids, 20).permute(2, 0, 1).float()
         tokens = self.tokenizer(
-            self.caption,
+            self.captions[index],
             max_length=self.tokenizer.model_max_length,
             padding="max_length",
             truncation=True,
@@ -60,7 +61,7 @@ class Script:
         base: str,
         pairs: Sequence[tuple[Path, Path]],
         *,
-        caption: str,
+        captions: Sequence[str],
         crop_px: tuple[int, int],
         batch_size: int,
         accelerator: Accelerator,
@@ -84,7 +85,7 @@ class Script:
             network.requires_grad_(False).to(device, self.weight_type)
         controlnet.train()
         optimizer = torch.optim.AdamW(controlnet.parameters(), lr=1e-5)
-        dataset: Dataset = Pairs(pairs, caption, tokenizer, crop_px)
+        dataset: Dataset = Pairs(pairs, captions, tokenizer, crop_px)
         loader = DataLoader(dataset, shuffle=bool(pairs), batch_size=batch_size, drop_last=True)
         rates = get_scheduler("constant", optimizer=optimizer)
         self.controlnet, self.optimizer, self.loader, self.rates = accelerator.prepare(

@@ -3,7 +3,8 @@
     python benchmarks/segmentation_training.py         # about six minutes on one core
 
 Recipe segformer_pocket, batch 8, one thread, no loader processes, in turn in one process. Counted
-is the time from update to update, without loading, checkpoints and validation.
+is the time from update to update: on all sides reading and decoding of the files, augmentation and
+the update; not the start, checkpoints and validation.
 
 - runner: `segtrain/train.py` against mmengine's Runner with the same recipe;
 - loop: `segtrain/train.py` against a loop of torch around the same loss and the same samples;
