@@ -149,7 +149,9 @@ class Results:
         require_positive(arguments, "repeats")
         self.theme, self.title, self.quick = theme, title, bool(arguments.quick)
         self.repeats = 1 if self.quick else arguments.repeats
-        self.folder, self.rows, self.details = arguments.results, list[dict[str, Any]](), {}
+        self.folder = arguments.results
+        self.rows: list[dict[str, Any]] = []
+        self.details: dict[str, Any] = {}
         self.state = watch_machine()
         self.disturbed = disturbance(self.state, within_suite=arguments.within_suite)
         if self.disturbed and not arguments.force:

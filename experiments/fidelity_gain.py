@@ -153,11 +153,15 @@ def quarters_of(fidelity: np.ndarray, effect: np.ndarray, maps: np.ndarray) -> l
     found = []
     for chosen in np.array_split(np.argsort(fidelity, kind="stable"), 4):
         values = effect[chosen]
+
+        def mean(drawn: np.ndarray, values: np.ndarray = values) -> float:
+            return float(values[drawn].mean())
+
         found.append(
             {
                 "fidelity": float(fidelity[chosen].mean()),
                 "effect": float(values.mean()),
-                "interval": interval(lambda drawn, v=values: float(v[drawn].mean()), maps[chosen]),
+                "interval": interval(mean, maps[chosen]),
                 "harmful": float((values < 0).mean()),
             }
         )

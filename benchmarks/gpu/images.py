@@ -129,7 +129,7 @@ def fused_images(step: Step, *, compiled: bool) -> None:
     total = evaluations * np.array(found["evaluation"])
     total = total + sum(np.array(found[part]) for part in parts if part != "evaluation")
     step.add(f"fused image, published program in float32, computed, beside {kind}",
-             Spread.of(total / 1000), "s")  # fmt: skip
+             Spread.of(list(total / 1000)), "s")  # fmt: skip
     ratios = Spread.of(list(len(samples) * total / np.array(found["image"])))
     goals = (">= 9", "12") if complete else ("", "")
     step.add(f"fused image, published / ours {kind}", ratios, "", *goals)

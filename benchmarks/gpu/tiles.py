@@ -36,10 +36,9 @@ def load(
     unet = UNet2DConditionModel.from_pretrained(step.folder / family, subfolder="unet")
     control = ControlNetModel.from_pretrained(step.folder / f"{family}_controlnet")
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return tuple(  # type: ignore[return-value]
+    for network in (unet, control):
         network.requires_grad_(False).eval().to(step.device, dtype).to(memory_format=layout)
-        for network in (unet, control)
-    )
+    return unet, control
 
 
 def denoiser(step: Step, family: str, dtype: torch.dtype, *, channels_last: bool) -> Denoiser:
