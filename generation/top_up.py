@@ -56,6 +56,7 @@ from pipeline.output_folders import (
     check_output,
     require_same,
     require_writable,
+    stored_config,
     write_marker,
 )
 from pipeline.reading import read_json
@@ -134,7 +135,7 @@ def check_inputs(config: Config) -> dict[str, Any]:
 
 
 def check_quality(config: Config, identity: dict[str, Any]) -> None:
-    """Raise `UserError` unless --quality has scores of the network that scores further rounds."""
+    """Raise `UserError` unless --quality has scores by the networks that score further rounds."""
     assert config.quality and config.segmenter
     found = score_rows.network_of(config.quality, config.segmenter.resolve().name)
     if found != {"revision": identity["segmenter"], "class": config.segmenter_class}:
@@ -142,6 +143,12 @@ def check_quality(config: Config, identity: dict[str, Any]) -> None:
             f"--quality {config.quality}: its scores are not of the network --segmenter "
             f"{config.segmenter}, loaded by the same --segmenter-class; leave --quality out, or "
             "run generation/score.py with this network"
+        )
+    looks = (stored_config(config.quality, RUN) or {}).get("looks")
+    if config.looks and looks != identity["looks"]:
+        raise UserError(
+            f"--quality {config.quality}: its classifiers were not trained on --looks "
+            f"{config.looks}; leave --quality out, or run generation/score.py with --looks"
         )
 
 

@@ -286,6 +286,9 @@ def test_scores_of_another_network_are_refused(
     other = shutil.copytree(stubborn, tmp_path / "other/judge")
     words = ("--data", original, *JUDGE, "--quality", quality, "--output", tmp_path / "out")
     assert call(*words, "--segmenter", other, "--dry-run") == 0, "a folder may move"
+    attribute = ("--reject-attribute", "condition", "--looks", original)
+    with pytest.raises(UserError, match="its classifiers were not trained on --looks"):
+        call(*words, "--segmenter", other, *attribute)
     (other / "taste.json").write_text(json.dumps({"above": 100}))
     refusal = "its scores are not of the network --segmenter .*judge, .* leave --quality out"
     with pytest.raises(UserError, match=refusal):
