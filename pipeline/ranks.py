@@ -49,8 +49,10 @@ def check() -> None:
     """Raise `UserError` for a variable whose value is no number of its range."""
     for name in LEAST:
         _number(name)
-    if "WORLD_SIZE" in os.environ and rank() >= world_size():
+    if rank() >= world_size():
+        is_set = "WORLD_SIZE" in os.environ
+        limit = f"WORLD_SIZE={world_size()}" if is_set else "WORLD_SIZE, which is not set"
         raise UserError(
-            f"environment variable RANK={rank()}: must be below WORLD_SIZE={world_size()}; start "
+            f"environment variable RANK={rank()}: must be below {limit}; unset it, or start "
             "processes by torchrun or accelerate launch"
         )

@@ -17,6 +17,7 @@ from pipeline.errors import UserError
         ({"WORLD_SIZE": "\u0664"}, "WORLD_SIZE=\u0664: must be"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT=http: must be"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2: must be below WORLD_SIZE=2"),
+        ({"RANK": "1"}, "RANK=1: must be below WORLD_SIZE, which is not set; unset it"),
     ],
 )
 def test_values_that_no_launcher_sets_are_named(values, told: str, monkeypatch) -> None:
