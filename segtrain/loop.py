@@ -170,6 +170,7 @@ class Segmentation:
         """Return the summed losses of a micro-batch."""
         samples, unlabelled = batch
         if self.teacher and step >= self.teacher.settings.start:
+            require_equal_sizes(unlabelled, self.network.data_preprocessor)
             samples = samples + self.teacher.label(unlabelled)
         return training_loss(model, self.network, samples)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -222,6 +223,10 @@ def test_an_image_of_another_size_is_named_in_any_step() -> None:
             continue
         with pytest.raises(UserError, match=r"b.png: .*(48|56)x32 px, .* 64x32 px; .*a crop"):
             loop.training_loss(network, network, batch)
+        teacher = SimpleNamespace(settings=SimpleNamespace(start=0))  # which would label them
+        task = SimpleNamespace(network=network, teacher=teacher)
+        with pytest.raises(UserError, match=r"b.png: .*(48|56)x32 px, .* 64x32 px; .*a crop"):
+            loop.Segmentation.loss(task, network, ([], batch), 0)
 
 
 def test_a_batch_is_shown_as_the_network_gets_it(config, tmp_path: Path, capsys) -> None:
