@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -216,13 +217,23 @@ def exchange(accelerator: Accelerator, loss: torch.Tensor, stop: StopRequest) ->
 
 
 def update_weights(run: Run, strategy: Strategy, mean_loss: float, step: int) -> None:
-    """Make an update from the gradients; stop before it if the loss or their norm is not finite."""
+    """Make an update from the gradients; stop before it if the loss or their norm is not finite.
+
+    A network trained beside the first stops nothing: it is left out of the update.
+    """
     runs.check_finite(mean_loss, step, run.folder)
     limit, (first, *others) = run.training.clip_norm, strategy.groups
-    norms = [run.accelerator.clip_grad_norm_(first.parameters, limit)]  # unscales all of fp16
-    norms += [torch.nn.utils.clip_grad_norm_(group.parameters, limit) for group in others]
-    for norm in norms:
-        strategy.check_norm(norm, step)
+    for group in others:
+        if strategy.drop_unless_finite(group) and run.accelerator.is_main_process:
+            tqdm.write(
+                f"streetforge: step {step}: gradients of the network trained beside are not "
+                "finite; it is left out of this update",
+                file=sys.stderr,
+            )
+    norm = run.accelerator.clip_grad_norm_(first.parameters, limit)  # unscales all of fp16
+    strategy.check_norm(norm, step)
+    for group in others:
+        torch.nn.utils.clip_grad_norm_(group.parameters, limit)
     strategy.optimizer.step()
     strategy.optimizer.zero_grad(set_to_none=True)
     strategy.update_averages(step)

@@ -25,6 +25,18 @@ class ParameterGroup:
     peak: float | None = None
     """Their peak learning rate; None takes that of the settings."""
 
+    def drop_unless_finite(self) -> bool:
+        """Delete gradients that are not all finite, so that no update is made; tell whether so.
+
+        Before those of fp16 are unscaled: one that overflows skips the update of all groups.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not gradients or bool(torch.stack([torch.isfinite(g).all() for g in gradients]).all()):
+            return False
+        for parameter in self.parameters:
+            parameter.grad = None
+        return True
+
 
 Grouping = Callable[[torch.nn.Module], list[ParameterGroup]]
 """Returns the trained parameters of a model in groups."""
@@ -56,6 +68,10 @@ class PlainStrategy:
         """Stop before the update if the gradient norm is not finite."""
         if not self.accelerator.scaler:  # fp16 skips updates that overflow by itself
             runs.check_finite(float(norm), step, self.folder, "gradient norm")
+
+    def drop_unless_finite(self, group: ParameterGroup) -> bool:
+        """Leave a network trained beside out of the update if its gradients are not finite."""
+        return group.drop_unless_finite()
 
     def update_averages(self, step: int) -> None:
         """Take the weights after update `step` into the averages."""
@@ -97,6 +113,10 @@ class ShardedStrategy:
 
     def check_norm(self, norm: torch.Tensor, step: int) -> None:
         """Check nothing: the norm is spread over the processes, as the gradients are."""
+
+    def drop_unless_finite(self, group: ParameterGroup) -> bool:
+        """Drop nothing: the gradients are spread over the processes."""
+        return False
 
     def update_averages(self, step: int) -> None:
         """Do nothing: averages need all weights on each process."""

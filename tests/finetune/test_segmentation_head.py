@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from finetune import controlnet
+from finetune.strategies import ParameterGroup
+from finetune.tasks import head as head_task
 from pipeline import checkpoints
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
@@ -44,6 +46,42 @@ def test_the_controlnet_is_equal_with_and_without_a_head(
     assert (config["taps"], config["tap_channels"]) == (["up_blocks.0"], [16])
     head = load_network("segmentation_head", str(tiny_base), beside / "segmentation_head")
     assert head.conv_out.out_channels == 19
+
+
+def test_a_head_that_overflows_is_left_out_of_the_update(
+    call, same_weights, tiny_dataset, tmp_path, monkeypatch, capsys
+):
+    """The ControlNet is that without a head; the head is that of its finite updates."""
+    options = ("--data", tiny_dataset(n=3), *RARE, "--training.steps", "3", "--previews", "0")
+    plain, beside = tmp_path / "plain", tmp_path / "beside"
+    call(controlnet, *options, "--output", plain)
+    calls, loss = [], head_task.HeadTraining.loss
+
+    def overflow(*arguments):
+        value, accuracy = loss(*arguments)
+        calls.append(value)
+        return value * (float("inf") if len(calls) == 2 else 1), accuracy
+
+    monkeypatch.setattr(head_task.HeadTraining, "loss", overflow)
+    call(controlnet, *options, "--output", beside, "--segmentation-head.enabled")
+    assert same_weights(plain / "controlnet", beside / "controlnet")
+    head = load_file(beside / "segmentation_head" / WEIGHTS)
+    assert all(torch.isfinite(tensor).all() for tensor in head.values())
+    assert capsys.readouterr().err.count("it is left out of this update") == 1
+
+
+def test_an_overflow_beside_neither_skips_an_update_of_fp16_nor_lowers_the_scale():
+    first, beside = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.SGD([first, beside], lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(first.sum() + (beside * float("inf")).sum()).backward()
+    group = ParameterGroup([beside])
+    assert group.drop_unless_finite() and not ParameterGroup([first]).drop_unless_finite()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    assert first.tolist() == [0.5, 0.5] and beside.tolist() == [1, 1]
+    assert scaler.get_scale() == 4
 
 
 def test_head_resumes_bit_for_bit(call, same_weights, tiny_dataset, tmp_path, monkeypatch):
