@@ -10,7 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from benchmarks import random_base
-from benchmarks.gpu import device, suite
+from benchmarks.gpu import device, images, suite
 
 NEEDED = ("tile loop", "fused image", "samples per second, controlnet, cached", "ControlNet images",
           "segmented frames", "self-attention", "published / ours")  # fmt: skip
@@ -49,6 +49,14 @@ def test_all_goals_are_measured(measured: list[str]) -> None:
     if len(measured) < 20:
         pytest.skip("the steps ran in another process")
     assert all(any(part in name for name in measured) for part in NEEDED)
+
+
+def test_images_that_were_not_written_meet_no_goal(bases: Path, monkeypatch) -> None:
+    monkeypatch.setattr(images, "files_in", lambda folder: 0)
+    step = device.Step(bases, toy=True)
+    images.fused_images(step, compiled=False)
+    assert any("of 1 only 0 written, no result" in row["name"] for row in step.rows)
+    assert not any(row["goal"] or "met" in row for row in step.rows)
 
 
 def test_tests_of_the_gpu_are_a_step(monkeypatch) -> None:
