@@ -159,19 +159,18 @@ def groups_of(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 def run(config: Config, inputs: Inputs) -> None:
     """Write what is missing of the filtered set, in all processes; then the main one reports."""
-    from accelerate import Accelerator
-
     from pipeline import runs
 
-    accelerator = Accelerator(cpu=runs.only_cpu())
+    accelerator = runs.start_accelerator()
     is_main = accelerator.is_main_process
     with sole_writer(config.output) if is_main else nullcontext():
-        writer = DatasetWriter(
-            config.output,
-            config=identity_of(config, inputs),
-            process_index=accelerator.process_index,
-            provenance=origin_of(config.data),
-        )
+        with accelerator.main_process_first():  # the others write nothing before it is certain
+            writer = DatasetWriter(
+                config.output,
+                config=identity_of(config, inputs),
+                process_index=accelerator.process_index,
+                provenance=origin_of(config.data),
+            )
         judge = LabelFilter(config, inputs.scores, inputs.calibration, inputs.segmenter)
         share = (accelerator.process_index, accelerator.num_processes)
         write_missing(inputs.samples, writer, judge, share)

@@ -62,11 +62,9 @@ def identity_of(
 
 def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> None:
     """Score what is missing; then the main process writes the summary."""
-    from accelerate import Accelerator
-
     from pipeline import runs
 
-    accelerator = Accelerator(cpu=runs.only_cpu())
+    accelerator = runs.start_accelerator()
     alone = sole_writer(config.folder) if accelerator.is_main_process else nullcontext()
     with alone:
         runs.open_run(

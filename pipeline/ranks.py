@@ -45,6 +45,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def require_address() -> None:
+    """Raise `UserError` if several processes are stated, but not where they find each other."""
+    if ("LOCAL_RANK" in os.environ or world_size() > 1) and "MASTER_ADDR" not in os.environ:
+        name = "LOCAL_RANK" if "LOCAL_RANK" in os.environ else "WORLD_SIZE"
+        raise UserError(
+            f"environment variable {name}={os.environ[name]}: needs MASTER_ADDR, which is not set; "
+            "unset it, or start processes by torchrun or accelerate launch"
+        )
+
+
 def check() -> None:
     """Raise `UserError` for a variable whose value is no number of its range."""
     for name in LEAST:

@@ -62,14 +62,27 @@ def only_cpu() -> bool:
     return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
+def start_accelerator(**options: Any) -> Accelerator:
+    """Create an Accelerator on what this machine has, for one process or those of a launcher.
+
+    Stops if the launcher did not state where they find each other, or started more processes than
+    accelerate sees: each would otherwise believe it is alone and repeat the whole work.
+    """
+    ranks.require_address()
+    accelerator = Accelerator(cpu=only_cpu(), **options)
+    expected = ranks.world_size()
+    if accelerator.num_processes != expected:
+        raise UserError(
+            f"WORLD_SIZE={expected} but accelerate sees {accelerator.num_processes} process(es); "
+            "start CPU processes with torchrun --nproc-per-node N"
+        )
+    return accelerator
+
+
 def make_accelerator(
     folder: Path, *, accumulation: int = 1, precision: str = "fp32"
 ) -> Accelerator:
-    """Create the run's Accelerator with JSONL and, where installed, TensorBoard trackers.
-
-    Stops if the launcher started more processes than accelerate sees: each would otherwise
-    believe it is alone and repeat the whole work.
-    """
+    """Create the run's Accelerator with JSONL and, where installed, TensorBoard trackers."""
     trackers: list[Any] = [JsonlTracker(folder)]
     try:
         import tensorboard  # noqa: F401
@@ -77,20 +90,13 @@ def make_accelerator(
         trackers.append("tensorboard")
     except ImportError:
         pass
-    accelerator = Accelerator(
-        cpu=only_cpu(),
+    accelerator = start_accelerator(
         gradient_accumulation_steps=accumulation,
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=trackers,
         project_dir=str(folder),
         step_scheduler_with_optimizer=False,
     )
-    expected = ranks.world_size()
-    if accelerator.num_processes != expected:
-        raise UserError(
-            f"WORLD_SIZE={expected} but accelerate sees {accelerator.num_processes} process(es); "
-            "start CPU processes with torchrun --nproc-per-node N"
-        )
     accelerator.init_trackers("tensorboard")
     return accelerator
 

@@ -160,13 +160,12 @@ def stored_config(config: Config) -> dict[str, Any]:
 def run(config: Config, paths: dict[Path, Path]) -> None:
     """Predict what is missing; each process takes every k-th image."""
     import torch
-    from accelerate import Accelerator
     from tqdm import tqdm
 
     from pipeline import runs
     from segtrain.segmenter import Segmenter
 
-    accelerator = Accelerator(cpu=runs.only_cpu())
+    accelerator = runs.start_accelerator()
     runs.open_run(config.output, stored_config(config), is_main=accelerator.is_main_process)
     index, count = accelerator.process_index, accelerator.num_processes
     files_of = plan(config, paths)

@@ -191,12 +191,10 @@ class Scoring:
     """One run: networks one after another, each on all targets, rows first and scores last."""
 
     def __init__(self, config: Config, plan: Plan) -> None:
-        from accelerate import Accelerator
-
         from pipeline import runs
 
         self.config, self.plan = config, plan
-        self.accelerator = Accelerator(cpu=runs.only_cpu())
+        self.accelerator = runs.start_accelerator()
         self.is_main = self.accelerator.is_main_process
         self.entries: list[dict[str, Any]] = []
         self.keys: dict[tuple[str, str], dict[str, str]] = {}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import ranks
+from pipeline import ranks, runs
 from pipeline.errors import UserError
 
 
@@ -25,6 +25,16 @@ def test_values_that_no_launcher_sets_are_named(values, told: str, monkeypatch) 
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=told):
         ranks.check()
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "WORLD_SIZE"])
+def test_processes_that_cannot_find_each_other_are_named(name: str, monkeypatch) -> None:
+    for other in (*ranks.LEAST, "MASTER_ADDR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "2")
+    ranks.check()  # of programs whose processes do not talk to each other
+    with pytest.raises(UserError, match=f"{name}=2: needs MASTER_ADDR, which is not set; unset it"):
+        runs.start_accelerator()
 
 
 def test_a_process_without_launcher_is_alone(monkeypatch) -> None:

@@ -166,9 +166,12 @@ def test_processes_that_accelerate_does_not_see_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr(runs, "Accelerator", lambda **_: type("One", (), {"num_processes": 1})())
     with pytest.raises(UserError, match="start CPU processes with torchrun"):
         runs.make_accelerator(tmp_path)
+    with pytest.raises(UserError, match="start CPU processes with torchrun"):
+        runs.start_accelerator()
 
 
 def damage(folder: Path, name: str, data: bytes) -> None:
