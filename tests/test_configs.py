@@ -22,7 +22,7 @@ STAGE_YAMLS = sorted(
     p for s in ("finetune", "generation", "segtrain") for p in (ROOT / "configs" / s).glob("*.yaml")
 )
 OPTIONAL = {  # values that switch optional stages on
-    "pocket_learners": {"photographs": "runs/data/camvid_test"},
+    "pocket_networks": {"photographs": "runs/data/camvid_test"},
     "pocket_filters": {"correction": "0.5"},
 }
 PIPELINES = sorted((ROOT / "configs" / "pipeline").glob("*.yaml"))

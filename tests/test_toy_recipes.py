@@ -16,7 +16,7 @@ from pipeline.stages import FOLDER, load_recipe
 
 TOY = {
     "source_images": 8, "collection_images": 4, "unlabelled_images": 4, "target_images": 2,
-    "heldout_images": 2, "n": 4, "six_times": 8, "iterations": 6, "learner_steps": 6,
+    "heldout_images": 2, "n": 4, "six_times": 8, "iterations": 6, "network_steps": 6,
     "backbone_steps": 2, "oracle_images": 4, "head_steps": 1, "head_crops": 4,
     "generated_images": 1,
 }  # fmt: skip
@@ -36,7 +36,7 @@ STAGES = {
         "filters-none-4-1", "filters-none-4-2", "filters-reject-4-0", "score-dev-none-4-0",
         "score-dev-reject-4-0", "development", "influence",
     ],
-    "pocket_learners": [
+    "pocket_networks": [
         *SHARED, *FIVE, "unlabelled", "backbone", "backbone-weights", "train-dinov2-source_only-0",
         "train-dinov2-generated-0", "train-dinov2-reinhard-0", "score-dev-dinov2-0",
         "score-dinov2-0", "compare-dinov2",
@@ -73,13 +73,13 @@ def test_recipes_run_at_toy_size(
     influence = read_json(tables / "influence.json")
     assert influence["first"] == 4  # no network was trained on these images
     assert len(influence["samples"]) == 4 and len(influence["quarters"]) == 4
-    arms = read_json(tmp_path / "learners" / "tables" / "dinov2.json")["arms"]
+    arms = read_json(tmp_path / "networks" / "tables" / "dinov2.json")["arms"]
     assert set(arms) == {"source_only", "reinhard", "generated"}
     assert len(arms["generated"]["columns"]) == 8  # dev, five targets, their two averages
 
     capsys.readouterr()
-    learners = importlib.import_module("experiments.learners")
-    folder = tmp_path / "learners" / "tables"
-    monkeypatch.setattr(sys, "argv", ["learners.py", "--tables", str(folder)])
-    learners.main()
+    networks = importlib.import_module("experiments.networks")
+    folder = tmp_path / "networks" / "tables"
+    monkeypatch.setattr(sys, "argv", ["networks.py", "--tables", str(folder)])
+    networks.main()
     assert "| dinov2 |" in capsys.readouterr().out

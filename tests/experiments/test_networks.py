@@ -1,10 +1,10 @@
-"""The table of pocket_learners, from comparisons written by hand."""
+"""The table of pocket_networks, from comparisons written by hand."""
 
 import json
 
 import pytest
 
-from experiments import learners
+from experiments import networks
 from pipeline.errors import UserError
 
 COLUMNS = ("Avg5", "acdc", "dark_zurich", "dev")
@@ -16,14 +16,14 @@ def write(folder, name, base, gains, columns=COLUMNS):
         return {"columns": {c: {"mean": mean, "deviation": 0.5, **more} for c in columns}}
 
     arms = {"source_only": cells(base)}
-    arms |= {one: cells(base + d, d) for one, d in zip(learners.SETS, gains, strict=True)}
+    arms |= {one: cells(base + d, d) for one, d in zip(networks.SETS, gains, strict=True)}
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"arms": arms}))
 
 
 def call(monkeypatch, capsys, folder):
-    monkeypatch.setattr("sys.argv", ["learners.py", "--tables", str(folder)])
-    learners.main()
+    monkeypatch.setattr("sys.argv", ["networks.py", "--tables", str(folder)])
+    networks.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     return [row for row in rows if row[0] in ("weak", "strong")]
@@ -49,5 +49,5 @@ def test_a_baseline_that_is_low_by_chance_does_not_set_the_order(tmp_path, monke
 
 
 def test_a_folder_without_comparisons_is_named(tmp_path, monkeypatch, capsys):
-    with pytest.raises(UserError, match="run the recipe pocket_learners first"):
+    with pytest.raises(UserError, match="run the recipe pocket_networks first"):
         call(monkeypatch, capsys, tmp_path)

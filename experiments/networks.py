@@ -1,6 +1,6 @@
-"""Print one table of the recipe pocket_learners: what generated images add to each network.
+"""Print one table of the recipe pocket_networks: what generated images add to each network.
 
-    python experiments/learners.py --tables runs/ladder/learners/tables > NAME.md
+    python experiments/networks.py --tables runs/ladder/networks/tables > NAME.md
 
 Reads the comparisons that exist so far, NETWORK.json and NETWORK_photographs.json of
 segtrain/compare.py. Networks are sorted by the mean score of their trainings, weakest first, so
@@ -80,16 +80,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--tables", required=True, type=Path, help="`tables` of pocket_learners")
+    parser.add_argument("--tables", required=True, type=Path, help="`tables` of pocket_networks")
     options = parser.parse_args()
     found = load(options.tables)
     targets = {name: arms for name, arms in found.items() if not name.endswith(PHOTOGRAPHS)}
     if not targets:
         raise UserError(
             f"--tables {options.tables}: contains no comparison of source_only, "
-            f"{' and '.join(SETS)}; run the recipe pocket_learners first"
+            f"{' and '.join(SETS)}; run the recipe pocket_networks first"
         )
-    print(heading("python pipeline/run.py --recipe pocket_learners"))
+    print(heading("python pipeline/run.py --recipe pocket_networks"))
     print("## Gain of each network, mIoU in percent\n")
     print(f"{ORDER}\n")
     with expecting(options.tables):
