@@ -8,7 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,20 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(autouse=True)
+def _no_precision_is_left() -> Iterator[None]:
+    """Make accelerate forget a precision: it refuses another one in the same process."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+        state.AcceleratorState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def run_program() -> Callable[..., subprocess.CompletedProcess[str]]:
     """A function that runs one of our programs by path, single-threaded, from the checkout."""
 
-    def run(*arguments: object, check: bool = True, timeout_s: float = 300, **environment: str):
+    def run(*arguments: object, check: bool = True, timeout_s: float = 600, **environment: str):
         command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(
             command,

@@ -174,7 +174,7 @@ def test_a_second_scoring_into_one_folder_is_refused(
     (data / "quality/claims").mkdir()
     (data / "quality/claims/writer-000").write_text(json.dumps(holder))
     with monkeypatch.context() as patch:  # both have found the folder idle
-        patch.setattr("pipeline.claims.require_idle", lambda folder: None)
+        patch.setattr("pipeline.claims.require_idle", lambda *_: None)
         with pytest.raises(UserError, match=f"process {os.getppid()} on here is writing"):
             call(*words)
     (data / "quality/claims/writer-000").unlink()
