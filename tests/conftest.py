@@ -31,11 +31,17 @@ def root() -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_precision_is_left() -> Iterator[None]:
-    """Make accelerate forget a precision: it refuses another one in the same process."""
+    """Undo what a training in half precision leaves in its process.
+
+    Accelerate refuses another precision afterwards; without fused attention, samples that other
+    processes make differ by rounding.
+    """
     yield
     state = sys.modules.get("accelerate.state")
     if state and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
         state.AcceleratorState._reset_state()
+    if (torch := sys.modules.get("torch")) and not torch.backends.cuda.flash_sdp_enabled():
+        torch.backends.cuda.enable_flash_sdp(True)
 
 
 @pytest.fixture(scope="session")
