@@ -11,7 +11,7 @@ class FilterRules:
     """What a filter drops, repairs and rejects."""
 
     preset: Literal["freemask", "vote", "band", "transport", "none"] = "freemask"
-    """Rule by which labels are filtered or repaired, see above."""
+    """Rule by which labels are filtered or repaired; docs/quality.md describes each."""
     factor: float = 1.25
     """freemask: pixels above this multiple of the mean loss of class and condition are dropped."""
     min_pixels: int = 10_000

@@ -160,15 +160,17 @@ class Denoiser:
     def _added(self, network: Any, pooled: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
         """Return what SDXL adds to the time embedding, one row per pooled text.
 
-        It is told the size of the whole image, the corner of the tile in it, and again the size
+        It gets the size of the whole image, the corner of the tile in it, and again the size
         (Podell et al., ICLR 2024, section 2.2): as a crop of a large image, which a tile is, not
         as a small image (Du et al., DemoFusion, CVPR 2024, do the same).
         """
         corners = corners.repeat(len(pooled) // len(corners), 1)
         size = torch.tensor([self._size_px], dtype=torch.float32).expand(len(corners), -1)
         numbers = torch.cat([size, corners, size], dim=1).to(pooled.device)
-        told = network.add_time_proj(numbers.flatten()).reshape(len(pooled), -1)
-        return network.add_embedding(torch.cat([pooled, told.to(pooled.dtype)], 1).to(self.dtype))
+        embedded = network.add_time_proj(numbers.flatten()).reshape(len(pooled), -1)
+        return network.add_embedding(
+            torch.cat([pooled, embedded.to(pooled.dtype)], 1).to(self.dtype)
+        )
 
     def _forward(
         self,
