@@ -4,6 +4,8 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def launch_prefix(
     return [sys.executable, "-m", "accelerate.commands.launch", "--quiet",
             f"--num_processes={num_processes}", "--num_machines=1", "--mixed_precision=no",
             f"--dynamo_backend={'inductor' if compiled else 'no'}",
-            *(["--multi_gpu"] if num_processes > 1 else []),
+            # Port 0 is any free one: launches beside each other must not share it
+            *(["--multi_gpu", "--main_process_port=0"] if num_processes > 1 else []),
             *([] if accelerator else ["--cpu"])]  # fmt: skip
 
 
@@ -54,18 +57,59 @@ def complaint(log: Path) -> str:
     return ""
 
 
-def forward(command: list[str], log: Path, threads: int) -> tuple[int, int]:
-    """Run `command`, copy its output to ours and to `log`; return (exit code, peak memory in MB).
+class Children:
+    """The programs that are at work now, so that all of them can be stopped at once."""
 
-    Each of its processes has `threads` threads, unless OMP_NUM_THREADS is set. The peak is that of
-    the largest process the command started and waited for.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+        """Start a program whose output can be read."""
+        with self._lock:
+            if self._stopped:
+                raise SystemExit("stopped")
+            child = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            self._running.add(child)
+        return child
+
+    def ended(self, child: "subprocess.Popen[bytes]") -> None:
+        """Forget a program."""
+        with self._lock:
+            self._running.discard(child)
+
+    def stop(self) -> None:
+        """Send SIGTERM to all programs and let no further one start."""
+        with self._lock:
+            self._stopped = True
+            for child in self._running:
+                child.terminate()
+
+
+def forward(
+    command: list[str],
+    log: Path,
+    threads: int,
+    *,
+    children: Children | None = None,
+    environment: Mapping[str, str] | None = None,
+    show: bool = True,
+) -> tuple[int, int]:
+    """Run `command`, copy its output to `log` and, with `show`, to ours.
+
+    Each of its processes has `threads` threads, unless OMP_NUM_THREADS is set. `environment` holds
+    variables that replace ours. Returns the exit code and the peak memory in MB of the largest
+    process that the command started and waited for. In a thread that is not the main one, only
+    `children` can stop the program.
     """
-    environment = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), **os.environ}
+    children = children or Children()
+    variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), **os.environ}
     if sys.platform == "linux":  # all processes are here: meet without a lookup of the host's name
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    child = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    child = children.start(command, variables | dict(environment or {}))
     assert child.stdout is not None
     try:
         with open(log, "ab") as handle:
@@ -73,13 +117,16 @@ def forward(command: list[str], log: Path, threads: int) -> tuple[int, int]:
             while chunk := os.read(child.stdout.fileno(), 1 << 16):
                 handle.write(chunk)
                 handle.flush()
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
+                if show:
+                    sys.stdout.buffer.write(chunk)
+                    sys.stdout.buffer.flush()
         _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
-        child.terminate()  # also reached by SIGTERM, see main; Ctrl-C has reached the child itself
+        child.terminate()  # also reached by SIGTERM; Ctrl-C has reached the child itself
         child.wait()
         raise
+    finally:
+        children.ended(child)
     child.returncode = os.waitstatus_to_exitcode(status)
     return child.returncode, usage.ru_maxrss // (1024 if sys.platform == "linux" else 1 << 20)
 

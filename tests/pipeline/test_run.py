@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import launching
-from pipeline import run as runner
+from pipeline import launching, stage_runs
 from pipeline.errors import UserError
+from pipeline.stage_runs import Launch
 from pipeline.stages import find_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def start(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -255,9 +255,91 @@ def test_sigterm_ends_the_child_too(recipe: Path) -> None:
         os.kill(int(pid_file.read_text()), 0)
 
 
+MEETING = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "devices").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+(folder / "started").touch()
+if folder.name != "second":  # the stages that do not read each other wait for each other
+    while not all((folder.parent / name / "started").exists() for name in ("first", "other")):
+        time.sleep(0.05)
+assert folder.name != "second" or (folder.parent / "first" / "done").exists()
+{extra}
+print("loud")
+(folder / "done").touch()
+"""
+
+
+def test_stages_that_do_not_read_each_other_run_at_a_time(recipe: Path) -> None:
+    """They meet, which they could not do one after the other; a reader waits for its input."""
+    (recipe.parent / "program.py").write_text(MEETING.format(extra=""))
+    done = start(recipe, "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "loud" not in done.stdout and "log: " in done.stdout
+    assert "loud" in (recipe.parent / "work" / "logs" / "other.log").read_text()
+    record = json.loads((recipe.parent / "work" / "timings.json").read_text())["stages"]
+    assert all(entry["finished_at"] for entry in record.values()) and len(record) == 3
+    assert start(recipe, "--jobs", "2").stdout.count("complete, skipped") == 3
+
+
+def test_after_a_failure_no_stage_starts_and_those_at_work_end(recipe: Path) -> None:
+    fail_first = """
+import json
+if folder.name == "first":
+    sys.exit(3)
+while not json.loads((folder.parent / "timings.json").read_text())["stages"]["first"]["seconds"]:
+    time.sleep(0.05)  # until the runner has noted the end of the first stage
+time.sleep(1)
+"""
+    (recipe.parent / "program.py").write_text(MEETING.format(extra=fail_first))
+    last = "  - {name: last, command: program.py, output: '{workspace}/last'}\n"
+    recipe.write_text(recipe.read_text() + last)
+    done = start(recipe, "--jobs", "2")
+    assert done.returncode == 2 and "stage first stopped with exit code 3" in done.stderr
+    assert "first: failed; the stages that are at work end first" in done.stdout
+    assert "other: done" in done.stdout
+    assert "second" not in done.stdout and "last" not in done.stdout
+    recipe.write_text(recipe.read_text().removesuffix(last))
+    (recipe.parent / "program.py").write_text(MEETING.format(extra=""))
+    again = start(recipe, "--jobs", "2")
+    assert again.returncode == 0 and "other: complete, skipped" in again.stdout
+
+
+def test_a_stop_signal_ends_all_stages(recipe: Path) -> None:
+    text = MEETING.format(extra="(folder / 'pid').write_text(str(os.getpid())); time.sleep(600)")
+    (recipe.parent / "program.py").write_text(text)
+    command = [sys.executable, "pipeline/run.py", "--recipe", str(recipe), "--jobs", "2"]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    pids = [recipe.parent / "work" / name / "pid" for name in ("first", "other")]
+    deadline = time.monotonic() + 600
+    while not all(p.exists() and p.read_text() for p in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    busy = start(recipe)
+    assert busy.returncode == 2 and "is writing to it; wait for its end" in busy.stderr
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(timeout=600) == 143
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
+    assert not (recipe.parent / "work" / "second").exists()
+
+
+def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,GPU-7")
+    assert Launch.on(2, 1, True).places == ({},)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in Launch.on(2, 2, True).places] == [
+        "4,5",
+        "6,GPU-7",
+    ]
+    with pytest.raises(UserError, match="it needs 5 GPUs, but this machine has 4; lower --jobs"):
+        Launch.on(None, 5, True)
+
+
 def test_bad_settings_are_one_line(recipe: Path) -> None:
     assert "no such stage; " in start(recipe, "--only", "third").stderr
     assert "must be in 1..1024" in start(recipe, "--num-processes", "0").stderr
+    assert "must be in 1..1024" in start(recipe, "--jobs", "0").stderr
     with pytest.raises(UserError, match="recipes: .*pocket"):
         find_recipe("no-such-recipe")
     recipe.write_text(recipe.read_text().replace("{workspace}/other", "{somewhere}/other"))
@@ -287,12 +369,15 @@ def test_a_stage_may_want_more_cpu_processes(recipe: Path, monkeypatch: pytest.M
     text = recipe.read_text()
     recipe.write_text(text.replace("  - name: other", "  - cpu_processes: 2\n    name: other"))
     first, wide, _ = load_recipe(recipe).stages
-    monkeypatch.setattr(runner.os, "cpu_count", lambda: 4)
-    counts = [runner.process_count(wide, asked, False) for asked in (None, 1, 3)]
-    assert counts == [2, 1, 3] and runner.process_count(first, None, False) == 1
-    assert runner.process_count(wide, None, True) == 1, "one GPU is not shared out"
-    monkeypatch.setattr(runner.os, "cpu_count", lambda: 1)
-    assert runner.process_count(wide, None, False) == 1
+    monkeypatch.setattr(stage_runs.os, "cpu_count", lambda: 4)
+    counts = [Launch.on(asked, 1, False).process_count(wide) for asked in (None, 1, 3)]
+    assert counts == [2, 1, 3] and Launch.on(None, 1, False).process_count(first) == 1
+    assert Launch.on(None, 1, True).process_count(wide) == 1, "one GPU is not shared out"
+    halves = Launch.on(None, 2, False)
+    assert [halves.process_count(s) for s in (first, wide)] == [1, 2]
+    assert [halves.threads(s) for s in (first, wide)] == [2, 1]
+    monkeypatch.setattr(stage_runs.os, "cpu_count", lambda: 1)
+    assert Launch.on(None, 1, False).process_count(wide) == 1
     recipe.write_text(recipe.read_text().replace("cpu_processes: 2", "cpu_processes: 0"))
     done = start(recipe)
     assert done.returncode == 2 and "cpu_processes of other is 0" in done.stderr
