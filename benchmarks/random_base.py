@@ -5,7 +5,8 @@ loads like the real model; only its vocabulary is that of the pocket model.
 
     python benchmarks/random_base.py --output runs/random_sd15           # 2 GB
     python benchmarks/random_base.py --family sd21 --output runs/random_sd21
-    python benchmarks/random_base.py --toy --output runs/random_toy      # small widths, for tests
+    python benchmarks/random_base.py --size narrow --output runs/random_narrow  # quarter widths
+    python benchmarks/random_base.py --size toy --output runs/random_toy        # for tests
 """
 
 import argparse
@@ -34,21 +35,32 @@ UNET: dict[str, dict[str, Any]] = {
     "sd15": {},
     "sd21": {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True},
 }
-TOY_UNET = {"block_out_channels": (32, 32, 64, 64), "norm_num_groups": 8}
+SIZES: dict[str, dict[str, dict[str, Any]]] = {  # what differs from the real networks
+    "real": {"text": {}, "unet": {}, "vae": {"block_out_channels": (128, 256, 512, 512)}},
+    "narrow": {
+        "text": {"width": 192, "layers": 12, "heads": 3},
+        "unet": {"block_out_channels": (80, 160, 320, 320), "norm_num_groups": 16},
+        "vae": {"block_out_channels": (32, 64, 128, 128)},
+    },
+    "toy": {
+        "text": {"width": 32, "layers": 1, "heads": 2},
+        "unet": {"block_out_channels": (32, 32, 64, 64), "norm_num_groups": 8},
+        "vae": {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 8},
+    },
+}
 
 
-def text_encoder(family: str, tokenizer: Any, *, toy: bool) -> Any:
+def text_encoder(family: str, tokenizer: Any, size: str) -> Any:
     """Return a random text encoder."""
     width, layers, heads, activation = TEXT[family]
-    if toy:
-        width, layers, heads = 32, 1, 2
+    sizes = {"width": width, "layers": layers, "heads": heads} | SIZES[size]["text"]
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
+            hidden_size=sizes["width"],
+            intermediate_size=4 * sizes["width"],
+            num_hidden_layers=sizes["layers"],
+            num_attention_heads=sizes["heads"],
             hidden_act=activation,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -57,36 +69,33 @@ def text_encoder(family: str, tokenizer: Any, *, toy: bool) -> Any:
     )
 
 
-def unet(family: str, width: int, *, toy: bool) -> Any:
+def unet(family: str, width: int, size: str) -> Any:
     """Return a random U-Net for text states of `width` channels."""
-    changes = UNET[family]
-    if toy:
-        heads = (4, 4, 8, 8) if family == "sd21" else 8
-        changes = {**changes, **TOY_UNET, "attention_head_dim": heads}
+    changes = UNET[family] | SIZES[size]["unet"]
+    if size != "real" and family == "sd21":  # narrow heads for narrow layers
+        changes["attention_head_dim"] = (4, 4, 8, 8)
     return diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=width, **changes)
 
 
-def autoencoder(*, toy: bool) -> Any:
+def autoencoder(size: str) -> Any:
     """Return a random autoencoder that shrinks by 8."""
     return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16) if toy else (128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1 if toy else 2,
-        norm_num_groups=8 if toy else 32,
         sample_size=512,
+        **({"layers_per_block": 2, "norm_num_groups": 32} | SIZES[size]["vae"]),
     )
 
 
-def build(family: str = "sd15", *, toy: bool = False) -> diffusers.StableDiffusionPipeline:
+def build(family: str = "sd15", size: str = "real") -> diffusers.StableDiffusionPipeline:
     """Build the pipeline with random float32 weights."""
     tokenizer = CLIPTokenizer.from_pretrained(
         POCKET_BASE, subfolder="tokenizer", model_max_length=77
     )
-    text = text_encoder(family, tokenizer, toy=toy)
+    text = text_encoder(family, tokenizer, size)
     return diffusers.StableDiffusionPipeline(
-        unet=unet(family, text.config.hidden_size, toy=toy),
-        vae=autoencoder(toy=toy),
+        unet=unet(family, text.config.hidden_size, size),
+        vae=autoencoder(size),
         text_encoder=text,
         tokenizer=tokenizer,
         scheduler=diffusers.PNDMScheduler(
@@ -122,12 +131,12 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="diffusers folder to write")
     parser.add_argument("--controlnet", type=Path, help="also write a ControlNet of 20 channels")
     parser.add_argument("--family", choices=FAMILIES, default="sd15", help="architecture")
-    parser.add_argument("--toy", action="store_true", help="small widths, for tests")
+    parser.add_argument("--size", choices=SIZES, default="real", help="widths of the networks")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     arguments = parser.parse_args()
     require_seed(arguments.seed)
     torch.manual_seed(arguments.seed)
-    base = build(arguments.family, toy=arguments.toy)
+    base = build(arguments.family, arguments.size)
     if arguments.controlnet:
         build_controlnet(base.unet).to(torch.float16).save_pretrained(arguments.controlnet)
     base.to(torch.float16).save_pretrained(arguments.output)

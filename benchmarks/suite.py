@@ -21,8 +21,8 @@ from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = (
-    "fusion", "stock_pipelines", "precision", "engine", "workers", "long_runs", "data_path",
-    "opening", "preflight", "controlnet_training", "segmentation_training", "start",
+    "fusion", "narrow_fusion", "stock_pipelines", "precision", "engine", "workers", "long_runs",
+    "data_path", "opening", "preflight", "controlnet_training", "segmentation_training", "start",
 )  # fmt: skip
 
 

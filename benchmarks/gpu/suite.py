@@ -144,8 +144,9 @@ def write_bases(folder: Path, families: set[str], *, toy: bool) -> None:
             command = [
                 sys.executable, "benchmarks/random_base.py", "--family", family, "--output",
                 str(folder / family), "--controlnet", str(folder / f"{family}_controlnet"),
+                "--size", "toy" if toy else "real",
             ]  # fmt: skip
-            running.append(subprocess.Popen(command + ["--toy"] * toy, cwd=ROOT))
+            running.append(subprocess.Popen(command, cwd=ROOT))
     for process in running:
         if process.wait():
             raise RuntimeError("a base model was not written; see the message above")

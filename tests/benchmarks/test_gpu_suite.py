@@ -22,7 +22,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     for family in random_base.FAMILIES:
         torch.manual_seed(0)
-        base = random_base.build(family, toy=True)
+        base = random_base.build(family, "toy")
         control = random_base.build_controlnet(base.unet).half()
         control.save_pretrained(folder / f"{family}_controlnet")
         base.to(torch.float16).save_pretrained(folder / family)
