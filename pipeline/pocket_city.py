@@ -24,6 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline.config import parse, show
 from pipeline.dataset_writer import DatasetWriter, EncodedSample, encode_sample, write_card
 from pipeline.errors import UserError, guard
+from pipeline.folder_lock import lock_folder
 from pipeline.pocket.splits import SEEDS_PER_SPLIT, SPLITS, look_of, scene_seed
 from pipeline.rows import sample_id
 from pipeline.setting_checks import require_between, require_positive
@@ -120,6 +121,7 @@ def main() -> int | None:
         "size_px": list(config.size_px),
     }
     writer = DatasetWriter(folder, config=settings)
+    lock_folder(folder)
     done = writer.done_ids()
     indices = range(config.first, config.first + config.n)
     missing = [i for i in indices if sample_id(i) not in done]

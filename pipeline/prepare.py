@@ -42,6 +42,7 @@ from pipeline.dataset import prove_checked
 from pipeline.dataset_writer import SHARD_SIZE, DatasetWriter, write_card
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.exports.daformer import write_daformer_files
+from pipeline.folder_lock import lock_folder
 from pipeline.markdown import code, plain
 from pipeline.metadata import read_rows
 from pipeline.output_folders import (
@@ -223,6 +224,7 @@ def open_writer(
         record = {**provenance, "config": settings, "digest": digest(settings)}
         files.write_json(folder / "run.json", record)  # after the rows: nothing old is left
     writer = DatasetWriter(folder, config=settings, provenance=provenance)
+    lock_folder(folder)
     files.sweep_temporaries(folder)
     return writer
 

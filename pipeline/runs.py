@@ -19,6 +19,7 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from pipeline import files, ranks
 from pipeline.checkpoints import latest_checkpoint
 from pipeline.errors import UserError
+from pipeline.folder_lock import lock_folder
 from pipeline.output_folders import (
     RUN,
     check_output,
@@ -110,12 +111,14 @@ def open_run(
 ) -> None:
     """Start or continue the run in `folder`, by the rules of `pipeline.output_folders`.
 
+    The main process holds the folder until it ends.
     `settings`, with the paths that a config leaves out, are recorded beside it, never compared.
     """
     check_output(folder, RUN)
     require_same(folder, RUN, config)
     require_writable(folder)
     if is_main:
+        lock_folder(folder)
         provenance = {"settings": dict(settings)} if settings else {}
         write_marker(folder, RUN, config, provenance=provenance)
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from safetensors.torch import save_file
 from pipeline import checkpoint_files, checkpoints, runs
 from pipeline.errors import UserError
 from pipeline.output_folders import RUN, check_output
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -108,6 +112,27 @@ def test_other_config_is_refused_with_the_difference(tmp_path: Path) -> None:
     runs.open_run(tmp_path / "r", {"steps": 5, "lr": 0.1}, is_main=True)
     with pytest.raises(UserError, match=r"holds another run \(lr: 0.1 -> 0.2\)"):
         runs.open_run(tmp_path / "r", {"steps": 5, "lr": 0.2}, is_main=True)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> None:
+    """The lock ends with the process that holds it, even if that is killed."""
+    program = (
+        "import sys, time; from pathlib import Path; from pipeline import runs\n"
+        "runs.open_run(Path(sys.argv[1]), {'steps': 5}, is_main=True)\n"
+        "print('open', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "r")]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout and holder.stdout.readline() == "open\n"
+        with pytest.raises(UserError, match="another process is writing to it; wait for its end"):
+            runs.open_run(tmp_path / "r", {"steps": 5}, is_main=True)
+        runs.open_run(tmp_path / "r", {"steps": 5}, is_main=False)  # a rank beside the main one
+    finally:
+        holder.kill()
+        holder.wait()
+    for _ in range(2):  # the process that holds a folder may open it again
+        runs.open_run(tmp_path / "r", {"steps": 5}, is_main=True)
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", "unet", "finished.json", "run.json"])
