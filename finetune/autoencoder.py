@@ -60,16 +60,21 @@ class Reconstruct(nn.Module):
         self.discriminator = Discriminator() if discriminate else None
 
     def forward(
-        self, image: torch.Tensor, noise: torch.Tensor
+        self,
+        image: torch.Tensor,
+        noise: torch.Tensor,
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Return the decoded images, the first half of the batch at half size, the moments.
 
         `noise` has the shape of the latent, BxCxhxw; the moments are Bx2Cxhxw. All float32.
+        `change` is applied to the latents before they are decoded.
         """
         with torch.set_grad_enabled(not self.decoder_only):
             moments = self.vae.encode(image).latent_dist.parameters.float()
         posterior = DiagonalGaussianDistribution(moments)
         latent = posterior.mean + posterior.std * noise
+        latent = change(latent) if change else latent
         half = None
         if self.halve:
             some = latent[: (len(latent) + 1) // 2]

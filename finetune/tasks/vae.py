@@ -1,6 +1,7 @@
 """The autoencoder, trained to reconstruct images."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune.autoencoder import (
     discriminator_loss,
 )
 from finetune.data import Batches
+from finetune.denoised_latents import PartialDenoiser
 from finetune.loop import Loss, Task
 from finetune.losses import reconstruction_loss
 from finetune.network_sizes import AutoencoderSizes
@@ -49,7 +51,8 @@ class AutoencoderTask(Task):
     """Trains an autoencoder, or with `decoder_only` its decoder.
 
     The discriminator is trained from the first update on; the adversarial loss trains the
-    decoder from update `adversarial_start` on.
+    decoder from update `adversarial_start` on. With `denoiser` a decoder learns from latents that
+    a diffusion model has changed.
     """
 
     model: Reconstruct
@@ -64,7 +67,9 @@ class AutoencoderTask(Task):
         *,
         adversarial_start: int = 0,
         decoder_only: bool = False,
+        denoiser: PartialDenoiser | None = None,
     ) -> None:
+        self.denoiser = denoiser
         self.run, self.batches, self.sample, self.weights = run, batches, sample, weights
         self.adversarial_start = adversarial_start
         self.device, self.decoder_only = run.accelerator.device, decoder_only
@@ -88,7 +93,8 @@ class AutoencoderTask(Task):
         noise = torch.randn(
             len(image), self.latent_channels, *sides, generator=generator, device=self.device
         )
-        output, half, moments = model(image, noise)
+        change = partial(self.denoiser, generator=generator) if self.denoiser else None
+        output, half, moments = model(image, noise, change)
         pixel_weights = {"edge_weight": weights.edge, "color_weight": weights.color}
         loss, logged = balanced_loss(
             output,

@@ -22,12 +22,12 @@ mkdir -p "$out" "$trial"
 if [ -n "${TOY:-}" ]; then
     hardware="" trial_images=210 updates=2 most=(4 4 4)
     data=(num_images=240 num_source=24 num_oracle=140 num_heldout=14)
-    rest=(vae_crops=16 unet_crops=16 unet_steps=2 control_crops=16 oracle_steps=2)
+    rest=(vae_crops=16 unet_crops=16 unet_steps=2 control_crops=16 oracle_steps=2 decoder_steps=2)
     options=(--training.batch-size 2)
 else
     hardware=_gpu trial_images=400 updates=60 most=(3000 20000 5000)
     data=(num_oracle=980)
-    rest=(vae_crops=40000 unet_crops=6000 unet_steps=300 control_crops=24000)
+    rest=(vae_crops=40000 unet_crops=6000 unet_steps=300 control_crops=24000 decoder_steps=300)
     options=()
 fi
 data+=(workers="$(nproc)")
@@ -124,6 +124,6 @@ EOF
     pack
     say "$stage done"
 done
-recipe reconstructions generated distances looks oracle fidelity >> "$out/log.txt" 2>&1 || true
+recipe decoder model reconstructions generated distances looks oracle fidelity >> "$out/log.txt" 2>&1 || true
 pack
 say "all done"

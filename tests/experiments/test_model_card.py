@@ -5,6 +5,8 @@ import shutil
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from experiments import model_card, model_weights
 from pipeline.errors import UserError
@@ -78,6 +80,33 @@ def test_the_folder_is_a_base_with_its_settings(tiny_base, tiny_controlnet, tmp_
     assert sizes["base/unet"] == (
         output / "base" / "unet" / "diffusion_pytorch_model.safetensors"
     ).stat().st_size  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["decoder.conv_in.weight", "encoder.conv_in.weight"])
+def test_only_the_decoder_may_be_another_one(
+    part, tiny_base, tiny_controlnet, tmp_path, monkeypatch
+):
+    """It is written in the precision of the base."""
+    base, vae, weights = tmp_path / "base", tmp_path / "vae", "diffusion_pytorch_model.safetensors"
+    shutil.copytree(tiny_base, base)
+    before = {name: value.half() for name, value in load_file(base / "vae" / weights).items()}
+    save_file(before, base / "vae" / weights)
+    shutil.copytree(base / "vae", vae)
+    changed = {name: value.float() for name, value in before.items()}
+    changed[part] = changed[part] + 1
+    save_file(changed, vae / weights)
+    write_json(tmp_path / "defaults.json", {"generation": {"steps": 3}})
+    words = ("--base", base, "--vae", vae, "--controlnet", tiny_controlnet)
+    words += ("--defaults", tmp_path / "defaults.json", "--output", tmp_path / "out")
+    if part.startswith("encoder"):
+        with pytest.raises(UserError, match="--vae .*: has another encoder than --base"):
+            run(model_weights, monkeypatch, *words)
+        assert not (tmp_path / "out").exists()
+        return
+    run(model_weights, monkeypatch, *words)
+    written = load_file(tmp_path / "out" / "base" / "vae" / weights)
+    assert torch.equal(written[part], changed[part].half()) and written.keys() == before.keys()
+    assert all(torch.equal(written[name], before[name]) for name in before if name != part)
 
 
 @pytest.mark.parametrize("place", ["parent", "inside", "controlnet", "defaults", "run"])

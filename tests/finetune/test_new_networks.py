@@ -23,6 +23,16 @@ VAE = [
     (("--init", "{base}"), "here it is .*vae"),
     (("--init", "nowhere"), "nowhere: has no config.json"),
     (("--decoder-only",), "--decoder-only: there is no encoder to keep"),
+    (("--denoiser", "pocket"), "--denoiser: .* must not change; add --decoder-only"),
+    (
+        ("--decoder-only", "--init", "pocket", "--denoiser", "{base}"),
+        r"--denoiser .*: its autoencoder has the latent_channels \d+, that of --init 6; name",
+    ),
+    (
+        ("--decoder-only", "--init", "pocket", "--denoiser", "pocket", "--crop.size-px", 72, 64),
+        "--crop.size-px 72 64: .* for --denoiser pocket",
+    ),
+    (("--denoiser-strength", 2), "--denoiser-strength 2: must be in 0..1"),
 ]
 PRIOR = [
     (("--vae", "{net}"), "is of a ControlNetModel, but AutoencoderKL is needed"),

@@ -1,6 +1,7 @@
 """The fine-tuning programs: a few real steps, resume after kill -9, two processes, bad input."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -135,6 +136,13 @@ def test_base_model_from_scratch_generates_from_a_prompt(
     )  # fmt: skip
     losses = json.loads((tmp_path / "prior" / "averages.json").read_text())["held_out_loss"]
     assert len(losses) > 5 and all(loss > 0 for loss in losses.values())
+    run_program(
+        "finetune/vae.py", "--data", data, "--init", tmp_path / "decoder" / "vae", *size,
+        "--decoder-only", "--scale-weight", "0", "--denoiser", tmp_path / "prior" / "base",
+        "--denoiser-strength", "1", "--output", tmp_path / "denoised", "--training.steps", "2",
+    )  # fmt: skip
+    last = json.loads((tmp_path / "denoised" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert math.isfinite(last["loss"])
     further = (
         "finetune/prior.py", "--data", data, "--init", tmp_path / "prior" / "base", *size,
         "--training.steps", "1", "--logit-normal", "-0.4", "1.4",
