@@ -35,7 +35,7 @@ class PartialDenoiser:
         self.most_steps = round(strength * STEPS)
 
     @torch.no_grad()
-    def __call__(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def apply(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return denoised latents BxCxhxw for latents as the autoencoder gives them, unscaled."""
         device = generator.device
         count = torch.randint(self.most_steps + 1, (), generator=generator, device=device).item()

@@ -93,7 +93,7 @@ class AutoencoderTask(Task):
         noise = torch.randn(
             len(image), self.latent_channels, *sides, generator=generator, device=self.device
         )
-        change = partial(self.denoiser, generator=generator) if self.denoiser else None
+        change = partial(self.denoiser.apply, generator=generator) if self.denoiser else None
         output, half, moments = model(image, noise, change)
         pixel_weights = {"edge_weight": weights.edge, "color_weight": weights.color}
         loss, logged = balanced_loss(

@@ -23,7 +23,8 @@ def test_equal_to_the_stock_pipeline(seed, latents, tiny_base, monkeypatch):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     scale = pipe.vae.config.scaling_factor
-    ours = PartialDenoiser(str(tiny_base), CPU, 0.6)(latents, torch.Generator().manual_seed(seed))
+    denoiser = PartialDenoiser(str(tiny_base), CPU, 0.6)
+    ours = denoiser.apply(latents, torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed)
     count = int(torch.randint(7, (), generator=generator))
     if not count:
@@ -52,4 +53,4 @@ def test_equal_to_the_stock_pipeline(seed, latents, tiny_base, monkeypatch):
 
 def test_without_strength_latents_stay(latents, tiny_base):
     denoiser = PartialDenoiser(str(tiny_base), CPU, 0.0)
-    assert torch.equal(denoiser(latents, torch.Generator().manual_seed(0)), latents)
+    assert torch.equal(denoiser.apply(latents, torch.Generator().manual_seed(0)), latents)
