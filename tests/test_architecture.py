@@ -115,8 +115,9 @@ TORCH_ROOMS = (
 TORCH_FILES = {
     "finetune/autoencoder.py", "finetune/averages.py", "finetune/base_model.py",
     "finetune/cache.py", "finetune/data.py", "finetune/denoised_latents.py",
-    "finetune/diffusion.py", "finetune/loop.py", "finetune/losses.py", "finetune/previews.py", "finetune/strategies.py",
-    "finetune/tokenizer.py", "generation/pipeline_inputs.py", "generation/street_pipeline.py",
+    "finetune/diffusion.py", "finetune/loop.py", "finetune/losses.py",
+    "finetune/previews.py", "finetune/strategies.py", "finetune/tokenizer.py",
+    "generation/pipeline_inputs.py", "generation/street_pipeline.py",
     "pipeline/averages.py",
     "pipeline/checkpoint_files.py", "pipeline/checkpoints.py", "pipeline/efficientnet.py",
     "pipeline/runs.py", "pipeline/segmentation_head.py", "pipeline/transformers_segmenter.py",
