@@ -86,7 +86,7 @@ def read_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{network}", default="pocket", help="as in generation/run.py")
     parser.add_argument("--n", type=int, default=64, help="images per row and seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="generation seeds")
-    parser.add_argument("--processes", type=int, default=2, help="processes of the generation")
+    parser.add_argument("--processes", type=int, default=1, help="processes of the generation")
     parser.add_argument(
         "--only", nargs="+", choices=VARIANTS, metavar="NAME", help="generate only these rows"
     )

@@ -23,9 +23,10 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.markdown import table
-from pipeline.reading import read_json
+from pipeline.reading import expecting, read_json
+from pipeline.setting_checks import require_positive
 
-HEADER = ["images", "number", "columns", "rows", "columns, reference", "rows, reference"]
+HEADER = ["images", "columns", "rows", "columns, reference", "rows, reference"]
 
 
 def borders(side: int, tile: int, stride: int) -> list[int]:
@@ -38,6 +39,8 @@ def differences(folder: Path, number: int) -> list[np.ndarray]:
     """Return mean absolute grey differences of neighbours, over images: columns, then rows."""
     totals: list[np.ndarray] = []
     samples = open_dataset(folder, labelled=False)[:number]
+    if not samples:
+        raise UserError(f"{folder}: holds no images; name a folder that does")
     for sample in samples:
         grey = read_image(sample.image).mean(axis=2)
         pair = [np.abs(np.diff(grey, axis=1)).mean(0), np.abs(np.diff(grey, axis=0)).mean(1)]
@@ -54,20 +57,21 @@ def seam_ratio(profile: np.ndarray, edges: Sequence[int]) -> float:
 
 def row_of(folder: Path, reference: list[np.ndarray], number: int) -> list[str]:
     """Return the row of a folder of generated images."""
-    config = read_json(folder / "run.json", dict)["config"]
+    with expecting(folder / "run.json"):
+        config = read_json(folder / "run.json", dict)["config"]
+        sizes = {name: [int(side) for side in config[name]] for name in ("tile_px", "stride_px")}
     profiles, ratios = differences(folder, number), []
     for axis, (one, other) in enumerate(zip(profiles, reference, strict=True)):
         side = len(one) + 1
         if len(other) != len(one):
             raise UserError(f"--reference: its images have another size than those of {folder}")
-        tile, stride = (config[name][1 - axis] for name in ("tile_px", "stride_px"))
+        tile, stride = (sizes[name][1 - axis] for name in ("tile_px", "stride_px"))
         edges = borders(side, tile, stride)
         if not edges:
             raise UserError(f"{folder}: its images are one tile wide or high and have no seams")
         ratios.append((seam_ratio(one, edges), seam_ratio(other, edges)))
-    count = min(number, len(open_dataset(folder, labelled=False)))
     values = [*(a / b for a, b in ratios), *(b for _, b in ratios)]
-    return [str(folder), str(count), *(f"{value:.2f}" for value in values)]
+    return [str(folder), *(f"{value:.2f}" for value in values)]
 
 
 def main() -> None:
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, required=True, help="renders of the same size")
     parser.add_argument("--n", type=int, default=200, help="images of each folder at most")
     options = parser.parse_args()
+    require_positive(options, "n")
     reference = differences(options.reference, options.n)
     print(table(HEADER, [row_of(folder, reference, options.n) for folder in options.images]))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import tile_seams
+from pipeline.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,13 @@ def test_a_step_at_a_border_is_a_seam():
     assert tile_seams.seam_ratio(np.abs(np.diff(stepped)), [64]) == 11.0
 
 
+@pytest.mark.parametrize("record", ["{}", '{"config": {"tile_px": 3, "stride_px": [8, 16]}}'])
+def test_a_folder_that_is_no_generated_set_is_one_line(record, tmp_path):
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(UserError, match="run.json: lacks an expected value"):
+        tile_seams.row_of(tmp_path, [], 1)
+
+
 def test_folders_are_compared_with_the_reference(tiny_dataset, tmp_path, monkeypatch, capsys):
     folder = tiny_dataset(n=2)
     monkeypatch.setattr(
@@ -31,4 +39,4 @@ def test_folders_are_compared_with_the_reference(tiny_dataset, tmp_path, monkeyp
     monkeypatch.setattr("sys.argv", ["x", "--images", str(folder), "--reference", str(folder)])
     tile_seams.main()
     row = capsys.readouterr().out.strip().splitlines()[-1]
-    assert "| 2 | 1.00 | 1.00 |" in row
+    assert "| 1.00 | 1.00 |" in row
