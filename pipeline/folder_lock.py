@@ -22,7 +22,8 @@ def lock_folder(folder: Path) -> None:
             return
         os.close(_held.pop(path))  # the folder was removed and made again
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # nothing is made elsewhere
+        descriptor = os.open(path, flags, 0o666)
     except OSError:
         return  # what cannot be written to is reported elsewhere
     try:

@@ -135,6 +135,14 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> N
         runs.open_run(tmp_path / "r", {"steps": 5}, is_main=True)
 
 
+def test_a_lock_is_not_made_through_a_link(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / ".lock").symlink_to(tmp_path / "elsewhere")
+    runs.open_run(folder, {"steps": 5}, is_main=True)
+    assert not (tmp_path / "elsewhere").exists() and (folder / "config.json").exists()
+
+
 @pytest.mark.parametrize("name", ["thesis.txt", "unet", "finished.json", "run.json"])
 def test_folder_of_something_else_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
