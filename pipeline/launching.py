@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PREFIX
+from pipeline.errors import PREFIX, UserError
 
 
 def has_accelerator() -> bool:
@@ -49,6 +49,8 @@ def launch_prefix(
 
 def complaint(log: Path) -> str:
     """Return the line in which a stage's program said why it stopped; launchers add their own."""
+    if not log.is_file():
+        return ""
     for line in reversed(log.read_text(errors="replace").splitlines()):
         if line.startswith(PREFIX):
             return f" ({line.removeprefix(PREFIX)})"
@@ -105,6 +107,8 @@ def forward(
     process that the command started and waited for. In a thread that is not the main one, only
     `children` can stop the program.
     """
+    if log.exists() and not log.is_file():  # a pipe without a reader would stop us for ever
+        raise UserError(f"{log}: is no regular file, but the log is written there; move it away")
     children = children or Children()
     variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads), **os.environ}
     if sys.platform == "linux":  # all processes are here: meet without a lookup of the host's name

@@ -252,7 +252,7 @@ def remove_output(stage: Stage, workspace: Path) -> None:
             f"stage {stage.name}: {stage.output} is outside the workspace and holds an older "
             "result; move it away yourself"
         )
-    if stage.output.is_dir():
+    if stage.output.is_dir() and not stage.output.is_symlink():
         shutil.rmtree(stage.output)
     else:
         stage.output.unlink(missing_ok=True)

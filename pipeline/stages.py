@@ -4,8 +4,8 @@ Commands are one line of text each, split like a shell does. In every text `{wor
 for the workspace folder, and `{name}` for an entry of `values`. A stage with `each: {seed: [0, 1]}`
 stands for one stage per value, with `{seed}` in its texts. An entry with `stages` is a group: its
 stages are repeated together for each value. A stage or group whose text `when` is empty is left
-out. A stage reads another one if its command names a path in, or above, the other's output; nothing
-about this is written by hand.
+out. A stage reads another one if its command names a path in, or above, the other's output, also
+behind `NAME=`; nothing about this is written by hand.
 """
 
 import itertools
@@ -164,7 +164,8 @@ def _build_stage(
     words = tuple(locate(_fill(word, values, path)) for word in split)
     output = Path(_fill(entry.output, values, path))
     _require_within(entry, output, path)
-    read = [Path(word) for word in words if not word.startswith("-")]
+    # A path may stand behind a name: `loss=DIR/metrics.jsonl`, `--data=DIR`
+    read = [Path(word.rpartition("=")[2]) for word in words if word[:1] != "-" or "=" in word]
     return Stage(
         name=entry.name,
         about=entry.about,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from pipeline import launching, stage_runs
 from pipeline.errors import UserError
 from pipeline.stage_runs import Launch
-from pipeline.stages import find_recipe, load_recipe
+from pipeline.stages import FOLDER, find_recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITE = (
@@ -80,6 +81,30 @@ def test_inputs_are_found_from_the_commands(recipe: Path) -> None:
     stages = {s.name: s for s in load_recipe(recipe).stages}
     assert stages["second"].inputs == ("first",)
     assert stages["other"].inputs == ()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_every_output_that_a_command_of_a_recipe_names_is_an_input(name: str) -> None:
+    """Read as text: a stage that starts before its input, with --jobs, would find nothing."""
+    before: list[str] = []
+    outputs: dict[str, str] = {}
+    for stage in load_recipe(find_recipe(name)).stages:
+        text = " ".join(stage.command)
+        named = [n for n in before if re.search(rf"{re.escape(outputs[n])}(?=[/ ]|$)", text)]
+        assert set(named) <= set(stage.inputs), stage.name
+        before.append(stage.name)
+        outputs[stage.name] = str(stage.output)
+
+
+def test_a_path_behind_a_name_is_an_input(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "workspace: w\nstages:\n"
+        "  - {name: a, command: x.py, output: '{workspace}/a'}\n"
+        "  - {name: b, command: 'x.py loss={workspace}/a/m.jsonl', output: '{workspace}/b'}\n"
+        "  - {name: c, command: 'x.py --data={workspace}/b', output: '{workspace}/c'}\n"
+    )
+    assert [stage.inputs for stage in load_recipe(path).stages] == [(), ("a",), ("b",)]
 
 
 def test_each_repeats_a_stage(tmp_path: Path) -> None:
@@ -353,6 +378,31 @@ def test_output_outside_the_workspace_is_never_deleted(recipe: Path, tmp_path: P
     done = start(recipe, "--redo", "other")
     assert done.returncode == 2 and "outside the workspace" in done.stderr
     assert (outside / "done").exists()
+
+
+def test_a_pipe_in_place_of_a_log_is_one_line(recipe: Path) -> None:
+    logs = recipe.parent / "work" / "logs"
+    logs.mkdir(parents=True)
+    os.mkfifo(logs / "first.log")
+    done = start(recipe, "--jobs", "2")
+    assert done.returncode == 2 and "first.log: is no regular file" in done.stderr
+
+
+def test_a_link_in_place_of_an_output_is_replaced(recipe: Path) -> None:
+    assert start(recipe).returncode == 0
+    work = recipe.parent / "work"
+    (work / "other").rename(work / "mine")
+    (work / "other").symlink_to(work / "mine")
+    assert start(recipe, "--redo", "other").returncode == 0
+    assert not (work / "other").is_symlink() and (work / "mine" / "done").exists()
+
+
+def test_a_failure_is_named_without_its_log(recipe: Path) -> None:
+    logs = recipe.parent / "work" / "logs"
+    (recipe.parent / "program.py").write_text(
+        f"import shutil, sys; shutil.rmtree({str(logs)!r}); sys.exit(5)"
+    )
+    assert "stage first stopped with exit code 5" in start(recipe).stderr
 
 
 def test_launchers() -> None:
