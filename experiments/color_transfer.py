@@ -1,9 +1,10 @@
 """Give the source images the colours of random images of an unlabelled collection.
 
-A baseline that needs no diffusion model, keeps labels exact and takes minutes. Two methods:
+A baseline that needs no diffusion model, keeps labels exact and takes minutes. Three methods:
 
     reinhard   mean and standard deviation of each channel (Reinhard et al., Color Transfer between
                Images, 2001; here in CIE L*a*b*)
+    rows       the same for each row, from a window of neighbouring rows (pipeline/row_colors.py)
     fda        the lowest frequencies of the amplitude spectrum (Yang and Soatto, FDA: Fourier
                Domain Adaptation for Semantic Segmentation, CVPR 2020)
 
@@ -31,6 +32,7 @@ from pipeline.dataset import open_dataset, read_pair
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
+from pipeline.row_colors import transfer_row_colors
 from pipeline.rows import sample_id
 from pipeline.sample_views import source_image
 from pipeline.seeding import numpy_generator
@@ -103,7 +105,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--n", type=int, help="number of images; default: all")
     parser.add_argument(
         "--method",
-        choices=("reinhard", "fda"),
+        choices=("reinhard", "rows", "fda"),
         default="reinhard",
         help="colour transfer, see above",
     )
@@ -142,6 +144,8 @@ def main() -> None:
         target = read_image(other.image)
         if options.method == "reinhard":
             result = reinhard(image, target)
+        elif options.method == "rows":
+            result = transfer_row_colors(image, target)
         else:
             result = fda(image, target, options.fda_beta)
         row = {"condition": str(other.row.get("condition", "")), "colors_of": other.id}

@@ -1,4 +1,4 @@
-"""Captions of crops: class names in a template, never longer than the text window."""
+"""Captions of crops: class names and style in a template, never longer than the text window."""
 
 import sys
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder, fit_classes
 
 PLACEHOLDER = "{classes}"
+STYLE_PLACEHOLDER = "{style}"
 TEMPLATE_FLAG = "--caption.template"
 
 
@@ -25,9 +26,12 @@ class Captions:
         self._base, self._settings = base, settings
         self._caption_of = lru_cache(4096)(self._caption)  # few sets of classes occur
 
-    def __call__(self, label: np.ndarray, rng: np.random.Generator) -> str:
-        """Return the caption of train ids HxW; void is not named. `rng` samples the classes."""
-        return self._caption_of(tuple(self._settings.sample_classes(label, rng)))
+    def __call__(self, label: np.ndarray, rng: np.random.Generator, style: str = "") -> str:
+        """Return the caption of train ids HxW in the words of a style.
+
+        Void is not named. `rng` samples the classes.
+        """
+        return self._caption_of(tuple(self._settings.sample_classes(label, rng)), style)
 
     @cached_property
     def _text(self) -> PromptEncoder:
@@ -36,22 +40,31 @@ class Captions:
     def _truncates(self, caption: str) -> bool:
         return self._text.truncates(caption)
 
-    def _render(self, classes: Sequence[int]) -> str:
+    def _render(self, classes: Sequence[int], style: str) -> str:
         names = self._settings.join_class_names(classes)
-        return self._settings.template.replace(PLACEHOLDER, names)
+        template = self._settings.template.replace(PLACEHOLDER, names)
+        return template.replace(STYLE_PLACEHOLDER, style)
 
-    def _caption(self, classes: tuple[int, ...]) -> str:
-        return self._render(fit_classes(classes, self._render, self._truncates))
+    def _caption(self, classes: tuple[int, ...], style: str) -> str:
+        return self._render(self._fit(classes, style), style)
 
-    def check(self) -> None:
-        """Raise `UserError` if a class does not fit the text window; print a note if not all do."""
+    def _fit(self, classes: Sequence[int], style: str) -> list[int]:
+        return fit_classes(classes, lambda some: self._render(some, style), self._truncates)
+
+    def check(self, styles: Sequence[str] = ()) -> None:
+        """Raise `UserError` if a class does not fit the text window; print a note if not all do.
+
+        `styles` are the words of all styles; the longest is checked.
+        """
         every, template = range(labels.NUM_CLASSES), self._settings.template
-        if any(self._truncates(self._render([i])) for i in every):
+        style = max(styles if STYLE_PLACEHOLDER in template else (), key=len, default="")
+        if any(self._truncates(self._render([i], style)) for i in every):
+            words = f" with the style {style[:60]!r}" if style else ""
             raise UserError(
-                f"{TEMPLATE_FLAG} {template!r}: is cut after the {self._text.window} tokens of the "
-                f"text window of --base, {PLACEHOLDER} does not fit; shorten it"
+                f"{TEMPLATE_FLAG} {template!r}{words}: is cut after the {self._text.window} tokens "
+                f"of the text window of --base, {PLACEHOLDER} does not fit; shorten it"
             )
-        named = fit_classes(every, self._render, self._truncates)
+        named = self._fit(every, style)
         most = self._settings.max_classes or labels.NUM_CLASSES
         if PLACEHOLDER in template and len(named) < most:
             print(

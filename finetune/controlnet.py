@@ -31,6 +31,7 @@ from finetune.captions import Captions
 from finetune.crops import LabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, HeadSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
+from finetune.style_images import open_style_images
 from pipeline.base_defaults import with_base_defaults
 from pipeline.captions import CaptionSettings, check_template
 from pipeline.config import parse
@@ -75,6 +76,9 @@ class Config(BaseModelSettings):
     """save the weights as float16"""
     segmentation_head: HeadSettings = field(default_factory=HeadSettings)
     """a segmentation head on features of the U-Net, for the in-sampling correction of generation"""
+    style_images: tuple[str, ...] = ()
+    """dataset folders of captioned images; each crop takes on the colours of one of them, and
+    {style} in the template of the captions its words"""
     crop: Crop = field(default_factory=lambda: Crop(scales=(1.0,)))
     rare_classes: RareClassSampling = field(default_factory=RareClassSampling)
     training: Training = field(
@@ -87,7 +91,7 @@ class Config(BaseModelSettings):
         super().__post_init__()
         require_between(self, 0, 1, "caption_dropout", "color_jitter", "init_weight")
         self.caption.check("caption.")
-        check_template("--caption.template", self.caption.template, ("classes",))
+        check_template("--caption.template", self.caption.template, ("classes", "style"))
         self.rare_classes.check()
 
     def check(self) -> None:
@@ -127,11 +131,14 @@ def main() -> int | None:
     unet_folder = find_network("--unet", config.unet, "unet", base)
     init_folder = find_network("--init", config.init, "controlnet", base)
     captions = Captions(base, config.caption)
-    crops = LabelledCrops(samples, config.crop, captions, config.color_jitter, config.rare_classes)
+    styles = open_style_images(config.style_images, config.caption.template)
+    crops = LabelledCrops(
+        samples, config.crop, captions, config.color_jitter, config.rare_classes, styles
+    )
 
     def check() -> None:
         require_disk(config.cached_crops, config.crop, config.output, labelled=True)
-        captions.check()
+        captions.check(styles.texts() if styles else ())
         _ = crops.index  # raises if no class is found
 
     run = start_run(
@@ -139,6 +146,7 @@ def main() -> int | None:
         call,
         samples,
         check,
+        styles=styles,
         base=("base", base),
         unet=("unet", unet_folder),
         init=("controlnet", init_folder),

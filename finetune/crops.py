@@ -4,7 +4,6 @@ The samplers give one training item per call. All of their randomness comes from
 are called with.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,7 +11,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from finetune.captions import Captions
 from finetune.settings import Crop
+from finetune.style_images import Style, StyleImages
 from pipeline.dataset import Sample, read_pair
 from pipeline.images import read_image
 from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes
@@ -37,11 +38,13 @@ class UnlabelledCrops:
     crop: Crop
     prompt: str
     color_jitter: float
+    styles: StyleImages | None = None
 
     def __call__(self, rng: np.random.Generator) -> TrainingItem:
-        """Return a random crop of a random image."""
+        """Return a random crop of a random image, in a random style if there are styles."""
         sample = self.samples[int(rng.integers(len(self.samples)))]
-        image = sample_image_crop(rng, sample, self.crop)
+        style = self.styles(rng) if self.styles else None
+        image = sample_image_crop(rng, sample, self.crop, style)
         return TrainingItem(jitter_some(rng, image, self.color_jitter), None, self.prompt)
 
 
@@ -62,13 +65,14 @@ class ImageCrops:
 
 @dataclass(frozen=True)
 class LabelledCrops:
-    """Samples crops with their labels and the captions that name the classes of the crop."""
+    """Samples crops with their labels and with captions that name classes and style of the crop."""
 
     samples: list[Sample]
     crop: Crop
-    caption: Callable[[np.ndarray, np.random.Generator], str]
+    caption: Captions
     color_jitter: float
     rare_classes: RareClassSampling
+    styles: StyleImages | None = None
 
     @cached_property
     def index(self) -> ClassIndex | None:
@@ -82,9 +86,10 @@ class LabelledCrops:
 
     def __call__(self, rng: np.random.Generator) -> TrainingItem:
         """Return a random crop, centred on a rare class if these are sampled more often."""
-        image, label = sample_labelled_crop(rng, self.samples, self.crop, self.index)
+        style = self.styles(rng) if self.styles else None
+        image, label = sample_labelled_crop(rng, self.samples, self.crop, self.index, style)
         image = jitter_some(rng, image, self.color_jitter)
-        return TrainingItem(image, label, self.caption(label, rng))
+        return TrainingItem(image, label, self.caption(label, rng, style.text if style else ""))
 
 
 def fit_scale(image_px: tuple[int, int], scale: float, crop: Crop) -> float:
@@ -120,18 +125,30 @@ def cut(array: np.ndarray, top_left: tuple[int, int], crop: Crop) -> np.ndarray:
     return array[top : top + crop.size_px[0], left : left + crop.size_px[1]]
 
 
-def sample_image_crop(rng: np.random.Generator, sample: Sample, crop: Crop) -> np.ndarray:
-    """Return a random crop of an image, HxWx3 uint8."""
+def sample_image_crop(
+    rng: np.random.Generator, sample: Sample, crop: Crop, style: Style | None = None
+) -> np.ndarray:
+    """Return a random crop of an image, HxWx3 uint8, in the colours of a style if one is given."""
     image = read_image(sample.image)
     size = scaled_size(image.shape[:2], float(rng.choice(crop.scales)), crop)
-    patch = cut(resize_area(image, size), corner(rng, size, crop, None), crop)
+    image = resize_area(image, size)
+    if style is not None:
+        image = style.apply(image)  # before the crop: colours depend on the height in the scene
+    patch = cut(image, corner(rng, size, crop, None), crop)
     return patch[:, ::-1] if crop.flip and rng.random() < 0.5 else patch
 
 
 def sample_labelled_crop(
-    rng: np.random.Generator, samples: list[Sample], crop: Crop, index: ClassIndex | None
+    rng: np.random.Generator,
+    samples: list[Sample],
+    crop: Crop,
+    index: ClassIndex | None,
+    style: Style | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return image HxWx3 and label HxW of a crop, centred on a rare class if `index` is given."""
+    """Return image HxWx3 and label HxW of a crop, centred on a rare class if `index` is given.
+
+    The image is in the colours of `style` if one is given.
+    """
     if index is None:
         sample, wanted = samples[int(rng.integers(len(samples)))], None
     else:
@@ -140,6 +157,8 @@ def sample_labelled_crop(
     image, label = read_pair(sample)
     size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)
     image, label = resize_area(image, size), resize_area(label, size, nearest=True)
+    if style is not None:
+        image = style.apply(image)
     center = None
     if wanted is not None:
         pixels = np.flatnonzero(label == wanted)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from finetune.settings import BaseModelSettings, Crop, RunSettings, Training
+from finetune.style_images import StyleImages
 from pipeline import ranks
 from pipeline.config import Invocation, show, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
@@ -19,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.hub import find_local
 from pipeline.identity import run_identity
 from pipeline.output_folders import RUN, check_output, require_same
-from pipeline.setting_checks import require_extra
+from pipeline.setting_checks import flag_of, require_extra
 from pipeline.size_grid import read_size_grid, require_multiple
 
 if TYPE_CHECKING:
@@ -92,34 +93,39 @@ def start_run(
     call: Invocation,
     samples: list[Sample],
     check: Callable[[], None] = lambda: None,
+    *,
+    styles: StyleImages | None = None,
     **models: ModelSource,
 ) -> Run | None:
     """Check the input of a run, then open its folder and start its processes.
 
-    `models` are those that the run starts from, by the name of their setting. `check` holds the
-    further checks of the program; it runs once the models are known to be loadable. Returns None if
-    there is nothing to do: a dry run, or a run that is finished. Raises `UserError` for bad files,
-    models or output folders before anything is written or any weights are loaded.
+    `samples` and `styles` are its images. `models` are those that it starts from, by the name of
+    their setting. `check` holds the further checks of the program; it runs once the models are
+    known to be loadable. Returns None if there is nothing to do: a dry run, or a run that is
+    finished. Raises `UserError` for bad files, models or output folders before anything is written
+    or any weights are loaded.
     """
     if call.dry_run:
         _print_plan(config, samples)
         return None
     if config.training.optimizer == "adamw_8bit":
         require_extra("--training.optimizer adamw_8bit", "bitsandbytes", "bitsandbytes")
-    folder = _require_output(config)
-    check_dataset(samples)
+    data = {"data": samples} | ({"style_images": styles.samples} if styles else {})
+    folder = _require_output(config, data)
+    for images in data.values():
+        check_dataset(images)
 
     from pipeline.models import check_loadable
     from pipeline.runs import is_finished, make_accelerator, open_run
 
     if is_finished(folder, config.training.steps):
-        require_same(folder, RUN, _identity(config, samples, models))
+        require_same(folder, RUN, _identity(config, data, models))
         print(f"{folder}: finished already, nothing to do")
         return None
     check_loadable(*models.values())
     check()
     if ranks.is_main():  # the other processes wait at the first exchange
-        open_run(folder, _identity(config, samples, models), is_main=True)
+        open_run(folder, _identity(config, data, models), is_main=True)
     accelerator = make_accelerator(folder, precision=config.training.precision)
     return Run(accelerator, folder, config.seed, config.training)
 
@@ -135,16 +141,20 @@ def _print_plan(config: RunSettings, samples: list[Sample]) -> None:
     )
 
 
-def _require_output(config: RunSettings) -> Path:
+def _require_output(config: RunSettings, data: Mapping[str, list[Sample]]) -> Path:
     """Return the run folder; raise `UserError` if none is given or if no run may be there."""
     if config.output is None:
         raise UserError("--output: no folder given; name the folder the run shall be written to")
-    check_output(config.output, RUN, inputs={"--data": [Path(data) for data in config.data]})
+    inputs = {
+        flag_of("", setting): list({s.folder for s in samples if s.folder is not None})
+        for setting, samples in data.items()
+    }
+    check_output(config.output, RUN, inputs=inputs)
     return config.output
 
 
 def _identity(
-    config: RunSettings, samples: list[Sample], models: Mapping[str, ModelSource]
+    config: RunSettings, data: Mapping[str, list[Sample]], models: Mapping[str, ModelSource]
 ) -> dict[str, Any]:
     """Return what makes two runs the same run; settings without effect on the result stay out."""
     settings = to_mapping(config)
@@ -154,4 +164,4 @@ def _identity(
         settings["training"].pop(name)
     processes = ranks.world_size()
     sources = {name: source for name, (_, source) in models.items()}
-    return run_identity(settings, models=sources, data={"data": samples}, processes=processes)
+    return run_identity(settings, models=sources, data=data, processes=processes)

@@ -24,6 +24,7 @@ from finetune.captions import check_prompt
 from finetune.crops import UnlabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
+from finetune.style_images import StyleImages, open_style_images
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import parse
 from pipeline.dataset import Sample
@@ -47,6 +48,9 @@ class Config(BaseModelSettings):
     color_jitter: float = 0.0
     """share of crops whose colours change at random (any hue); for a ControlNet trained with the
     same share, which then does not learn to correct the colours of the source"""
+    style_images: tuple[str, ...] = ()
+    """dataset folders of captioned images; each crop takes on the colours of one of them. For a
+    ControlNet trained with the same ones"""
     lora_rank: int = 0
     """train adapters of this rank in the attention layers only, for small GPUs; 0 trains all"""
     training: Training = field(
@@ -80,6 +84,7 @@ def main() -> int | None:
     base = find_base(config.base)
     require_crop_of_base(config, base)
     require_rank_of_base(config.lora_rank, base)
+    styles = open_style_images(config.style_images)
 
     def check() -> None:
         if config.lora_rank:
@@ -87,13 +92,15 @@ def main() -> int | None:
         require_disk(config.cached_crops, config.crop, config.output, labelled=False)
         check_prompt(config.prompt, base)
 
-    run = start_run(config, call, samples, check, base=("base", base))
+    run = start_run(config, call, samples, check, styles=styles, base=("base", base))
     if run is not None:
-        fit(config, run, base, samples)
+        fit(config, run, base, samples, styles)
     return None
 
 
-def fit(config: Config, run: Run, base: str, samples: list[Sample]) -> None:
+def fit(
+    config: Config, run: Run, base: str, samples: list[Sample], styles: StyleImages | None
+) -> None:
     """Train the U-Net of an open run."""
     from finetune.data import crop_batches
     from finetune.diffusion import FrozenBase
@@ -113,7 +120,7 @@ def fit(config: Config, run: Run, base: str, samples: list[Sample]) -> None:
     )
 
     # Data
-    crops = UnlabelledCrops(samples, config.crop, config.prompt, config.color_jitter)
+    crops = UnlabelledCrops(samples, config.crop, config.prompt, config.color_jitter, styles)
     batches = crop_batches(
         run,
         frozen.vae,

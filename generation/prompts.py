@@ -101,10 +101,20 @@ def join_classes(label: np.ndarray, grammar: Grammar, rng: np.random.Generator) 
 def render_prompt(grammar: Grammar, classes: str, *, condition: str, time: str, place: str) -> str:
     """Fill the template of condition `condition` (a name) with the other parts (words)."""
     chosen = grammar.conditions[condition]
-    parts = {"classes": classes, "condition": chosen.phrase, "time": time, "place": place}
     template = chosen.template or grammar.template
     if not classes:  # void alone: nothing is there to be "with"
         template = re.sub(r"\bwith {classes}", "", template)
+    return _fill(template, classes=classes, condition=chosen.phrase, time=time, place=place)
+
+
+def render_style(grammar: Grammar, *, condition: str, time: str, place: str) -> str:
+    """Return what the prompt of condition `condition` (a name) says after its classes."""
+    chosen = grammar.conditions[condition]
+    template = (chosen.template or grammar.template).partition("{classes}")[2]
+    return _fill(template, condition=chosen.phrase, time=time, place=place)
+
+
+def _fill(template: str, **parts: str) -> str:
     text = re.sub(r"{(\w+)}", lambda found: parts[found[1]], template)
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"( ?,)+", ",", text)

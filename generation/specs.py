@@ -8,7 +8,7 @@ import numpy as np
 
 from generation.label_maps import LabelMap, LabelMapFolder
 from generation.plan import Crop, PlanItem, noise_seed, place_crop
-from generation.prompts import Grammar, join_classes, render_prompt
+from generation.prompts import Grammar, join_classes, render_prompt, render_style
 from generation.samples import SampleSpec
 from pipeline.labels import CLASS_NAMES
 from pipeline.seeding import numpy_generator
@@ -55,17 +55,11 @@ class SpecReader:
         )
         label, rare = crop.of(whole), item.rare_class
         rng = numpy_generator(self.seed, "class words", item.index)
-        prompt = render_prompt(
-            self.grammar,
-            join_classes(label, self.grammar, rng),
-            condition=item.condition,
-            time=item.time,
-            place=item.place,
-        )
+        words = {"condition": item.condition, "time": item.time, "place": item.place}
+        prompt = render_prompt(self.grammar, join_classes(label, self.grammar, rng), **words)
         origin = {
-            "condition": item.condition,
-            "time": item.time,
-            "place": item.place,
+            **words,
+            "style": render_style(self.grammar, **words),
             "rare_class": None if rare is None else CLASS_NAMES[rare],
             "rare_share": None if rare is None else round(float((label == rare).mean()), 4),
             "source_label": label_map.name,

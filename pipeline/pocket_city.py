@@ -62,7 +62,7 @@ def render_sample(
     import cv2
     import numpy as np
 
-    from pipeline.pocket.look import caption, place_for
+    from pipeline.pocket.look import caption, place_for, style_words
     from pipeline.pocket.render import render_pair
     from pipeline.pocket.scene import make_scene
 
@@ -73,7 +73,9 @@ def render_sample(
     row = {"seed": seed, "look": name, "condition": name.removeprefix(f"{split}_")}
     if split in ("collection", "oracle"):
         classes = [int(c) for c in np.unique(label) if c != 255]
-        row["prompt"] = caption(classes, look, place_for(look, seed), seed=seed)
+        place = place_for(look, seed)
+        row["prompt"] = caption(classes, look, place, seed=seed)
+        row["style"] = style_words(look, place)
     return image, (None if split == "collection" else label), row
 
 

@@ -151,7 +151,9 @@ def caption(scene_classes: Sequence[int], look: Look, place: str, *, seed: int =
         chosen = rng.choice(len(present), count, replace=False, p=rare_first / rare_first.sum())
         picked = [present[i] for i in sorted(chosen.tolist())]
     things = join_class_names(picked, ", ", " and ") or "houses"
-    return (
-        f"a city street scene with {things}, {look.weather_phrase} {look.time_phrase}, "
-        f"{PLACES[place].phrase}"
-    )
+    return f"a city street scene with {things}, {style_words(look, place)}"
+
+
+def style_words(look: Look, place: str) -> str:
+    """Return what a caption says of weather, time and place; `place` is a key of PLACES."""
+    return f"{look.weather_phrase} {look.time_phrase}, {PLACES[place].phrase}"

@@ -1,0 +1,79 @@
+"""Style images: the source in the colours of other images, with their words in its captions.
+
+A ControlNet that is trained on one look learns the colours of that look together with the layout,
+and then gives them to every image it controls. If the crops of the source take on the colours of
+images of many looks, and the captions name the look, the text explains the colours and the label
+map the layout. Style images need a caption and no labels: photographs, or images that the base
+model generates from prompts alone.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.dataset import Sample, open_dataset
+from pipeline.errors import UserError
+from pipeline.images import read_image
+from pipeline.row_colors import transfer_row_colors
+
+FLAG = "--style-images"
+PLACEHOLDER = "{style}"
+
+
+class Style(NamedTuple):
+    """One style image."""
+
+    image: np.ndarray
+    """HxWx3 uint8"""
+    text: str
+    """words for the caption of a crop in this style"""
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """Return an HxWx3 uint8 image in the colours of this style, at its own size."""
+        return transfer_row_colors(image, self.image)
+
+
+@dataclass(frozen=True)
+class StyleImages:
+    """Samples style images uniformly."""
+
+    samples: list[Sample]
+
+    def __call__(self, rng: np.random.Generator) -> Style:
+        """Return a random style image."""
+        sample = self.samples[int(rng.integers(len(self.samples)))]
+        return Style(read_image(sample.image), style_text(sample))
+
+    def texts(self) -> list[str]:
+        """Return the distinct words of all style images, sorted."""
+        return sorted({style_text(sample) for sample in self.samples})
+
+
+def style_text(sample: Sample) -> str:
+    """Return the `style` of a metadata row, or else its caption; empty if it has neither."""
+    return str(sample.row.get("style") or sample.caption)
+
+
+def open_style_images(folders: tuple[str, ...], template: str = "") -> StyleImages | None:
+    """Open the style images of dataset folders; None without folders.
+
+    `template` is that of the captions. Raises `UserError` if it names {style} and there are no
+    style images, or one of them has no words.
+    """
+    named = PLACEHOLDER in template
+    if not folders:
+        if named:
+            raise UserError(
+                f"--caption.template {template!r}: {PLACEHOLDER} needs {FLAG}; name their folder, "
+                "or leave it out of the template"
+            )
+        return None
+    samples = [s for folder in folders for s in open_dataset(folder, labelled=False)]
+    wordless = next((s for s in samples if named and not style_text(s)), None)
+    if wordless is not None:
+        raise UserError(
+            f"{FLAG} {wordless.folder}: row {wordless.id} has neither `style` nor `prompt`; add "
+            f"one, or leave {PLACEHOLDER} out of --caption.template"
+        )
+    return StyleImages(samples)
