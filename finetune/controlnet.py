@@ -76,6 +76,9 @@ class Config(BaseModelSettings):
     """save the weights as float16"""
     segmentation_head: HeadSettings = field(default_factory=HeadSettings)
     """a segmentation head on features of the U-Net, for the in-sampling correction of generation"""
+    class_balance: float = 0.0
+    """weight of a class in the denoising loss of a crop: n^-class_balance for n pixels, so that
+    small objects count more; 0 counts pixels, 1 counts classes"""
     style_images: tuple[str, ...] = ()
     """dataset folders of captioned images; each crop takes on the colours of one of them, and
     {style} in the template of the captions its words"""
@@ -89,7 +92,8 @@ class Config(BaseModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_between(self, 0, 1, "caption_dropout", "color_jitter", "init_weight")
+        shares = "caption_dropout", "class_balance", "color_jitter", "init_weight"
+        require_between(self, 0, 1, *shares)
         self.caption.check("caption.")
         check_template("--caption.template", self.caption.template, ("classes", "style"))
         self.rare_classes.check()
@@ -199,6 +203,7 @@ def fit(
         unet,
         controlnet,
         batches,
+        class_balance=config.class_balance,
         init_weight=config.init_weight,
         save_fp16=config.save_fp16,
         previews=make_previews(run, frozen, crops, config.previews),

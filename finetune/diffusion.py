@@ -100,10 +100,12 @@ class FrozenBase:
         height, width = latents.shape[-2:]
         return self.text.encode(captions).arguments((height * factor, width * factor))
 
-    def loss(self, prediction: torch.Tensor, noisy: NoisyBatch) -> torch.Tensor:
-        """Return the weighted mean squared error of a prediction."""
+    def loss(
+        self, prediction: torch.Tensor, noisy: NoisyBatch, area: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the weighted mean squared error of a prediction; `area` Bx1xhxw weighs pixels."""
         weights = min_snr_weights(self.scheduler, noisy.timesteps, self.min_snr_gamma)
-        return diffusion_loss(prediction, noisy.target, weights)
+        return diffusion_loss(prediction, noisy.target, weights, area)
 
 
 def sample_moments(moments: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -38,10 +38,17 @@ def min_snr_weights(
 
 
 def diffusion_loss(
-    prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    area: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean squared error, each sample times its weight."""
-    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    """Return the mean squared error: each latent pixel times `area`, each sample times `weights`.
+
+    Prediction and target are BxCxhxw, `area` is Bx1xhxw, `weights` B.
+    """
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    error = (error if area is None else error * area).mean(dim=(1, 2, 3))
     return (error if weights is None else error * weights).mean()
 
 

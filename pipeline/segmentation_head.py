@@ -114,11 +114,33 @@ def label_cross_entropy(
     has its own weights, so it does not depend on the others. Without gathering, so the backward
     pass is deterministic on every device.
     """
-    counts = shares.sum(dim=(2, 3), keepdim=True)
-    weights = torch.where(counts > 0, counts.clamp(min=1e-6) ** -class_balance, 0)
+    counts, weights = class_weights(shares, class_balance)
     terms = weights * shares * F.log_softmax(logits, dim=1)
     total = (weights * counts).sum(dim=(1, 2, 3))
     return -terms.sum(dim=(1, 2, 3)) / total.clamp(min=1e-6)
+
+
+def class_weights(shares: torch.Tensor, class_balance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the latent pixels n of each class and its weight n^-class_balance, both BxCx1x1.
+
+    The weight of a class that is not there is 0.
+    """
+    counts = shares.sum(dim=(2, 3), keepdim=True)
+    return counts, torch.where(counts > 0, counts.clamp(min=1e-6) ** -class_balance, 0)
+
+
+def balanced_area(shares: torch.Tensor, class_balance: float) -> torch.Tensor:
+    """Return the weight of each latent pixel, Bx1xhxw with mean 1, of class shares Bx19xhxw.
+
+    A class of n pixels has the weight n^-class_balance within its sample, void the smallest of its
+    sample. So small objects count more in a loss: 0 counts pixels, 1 counts classes.
+    """
+    _, weights = class_weights(shares, class_balance)
+    smallest = torch.where(weights > 0, weights, torch.inf).amin(dim=1, keepdim=True)
+    smallest = torch.where(torch.isfinite(smallest), smallest, 1)  # void alone
+    void = 1 - shares.sum(dim=1, keepdim=True)
+    area = (weights * shares).sum(dim=1, keepdim=True) + smallest * void
+    return area / area.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def label_accuracy(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

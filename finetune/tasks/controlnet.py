@@ -16,6 +16,7 @@ from finetune.strategies import ParameterGroup
 from finetune.tasks.head import ControlNetWithHead, HeadTraining
 from pipeline import labels
 from pipeline.models import load_network
+from pipeline.segmentation_head import balanced_area, label_shares
 
 
 def load_frozen_unet(base: str, folder: Path | None) -> UNet2DConditionModel:
@@ -43,7 +44,8 @@ class ControlNetTask(Task):
     """Trains a ControlNet, and a head beside it; the frozen `unet` passes the former's gradients.
 
     `init_weight` (0..1) is the share of the initial weights in those written; `save_fp16` writes
-    float16. With Style Swap, `load_base_unet` loads the U-Net to preview with for the moment.
+    float16. `class_balance` (0..1) is that of `balanced_area`. With Style Swap, `load_base_unet`
+    loads the U-Net to preview with for the moment.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ControlNetTask(Task):
         batches: Batches,
         *,
         init_weight: float,
+        class_balance: float = 0.0,
         save_fp16: bool,
         previews: Previews | None,
         load_base_unet: Callable[[], UNet2DConditionModel] | None,
@@ -63,7 +66,8 @@ class ControlNetTask(Task):
         self.model: torch.nn.Module = controlnet
         if head:
             self.model = ControlNetWithHead(controlnet, head.network)
-        self.init_weight, self.save_fp16 = init_weight, save_fp16
+        self.class_balance, self.init_weight = class_balance, init_weight
+        self.save_fp16 = save_fp16
         self.previews, self.load_base_unet = previews, load_base_unet
         self.initial = copy.deepcopy(controlnet.state_dict()) if init_weight else {}
 
@@ -85,7 +89,11 @@ class ControlNetTask(Task):
         noisy = self.frozen.add_noise(batch, generator)
         control = labels.one_hot_control(maps.to(self.frozen.device, non_blocking=True))
         prediction = predict(self.unet, noisy.latents, noisy.timesteps, noisy.text, model, control)
-        value = self.frozen.loss(prediction, noisy)
+        area = None
+        if self.class_balance:
+            shares = label_shares(control, noisy.latents.shape[-2:])
+            area = balanced_area(shares, self.class_balance)
+        value = self.frozen.loss(prediction, noisy, area)
         if not self.head:
             return Loss(value)
         beside, accuracy = self.head.loss(model, control, noisy.latents.shape[-2:])

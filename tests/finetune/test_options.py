@@ -311,3 +311,5 @@ def test_min_snr_caps_the_weight_of_the_signal(kind):
     a, b = torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2)
     assert torch.allclose(diffusion_loss(a, b, weights), weights.mean())
     assert float(diffusion_loss(a, b)) == 1
+    left = torch.tensor([2.0, 0.0]).expand(3, 1, 2, 2)  # errors of the right half do not count
+    assert torch.allclose(diffusion_loss(a, b + left, weights, left), 9 * weights.mean())

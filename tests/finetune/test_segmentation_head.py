@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,7 +15,12 @@ from pipeline import checkpoints
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
 from pipeline.models import load_network
-from pipeline.segmentation_head import SegmentationHead, label_cross_entropy, label_shares
+from pipeline.segmentation_head import (
+    SegmentationHead,
+    balanced_area,
+    label_cross_entropy,
+    label_shares,
+)
 
 RARE = ("--rare-classes.min-pixels", "1", "--crop.scales", "1.0")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -178,6 +184,31 @@ def test_cross_entropy_is_that_of_torch_sample_by_sample(balance):
         )
         assert torch.isclose(ours[index], expected, rtol=1e-5)
     assert label_cross_entropy(logits, torch.zeros_like(shares)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_area_weights_of_whole_pixels_are_powers_of_their_class_size(balance):
+    ids = np.array([[[0, 0, 0], [0, 11, 255]], [[255, 255, 255], [255, 255, 255]]])
+    shares = torch.zeros(2, 19, 2, 3)
+    for sample, row, column in np.ndindex(ids.shape):
+        if ids[sample, row, column] < 19:
+            shares[sample, ids[sample, row, column], row, column] = 1
+    area = balanced_area(shares, balance).numpy()
+    road = 4**-balance
+    expected = np.array([[road, road, road], [road, 1, road]])  # void weighs as the largest class
+    assert np.allclose(area[0, 0], expected / expected.mean(), rtol=1e-6)
+    assert (area[1] == 1).all()
+    if balance == 1:
+        assert np.isclose(area[0, 0][ids[0] == 0].sum(), area[0, 0, 1, 1])
+
+
+def test_a_pixel_of_two_classes_weighs_the_mean_of_both():
+    shares = torch.zeros(1, 19, 1, 4)
+    shares[0, 0, 0], shares[0, 5, 0, 3] = 1, 0.25
+    shares[0, 0, 0, 3] = 0.75
+    road, pole = 3.75**-0.5, 0.25**-0.5
+    expected = torch.tensor([road, road, road, 0.75 * road + 0.25 * pole])
+    assert torch.allclose(balanced_area(shares, 0.5)[0, 0, 0], expected / expected.mean())
 
 
 def test_head_has_a_few_ten_thousand_parameters_at_the_size_of_stable_diffusion():
