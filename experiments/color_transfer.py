@@ -2,11 +2,11 @@
 
 A baseline that needs no diffusion model, keeps labels exact and takes minutes. Three methods:
 
-    reinhard   mean and standard deviation of each channel (Reinhard et al., Color Transfer between
-               Images, 2001; here in CIE L*a*b*)
-    rows       the same for each row, from a window of neighbouring rows (pipeline/row_colors.py)
-    fda        the lowest frequencies of the amplitude spectrum (Yang and Soatto, FDA: Fourier
-               Domain Adaptation for Semantic Segmentation, CVPR 2020)
+    reinhard       mean and standard deviation of each channel (Reinhard et al., Color Transfer between
+                   Images, 2001; here in CIE L*a*b*)
+    reinhard_rows  the same for each row (pipeline/row_colors.py)
+    fda            the lowest frequencies of the amplitude spectrum (Yang and Soatto, FDA: Fourier
+                   Domain Adaptation for Semantic Segmentation, CVPR 2020)
 
     python experiments/color_transfer.py --source DIR --collection DIR --output DIR --n 320
     python experiments/color_transfer.py --source DIR --collection DIR --output DIR --crops-of DIR
@@ -105,7 +105,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--n", type=int, help="number of images; default: all")
     parser.add_argument(
         "--method",
-        choices=("reinhard", "rows", "fda"),
+        choices=("reinhard", "reinhard_rows", "fda"),
         default="reinhard",
         help="colour transfer, see above",
     )
@@ -144,7 +144,7 @@ def main() -> None:
         target = read_image(other.image)
         if options.method == "reinhard":
             result = reinhard(image, target)
-        elif options.method == "rows":
+        elif options.method == "reinhard_rows":
             result = transfer_row_colors(image, target)
         else:
             result = fda(image, target, options.fda_beta)

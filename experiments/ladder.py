@@ -29,6 +29,7 @@ SETS = {
     "source_only": "nothing (source only)",
     "random_colors": "the source in random colours",
     "reinhard": "the source in the colours of the collection (Reinhard)",
+    "reinhard_rows": "the source in the colours of the collection (Reinhard, row by row)",
     "fda": "the source in the colours of the collection (FDA)",
     "generated": "generated images",
     "recolored": "the source in the colours of the generated images",

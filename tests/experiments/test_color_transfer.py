@@ -117,6 +117,10 @@ def test_the_program_writes_the_sources_labels_under_colours_of_the_collection(
         goal = looks[made.row["colors_of"]]
         expected = color_transfer.reinhard(read_pair(original)[0], goal)
         np.testing.assert_array_equal(image, expected)
+    call(monkeypatch, *words, tmp_path / "rows", "--n", 2, "--method", "reinhard_rows")
+    for made, other in zip(open_dataset(tmp_path / "rows", labelled=True), first, strict=False):
+        assert made.row["colors_of"] == other.row["colors_of"]
+        assert made.image.read_bytes() != other.image.read_bytes()
 
 
 @pytest.mark.parametrize(
