@@ -2,8 +2,8 @@
 
 A baseline that needs no diffusion model, keeps labels exact and takes minutes. Three methods:
 
-    reinhard       mean and standard deviation of each channel (Reinhard et al., Color Transfer between
-                   Images, 2001; here in CIE L*a*b*)
+    reinhard       mean and standard deviation of each channel (Reinhard et al., Color Transfer
+                   between Images, 2001; here in CIE L*a*b*)
     reinhard_rows  the same for each row (pipeline/row_colors.py)
     fda            the lowest frequencies of the amplitude spectrum (Yang and Soatto, FDA: Fourier
                    Domain Adaptation for Semantic Segmentation, CVPR 2020)

@@ -6,13 +6,13 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from finetune.style_images import fill_style
 from pipeline import labels
 from pipeline.captions import CaptionSettings
 from pipeline.errors import UserError
 from pipeline.prompt_encoder import PromptEncoder, fit_classes
 
 PLACEHOLDER = "{classes}"
-STYLE_PLACEHOLDER = "{style}"
 TEMPLATE_FLAG = "--caption.template"
 
 
@@ -42,8 +42,7 @@ class Captions:
 
     def _render(self, classes: Sequence[int], style: str) -> str:
         names = self._settings.join_class_names(classes)
-        template = self._settings.template.replace(PLACEHOLDER, names)
-        return template.replace(STYLE_PLACEHOLDER, style)
+        return fill_style(self._settings.template.replace(PLACEHOLDER, names), style)
 
     def _caption(self, classes: tuple[int, ...], style: str) -> str:
         return self._render(self._fit(classes, style), style)
@@ -51,15 +50,14 @@ class Captions:
     def _fit(self, classes: Sequence[int], style: str) -> list[int]:
         return fit_classes(classes, lambda some: self._render(some, style), self._truncates)
 
-    def check(self, styles: Sequence[str] = ()) -> None:
+    def check(self, style: str = "") -> None:
         """Raise `UserError` if a class does not fit the text window; print a note if not all do.
 
-        `styles` are the words of all styles; the longest is checked.
+        `style` are the words of the longest style.
         """
         every, template = range(labels.NUM_CLASSES), self._settings.template
-        style = max(styles if STYLE_PLACEHOLDER in template else (), key=len, default="")
         if any(self._truncates(self._render([i], style)) for i in every):
-            words = f" with the style {style[:60]!r}" if style else ""
+            words = f" with the style {style[:60]!r}" if style in self._render([], style) else ""
             raise UserError(
                 f"{TEMPLATE_FLAG} {template!r}{words}: is cut after the {self._text.window} tokens "
                 f"of the text window of --base, {PLACEHOLDER} does not fit; shorten it"

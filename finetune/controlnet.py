@@ -27,11 +27,11 @@ from typing import Any, ClassVar
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from finetune.captions import Captions
+from finetune.captions import TEMPLATE_FLAG, Captions
 from finetune.crops import LabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, HeadSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
-from finetune.style_images import open_style_images
+from finetune.style_images import longest_text, open_style_images
 from pipeline.base_defaults import with_base_defaults
 from pipeline.captions import CaptionSettings, check_template
 from pipeline.config import parse
@@ -95,7 +95,7 @@ class Config(BaseModelSettings):
         shares = "caption_dropout", "class_balance", "color_jitter", "init_weight"
         require_between(self, 0, 1, *shares)
         self.caption.check("caption.")
-        check_template("--caption.template", self.caption.template, ("classes", "style"))
+        check_template(TEMPLATE_FLAG, self.caption.template, ("classes", "style"))
         self.rare_classes.check()
 
     def check(self) -> None:
@@ -135,14 +135,14 @@ def main() -> int | None:
     unet_folder = find_network("--unet", config.unet, "unet", base)
     init_folder = find_network("--init", config.init, "controlnet", base)
     captions = Captions(base, config.caption)
-    styles = open_style_images(config.style_images, config.caption.template)
+    styles = open_style_images(config.style_images, TEMPLATE_FLAG, config.caption.template)
     crops = LabelledCrops(
         samples, config.crop, captions, config.color_jitter, config.rare_classes, styles
     )
 
     def check() -> None:
         require_disk(config.cached_crops, config.crop, config.output, labelled=True)
-        captions.check(styles.texts() if styles else ())
+        captions.check(longest_text(styles))
         _ = crops.index  # raises if no class is found
 
     run = start_run(

@@ -13,7 +13,7 @@ import numpy as np
 
 from finetune.captions import Captions
 from finetune.settings import Crop
-from finetune.style_images import Style, StyleImages
+from finetune.style_images import Style, StyleImages, fill_style
 from pipeline.dataset import Sample, read_pair
 from pipeline.images import read_image
 from pipeline.rare_classes import ClassIndex, RareClassSampling, index_classes
@@ -32,7 +32,7 @@ class TrainingItem(NamedTuple):
 
 @dataclass(frozen=True)
 class UnlabelledCrops:
-    """Samples crops for a training with one prompt and without labels."""
+    """Samples crops for a training with one prompt, of each style, and without labels."""
 
     samples: list[Sample]
     crop: Crop
@@ -45,7 +45,8 @@ class UnlabelledCrops:
         sample = self.samples[int(rng.integers(len(self.samples)))]
         style = self.styles(rng) if self.styles else None
         image = sample_image_crop(rng, sample, self.crop, style)
-        return TrainingItem(jitter_some(rng, image, self.color_jitter), None, self.prompt)
+        prompt = fill_style(self.prompt, style.text) if style else self.prompt
+        return TrainingItem(jitter_some(rng, image, self.color_jitter), None, prompt)
 
 
 @dataclass(frozen=True)

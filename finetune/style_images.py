@@ -45,28 +45,34 @@ class StyleImages:
         sample = self.samples[int(rng.integers(len(self.samples)))]
         return Style(read_image(sample.image), style_text(sample))
 
-    def texts(self) -> list[str]:
-        """Return the distinct words of all style images, sorted."""
-        return sorted({style_text(sample) for sample in self.samples})
-
 
 def style_text(sample: Sample) -> str:
     """Return the `style` of a metadata row, or else its caption; empty if it has neither."""
     return str(sample.row.get("style") or sample.caption)
 
 
-def open_style_images(folders: tuple[str, ...], template: str = "") -> StyleImages | None:
+def longest_text(styles: StyleImages | None) -> str:
+    """Return the longest words of all style images, empty without style images."""
+    return max(map(style_text, styles.samples), key=len) if styles else ""
+
+
+def fill_style(template: str, style: str) -> str:
+    """Return a template with `style` in place of {style}."""
+    return template.replace(PLACEHOLDER, style)
+
+
+def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> StyleImages | None:
     """Open the style images of dataset folders; None without folders.
 
-    `template` is that of the captions. Raises `UserError` if it names {style} and there are no
-    style images, or one of them has no words.
+    `template` is that of the captions, the value of `setting`. Raises `UserError` if it names
+    {style} and there are no style images, or one of them has no words.
     """
     named = PLACEHOLDER in template
     if not folders:
         if named:
             raise UserError(
-                f"--caption.template {template!r}: {PLACEHOLDER} needs {FLAG}; name their folder, "
-                "or leave it out of the template"
+                f"{setting} {template!r}: {PLACEHOLDER} needs {FLAG}; name their folder, or leave "
+                f"out {PLACEHOLDER}"
             )
         return None
     samples = [s for folder in folders for s in open_dataset(folder, labelled=False)]
@@ -74,6 +80,6 @@ def open_style_images(folders: tuple[str, ...], template: str = "") -> StyleImag
     if wordless is not None:
         raise UserError(
             f"{FLAG} {wordless.folder}: row {wordless.id} has neither `style` nor `prompt`; add "
-            f"one, or leave {PLACEHOLDER} out of --caption.template"
+            f"one, or leave {PLACEHOLDER} out of {setting}"
         )
     return StyleImages(samples)

@@ -1,8 +1,8 @@
 """Fine-tune the U-Net on the look of the source: U_P becomes U_S.
 
-Trains on images with one prompt, the empty one, and without labels (DGInStyle, section 3.1).
-Autoencoder and text encoder are frozen. The ControlNet is trained on U_S; generation uses U_P
-instead (Style Swap).
+Trains on images with one prompt, the empty one, and without labels (DGInStyle, section 3.1). With
+style images, the prompt can name the style. Autoencoder and text encoder are frozen. The ControlNet
+is trained on U_S; generation uses U_P instead (Style Swap).
 
     accelerate launch finetune/unet.py --config configs/finetune/unet_pocket.yaml \\
         --data DIR --output DIR
@@ -24,7 +24,13 @@ from finetune.captions import check_prompt
 from finetune.crops import UnlabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
-from finetune.style_images import StyleImages, open_style_images
+from finetune.style_images import (
+    PLACEHOLDER,
+    StyleImages,
+    fill_style,
+    longest_text,
+    open_style_images,
+)
 from pipeline.base_defaults import with_base_defaults
 from pipeline.config import parse
 from pipeline.dataset import Sample
@@ -44,13 +50,15 @@ class Config(BaseModelSettings):
     output: Path | None = None
     """run folder; OUTPUT/unet is written"""
     prompt: str = ""
-    """the one prompt that all images are trained with"""
+    """the one prompt that all images are trained with; {style} stands for the words of the style"""
+    caption_dropout: float = 0.0
+    """share of samples trained with the empty prompt"""
     color_jitter: float = 0.0
     """share of crops whose colours change at random (any hue); for a ControlNet trained with the
     same share, which then does not learn to correct the colours of the source"""
     style_images: tuple[str, ...] = ()
-    """dataset folders of captioned images; each crop takes on the colours of one of them. For a
-    ControlNet trained with the same ones"""
+    """dataset folders of captioned images; each crop takes on the colours of one of them, and
+    {style} in the prompt its words. For a ControlNet trained with the same ones"""
     lora_rank: int = 0
     """train adapters of this rank in the attention layers only, for small GPUs; 0 trains all"""
     training: Training = field(
@@ -59,7 +67,7 @@ class Config(BaseModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_between(self, 0, 1, "color_jitter")
+        require_between(self, 0, 1, "caption_dropout", "color_jitter")
         require_between(self, 0, 1024, "lora_rank")
 
 
@@ -84,13 +92,13 @@ def main() -> int | None:
     base = find_base(config.base)
     require_crop_of_base(config, base)
     require_rank_of_base(config.lora_rank, base)
-    styles = open_style_images(config.style_images)
+    styles = open_style_images(config.style_images, "--prompt", config.prompt)
 
     def check() -> None:
         if config.lora_rank:
             require_extra(f"--lora-rank {config.lora_rank}", "peft", "lora")
         require_disk(config.cached_crops, config.crop, config.output, labelled=False)
-        check_prompt(config.prompt, base)
+        check_prompt(fill_style(config.prompt, longest_text(styles)), base)
 
     run = start_run(config, call, samples, check, styles=styles, base=("base", base))
     if run is not None:
@@ -110,8 +118,9 @@ def fit(
 
     # Models
     frozen = FrozenBase(base, run.accelerator.device, min_snr_gamma=config.min_snr_gamma)
-    frozen.text.encode(["", config.prompt])
-    frozen.text.free()  # there is no other prompt
+    if PLACEHOLDER not in config.prompt:
+        frozen.text.encode(["", config.prompt])
+        frozen.text.free()  # there is no other prompt
     unet = load_unet(
         base,
         lora_rank=config.lora_rank,
@@ -127,6 +136,7 @@ def fit(
         crops,
         num_cached=config.cached_crops,
         on_device=config.cache_on_device,
+        caption_dropout=config.caption_dropout,
     )
 
     # Training

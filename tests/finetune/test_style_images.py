@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from finetune import controlnet, unet
 from finetune.crops import sample_labelled_crop
 from finetune.settings import Crop
-from finetune.style_images import Style, open_style_images
+from finetune.style_images import open_style_images
 from pipeline.dataset import open_dataset
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
@@ -27,7 +28,7 @@ def night(tmp_path):
     """A factory of unlabelled folders of two dark images, dark blue above and dark red below."""
 
     def make(**row):
-        folder = tmp_path / "night"
+        folder = tmp_path / f"night{len(list(tmp_path.iterdir()))}"
         writer = DatasetWriter(folder, config={})
         for index in range(2):
             image = np.random.default_rng(index).integers(0, 12, (50, 90, 3)).astype(np.uint8)
@@ -75,7 +76,7 @@ def test_an_image_in_its_own_colours_stays_the_same_and_flat_rows_stay_flat():
 
 def test_colours_follow_the_height_in_the_scene_and_not_in_the_crop(tiny_dataset, night):
     samples = open_dataset(tiny_dataset(n=1, h=64, w=128), labelled=True)
-    styles = open_style_images((str(night()),))
+    styles = open_style_images((str(night()),), "--prompt", "")
     assert styles is not None
     rng = np.random.default_rng(0)
     above = below = 0
@@ -97,6 +98,17 @@ def test_captions_name_the_style_and_labels_stay(call, tiny_dataset, night, tmp_
     with safe_open(shard, framework="pt") as cache:
         captions = json.loads(cache.metadata()["captions"])
     assert len(captions) == 6 and all(c.endswith(", at night") for c in captions)
+
+
+def test_the_prompt_of_the_unet_names_the_style(call, tiny_dataset, night, tmp_path):
+    call(
+        unet, "--data", tiny_dataset(n=3), "--style-images", night(style="at night"),
+        "--prompt", "a street, {style}", "--cached-crops", "4", "--caption-dropout", "0.5",
+        "--training.steps", "2", "--output", tmp_path / "run",
+    )  # fmt: skip
+    (shard,) = (tmp_path / "run" / "cache").glob("*.safetensors")
+    with safe_open(shard, framework="pt") as cache:
+        assert json.loads(cache.metadata()["captions"]) == ["a street, at night"] * 4
 
 
 @pytest.mark.parametrize("program", [controlnet, unet])
@@ -150,6 +162,25 @@ def test_bad_styles_are_named_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("row", "folder", "message"),
+    [
+        ({}, True, "leave {style} out of --prompt"),
+        ({"style": "at night"}, False, "--prompt 'a street, {style}': {style} needs"),
+        ({"style": "at night " * 60}, True, "--prompt 'a street, at night"),
+    ],
+)
+def test_bad_styles_of_the_prompt_are_named(
+    row, folder, message, call, tiny_dataset, night, tmp_path
+):
+    styled = ("--style-images", night(**row)) if folder else ()
+    with pytest.raises(UserError, match=re.escape(message)):
+        call(
+            unet, "--data", tiny_dataset(n=3), *styled, "--prompt", "a street, {style}",
+            "--training.steps", "1", "--output", tmp_path / "run",
+        )  # fmt: skip
+
+
 def test_the_output_may_not_lie_in_the_style_images(call, tiny_dataset, night):
     folder = night(style="at night")
     with pytest.raises(UserError, match="--style-images"):
@@ -160,6 +191,8 @@ def test_the_output_may_not_lie_in_the_style_images(call, tiny_dataset, night):
 
 
 def test_rows_with_a_style_are_taken_by_it_and_others_by_their_caption(night):
-    styles = open_style_images((str(night(style="at night", prompt="a street at night")),))
-    assert styles is not None and styles.texts() == ["at night"]
-    assert isinstance(styles(np.random.default_rng(0)), Style)
+    folder = str(night(style="at night", prompt="a street at night"))
+    styles = open_style_images((folder,), "--prompt", "{style}")
+    assert styles is not None and styles(np.random.default_rng(0)).text == "at night"
+    styles = open_style_images((str(night(prompt="a street")),), "--prompt", "{style}")
+    assert styles is not None and styles(np.random.default_rng(0)).text == "a street"
