@@ -1,5 +1,7 @@
 """Training targets and losses, pure functions."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler
@@ -52,36 +54,53 @@ def diffusion_loss(
     return (error if weights is None else error * weights).mean()
 
 
-def logit_normal_timesteps(
-    num_steps: int, batch: int, location: float, scale: float, generator: torch.Generator
-) -> torch.Tensor:
-    """Sample timesteps in [0, num_steps) whose t / num_steps is logit-normal, one per quantile.
+class LogitNormal(NamedTuple):
+    """Distribution of t / num_steps: logit-normal (Esser et al., ICML 2024, equation 19).
 
-    Esser et al., ICML 2024, equation 19. The last third of Stable Diffusion's schedule leaves
-    almost no signal of a small latent; logit-normal timesteps are less often there. One sample of
-    each of `batch` equal quantiles lowers the variance (Kingma et al., NeurIPS 2021, appendix I).
+    The last third of Stable Diffusion's schedule leaves almost no signal of a small latent;
+    logit-normal timesteps are less often there. But what is learned there sets the colours of a
+    whole image, so a share of the timesteps can be uniform.
     """
-    offsets = torch.rand(batch, generator=generator, device=generator.device)
-    ranks = torch.arange(batch, device=generator.device)
-    normal = torch.special.ndtri(((ranks + offsets) / batch).clamp(1e-6, 1 - 1e-6))
-    fractions = torch.sigmoid(location + scale * normal)
-    return (fractions * num_steps).long().clamp_max(num_steps - 1)
+
+    location: float
+    scale: float
+    uniform_share: float = 0.0
+    """share of the timesteps that are uniform, 0..1"""
+
+    def sample(self, num_steps: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+        """Return `batch` timesteps in [0, num_steps), one per quantile of each of both parts.
+
+        One sample of each of equal quantiles lowers the variance (Kingma et al., NeurIPS 2021,
+        appendix I).
+        """
+        num_uniform = round(self.uniform_share * batch)
+        normal = torch.special.ndtri(_quantiles(batch - num_uniform, generator))
+        fractions = torch.sigmoid(self.location + self.scale * normal)
+        fractions = torch.cat([fractions, _quantiles(num_uniform, generator)])
+        return (fractions * num_steps).long().clamp_max(num_steps - 1)
+
+
+def _quantiles(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return one random number in each of `count` equal parts of 0..1."""
+    offsets = torch.rand(count, generator=generator, device=generator.device)
+    ranks = torch.arange(count, device=generator.device)
+    return ((ranks + offsets) / max(count, 1)).clamp(1e-6, 1 - 1e-6)
 
 
 def noisy_latents(
     scheduler: DDIMScheduler,
     latents: torch.Tensor,
     generator: torch.Generator,
-    logit_normal: tuple[float, float] | None = None,
+    logit_normal: LogitNormal | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sample noise and timesteps; return (noisy latents, target, timesteps).
 
-    Timesteps are uniform, or logit-normal of the given location and scale.
+    Timesteps are uniform, or as `logit_normal` says.
     """
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     num_steps, batch = scheduler.config.num_train_timesteps, latents.shape[0]
     if logit_normal:
-        timesteps = logit_normal_timesteps(num_steps, batch, *logit_normal, generator)
+        timesteps = logit_normal.sample(num_steps, batch, generator)
     else:
         timesteps = torch.randint(num_steps, (batch,), generator=generator, device=latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)

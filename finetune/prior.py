@@ -56,6 +56,9 @@ class Config(TextToImageSizes, RunSettings):
     """share of samples trained with the empty prompt, for classifier-free guidance"""
     logit_normal: tuple[float, float] | None = None
     """location and scale of logit-normal timesteps, None for uniform ones"""
+    uniform_share: float = 0.0
+    """share of the timesteps that are uniform beside logit-normal ones; without any, too few are at
+    high noise, and the images miss the colours of their prompt"""
     crops_per_image: int = 3
     """crops of each image that are encoded"""
     cache_on_device: bool = False
@@ -80,7 +83,7 @@ class Config(TextToImageSizes, RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_between(self, 0, 1, "caption_dropout")
+        require_between(self, 0, 1, "caption_dropout", "uniform_share")
         require_between(self, 1, 2**16, "crops_per_image")
         require_between(self, 0, float("inf"), "holdout")
         if self.logit_normal and not self.logit_normal[1] > 0:
@@ -128,6 +131,7 @@ def fit(
     import torch
 
     from finetune.loop import train
+    from finetune.losses import LogitNormal
     from finetune.tasks.text_to_image import TextToImageTask, prepare_latents, spread_prompts
     from pipeline.models import load_network
 
@@ -150,6 +154,9 @@ def fit(
     )
 
     # Training
+    timesteps = None
+    if config.logit_normal:
+        timesteps = LogitNormal(*config.logit_normal, config.uniform_share)
     task = TextToImageTask(
         run,
         model,
@@ -158,7 +165,7 @@ def fit(
         scheduler,
         latents,
         on_device=config.cache_on_device,
-        logit_normal=config.logit_normal,
+        logit_normal=timesteps,
         prompts=spread_prompts(samples),
         crop_px=config.crop.size_px,
         save_fp16=config.save_fp16,

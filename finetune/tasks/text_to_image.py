@@ -17,7 +17,7 @@ from finetune.crops import TrainingItem, sample_image_crop
 from finetune.data import Batches, resident_batches, sampled_batches
 from finetune.diffusion import encode_moments, sample_moments
 from finetune.loop import Loss, Task
-from finetune.losses import diffusion_loss, noisy_latents
+from finetune.losses import LogitNormal, diffusion_loss, noisy_latents
 from finetune.settings import Crop
 from finetune.start import Run
 from finetune.tokenizer import tokenize
@@ -127,8 +127,8 @@ def prepare_latents(
 class TextToImageTask(Task):
     """Trains text encoder and U-Net of a base model.
 
-    `logit_normal` holds location and scale of the timesteps, None for uniform ones; the previews
-    are generated from `prompts`, at a size of `crop_px`.
+    `logit_normal` is the distribution of the timesteps, None for uniform ones; the previews are
+    generated from `prompts`, at a size of `crop_px`.
     """
 
     model: TextToImage
@@ -143,7 +143,7 @@ class TextToImageTask(Task):
         latents: CaptionedLatents,
         *,
         on_device: bool,
-        logit_normal: tuple[float, float] | None,
+        logit_normal: LogitNormal | None,
         prompts: list[str],
         crop_px: tuple[int, int],
         save_fp16: bool,

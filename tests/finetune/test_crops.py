@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from finetune import controlnet
 from finetune.captions import Captions
 from finetune.crops import jitter_colors, sample_image_crop, sample_labelled_crop
-from finetune.losses import diffusion_target, logit_normal_timesteps, noisy_latents
+from finetune.losses import LogitNormal, diffusion_target, noisy_latents
 from finetune.settings import Crop, Training, learning_rate
 from pipeline.captions import CaptionSettings
 from pipeline.dataset import open_dataset
@@ -132,14 +132,27 @@ def test_noise_is_a_function_of_the_generator():
 def test_logit_normal_timesteps_are_spread_over_the_quantiles():
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        times = logit_normal_timesteps(1000, 64, -0.4, 1.4, generator)
+        times = LogitNormal(-0.4, 1.4).sample(1000, 64, generator)
         assert times.min() >= 0 and times.max() < 1000
         # sigmoid(-0.4) and sigmoid(-0.4 -+ 1.4): a half, and 16 and 84 % of the draws, lie below
         for fraction, share in ((0.4013, 0.5), (0.1419, 0.1587), (0.7311, 0.8413)):
             assert abs(float((times < 1000 * fraction).float().mean()) - share) <= 1.01 / 64
     scheduler = DDIMScheduler()
-    _, _, times = noisy_latents(scheduler, torch.zeros(8, 4, 2, 2), generator, (-9.0, 0.1))
+    low = LogitNormal(-9.0, 0.1)
+    _, _, times = noisy_latents(scheduler, torch.zeros(8, 4, 2, 2), generator, low)
     assert times.max() < 2
+
+
+def test_a_share_of_the_timesteps_is_uniform():
+    generator = torch.Generator().manual_seed(0)
+    times = LogitNormal(-9.0, 0.1, uniform_share=0.25).sample(1000, 40, generator)
+    uniform = times[times >= 2].sort().values
+    assert len(times) == 40 and 9 <= len(uniform) <= 10
+    parts = (uniform // 100).tolist()
+    assert len(set(parts)) == len(parts)  # one in each tenth
+    assert (
+        LogitNormal(-9.0, 0.1, 1.0).sample(1000, 8, generator) // 125
+    ).sort().values.tolist() == [*range(8)]
 
 
 def test_learning_rate_warms_up_and_decays():
