@@ -1,0 +1,76 @@
+"""Slopes of predicted colours, by a U-Net that knows the answer and by one that does not."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import prompt_colors
+from finetune.diffusion import FrozenBase, encode_moments
+from pipeline.dataset_writer import DatasetWriter
+from pipeline.errors import UserError
+from pipeline.images import read_image
+from pipeline.models import POCKET_BASE
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A captioned folder of two grey levels at night and two by day."""
+    writer = DatasetWriter(tmp_path / "data", config={})
+    for index, level in enumerate((20, 30, 190, 220)):
+        condition = "night" if level < 100 else "day"
+        image = np.full((64, 128, 3), level, np.uint8)
+        writer.write(index, image, None, {"condition": condition, "prompt": f"a {condition}"})
+    return tmp_path / "data"
+
+
+def test_slope_of_a_line_with_an_offset():
+    actual = torch.tensor([[1.0, 5.0], [2.0, 3.0], [6.0, 4.0]])
+    assert np.isclose(prompt_colors.slope(0.25 * actual + 7, actual), 0.25)
+
+
+class Oracle(torch.nn.Module):
+    """Predicts the velocity of latents that are `share` of the true ones."""
+
+    def __init__(self, frozen, latents, share):
+        super().__init__()
+        self.alphas, self.latents, self.share = frozen.scheduler.alphas_cumprod, latents, share
+
+    def forward(self, noisy, steps, **_):
+        clean = self.share * self.latents.pop(0)
+        alpha = self.alphas[steps][:, None, None, None]
+        noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        return type("Output", (), {"sample": alpha.sqrt() * noise - (1 - alpha).sqrt() * clean})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_true_latents_gives_that_slope(share, data):
+    frozen = FrozenBase(str(POCKET_BASE), torch.device("cpu"))
+    groups = prompt_colors.by_condition(data, 12)
+    latents = []
+    for samples in groups.values():
+        images = [read_image(sample.image) for sample in samples]
+        latents += [encode_moments(frozen.vae, images)[:, 0].float()] * 2
+    unet = Oracle(frozen, latents, share)
+    found = prompt_colors.slopes(str(POCKET_BASE), unet, groups, (64, 128), [999, 500])
+    assert np.allclose(found, share, atol=1e-3)
+
+
+def test_the_program_prints_a_row_per_base(data, monkeypatch, capsys):
+    command = ["x", "--data", str(data), "--base", "pocket", "--n", "1", "--timesteps", "999"]
+    monkeypatch.setattr("sys.argv", command)
+    prompt_colors.main()
+    header, _, row = capsys.readouterr().out.strip().splitlines()
+    assert "t = 999" in header and row.startswith("| pocket |")
+
+
+def test_a_size_that_the_networks_do_not_take_is_refused(data, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(data), "--size-px", "60", "128"])
+    with pytest.raises(UserError, match="--size-px 60 128"):
+        prompt_colors.main()
+
+
+def test_images_of_one_condition_are_refused(tiny_dataset, monkeypatch):
+    data = tiny_dataset(n=2, labelled=False, conditions=("night",))
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(data)])
+    with pytest.raises(UserError, match="name 1 conditions"):
+        prompt_colors.main()
