@@ -25,7 +25,7 @@ from pipeline import files
 from pipeline.dataset import Sample
 from pipeline.seeding import numpy_generator
 
-HELD_OUT_TIMES = (0.0, 1.4)  # of logit-normal timesteps: the whole schedule, whatever trains
+HELD_OUT_TIMES = LogitNormal(0.0, 1.4)  # the whole schedule, whatever trains
 HELD_OUT_BATCH = 64
 NUM_PREVIEWS = 12
 
