@@ -57,16 +57,17 @@ class Captions:
         """
         every, template = range(labels.NUM_CLASSES), self._settings.template
         if any(self._truncates(self._render([i], style)) for i in every):
-            words = f" with the style {style[:60]!r}" if style in self._render([], style) else ""
+            named = style and style in self._render([], style)
+            words = f" with the style {style[:60]!r}" if named else ""
             raise UserError(
                 f"{TEMPLATE_FLAG} {template!r}{words}: is cut after the {self._text.window} tokens "
                 f"of the text window of --base, {PLACEHOLDER} does not fit; shorten it"
             )
-        named = self._fit(every, style)
+        fitting = self._fit(every, style)
         most = self._settings.max_classes or labels.NUM_CLASSES
-        if PLACEHOLDER in template and len(named) < most:
+        if PLACEHOLDER in template and len(fitting) < most:
             print(
-                f"streetforge: {TEMPLATE_FLAG}: the text window of --base holds {len(named)} of "
+                f"streetforge: {TEMPLATE_FLAG}: the text window of --base holds {len(fitting)} of "
                 f"{labels.NUM_CLASSES} classes; the commonest of a crop are left out of its "
                 "caption where they do not fit",
                 file=sys.stderr,
