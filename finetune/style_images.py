@@ -47,8 +47,14 @@ class StyleImages:
 
 
 def style_text(sample: Sample) -> str:
-    """Return the `style` of a metadata row, or else its caption; empty if it has neither."""
-    return str(sample.row.get("style") or sample.caption)
+    """Return the `style` of a metadata row, which may be empty, or else its caption."""
+    style = sample.row.get("style")
+    return sample.caption if style is None else str(style)
+
+
+def has_words(sample: Sample) -> bool:
+    """Tell whether a metadata row says something of its style."""
+    return sample.row.get("style") is not None or bool(sample.caption)
 
 
 def longest_text(styles: StyleImages | None) -> str:
@@ -57,15 +63,16 @@ def longest_text(styles: StyleImages | None) -> str:
 
 
 def fill_style(template: str, style: str) -> str:
-    """Return a template with `style` in place of {style}."""
-    return template.replace(PLACEHOLDER, style)
+    """Return a template with `style` in place of {style}; an empty one vanishes with its comma."""
+    filled = template.replace(PLACEHOLDER, style)
+    return filled if style or PLACEHOLDER not in template else filled.strip(" ,")
 
 
 def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> StyleImages | None:
     """Open the style images of dataset folders; None without folders.
 
     `template` is that of the captions, the value of `setting`. Raises `UserError` if it names
-    {style} and there are no style images, or one of them has no words.
+    {style} and there are no style images, or one of them has neither `style` nor a caption.
     """
     named = PLACEHOLDER in template
     if not folders:
@@ -76,7 +83,7 @@ def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> 
             )
         return None
     samples = [s for folder in folders for s in open_dataset(folder, labelled=False)]
-    wordless = next((s for s in samples if named and not style_text(s)), None)
+    wordless = next((s for s in samples if named and not has_words(s)), None)
     if wordless is not None:
         raise UserError(
             f"{FLAG} {wordless.folder}: row {wordless.id} has neither `style` nor `prompt`; add "

@@ -134,7 +134,11 @@ class World:
         from diffusers import ControlNetModel, UNet2DConditionModel
 
         unet = UNet2DConditionModel.from_pretrained(self.base, subfolder="unet")
-        net = ControlNetModel.from_unet(unet, conditioning_channels=20)
+        net = ControlNetModel.from_unet(
+            unet,
+            conditioning_channels=20,
+            conditioning_embedding_out_channels=(16, 32, 96),  # a latent pixel is 4 pixels here
+        )
         torch.save(net.state_dict(), self.folder / "diffusion_pytorch_model.bin")
         config = {k: v for k, v in net.config.items() if k != "conditioning_channels"}
         config |= {"_class_name": "ControlNetModel", "_diffusers_version": "0.30.0"}

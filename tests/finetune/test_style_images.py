@@ -13,7 +13,7 @@ from safetensors import safe_open
 from finetune import controlnet, unet
 from finetune.crops import sample_labelled_crop
 from finetune.settings import Crop
-from finetune.style_images import open_style_images
+from finetune.style_images import fill_style, open_style_images
 from pipeline.dataset import open_dataset
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
@@ -194,5 +194,10 @@ def test_rows_with_a_style_are_taken_by_it_and_others_by_their_caption(night):
     folder = str(night(style="at night", prompt="a street at night"))
     styles = open_style_images((folder,), "--prompt", "{style}")
     assert styles is not None and styles(np.random.default_rng(0)).text == "at night"
+    assert fill_style("{classes}, {style}", "at night") == "{classes}, at night"
+    styles = open_style_images((str(night(style="", prompt="road")),), "--prompt", "{style}")
+    assert styles is not None and styles(np.random.default_rng(0)).text == ""
+    assert fill_style("a street, {style}", "") == "a street"
+    assert fill_style("a street, ", "") == "a street, "
     styles = open_style_images((str(night(prompt="a street")),), "--prompt", "{style}")
     assert styles is not None and styles(np.random.default_rng(0)).text == "a street"

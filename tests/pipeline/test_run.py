@@ -313,7 +313,7 @@ def test_after_a_failure_no_stage_starts_and_those_at_work_end(recipe: Path) -> 
 import json
 if folder.name == "first":
     sys.exit(3)
-while not json.loads((folder.parent / "timings.json").read_text())["stages"]["first"]["seconds"]:
+while not json.loads((folder.parent / "timings.json").read_text())["stages"]["first"]["peak_mb"]:
     time.sleep(0.05)  # until the runner has noted the end of the first stage
 time.sleep(1)
 """
