@@ -32,6 +32,7 @@ from pipeline.dataset import open_dataset, read_pair
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
+from pipeline.lab_colors import from_lab, to_lab
 from pipeline.row_colors import transfer_row_colors
 from pipeline.rows import sample_id
 from pipeline.sample_views import source_image
@@ -46,12 +47,10 @@ def reinhard(image: np.ndarray, target: np.ndarray) -> np.ndarray:
 
     Both are HxWx3 uint8 sRGB of any size; so is the result, at the size of `image`.
     """
-    source, goal = (
-        cv2.cvtColor(i.astype(np.float32) / 255, cv2.COLOR_RGB2Lab) for i in (image, target)
-    )
+    source, goal = to_lab(image), to_lab(target)
     scale = goal.std((0, 1)) / np.maximum(source.std((0, 1)), MIN_STD)
     lab = (source - source.mean((0, 1))) * scale + goal.mean((0, 1))
-    return (cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1) * 255).round().astype(np.uint8)
+    return from_lab(lab)
 
 
 def fda(image: np.ndarray, target: np.ndarray, beta: float) -> np.ndarray:

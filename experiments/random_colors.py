@@ -13,7 +13,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -23,6 +22,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 from pipeline.dataset import open_dataset, read_pair
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
+from pipeline.lab_colors import from_lab, to_lab
 from pipeline.rows import sample_id
 from pipeline.sample_views import source_image
 from pipeline.seeding import numpy_generator
@@ -32,12 +32,12 @@ LIGHTNESS, CHROMA_STD, CONTRAST = (10.0, 90.0), 15.0, (0.2, 1.0)
 
 def recolor(rng: np.random.Generator, image: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Return HxWx3 uint8 in random colours, sampled for each class of `label`."""
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    lab = to_lab(image)
     for class_id in np.unique(label):
         shown = label == class_id
         mean = [rng.uniform(*LIGHTNESS), *rng.normal(0, CHROMA_STD, 2)]
         lab[shown] = mean + rng.uniform(*CONTRAST) * (lab[shown] - lab[shown].mean(0))
-    return (cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1) * 255).round().astype(np.uint8)
+    return from_lab(lab)
 
 
 def main() -> None:

@@ -94,6 +94,11 @@ class Config(TextToImageSizes, RunSettings):
         """Raise `UserError` for settings that do not fit each other."""
         if not self.init:
             self.check_multiples()
+        if self.uniform_share and not self.logit_normal:
+            raise UserError(
+                f"--uniform-share {self.uniform_share:g}: all timesteps are uniform already; give "
+                "--logit-normal as well, or leave it out"
+            )
         if not self.vae:
             raise UserError("--vae: no folder given; name the autoencoder from finetune/vae.py")
 

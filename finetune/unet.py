@@ -32,6 +32,7 @@ from finetune.style_images import (
     open_style_images,
 )
 from pipeline.base_defaults import with_base_defaults
+from pipeline.captions import check_template
 from pipeline.config import parse
 from pipeline.dataset import Sample
 from pipeline.errors import UserError, guard
@@ -69,6 +70,7 @@ class Config(BaseModelSettings):
         super().__post_init__()
         require_between(self, 0, 1, "caption_dropout", "color_jitter")
         require_between(self, 0, 1024, "lora_rank")
+        check_template("--prompt", self.prompt, ("style",))
 
 
 def require_rank_of_base(rank: int, base: str) -> None:

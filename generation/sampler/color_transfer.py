@@ -11,6 +11,8 @@ Segmentation, CVPR 2005).
 import cv2
 import numpy as np
 
+from pipeline.lab_colors import from_lab, to_lab
+
 
 def transfer_details(
     generated: np.ndarray, source: np.ndarray, label: np.ndarray, window_px: float
@@ -21,7 +23,7 @@ def transfer_details(
     deviation of the Gaussian window. Contrast is only ever lowered: what is flat in the source
     stays flat. Statistics are taken in CIE L*a*b*, whose channels are nearly independent.
     """
-    wanted, given = _to_lab(generated), _to_lab(source)
+    wanted, given = to_lab(generated), to_lab(source)
     result = np.empty_like(given)
     for class_id in np.unique(label):
         rows, columns = (np.flatnonzero((label == class_id).any(axis)) for axis in (1, 0))
@@ -33,13 +35,7 @@ def transfer_details(
         new_mean, new_contrast = _statistics(wanted[box], inside, weight, window_px)
         scale = np.minimum(new_contrast / np.maximum(contrast, 1e-3), 1)
         result[box][shown] = (new_mean + scale * (given[box] - mean))[shown]
-    pixels = cv2.cvtColor(result, cv2.COLOR_Lab2RGB)
-    return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _to_lab(image: np.ndarray) -> np.ndarray:
-    """Return float32 L*a*b*; L* in 0..100."""
-    return cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    return from_lab(result)
 
 
 def _blur(values: np.ndarray, window_px: float) -> np.ndarray:

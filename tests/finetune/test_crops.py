@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from finetune import controlnet
+from finetune import controlnet, prior
 from finetune.captions import Captions
 from finetune.crops import jitter_colors, sample_image_crop, sample_labelled_crop
 from finetune.losses import LogitNormal, diffusion_target, noisy_latents
@@ -153,6 +153,11 @@ def test_a_share_of_the_timesteps_is_uniform():
     assert (
         LogitNormal(-9.0, 0.1, 1.0).sample(1000, 8, generator) // 125
     ).sort().values.tolist() == [*range(8)]
+
+
+def test_uniform_timesteps_beside_none_are_refused():
+    with pytest.raises(UserError, match="--uniform-share 0.5: all timesteps are uniform already"):
+        prior.Config(vae="x", uniform_share=0.5).check()
 
 
 def test_learning_rate_warms_up_and_decays():

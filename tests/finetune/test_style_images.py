@@ -145,40 +145,32 @@ def test_a_run_is_not_continued_with_other_style_images(call, tiny_dataset, nigh
 @pytest.mark.parametrize(
     ("row", "folder", "message"),
     [
-        ({}, True, "neither `style` nor `prompt`"),
-        ({"style": "at night"}, False, "needs --style-images"),
-        ({"style": "at night " * 60}, True, "with the style 'at night"),
+        ({}, True, "has neither `style` nor `prompt`; add one, or leave {style} out of SETTING"),
+        ({"style": "at night"}, False, "SETTING 'TEMPLATE': {style} needs --style-images"),
+        ({"style": "at night " * 60}, True, "text window of --base"),
     ],
 )
+@pytest.mark.parametrize(
+    ("program", "setting", "template"),
+    [(controlnet, "--caption.template", TEMPLATE), (unet, "--prompt", "a street, {style}")],
+)
 def test_bad_styles_are_named_before_anything_is_written(
-    row, folder, message, call, tiny_dataset, night, tmp_path
+    row, folder, message, program, setting, template, call, tiny_dataset, night, tmp_path
 ):
     styled = ("--style-images", night(**row)) if folder else ()
-    with pytest.raises(UserError, match=message):
+    more = CONTROLNET if program is controlnet else ()
+    message = message.replace("SETTING", setting).replace("TEMPLATE", template)
+    with pytest.raises(UserError, match=re.escape(message)):
         call(
-            controlnet, "--data", tiny_dataset(n=3), *styled, *CONTROLNET,
-            "--caption.template", TEMPLATE, "--training.steps", "1", "--output", tmp_path / "run",
+            program, "--data", tiny_dataset(n=3), *styled, *more, setting, template,
+            "--training.steps", "1", "--output", tmp_path / "run",
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("row", "folder", "message"),
-    [
-        ({}, True, "leave {style} out of --prompt"),
-        ({"style": "at night"}, False, "--prompt 'a street, {style}': {style} needs"),
-        ({"style": "at night " * 60}, True, "--prompt 'a street, at night"),
-    ],
-)
-def test_bad_styles_of_the_prompt_are_named(
-    row, folder, message, call, tiny_dataset, night, tmp_path
-):
-    styled = ("--style-images", night(**row)) if folder else ()
-    with pytest.raises(UserError, match=re.escape(message)):
-        call(
-            unet, "--data", tiny_dataset(n=3), *styled, "--prompt", "a street, {style}",
-            "--training.steps", "1", "--output", tmp_path / "run",
-        )  # fmt: skip
+def test_a_prompt_for_all_images_names_no_classes():
+    with pytest.raises(UserError, match="may hold only {style} in braces"):
+        unet.Config(prompt=TEMPLATE)
 
 
 def test_the_output_may_not_lie_in_the_style_images(call, tiny_dataset, night):
