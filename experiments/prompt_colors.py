@@ -44,6 +44,8 @@ def by_condition(folder: Path, number: int) -> dict[str, list[Sample]]:
     groups: dict[str, list[Sample]] = defaultdict(list)
     for sample in open_dataset(folder, labelled=False):
         if sample.condition and len(groups[sample.condition]) < number:
+            if not sample.caption:
+                raise UserError(f"--data {folder}: row {sample.id} has no `prompt`; add captions")
             groups[sample.condition].append(sample)
     if len(groups) < 2:
         raise UserError(f"--data {folder}: its rows name {len(groups)} conditions; two are needed")
@@ -51,8 +53,13 @@ def by_condition(folder: Path, number: int) -> dict[str, list[Sample]]:
 
 
 def slope(predicted: torch.Tensor, actual: torch.Tensor) -> float:
-    """Return the slope of a regression of means NxC over N conditions; both are centred first."""
+    """Return the slope of a regression of means NxC over N conditions; both are centred first.
+
+    Raises `UserError` if the images of all conditions have the same mean.
+    """
     predicted, actual = predicted - predicted.mean(0), actual - actual.mean(0)
+    if float(actual.abs().max()) == 0:
+        raise UserError("--data: the images of all conditions have the same colours; take others")
     return float((predicted * actual).sum() / (actual**2).sum())
 
 
@@ -97,6 +104,8 @@ def clean_latents(
 
 def check_size(base: str, size_px: Sequence[int]) -> None:
     """Raise `UserError` unless the networks of a base take images of (height, width)."""
+    if min(size_px) < 1:
+        raise UserError(f"--size-px {size_px[0]} {size_px[1]}: must be above 0")
     if (home := find_local(base)) is not None:
         grid = read_size_grid(home / "vae", home / "unet")
         require_multiple("--size-px", size_px, grid.size_multiple, f"for --base {base}")
@@ -108,7 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="captioned dataset folder")
     parser.add_argument("--base", nargs="+", default=["pocket"], help="base models")
-    parser.add_argument("--unet", help="folder of a U-Net in place of that of the first base")
+    parser.add_argument("--unet", help="folder of a U-Net in place of that of the one base")
     parser.add_argument("--n", type=int, default=12, help="images of each condition at most")
     parser.add_argument(
         "--size-px", type=int, nargs=2, default=(64, 128), help="height and width of the images"
@@ -118,6 +127,9 @@ def main() -> None:
     require_positive(options, "n")
     for time in options.timesteps:
         require_between(argparse.Namespace(timesteps=time), 0, 999, "timesteps")
+    if options.unet and len(options.base) > 1:
+        raise UserError("--unet: belongs to one base model; name one --base")
+    times = list(dict.fromkeys(options.timesteps))
     groups = by_condition(options.data, options.n)
     rows = []
     for name in options.base:
@@ -127,9 +139,9 @@ def main() -> None:
             models.check_fit(f"--unet {options.unet}", "unet", folder, base)
         unet = models.load_network("unet", base, folder).eval()
         check_size(base, options.size_px)
-        values = slopes(base, unet, groups, tuple(options.size_px), list(options.timesteps))
+        values = slopes(base, unet, groups, tuple(options.size_px), times)
         rows.append([options.unet or name, *(f"{value:.2f}" for value in values)])
-    print(table(["U-Net", *(f"t = {time}" for time in options.timesteps)], rows))
+    print(table(["U-Net", *(f"t = {time}" for time in times)], rows))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from finetune.style_images import fill_style
+from finetune.style_images import PLACEHOLDER as STYLE_PLACEHOLDER
+from finetune.style_images import StyleImages, fill_style, style_text
 from pipeline import labels
 from pipeline.captions import CaptionSettings
 from pipeline.errors import UserError
@@ -50,18 +51,17 @@ class Captions:
     def _fit(self, classes: Sequence[int], style: str) -> list[int]:
         return fit_classes(classes, lambda some: self._render(some, style), self._truncates)
 
-    def check(self, style: str = "") -> None:
+    def check(self, styles: StyleImages | None = None) -> None:
         """Raise `UserError` if a class does not fit the text window; print a note if not all do.
 
-        `style` are the words of the longest style.
+        Of `styles`, the one with the longest words is checked.
         """
         every, template = range(labels.NUM_CLASSES), self._settings.template
+        style, origin = longest_style(styles, template, self._text)
         if any(self._truncates(self._render([i], style)) for i in every):
-            named = style and style in self._render([], style)
-            words = f" with the style {style[:60]!r}" if named else ""
             raise UserError(
-                f"{TEMPLATE_FLAG} {template!r}{words}: is cut after the {self._text.window} tokens "
-                f"of the text window of --base, {PLACEHOLDER} does not fit; shorten it"
+                f"{TEMPLATE_FLAG} {template!r}{origin}: is cut after the {self._text.window} "
+                f"tokens of the text window of --base, {PLACEHOLDER} does not fit; shorten it"
             )
         fitting = self._fit(every, style)
         most = self._settings.max_classes or labels.NUM_CLASSES
@@ -74,11 +74,29 @@ class Captions:
             )
 
 
-def check_prompt(prompt: str, base: str) -> None:
-    """Raise `UserError` if the one prompt of a training is cut by the text window of `base`."""
+def check_prompt(prompt: str, base: str, styles: StyleImages | None = None) -> None:
+    """Raise `UserError` if the prompt of a training is cut by the text window of `base`.
+
+    Of `styles`, the one with the longest words is checked.
+    """
     text = PromptEncoder(base)
-    if text.truncates(prompt):
+    style, origin = longest_style(styles, prompt, text)
+    if text.truncates(fill_style(prompt, style)):
         raise UserError(
-            f"--prompt {prompt[:60]!r}...: is longer than the text window of --base, {text.window} "
-            "tokens; shorten it"
+            f"--prompt {prompt[:60]!r}{origin}: is longer than the text window of --base, "
+            f"{text.window} tokens; shorten it"
         )
+
+
+def longest_style(
+    styles: StyleImages | None, template: str, text: PromptEncoder
+) -> tuple[str, str]:
+    """Return the words with the most tokens that fill {style} of a template, and their origin.
+
+    Both are empty where the template names no style. Messages name the origin.
+    """
+    if styles is None or STYLE_PLACEHOLDER not in template:
+        return "", ""
+    sample = styles.longest(text.num_tokens)
+    words = style_text(sample)
+    return words, f" with the style {words[:60]!r} of row {sample.id} in {sample.folder}"

@@ -31,7 +31,7 @@ from finetune.captions import TEMPLATE_FLAG, Captions
 from finetune.crops import LabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Crop, HeadSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
-from finetune.style_images import longest_text, open_style_images
+from finetune.style_images import open_style_images
 from pipeline.base_defaults import with_base_defaults
 from pipeline.captions import CaptionSettings, check_template
 from pipeline.config import parse
@@ -142,7 +142,7 @@ def main() -> int | None:
 
     def check() -> None:
         require_disk(config.cached_crops, config.crop, config.output, labelled=True)
-        captions.check(longest_text(styles))
+        captions.check(styles)
         _ = crops.index  # raises if no class is found
 
     run = start_run(

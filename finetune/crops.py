@@ -134,7 +134,7 @@ def sample_image_crop(
     size = scaled_size(image.shape[:2], float(rng.choice(crop.scales)), crop)
     image = resize_area(image, size)
     if style is not None:
-        image = style.apply(image)  # before the crop: colours depend on the height in the scene
+        image = style.recolor(image)  # before the crop: colours depend on the height in the scene
     patch = cut(image, corner(rng, size, crop, None), crop)
     return patch[:, ::-1] if crop.flip and rng.random() < 0.5 else patch
 
@@ -159,7 +159,7 @@ def sample_labelled_crop(
     size = scaled_size(label.shape, float(rng.choice(crop.scales)), crop)
     image, label = resize_area(image, size), resize_area(label, size, nearest=True)
     if style is not None:
-        image = style.apply(image)
+        image = style.recolor(image)
     center = None
     if wanted is not None:
         pixels = np.flatnonzero(label == wanted)

@@ -73,7 +73,10 @@ class LogitNormal(NamedTuple):
         One sample of each of equal quantiles lowers the variance (Kingma et al., NeurIPS 2021,
         appendix I).
         """
-        num_uniform = round(self.uniform_share * batch)
+        num_uniform, remainder = divmod(self.uniform_share * batch, 1)
+        num_uniform = int(num_uniform)
+        if remainder:  # rounded at random, so that the share also holds for small batches
+            num_uniform += int(_quantiles(1, generator).item() < remainder)
         normal = torch.special.ndtri(_quantiles(batch - num_uniform, generator))
         fractions = torch.sigmoid(self.location + self.scale * normal)
         fractions = torch.cat([fractions, _quantiles(num_uniform, generator)])

@@ -7,11 +7,13 @@ map the layout. Style images need a caption and no labels: photographs, or image
 model generates from prompts alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.captions import drop_empty_parts
 from pipeline.dataset import Sample, open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
@@ -29,7 +31,7 @@ class Style(NamedTuple):
     text: str
     """words for the caption of a crop in this style"""
 
-    def apply(self, image: np.ndarray) -> np.ndarray:
+    def recolor(self, image: np.ndarray) -> np.ndarray:
         """Return an HxWx3 uint8 image in the colours of this style, at its own size."""
         return transfer_row_colors(image, self.image)
 
@@ -45,48 +47,56 @@ class StyleImages:
         sample = self.samples[int(rng.integers(len(self.samples)))]
         return Style(read_image(sample.image), style_text(sample))
 
+    def longest(self, num_tokens: Callable[[str], int]) -> Sample:
+        """Return the first style image of those whose words have the most tokens."""
+        distinct: dict[str, Sample] = {}
+        for sample in self.samples:
+            distinct.setdefault(style_text(sample), sample)
+        return distinct[max(distinct, key=num_tokens)]
+
 
 def style_text(sample: Sample) -> str:
     """Return the `style` of a metadata row, which may be empty, or else its caption."""
     style = sample.row.get("style")
-    return sample.caption if style is None else str(style)
+    return sample.caption if style is None else style
 
 
-def has_words(sample: Sample) -> bool:
-    """Tell whether a metadata row says something of its style."""
-    return sample.row.get("style") is not None or bool(sample.caption)
-
-
-def longest_text(styles: StyleImages | None) -> str:
-    """Return the longest words of all style images, empty without style images."""
-    return max(map(style_text, styles.samples), key=len) if styles else ""
+def check_words(sample: Sample, setting: str) -> None:
+    """Raise `UserError` unless a metadata row has words of its style; `setting` holds {style}."""
+    style = sample.row.get("style")
+    if style is None and not sample.caption:
+        raise UserError(
+            f"{FLAG} {sample.folder}: row {sample.id} has neither `style` nor `prompt`; add one, "
+            f"or leave {PLACEHOLDER} out of {setting}"
+        )
+    if style is not None and not isinstance(style, str):
+        raise UserError(
+            f"{FLAG} {sample.folder}: `style` of row {sample.id} is no text; correct the row, or "
+            f"leave {PLACEHOLDER} out of {setting}"
+        )
 
 
 def fill_style(template: str, style: str) -> str:
     """Return a template with `style` in place of {style}; an empty one vanishes with its comma."""
     filled = template.replace(PLACEHOLDER, style)
-    return filled if style or PLACEHOLDER not in template else filled.strip(" ,")
+    return filled if style or PLACEHOLDER not in template else drop_empty_parts(filled)
 
 
 def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> StyleImages | None:
     """Open the style images of dataset folders; None without folders.
 
     `template` is that of the captions, the value of `setting`. Raises `UserError` if it names
-    {style} and there are no style images, or one of them has neither `style` nor a caption.
+    {style} and there are no style images, or the row of one of them has no words.
     """
-    named = PLACEHOLDER in template
     if not folders:
-        if named:
+        if PLACEHOLDER in template:
             raise UserError(
                 f"{setting} {template!r}: {PLACEHOLDER} needs {FLAG}; name their folder, or leave "
                 f"out {PLACEHOLDER}"
             )
         return None
     samples = [s for folder in folders for s in open_dataset(folder, labelled=False)]
-    wordless = next((s for s in samples if named and not has_words(s)), None)
-    if wordless is not None:
-        raise UserError(
-            f"{FLAG} {wordless.folder}: row {wordless.id} has neither `style` nor `prompt`; add "
-            f"one, or leave {PLACEHOLDER} out of {setting}"
-        )
+    if PLACEHOLDER in template:
+        for sample in samples:
+            check_words(sample, setting)
     return StyleImages(samples)

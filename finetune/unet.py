@@ -24,13 +24,7 @@ from finetune.captions import check_prompt
 from finetune.crops import UnlabelledCrops
 from finetune.settings import SET_BY_BASE, BaseModelSettings, Training
 from finetune.start import Run, open_samples, require_crop_of_base, require_disk, start_run
-from finetune.style_images import (
-    PLACEHOLDER,
-    StyleImages,
-    fill_style,
-    longest_text,
-    open_style_images,
-)
+from finetune.style_images import PLACEHOLDER, StyleImages, open_style_images
 from pipeline.base_defaults import with_base_defaults
 from pipeline.captions import check_template
 from pipeline.config import parse
@@ -100,7 +94,7 @@ def main() -> int | None:
         if config.lora_rank:
             require_extra(f"--lora-rank {config.lora_rank}", "peft", "lora")
         require_disk(config.cached_crops, config.crop, config.output, labelled=False)
-        check_prompt(fill_style(config.prompt, longest_text(styles)), base)
+        check_prompt(config.prompt, base, styles)
 
     run = start_run(config, call, samples, check, styles=styles, base=("base", base))
     if run is not None:

@@ -11,10 +11,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.captions import CaptionSettings, check_template
+from pipeline.captions import CaptionSettings, check_template, drop_empty_parts
 from pipeline.errors import UserError
 
 PLACEHOLDERS = ("classes", "condition", "time", "place")
+STYLE_TEMPLATE = "{condition} {time}, {place}"
 MAX_SHARE = 1e6
 Name = TypeVar("Name", bound=Hashable)
 
@@ -108,17 +109,19 @@ def render_prompt(grammar: Grammar, classes: str, *, condition: str, time: str, 
 
 
 def render_style(grammar: Grammar, *, condition: str, time: str, place: str) -> str:
-    """Return what the prompt of condition `condition` (a name) says after its classes."""
+    """Return what the prompt of condition `condition` (a name) says of weather, time and place.
+
+    What its template does not name is left out.
+    """
     chosen = grammar.conditions[condition]
-    template = (chosen.template or grammar.template).partition("{classes}")[2]
-    return _fill(template, condition=chosen.phrase, time=time, place=place)
+    parts = {"condition": chosen.phrase, "time": time, "place": place}
+    template = chosen.template or grammar.template
+    named = {name: text if f"{{{name}}}" in template else "" for name, text in parts.items()}
+    return _fill(STYLE_TEMPLATE, **named)
 
 
 def _fill(template: str, **parts: str) -> str:
-    text = re.sub(r"{(\w+)}", lambda found: parts[found[1]], template)
-    text = re.sub(r"\s+", " ", text)
-    text = re.sub(r"( ?,)+", ",", text)
-    return text.strip(" ,")
+    return drop_empty_parts(re.sub(r"{(\w+)}", lambda found: parts[found[1]], template))
 
 
 def quota_sequence(shares: Mapping[Name, float], n: int, order: np.ndarray) -> list[Name]:

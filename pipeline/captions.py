@@ -61,6 +61,12 @@ def join_class_names(classes: Sequence[int], separator: str, last: str) -> str:
     return separator.join(names[:-1]) + last + names[-1]
 
 
+def drop_empty_parts(text: str) -> str:
+    """Return a filled template without the commas and spaces of its empty parts."""
+    text = re.sub(r"\s+", " ", text)
+    return re.sub(r"( ?,)+", ",", text).strip(" ,")
+
+
 def check_template(setting: str, template: str, placeholders: Sequence[str]) -> None:
     """Raise `UserError` if a template has other braces than those of its placeholders."""
     plain = re.sub("{(" + "|".join(placeholders) + ")}", "", template)

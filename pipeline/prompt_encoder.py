@@ -72,12 +72,16 @@ def fit_classes(
 
 
 def is_cut(tokenizer: Any, prompt: str) -> bool:
-    """Tell whether a prompt with its start and end mark exceeds the window of a tokenizer.
+    """Tell whether a prompt with its start and end mark exceeds the window of a tokenizer."""
+    return count_tokens(tokenizer, prompt) > tokenizer.model_max_length
+
+
+def count_tokens(tokenizer: Any, prompt: str) -> int:
+    """Return the tokens of a whole prompt, start and end mark included.
 
     With `verbose=False` the tokenizer gives no warning of too long prompts, which are cut anyway.
     """
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    return len(ids) > tokenizer.model_max_length
+    return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
 
 def load_tokenizers(home: Path) -> list[Any]:
@@ -120,6 +124,10 @@ class PromptEncoder:
     def truncates(self, prompt: str) -> bool:
         """Tell whether the text window cuts the prompt off."""
         return any(is_cut(tokenizer, prompt) for tokenizer in self.tokenizers)
+
+    def num_tokens(self, prompt: str) -> int:
+        """Return the tokens of a prompt before any are cut off, start and end included."""
+        return max(count_tokens(tokenizer, prompt) for tokenizer in self.tokenizers)
 
     @property
     def window(self) -> int:

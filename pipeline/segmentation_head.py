@@ -129,7 +129,7 @@ def class_weights(shares: torch.Tensor, class_balance: float) -> tuple[torch.Ten
     return counts, torch.where(counts > 0, counts.clamp(min=1e-6) ** -class_balance, 0)
 
 
-def balanced_area(shares: torch.Tensor, class_balance: float) -> torch.Tensor:
+def area_weights(shares: torch.Tensor, class_balance: float) -> torch.Tensor:
     """Return the weight of each latent pixel, Bx1xhxw with mean 1, of class shares Bx19xhxw.
 
     A class of n pixels has the weight n^-class_balance within its sample, void the smallest of its

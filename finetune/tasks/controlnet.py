@@ -16,7 +16,7 @@ from finetune.strategies import ParameterGroup
 from finetune.tasks.head import ControlNetWithHead, HeadTraining
 from pipeline import labels
 from pipeline.models import load_network
-from pipeline.segmentation_head import balanced_area, label_shares
+from pipeline.segmentation_head import area_weights, label_shares
 
 
 def load_frozen_unet(base: str, folder: Path | None) -> UNet2DConditionModel:
@@ -44,7 +44,7 @@ class ControlNetTask(Task):
     """Trains a ControlNet, and a head beside it; the frozen `unet` passes the former's gradients.
 
     `init_weight` (0..1) is the share of the initial weights in those written; `save_fp16` writes
-    float16. `class_balance` (0..1) is that of `balanced_area`. With Style Swap, `load_base_unet`
+    float16. `class_balance` (0..1) is that of `area_weights`. With Style Swap, `load_base_unet`
     loads the U-Net to preview with for the moment.
     """
 
@@ -92,7 +92,7 @@ class ControlNetTask(Task):
         area = None
         if self.class_balance:
             shares = label_shares(control, noisy.latents.shape[-2:])
-            area = balanced_area(shares, self.class_balance)
+            area = area_weights(shares, self.class_balance)
         value = self.frozen.loss(prediction, noisy, area)
         if not self.head:
             return Loss(value)

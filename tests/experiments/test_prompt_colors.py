@@ -56,17 +56,45 @@ def test_a_share_of_the_true_latents_gives_that_slope(share, data):
 
 
 def test_the_program_prints_a_row_per_base(data, monkeypatch, capsys):
-    command = ["x", "--data", str(data), "--base", "pocket", "--n", "1", "--timesteps", "999"]
+    command = [
+        "x",
+        "--data",
+        str(data),
+        "--base",
+        "pocket",
+        "--n",
+        "1",
+        "--timesteps",
+        "999",
+        "999",
+    ]
     monkeypatch.setattr("sys.argv", command)
     prompt_colors.main()
     header, _, row = capsys.readouterr().out.strip().splitlines()
     assert "t = 999" in header and row.startswith("| pocket |")
 
 
-def test_a_size_that_the_networks_do_not_take_is_refused(data, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["x", "--data", str(data), "--size-px", "60", "128"])
-    with pytest.raises(UserError, match="--size-px 60 128"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size-px", "0", "128"), "--size-px 0 128: must be above 0"),
+        (("--size-px", "60", "128"), "--size-px 60 128"),
+        (("--base", "pocket", "pocket", "--unet", "pocket"), "--unet: belongs to one base"),
+    ],
+)
+def test_bad_options_are_one_line(words, message, data, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(data), *words])
+    with pytest.raises(UserError, match=message):
         prompt_colors.main()
+
+
+def test_rows_without_a_caption_and_images_of_one_colour_are_refused(tmp_path):
+    writer = DatasetWriter(tmp_path / "mute", config={})
+    writer.write(0, np.zeros((64, 128, 3), np.uint8), None, {"condition": "day"})
+    with pytest.raises(UserError, match="row 00000000 has no `prompt`"):
+        prompt_colors.by_condition(tmp_path / "mute", 1)
+    with pytest.raises(UserError, match="the same colours"):
+        prompt_colors.slope(torch.ones(2, 3), torch.ones(2, 3))
 
 
 def test_images_of_one_condition_are_refused(tiny_dataset, monkeypatch):

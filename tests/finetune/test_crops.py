@@ -155,6 +155,14 @@ def test_a_share_of_the_timesteps_is_uniform():
     ).sort().values.tolist() == [*range(8)]
 
 
+@pytest.mark.parametrize(("batch", "share"), [(1, 0.5), (4, 0.125), (2, 0.75)])
+def test_the_uniform_share_holds_for_small_batches(batch, share):
+    generator = torch.Generator().manual_seed(0)
+    low = LogitNormal(-9.0, 0.1, share)
+    times = torch.cat([low.sample(1000, batch, generator) for _ in range(2000 // batch)])
+    assert abs(float((times >= 2).float().mean()) - share) < 0.03
+
+
 def test_uniform_timesteps_beside_none_are_refused():
     with pytest.raises(UserError, match="--uniform-share 0.5: all timesteps are uniform already"):
         prior.Config(vae="x", uniform_share=0.5).check()

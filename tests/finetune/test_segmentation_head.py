@@ -17,7 +17,7 @@ from pipeline.labels import CLASS_NAMES
 from pipeline.models import load_network
 from pipeline.segmentation_head import (
     SegmentationHead,
-    balanced_area,
+    area_weights,
     label_cross_entropy,
     label_shares,
 )
@@ -193,7 +193,7 @@ def test_area_weights_of_whole_pixels_are_powers_of_their_class_size(balance):
     for sample, row, column in np.ndindex(ids.shape):
         if ids[sample, row, column] < 19:
             shares[sample, ids[sample, row, column], row, column] = 1
-    area = balanced_area(shares, balance).numpy()
+    area = area_weights(shares, balance).numpy()
     road = 4**-balance
     expected = np.array([[road, road, road], [road, 1, road]])  # void weighs as the largest class
     assert np.allclose(area[0, 0], expected / expected.mean(), rtol=1e-6)
@@ -208,7 +208,7 @@ def test_a_pixel_of_two_classes_weighs_the_mean_of_both():
     shares[0, 0, 0, 3] = 0.75
     road, pole = 3.75**-0.5, 0.25**-0.5
     expected = torch.tensor([road, road, road, 0.75 * road + 0.25 * pole])
-    assert torch.allclose(balanced_area(shares, 0.5)[0, 0, 0], expected / expected.mean())
+    assert torch.allclose(area_weights(shares, 0.5)[0, 0, 0], expected / expected.mean())
 
 
 def test_head_has_a_few_ten_thousand_parameters_at_the_size_of_stable_diffusion():

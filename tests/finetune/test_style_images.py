@@ -147,7 +147,8 @@ def test_a_run_is_not_continued_with_other_style_images(call, tiny_dataset, nigh
     [
         ({}, True, "has neither `style` nor `prompt`; add one, or leave {style} out of SETTING"),
         ({"style": "at night"}, False, "SETTING 'TEMPLATE': {style} needs --style-images"),
-        ({"style": "at night " * 60}, True, "text window of --base"),
+        ({"style": "at night " * 60}, True, "with the style 'at night"),
+        ({"style": ["at", "night"]}, True, "`style` of row 00000000 is no text"),
     ],
 )
 @pytest.mark.parametrize(
@@ -166,6 +167,16 @@ def test_bad_styles_are_named_before_anything_is_written(
             "--training.steps", "1", "--output", tmp_path / "run",
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_the_style_with_the_most_tokens_is_checked(call, tiny_dataset, night, tmp_path):
+    """Rare letters take more tokens than common words of twice the length."""
+    rare, common = night(style="\u0416" * 30), night(style="road sky car " * 6)
+    with pytest.raises(UserError, match=f"of row 00000000 in {rare}"):
+        call(
+            unet, "--data", tiny_dataset(n=3), "--style-images", rare, common, "--prompt", "{style}",
+            "--training.steps", "1", "--output", tmp_path / "run",
+        )  # fmt: skip
 
 
 def test_a_prompt_for_all_images_names_no_classes():
@@ -190,6 +201,7 @@ def test_rows_with_a_style_are_taken_by_it_and_others_by_their_caption(night):
     styles = open_style_images((str(night(style="", prompt="road")),), "--prompt", "{style}")
     assert styles is not None and styles(np.random.default_rng(0)).text == ""
     assert fill_style("a street, {style}", "") == "a street"
+    assert fill_style("a street, {style}, photo", "") == "a street, photo"
     assert fill_style("a street, ", "") == "a street, "
     styles = open_style_images((str(night(prompt="a street")),), "--prompt", "{style}")
     assert styles is not None and styles(np.random.default_rng(0)).text == "a street"

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from generation.plan import Planner, noise_seed, place_crop
-from generation.prompts import Condition, Grammar, join_classes, quota_sequence, render_prompt
+from generation.prompts import (
+    Condition,
+    Grammar,
+    join_classes,
+    quota_sequence,
+    render_prompt,
+    render_style,
+)
 from generation.setting_groups import RareClasses
 from generation.settings import Config, default_config
 from pipeline.config import from_layers, from_mapping
@@ -139,6 +146,22 @@ def test_prompt_reads_like_the_training_captions():
     )
     text = render_prompt(grammar, "road", condition="snow", time="", place="")
     assert text == "a city street scene with road, in snowy weather"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("a street with {classes}, {condition} {time}, {place}", "in fog at dawn, in a suburb"),
+        ("{condition} {time}, a street with {classes}", "in fog at dawn"),
+        ("{place}: {classes} and {classes}", "in a suburb"),
+        ("{classes}, {condition}.", "in fog"),
+        ("{classes}", ""),
+    ],
+)
+def test_style_is_what_the_template_says_of_weather_time_and_place(template, expected):
+    grammar = Grammar(template=template, conditions={"fog": Condition("in fog")})
+    words = {"condition": "fog", "time": "at dawn", "place": "in a suburb"}
+    assert render_style(grammar, **words) == expected
 
 
 def test_words_of_the_pocket_grammar_are_those_of_the_collection():
