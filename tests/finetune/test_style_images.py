@@ -174,8 +174,8 @@ def test_the_style_with_the_most_tokens_is_checked(call, tiny_dataset, night, tm
     rare, common = night(style="\u0416" * 30), night(style="road sky car " * 6)
     with pytest.raises(UserError, match=f"of row 00000000 in {rare}"):
         call(
-            unet, "--data", tiny_dataset(n=3), "--style-images", rare, common, "--prompt", "{style}",
-            "--training.steps", "1", "--output", tmp_path / "run",
+            unet, "--data", tiny_dataset(n=3), "--style-images", rare, common,
+            "--prompt", "{style}", "--training.steps", "1", "--output", tmp_path / "run",
         )  # fmt: skip
 
 
