@@ -258,7 +258,7 @@ def finish(run: Run, task: Task, strategy: Strategy) -> None:
     if run.accelerator.is_main_process:
         task.save(weights, run.folder)
         runs.mark_finished(run.folder, run.training.steps)
-    run.accelerator.end_training()
+    runs.end(run.accelerator)
 
 
 def _make_strategy(run: Run, task: Task) -> Strategy:

@@ -177,7 +177,7 @@ def run(config: Config, inputs: Inputs) -> None:
         accelerator.wait_for_everyone()
         if is_main:
             write_report(config)
-    accelerator.wait_for_everyone()
+    runs.end(accelerator)
 
 
 def identity_of(config: Config, inputs: Inputs) -> dict[str, Any]:

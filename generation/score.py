@@ -71,6 +71,7 @@ def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> 
             config.folder, identity_of(config, parts, looks), is_main=accelerator.is_main_process
         )
         score_missing(config, parts, looks, accelerator)
+    runs.end(accelerator)
 
 
 def score_missing(
@@ -102,7 +103,6 @@ def score_missing(
     if is_main:
         rows = {name: score_rows.merge(folder, name, samples) for name, samples in parts.items()}
         write_summary(config, parts, rows, {k: v["heldout"] for k, v in record.items()})
-    accelerator.wait_for_everyone()
 
 
 def write_summary(

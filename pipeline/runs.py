@@ -102,6 +102,16 @@ def make_accelerator(
     return accelerator
 
 
+def end(accelerator: Accelerator) -> None:
+    """Wait for all processes, then close the trackers and the process group; call it last.
+
+    A process that leaves while others still write could be taken for the end of the program. And
+    the threads of a process group must be idle when Python ends: otherwise they abort the process.
+    """
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def open_run(
     folder: Path,
     config: Mapping[str, Any],

@@ -63,8 +63,10 @@ def ignore_stop_signals(_worker: int = 0) -> None:
 
 def leave(accelerator: Any, stop: StopRequest, folder: Path, done: int) -> NoReturn:
     """End a training that has saved its state, with the exit code of the signal."""
+    from pipeline import runs
+
     if accelerator.is_main_process:
         message = f"{folder}: stopped after step {done}; the same command continues"
         print(f"{PREFIX}{message}", file=sys.stderr)
-    accelerator.end_training()
+    runs.end(accelerator)
     raise SystemExit(stop.exit_code or 143)  # another process got the signal

@@ -143,7 +143,7 @@ def run(config: Config, paths: list[Path]) -> None:
     runs.open_run(config.output, stored, is_main=accelerator.is_main_process)
     if runs.is_finished(config.output, steps):
         accelerator.print(f"{config.output}: already adapted for {steps} steps")
-        accelerator.end_training()
+        runs.end(accelerator)
         return
     segmenter = Segmenter.from_pretrained(
         config.checkpoint, base=config.base, device=accelerator.device
@@ -169,7 +169,7 @@ def run(config: Config, paths: list[Path]) -> None:
         record = {"diffusion": diffusion_base(segmenter.recipe), "config": stored}
         files.write_json(config.output / "scene.json", record)
         runs.mark_finished(config.output, steps)
-    accelerator.end_training()
+    runs.end(accelerator)
 
 
 def make_task(config: Config, segmenter: Any, scene: Any, paths: list[Path], steps: int) -> Any:

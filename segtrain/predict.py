@@ -192,6 +192,7 @@ def run(config: Config, paths: dict[Path, Path]) -> None:
     skipped = f", {there} were there already and were skipped" if there else ""
     kinds = ", ".join(config.kinds)
     accelerator.print(f"{config.output}: {len(paths)} images, {kinds}{skipped}")
+    runs.end(accelerator)
 
 
 def main() -> int | None:

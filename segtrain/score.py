@@ -206,9 +206,12 @@ class Scoring:
 
     def run(self) -> None:
         """Score and write the result, unless another scoring writes to the same file."""
+        from pipeline import runs
+
         with sole_writer(self.config.output, beside=True) if self.is_main else nullcontext():
             self.accelerator.wait_for_everyone()  # no process opens rows before it is certain
             self.score_all()
+        runs.end(self.accelerator)
 
     def score_all(self) -> None:
         """Write the rows of all networks, and the scores last."""
@@ -227,7 +230,6 @@ class Scoring:
             merge(self.config.output, keys)
             self.write()
             remove_parts(self.config.output)
-        self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path, targets: list[Target]) -> list[Predict]:
         """Return how the images of each target become predictions."""

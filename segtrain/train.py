@@ -258,8 +258,7 @@ def run(config: Config, data: TrainingData) -> None:
         with task.average.in_place() if task.average else nullcontext():
             checkpoints.save_trained(config.output, recipe, task.network, {"samples": counts})
         runs.mark_finished(config.output, plan.steps, processes=accelerator.num_processes, **times)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    runs.end(accelerator)
 
 
 def to_device(model: Any, accelerator: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -293,3 +294,28 @@ def test_sharded_checkpoints_run_no_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not in its folder"):
         checkpoint_files.check_sharded(tmp_path)
     assert not mark.exists()
+
+
+def test_no_process_ends_before_the_others_have_written(tmp_path: Path) -> None:
+    program = tmp_path / "end.py"
+    program.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from pipeline import runs\n"
+        "accelerator = runs.start_accelerator()\n"
+        "path = Path(sys.argv[1])\n"
+        "if accelerator.is_main_process:\n"
+        "    time.sleep(3)\n"
+        "    path.write_text('last')\n"
+        "runs.end(accelerator)\n"
+        "assert path.read_text() == 'last'\n"
+        "import torch\n"
+        "assert not torch.distributed.is_initialized()\n"
+    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--")
+    subprocess.run(
+        [sys.executable, *torchrun, str(program), str(tmp_path / "file")],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
