@@ -9,8 +9,10 @@ over the conditions.
     python experiments/prompt_colors.py --data DIR --base DIR [DIR ...]
     python experiments/prompt_colors.py --data DIR --base DIR --unet runs/mine/unet/unet
 
-A slope of 1 is right. With a smaller one, the images of all prompts look alike, in grey. `--data`
-is a captioned dataset folder whose rows name conditions; the text encoder is that of the base.
+A slope of 1 is right. With a smaller one, the images of all prompts look alike, in grey. The column
+"text" tells how far the text encoder of the base separates the conditions: the variance of its
+output between them, over its mean square. `--data` is a captioned dataset folder whose rows name
+conditions.
 """
 
 import argparse
@@ -64,15 +66,24 @@ def slope(predicted: torch.Tensor, actual: torch.Tensor) -> float:
 
 
 @torch.no_grad()
+def text_separation(frozen: FrozenBase, groups: dict[str, list[Sample]]) -> float:
+    """Return the variance of the text encoder's output between conditions, over its mean square."""
+    captions = {name: [sample.caption for sample in found] for name, found in groups.items()}
+    states = {name: frozen.text.encode(texts).states for name, texts in captions.items()}
+    means = torch.stack([of_one.mean(0) for of_one in states.values()])
+    between = (means - means.mean(0)).square().mean()
+    return float(between / torch.cat(list(states.values())).square().mean())
+
+
+@torch.no_grad()
 def slopes(
-    base: str,
+    frozen: FrozenBase,
     unet: Any,
     groups: dict[str, list[Sample]],
     size_px: tuple[int, int],
     times: list[int],
 ) -> list[float]:
     """Return the slope at each timestep, for images resized to (height, width)."""
-    frozen = FrozenBase(base, torch.device("cpu"))
     actual: list[torch.Tensor] = []
     predicted: dict[int, list[torch.Tensor]] = {time: [] for time in times}
     for samples in groups.values():
@@ -139,9 +150,11 @@ def main() -> None:
             models.check_fit(f"--unet {options.unet}", "unet", folder, base)
         unet = models.load_network("unet", base, folder).eval()
         check_size(base, options.size_px)
-        values = slopes(base, unet, groups, tuple(options.size_px), times)
+        frozen = FrozenBase(base, torch.device("cpu"))
+        values = slopes(frozen, unet, groups, tuple(options.size_px), times)
+        values = [text_separation(frozen, groups), *values]
         rows.append([options.unet or name, *(f"{value:.2f}" for value in values)])
-    print(table(["U-Net", *(f"t = {time}" for time in times)], rows))
+    print(table(["U-Net", "text", *(f"t = {time}" for time in times)], rows))
 
 
 if __name__ == "__main__":

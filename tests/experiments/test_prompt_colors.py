@@ -1,5 +1,7 @@
 """Slopes of predicted colours, by a U-Net that knows the answer and by one that does not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -51,8 +53,24 @@ def test_a_share_of_the_true_latents_gives_that_slope(share, data):
         images = [read_image(sample.image) for sample in samples]
         latents += [encode_moments(frozen.vae, images)[:, 0].float()] * 2
     unet = Oracle(frozen, latents, share)
-    found = prompt_colors.slopes(str(POCKET_BASE), unet, groups, (64, 128), [999, 500])
+    found = prompt_colors.slopes(frozen, unet, groups, (64, 128), [999, 500])
     assert np.allclose(found, share, atol=1e-3)
+
+
+def test_text_separation_is_the_variance_between_conditions_over_the_mean_square():
+    vectors = {"a night": [4.0, 1.0], "one night": [2.0, 1.0], "a day": [-3.0, 1.0]}
+
+    class Text:
+        def encode(self, captions):
+            states = torch.tensor([vectors[caption] for caption in captions])[:, None]
+            return SimpleNamespace(states=states)
+
+    frozen = SimpleNamespace(text=Text())
+    groups = {"night": [], "day": []}
+    for caption in vectors:
+        groups[caption.split()[1]].append(SimpleNamespace(caption=caption))
+    # means (3, 1) and (-3, 1): variance 9 and 0; squares 16, 1, 4, 1, 9, 1
+    assert np.isclose(prompt_colors.text_separation(frozen, groups), 4.5 / (32 / 6))
 
 
 def test_the_program_prints_a_row_per_base(data, monkeypatch, capsys):
@@ -71,7 +89,7 @@ def test_the_program_prints_a_row_per_base(data, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", command)
     prompt_colors.main()
     header, _, row = capsys.readouterr().out.strip().splitlines()
-    assert "t = 999" in header and row.startswith("| pocket |")
+    assert "| text | t = 999 |" in header and row.startswith("| pocket |")
 
 
 @pytest.mark.parametrize(
