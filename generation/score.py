@@ -10,7 +10,8 @@ Further measures have their own settings: --looks (does the image show its condi
 (variety, near-duplicates), --reference (distances). The same command continues a stopped run and
 scores samples that are new or changed. A second one into the same OUTPUT is refused while the first
 is at work.
-On several CPU processes: torchrun --nproc-per-node 2 -- generation/score.py ...
+On several CPU processes: torchrun --nproc-per-node 2 -- generation/score.py ...; on a Ray cluster:
+python generation/score.py --ray ADDRESS ...
 """
 
 import sys
@@ -27,14 +28,16 @@ from pipeline import files
 from pipeline.claims import sole_writer
 from pipeline.config import parse, to_mapping
 from pipeline.dataset import Sample, check_dataset, open_dataset
-from pipeline.errors import UserError, guard
+from pipeline.errors import PREFIX, UserError, guard
 from pipeline.identity import data_revision, model_revision
 from pipeline.score_rows import Row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PATHS = ("data", "output", "limit", "source", "reference", "looks", "segmenters")
+NOT_IN_IDENTITY = (
+    "data", "output", "limit", "source", "reference", "looks", "segmenters", "ray", "ray_workers",
+)  # fmt: skip
 
 
 def check_inputs(config: Config) -> tuple[dict[str, list[Sample]], list[Sample]]:
@@ -52,7 +55,7 @@ def identity_of(
     config: Config, parts: dict[str, list[Sample]], looks: list[Sample]
 ) -> dict[str, Any]:
     """Return what all rows of an output folder have in common; the data may grow."""
-    identity = {k: v for k, v in to_mapping(config).items() if k not in PATHS}
+    identity = {k: v for k, v in to_mapping(config).items() if k not in NOT_IN_IDENTITY}
     identity["segmenters"] = {n: model_revision(f) for n, f in segmenter_names(config).items()}
     for name in ("source", "reference"):
         identity[name] = data_revision(parts[name]) if name in parts else None
@@ -60,8 +63,11 @@ def identity_of(
     return identity
 
 
-def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> None:
-    """Score what is missing; then the main process writes the summary."""
+def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> int:
+    """Score what is missing; then the main process writes the summary.
+
+    Returns 0, or the code of a stop signal.
+    """
     from pipeline import runs
 
     accelerator = runs.start_accelerator()
@@ -70,15 +76,19 @@ def run(config: Config, parts: dict[str, list[Sample]], looks: list[Sample]) -> 
         runs.open_run(
             config.folder, identity_of(config, parts, looks), is_main=accelerator.is_main_process
         )
-        score_missing(config, parts, looks, accelerator)
+        stop_code = score_missing(config, parts, looks, accelerator)
     runs.end(accelerator)
+    return stop_code
 
 
 def score_missing(
     config: Config, parts: dict[str, list[Sample]], looks: list[Sample], accelerator: "Accelerator"
-) -> None:
-    """Train the classifiers, score the blocks of this process, and write the summary."""
-    from generation.quality import classifiers, judges
+) -> int:
+    """Train the classifiers, score the blocks of this process, and write the summary.
+
+    Returns 0, or the code of a stop signal.
+    """
+    from generation.quality import classifiers, judges, ray_scoring
 
     folder, size, is_main = config.folder, config.batch_size, accelerator.is_main_process
     attributes = config.attributes if looks else ()
@@ -91,7 +101,10 @@ def score_missing(
     accelerator.wait_for_everyone()
     known, record = classifiers.load(folder, attributes) if looks else ({}, {})
 
-    # Rows of this process
+    # Rows, of this process or of the cluster
+    if config.ray and (stop_code := ray_scoring.score_parts(config, parts, known)):
+        print(f"{PREFIX}{folder}: stopped; the same command continues", file=sys.stderr)
+        return stop_code
     share = (accelerator.process_index, accelerator.num_processes)
     is_missing = any(judges.missing_blocks(n, s, folder, size)[0] for n, s in parts.items())
     loaded = judges.Judges(config, accelerator.device, known) if is_missing else None
@@ -103,6 +116,7 @@ def score_missing(
     if is_main:
         rows = {name: score_rows.merge(folder, name, samples) for name, samples in parts.items()}
         write_summary(config, parts, rows, {k: v["heldout"] for k, v in record.items()})
+    return 0
 
 
 def write_summary(
@@ -151,8 +165,7 @@ def main() -> int | None:
         for name, samples in parts.items():
             print(f"would score {len(samples)} images of {name} into {config.folder}")
         return 0
-    run(config, parts, looks)
-    return 0
+    return run(config, parts, looks)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pipeline.base_defaults import with_base_defaults
 from pipeline.config import to_mapping
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, shipped
+from pipeline.ray_cluster import Demand, check_demand
 from pipeline.remote_files import local_path, work_folder
 from pipeline.setting_checks import require_between, require_positive, require_seed
 
@@ -285,8 +286,7 @@ class Config:
                 "that share the folder; with --ray, --shard or an address as --output name it: "
                 "bf16 or fp32"
             )
-        if self.ray_workers and not self.ray:
-            raise UserError("--ray-workers: is for --ray; add --ray ADDRESS or leave it out")
+        check_demand(Demand(self.ray, self.ray_workers))
 
     def _check_known_sizes(self) -> None:
         """Raise `UserError` for sizes below 1, and if the base model's own size is not known."""

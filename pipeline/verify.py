@@ -2,6 +2,7 @@
 
     python pipeline/verify.py --data runs/generated
     python pipeline/verify.py --data runs/generated --n 50000 --repair
+    python pipeline/verify.py --data runs/generated --ray ADDRESS      # files are read by a cluster
 
 Checks every row against its own hash, and every file against its row: presence, SHA-256, size,
 class ids, same stem. Finds invalid, incomplete and repeated rows, rows of another run, missing
@@ -21,19 +22,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import files, images, labels, parallel
+from pipeline import files, labels
 from pipeline.claims import require_idle
 from pipeline.config import digest, parse, show
 from pipeline.errors import EXIT_INCOMPLETE, UserError, guard
 from pipeline.metadata import Fault, Scan, choose, require_ours, scan_rows, write_merged
-from pipeline.paths import Enclosure
+from pipeline.ray_cluster import Demand, check_demand
 from pipeline.reading import read_json
 from pipeline.rows import KINDS, is_ok, sample_id, seal
+from pipeline.sample_checks import Checker, check_samples, check_samples_on_ray
 from pipeline.setting_checks import require_between, require_positive
 
 MAX_SAMPLES = 10**12
@@ -49,60 +50,15 @@ class Config:
     n: int = 0
     """size of the finished set; 0 takes it from the largest id"""
     threads: int = 4
-    """files read at the same time"""
+    """files that a process reads at the same time"""
+    ray: str = ""
+    """address of a Ray cluster ('auto', host:port, ray://host:port), or 'local': one actor per CPU
+    there reads the files; needs the extra `ray`, and the data at the same path on all nodes"""
+    ray_workers: int = 0
+    """actors on the Ray cluster; actors that do not fit wait for further nodes. 0 uses as many as
+    fit"""
     repair: bool = False
     """withdraw the rows of bad samples, so that they are made again, and repair the metadata"""
-
-
-class Checker:
-    """Tells what is wrong with the files of one folder's rows.
-
-    `run_digest` is that of the folder's run, empty where it is not known. `owners` says to which
-    sample each hash belongs, to name the other one of a swap.
-    """
-
-    def __init__(self, folder: Path, run_digest: str, owners: dict[str, str]) -> None:
-        self.folder, self.run_digest, self.owners = folder, run_digest, owners
-        self.enclosure = Enclosure(folder)
-
-    def check_file(self, row: dict[str, Any], kind: str) -> str:
-        """Return what is wrong with the label or image of a row, empty if nothing is."""
-        name, expected = row[f"{kind}_file_name"], row.get(f"{kind}_sha256")
-        path = self.folder / name
-        if "row_sha256" in row and path.stem != row["id"]:
-            return f"{name} is not the {kind} of this sample by its name"
-        try:
-            self.enclosure.find(name)
-            data = images.read_file(path)
-        except UserError as error:
-            return f"{name} {str(error).removeprefix(f'{path}: ')}"
-        found = files.sha256(data)
-        if expected is not None and found != expected:
-            owner = f", it is the {self.owners[found]}" if found in self.owners else ""
-            return f"{name} differs from its {kind}_sha256{owner}"
-        try:
-            if kind == "label":
-                size = labels.decode_label(data, path).shape[::-1]
-            elif expected is None:  # nothing but its pixels tells whether it is whole
-                size = images.decode_image(data, path).shape[1::-1]
-            else:
-                size = images.size_of(data, path)
-        except UserError as error:
-            return str(error).removeprefix(f"{self.folder}/")
-        stated = row.get("width"), row.get("height")
-        if None not in stated and size != stated:
-            return f"{name} is {size[0]}x{size[1]}, its row says {stated[0]}x{stated[1]}"
-        return ""
-
-    def check_row(self, row: dict[str, Any]) -> str:
-        """Return what is wrong with an `ok` row and its files, empty if nothing is."""
-        problems = []
-        stated = row.get("digest") or self.run_digest
-        if self.run_digest and stated != self.run_digest:
-            problems.append(f"its row is of another run ({stated}, not {self.run_digest})")
-        kinds = [kind for kind in KINDS if row.get(f"{kind}_file_name")]
-        problems += filter(None, (self.check_file(row, kind) for kind in kinds))
-        return "; ".join(problems)
 
 
 def read_run_digest(folder: Path, scan: Scan) -> tuple[str, Iterator[Fault]]:
@@ -159,33 +115,6 @@ def check_orphans(folder: Path, scan: Scan) -> Iterator[Fault]:
                     yield Fault(str(path), message)
 
 
-def check_samples(folder: Path, scan: Scan, threads: int, run_digest: str) -> dict[str, list[str]]:
-    """Return the problem of each `ok` row, in the order of the rows, by id."""
-    from tqdm import tqdm
-
-    rows = [row for found in scan.rows.values() for row in found if is_ok(row)]
-    owners = {str(row.get(f"{k}_sha256")): f"{k} of {row['id']}" for row in rows for k in KINDS}
-    bare = {row["id"] for row in rows if "row_sha256" not in row}
-    bare = bare if len(bare) < len(scan.rows) else set()
-    labelled = any(row.get("label_file_name") for row in rows)
-    checker = Checker(folder, run_digest, owners)
-
-    def check(row: dict[str, Any]) -> str:
-        problem = checker.check_row(row)
-        if row["id"] in bare:
-            return f"its row has no row_sha256, others have; {problem}".removesuffix("; ")
-        if labelled and not row.get("label_file_name"):
-            return "its row has no label, others have"
-        return problem
-
-    problems: dict[str, list[str]] = {}
-    with parallel.thread_pool(threads) as pool:
-        bar = tqdm(pool.map(check, rows), "verify", len(rows), unit="row", disable=None)
-        for row, problem in zip(rows, bar, strict=True):
-            problems.setdefault(row["id"], []).append(problem)
-    return problems
-
-
 def judge(scan: Scan, problems: dict[str, list[str]]) -> tuple[list[Fault], list[dict]]:
     """Return the faults of the samples and the rows that should stand, bad ones withdrawn."""
     faults, rows = [], []
@@ -237,6 +166,8 @@ def main() -> int | None:
     config, call = parse(Config, __doc__)
     require_positive(config, "threads")
     require_between(config, 0, MAX_SAMPLES, "n")
+    demand = Demand(config.ray, config.ray_workers, gpu=False)
+    check_demand(demand)
     if call.dry_run:
         show(config)
         return None
@@ -248,7 +179,12 @@ def main() -> int | None:
         require_ours(folder, scan)
         require_idle(folder)
     run_digest, of_run = read_run_digest(folder, scan)
-    problems = check_samples(folder, scan, config.threads, run_digest)
+    checker = Checker(folder, scan, run_digest)
+    problems = (
+        check_samples_on_ray(checker, scan, config.threads, demand)
+        if config.ray
+        else check_samples(checker, scan, config.threads)
+    )
     in_samples, rows = judge(scan, problems)
     faults = [*of_run, *check_classes(folder), *scan.faults, *in_samples]
     faults += [*find_gaps(scan, config.n), *check_orphans(folder, scan)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,13 @@ class Block:
     samples: Sequence[Sample]
 
 
+class Scored(NamedTuple):
+    """What the networks say of a block: rows, and the files that belong to them."""
+
+    rows: list[Row]
+    contents: list[tuple[Path, bytes]]
+
+
 class Judges:
     """The networks of a scoring. `classifiers` are those of the attributes, by their names."""
 
@@ -39,8 +47,8 @@ class Judges:
         }
         self.features = {name: features.load(name, device) for name in config.features}
 
-    def score_block(self, block: Block, part: str, folder: Path) -> list[Row]:
-        """Return the rows of a block; files that belong to them are written before."""
+    def score_block(self, block: Block, part: str, folder: Path) -> Scored:
+        """Return the rows of a block, and the paths below `folder` and contents of its files."""
         images = [read_image(sample.image) for sample in block.samples]
         rows = [_begin(sample, image) for sample, image in zip(block.samples, images, strict=True)]
         contents: list[tuple[Path, bytes]] = []
@@ -51,8 +59,7 @@ class Judges:
         if part != "source" and self.features:
             found = {name: extract(images) for name, extract in self.features.items()}
             contents.append(score_rows.features_content(folder, part, block.samples, found))
-        files.write_all(contents)
-        return rows
+        return Scored(rows, contents)
 
     def _score_labels(
         self, block: Block, images: list[np.ndarray], rows: list[Row], part: str, folder: Path
@@ -141,8 +148,13 @@ def score_part(
     todo = [block for block in blocks if block.first // batch_size % count == index]
     for block in tqdm(todo, desc=part, unit="block", disable=index > 0, leave=False):
         assert judges is not None
-        rows = judges.score_block(block, part, folder)
-        appender.append([row for row in rows if row["id"] not in done])
+        write(judges.score_block(block, part, folder), done, appender)
+
+
+def write(scored: Scored, done: set[str], appender: score_rows.Appender) -> None:
+    """Write the files of a block, then the rows of the samples that have none in `done`."""
+    files.write_all(scored.contents)
+    appender.append([row for row in scored.rows if row["id"] not in done])
 
 
 def missing_blocks(

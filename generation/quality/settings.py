@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generation.quality import segmenters
-from pipeline import models
+from pipeline import models, ranks
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.output_folders import RUN, check_output, require_writable
 from pipeline.paths import check_stem
+from pipeline.ray_cluster import Demand, check_demand
 from pipeline.setting_checks import require_between, require_extra, require_positive
 
 PARTS = ("data", "source", "reference")
@@ -62,6 +63,13 @@ class Config:
     """Images per network call and per write."""
     limit: int | None = None
     """Only the first N samples."""
+    ray: str = ""
+    """Address of a Ray cluster ('auto', host:port, ray://host:port), or 'local': run one actor per
+    GPU there, without GPUs one per CPU. Needs the extra `ray`, and data and networks at the same
+    paths on all nodes."""
+    ray_workers: int = 0
+    """Actors on the Ray cluster; actors that do not fit wait for further nodes. 0 uses as many as
+    fit."""
 
     @property
     def folder(self) -> Path:
@@ -74,6 +82,11 @@ def check_settings(config: Config) -> None:
     require_positive(config, "source_most", "reference_most", "batch_size", "costs_stride")
     if config.limit is not None:
         require_positive(config, "limit")
+    check_demand(Demand(config.ray, config.ray_workers))
+    if config.ray and (processes := ranks.world_size()) > 1:
+        raise UserError(
+            f"--ray {config.ray}: the cluster divides the work; start one process, not {processes}"
+        )
     require_between(config, 0, 0.25, "band_share")
     require_between(config, 0, 1, "small_share")
     require_between(config, 0, 128, "duplicate_bits")

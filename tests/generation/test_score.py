@@ -144,6 +144,32 @@ def test_two_processes_write_what_one_writes(
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+def test_a_ray_cluster_writes_what_one_process_writes(
+    call, data: Path, judge: Path, tmp_path: Path, run_program
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'streetforge[ray]'")
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    command = [
+        "generation/score.py",
+        "--data",
+        data,
+        *toy(judge),
+        "--costs",
+        "--features",
+        "pocket",
+    ]
+    run_program(*command, "--output", tmp_path / "one", PYTHONPATH=path)
+    on_ray = ("--ray", "local", "--ray-workers", 2)
+    run_program(*command, "--output", tmp_path / "ray", *on_ray, PYTHONPATH=path)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def test_a_ray_cluster_needs_one_process(call, data: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--ray auto: the cluster divides the work; start one"):
+        call("--data", data, "--ray", "auto")
+
+
 def test_nothing_is_scored_twice_and_changed_samples_are(
     call, data: Path, judge: Path, monkeypatch
 ) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import files, images, metadata, prepare, verify
+from pipeline import files, images, metadata, prepare, sample_checks, verify
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import EXIT_INCOMPLETE, UserError
 from pipeline.metadata import read_rows
 from pipeline.reading import read_json
+from pipeline.sample_checks import Checker, check_samples
 from tests.pipeline.verifying import both, flip, rewrite, swap
 from tests.pipeline.verifying import call as call
 from tests.pipeline.verifying import data as data
@@ -98,12 +99,22 @@ def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path)
         path.write_bytes(changed)
         scan = metadata.scan_rows(data)
         digest, faults = verify.read_run_digest(data, scan)
-        problems = verify.check_samples(data, scan, 1, digest)
+        problems = check_samples(Checker(data, scan, digest), scan, 1)
         faults = [*faults, *scan.faults, *verify.judge(scan, problems)[0]]
         faults += verify.find_gaps(scan, 4)
         assert faults or read_rows(data) == sound, (place, value)
     path.write_bytes(original)
     assert call(data, "--n", 4) == (0, [])
+
+
+def test_a_ray_cluster_finds_what_threads_find(call: Callable, data: Path, monkeypatch) -> None:
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'streetforge[ray]'")
+    monkeypatch.setattr(sample_checks, "CHUNK", 3)
+    flip(data / IMAGES.format(2))
+    (data / LABELS.format(3)).unlink()
+    code, lines = call(data)
+    assert code == EXIT_INCOMPLETE and len(lines) == 2
+    assert call(data, "--ray", "local", "--ray-workers", 1) == (code, lines)
 
 
 def test_broken_torn_and_repeated_rows_are_repaired(call: Callable, data: Path) -> None:
