@@ -32,7 +32,8 @@ def score_parts(
     config: Config, parts: dict[str, list[Sample]], classifiers: dict[str, Classifier]
 ) -> int:
     """Score what is missing of all parts; returns 0, or the code of a stop signal."""
-    folder, jobs = config.folder, []
+    folder = config.folder
+    jobs: list[Job] = []
     done: dict[str, set[str]] = {}
     appenders = {part: score_rows.Appender(folder, part, 0) for part in parts}
     for part, samples in parts.items():
