@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -15,12 +16,18 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from benchmarks import measure, suite, workers
+from benchmarks import many_gpus, measure, suite, workers
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = ("diffseg", "finetuning", "renderer", "run_overhead")  # not part of `make bench`
+OTHERS = (
+    "diffseg",
+    "finetuning",
+    "many_gpus",
+    "renderer",
+    "run_overhead",
+)  # not part of `make bench`
 QUIET = {"load_average": 0.1, "busy_percent": 1.0, "loop_ms": 10.0, "wall_per_processor_time": 1.0}
 
 
@@ -54,6 +61,21 @@ def test_program_runs_at_toy_size(name: str, tmp_path: Path, monkeypatch) -> Non
     page = path.with_suffix(".md").read_text()
     assert page.startswith("# ") and "figures mean nothing" in page
     assert all(f"| {row['name']} |" in page for row in content["results"])
+
+
+def test_the_rate_of_many_gpus_is_that_of_the_time_they_share(tmp_path: Path) -> None:
+    moments = {0: (10, 20, 30, 40), 1: (25, 27, 35)}  # both are at work from 25 to 35
+    for process, of_one in moments.items():
+        rows = []
+        for moment in of_one:
+            name = f"{process}-{moment}.png"
+            (tmp_path / name).touch()
+            os.utime(tmp_path / name, (moment, moment))
+            rows.append(json.dumps({"status": "ok", "image_file_name": name}) + "\n")
+        (tmp_path / f"metadata-00{process}.jsonl").write_text("".join(rows))
+    assert math.isclose(many_gpus.steady_rate(tmp_path, 2), 3 / 10)
+    with pytest.raises(UserError, match="fewer than two images"):
+        many_gpus.steady_rate(tmp_path, 3)
 
 
 def test_calls_are_made_in_turn() -> None:
