@@ -1,8 +1,6 @@
 """Generation by one process per GPU, against one process: images per second of a run.
 
-    python benchmarks/random_base.py --output runs/random_sd15
-    python benchmarks/many_gpus.py --processes 8 -- --base runs/random_sd15/base \\
-        --controlnet runs/random_sd15/controlnet --label-maps LABELS
+    python benchmarks/many_gpus.py --processes 8 -- --base BASE --controlnet DIR --label-maps LABELS
     python benchmarks/many_gpus.py --processes 2         # the pocket model on two CPU cores
 
 Options after `--` go to generation/run.py. A run has `--images` images per process. The rate is
