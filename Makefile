@@ -2,7 +2,7 @@
 # make test   set up, then every test               make test-extras  optional packages, see below
 # make lint   style, spelling and types of all files    make docs   the documentation site in site/
 # make format what ruff can fix by itself                 make setup  only the environment in .venv
-# make bench  what things cost, on a quiet machine, at most 30 minutes; see benchmarks/README.md
+# make bench  what things cost, on a quiet machine, about 40 minutes; see benchmarks/README.md
 #
 # Needs Python 3.11 or newer and nothing else. PYTHON=... names another interpreter.
 

@@ -1,6 +1,6 @@
 """Compare ControlNet training with diffusers' example script, and our loop with a bare one.
 
-    python benchmarks/controlnet_training.py           # about five minutes on one core
+    python benchmarks/controlnet_training.py           # about six minutes on one core
 
 The pocket model, batch 12, crops of 64x128, float32, in turn in one process. Each image has the
 caption of its own classes. Counted is the time from update to update: reading and decoding of files

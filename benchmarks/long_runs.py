@@ -1,6 +1,6 @@
 """Measure whether cost and memory of an image stay the same in long runs of generation.
 
-    python benchmarks/long_runs.py                     # 100 and 400 images, about three minutes
+    python benchmarks/long_runs.py                     # 100 and 400 images, about two minutes
     python benchmarks/long_runs.py --full              # 100, 1,000 and 5,000 images
 
 Each run is a process of its own. Images are small and take one step, so that what a run does beside

@@ -3,10 +3,10 @@
     python benchmarks/many_gpus.py --processes 8 -- --base BASE --controlnet DIR --label-maps LABELS
     python benchmarks/many_gpus.py --processes 2         # the pocket model on two CPU cores
 
-Options after `--` go to generation/run.py. A run has `--images` images per process. The rate is
-that of the time in which all processes are at work: from when each has written its first image
-until one has written its last. Loading and compilation are before it. On a CPU the processes share
-the memory bus, so the ratio says little about GPUs.
+Options after `--` go to generation/run.py. A run has `--images` images per process. The rate
+counts only images that are written while all processes generate: after each has written its first
+image, and before one has written its last. So loading and compilation do not count. On a CPU the
+processes share the memory bus, so the ratio says little about GPUs.
 """
 
 import subprocess

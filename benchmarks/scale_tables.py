@@ -31,7 +31,7 @@ from pipeline.errors import UserError, guard
 
 GPUS = (1, 8, 64, 1000)
 IMAGES = (50_000, 1_000_000, 10_000_000)
-LOSSES = (0, 1000, 100, 10)  # hours between two losses of a node; 0: no losses
+LOSSES = (1000, 100, 10)  # hours between two losses of a node
 STRIDES = {256: 9, 128: 25, 64: 81}  # pixels between tiles of 512 on a canvas of 1024, tiles
 TERA = {  # TFLOP/s of U-Net and ControlNet, and where the number comes from
     "H200, 141 GB": (None, "computed: share `utilization` of the measured matrix product"),
@@ -101,26 +101,27 @@ def runs_table(inputs: Inputs) -> str:
 
 
 def losses_table(inputs: Inputs) -> str:
-    """Return what node losses cost."""
+    """Return what node losses cost, for the cases in which any is expected."""
     rows = []
     for gpus, images in ((64, 1_000_000), (1000, 10_000_000)):
         for hours in LOSSES:
-            cells = []
             for mode in ("claims", "shards", "ray-shards"):
-                rate = 1 / hours if hours else 0.0
-                case = Case(gpus, images, mode, losses_per_node_hour=rate)
+                case = Case(gpus, images, mode, losses_per_node_hour=1 / hours)
                 if bottleneck(case, inputs)[1] > 1:
-                    cells.append("beyond its limit")
-                    continue
+                    continue  # beyond its limit
                 calm = simulate(dataclasses.replace(case, losses_per_node_hour=0.0), inputs)
                 outcome = simulate(case, inputs)
+                if not outcome.losses:
+                    continue
                 longer = outcome.hours / calm.hours - 1
                 lost = outcome.lost_gpu_hours / (gpus * outcome.hours)
-                cells.append(f"{outcome.losses}; {percent(lost)}; {percent(longer)}")
-            when = f"{hours:,} h" if hours else "never"
-            rows.append((gpus, f"{images:,}", when, *cells))
-    names = ("`claims`", "`shards`", "`ray-shards`")
-    return table(("GPUs", "images", "a node is lost every", *names), rows)
+                shares = percent(lost), percent(longer)
+                rows.append(
+                    (gpus, f"{images:,}", f"{hours:,} h", f"`{mode}`", outcome.losses, *shares)
+                )
+    head = ("GPUs", "images", "a node is lost every", "division", "nodes lost", "GPU time lost",
+            "run longer by")  # fmt: skip
+    return table(head, rows)
 
 
 def loads_table(inputs: Inputs) -> str:
@@ -136,7 +137,7 @@ def loads_table(inputs: Inputs) -> str:
             name, share = bottleneck(case, inputs)
             first = f"{name.partition(',')[0]}, {percent(share)}"
             rows.append((f"`{mode}`", gpus, "; ".join(parts), first))
-    return table(("way", "GPUs", "load of capacity", "first bottleneck"), rows)
+    return table(("division", "GPUs", "load of capacity", "first bottleneck"), rows)
 
 
 def limits_table(inputs: Inputs) -> str:
@@ -146,7 +147,7 @@ def limits_table(inputs: Inputs) -> str:
         gpus = most_gpus(mode, inputs)
         name, _ = bottleneck(Case(gpus, gpus * 1000, mode), inputs)
         rows.append((f"`{mode}`", f"{gpus:,}", name.partition(",")[0]))
-    return table(("way", "GPUs at most", "resource that is then used up"), rows)
+    return table(("division", "GPUs at most", "resource that is then used up"), rows)
 
 
 def costs_table(inputs: Inputs) -> str:

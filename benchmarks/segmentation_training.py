@@ -1,6 +1,6 @@
 """Compare the training of segmentation networks with mmengine's Runner, and scores with mmseg's.
 
-    python benchmarks/segmentation_training.py         # about six minutes on one core
+    python benchmarks/segmentation_training.py         # about five minutes on one core
 
 Recipe segformer_pocket, batch 8, one thread, no loader processes, in turn in one process. Counted
 is the time from update to update: on all sides reading and decoding of the files, augmentation and

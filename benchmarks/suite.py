@@ -1,6 +1,6 @@
 """Run the benchmarks of the CPU one after the other; `make bench` calls it.
 
-    python benchmarks/suite.py                         # at most 30 minutes on two quiet cores
+    python benchmarks/suite.py                         # about 40 minutes on two quiet cores
     python benchmarks/suite.py --only fusion engine
     python benchmarks/suite.py --quick --force         # that all of them run
 

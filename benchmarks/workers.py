@@ -1,6 +1,6 @@
 """Several workers of one run: equal bytes, and the share of time that sharing costs.
 
-    python benchmarks/workers.py                       # about three minutes on two cores
+    python benchmarks/workers.py                       # about four minutes on two cores
 
 - bytes: sets of one, two and three workers, and of one that is killed (SIGKILL) and started again,
   compared by the checksums in their rows;

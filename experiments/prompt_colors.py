@@ -2,17 +2,17 @@
 
 At high noise only the prompt and the coarsest part of a latent are left, and what the U-Net
 predicts there sets the colours of the whole image. Images of several conditions are encoded, noised
-to some timesteps and denoised with their own captions. The mean of each predicted latent, averaged
-over the images of a condition, is regressed on that of the images themselves, both without the mean
-over the conditions.
+to some timesteps and denoised with their own captions. For each condition, the mean predicted and
+the mean true latent are computed, and the mean over all conditions is subtracted from both. The
+program prints the slope of the regression of the predicted means on the true ones.
 
     python experiments/prompt_colors.py --data DIR --base DIR [DIR ...]
     python experiments/prompt_colors.py --data DIR --base DIR --unet runs/mine/unet/unet
 
-A slope of 1 is right. With a smaller one, the images of all prompts look alike, in grey. The column
-"text" tells how far the text encoder of the base separates the conditions: the variance of its
-output between them, over its mean square. `--data` is a captioned dataset folder whose rows name
-conditions.
+A slope of 1 is right. With one near 0, the images of all prompts have the same greyish colours. The
+column "text" tells how far the text encoder of the base separates the conditions: the variance of
+its output between them, over its mean square. `--data` is a captioned dataset folder whose rows
+name conditions.
 """
 
 import argparse

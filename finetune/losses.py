@@ -58,8 +58,8 @@ class LogitNormal(NamedTuple):
     """Distribution of t / num_steps: logit-normal (Esser et al., ICML 2024, equation 19).
 
     The last third of Stable Diffusion's schedule leaves almost no signal of a small latent;
-    logit-normal timesteps are less often there. But what is learned there sets the colours of a
-    whole image, so a share of the timesteps can be uniform.
+    logit-normal timesteps are less often there. But the colours of a whole image are learned there,
+    and a new text encoder learns what they depend on, so a share of the timesteps can be uniform.
     """
 
     location: float

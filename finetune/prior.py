@@ -57,8 +57,8 @@ class Config(TextToImageSizes, RunSettings):
     logit_normal: tuple[float, float] | None = None
     """location and scale of logit-normal timesteps, None for uniform ones"""
     uniform_share: float = 0.0
-    """share of the timesteps that are uniform beside logit-normal ones; without any, too few are at
-    high noise, and the images miss the colours of their prompt"""
+    """share of the timesteps that are uniform, with --logit-normal. A text encoder that is trained
+    from scratch learns the looks at high noise, so leave out --logit-normal at first"""
     crops_per_image: int = 3
     """crops of each image that are encoded"""
     cache_on_device: bool = False

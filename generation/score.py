@@ -7,9 +7,8 @@ Writes one row per sample to OUTPUT/data.jsonl, and summary.json and summary.md.
 dataset are not changed. Label fidelity is the IoU between the label map and the prediction of a
 segmentation network; its upper bound (`ceiling`) is the score of the same network on source images.
 Further measures have their own settings: --looks (does the image show its condition), --features
-(variety, near-duplicates), --reference (distances). The same command continues a stopped run and
-scores samples that are new or changed. A second one into the same OUTPUT is refused while the first
-is at work.
+(variety), --reference (distances). The same command continues a stopped run and scores samples that
+are new or changed. A second one into the same OUTPUT is refused while the first is at work.
 On several CPU processes: torchrun --nproc-per-node 2 -- generation/score.py ...; on a Ray cluster:
 python generation/score.py --ray ADDRESS ...
 """

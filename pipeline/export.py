@@ -4,13 +4,13 @@
     python pipeline/export.py --data runs/generated --format webdataset \\
         --output runs/export/shards --shard-samples 1000 --shard-mb 1000
 
-mmseg          img_dir/ ann_dir/ and a dataset entry for configs of mmsegmentation
-dginstyle      images/ labels/*_labelTrainIds.png and class statistics, for DAFormer's readers
-webdataset     tar shards with <key>.image.png <key>.label.png <key>.json, of reproducible bytes
-imagefolder    images and metadata.jsonl for Hugging Face datasets
-parquet        the same with the images inside; needs the extra `export`
-coco_panoptic  panoptic PNGs and JSON; connected regions of a thing class are its objects
-fiftyone       data/ and labels/ for FiftyOne
+    mmseg          img_dir/ ann_dir/ and a dataset entry for configs of mmsegmentation
+    dginstyle      images/ labels/*_labelTrainIds.png and class statistics, for DAFormer's readers
+    webdataset     tar shards with <key>.image.png <key>.label.png <key>.json, of reproducible bytes
+    imagefolder    images and metadata.jsonl for Hugging Face datasets
+    parquet        the same with the images inside; needs the extra `export`
+    coco_panoptic  panoptic PNGs and JSON; connected regions of a thing class are its objects
+    fiftyone       data/ and labels/ for FiftyOne
 
 Real, converted and generated folders are exported alike; labels keep the 19 train ids and 255 for
 void. The same command continues a stopped export and does nothing when all is done. Several splits

@@ -54,7 +54,7 @@ def require_extra(setting: str, module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise UserError(
             f"{setting}: needs {module}, which is not installed; "
-            f"pip install 'streetforge[{extra}]', or leave the setting at its default"
+            f"pip install -e '.[{extra}]', or leave the setting at its default"
         )
 
 

@@ -79,7 +79,7 @@ def find_attention(
         from xformers.ops import memory_efficient_attention
     except ImportError:
         raise UserError(
-            "--attention xformers: xformers is not installed; pip install 'streetforge[xformers]' "
+            "--attention xformers: xformers is not installed; pip install -e '.[xformers]' "
             "or use --attention native"
         ) from None
     query = torch.zeros((1, 16, 2, 64), device=device, dtype=dtype)

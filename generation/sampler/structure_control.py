@@ -67,7 +67,7 @@ def load_detector(control: SecondControl, device: "torch.device | str") -> Any:
     except (ImportError, RuntimeError, AttributeError) as error:  # torchvision raises the others
         raise UserError(
             f"--second-control.kind {control.kind}: controlnet_aux cannot be imported ({error}); "
-            "pip install 'streetforge[controlnet-aux]', or use canny"
+            "pip install -e '.[controlnet-aux]', or use canny"
         ) from None
     with tempfile.TemporaryDirectory() as folder:
         for name in source.files:

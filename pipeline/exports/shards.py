@@ -118,7 +118,7 @@ def require_parquet() -> None:
     except ImportError as error:
         raise UserError(
             f"--format parquet: needs Hugging Face datasets ({error}); pip install "
-            "'streetforge[export]', or use --format imagefolder"
+            "-e '.[export]', or use --format imagefolder"
         ) from None
 
 

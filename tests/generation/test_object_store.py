@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("s3fs", reason="s3fs is not installed; pip install 'streetforge[s3]'")
+pytest.importorskip("s3fs", reason="s3fs is not installed; pip install -e '.[s3]'")
 server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
 
 from pipeline.metadata import read_rows  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import EXIT_BAD_INPUT
 from pipeline.metadata import read_rows
 
-pytest.importorskip("ray", reason="ray is not installed; pip install 'streetforge[ray]'")
+pytest.importorskip("ray", reason="ray is not installed; pip install -e '.[ray]'")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 ROOT = Path(__file__).resolve().parents[2]

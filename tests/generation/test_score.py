@@ -147,7 +147,7 @@ def test_two_processes_write_what_one_writes(
 def test_a_ray_cluster_writes_what_one_process_writes(
     call, data: Path, judge: Path, tmp_path: Path, run_program
 ) -> None:
-    pytest.importorskip("ray", reason="ray is not installed; pip install 'streetforge[ray]'")
+    pytest.importorskip("ray", reason="ray is not installed; pip install -e '.[ray]'")
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     command = [
         "generation/score.py",

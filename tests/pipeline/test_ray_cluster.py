@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.ray_cluster import Actor, Cluster, Demand, Job, check_demand
 from pipeline.stopping import StopRequest
 
-ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'streetforge[ray]'")
+ray = pytest.importorskip("ray", reason="ray is not installed; pip install -e '.[ray]'")
 LOCAL = Demand("local")
 
 

@@ -108,7 +108,7 @@ def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path)
 
 
 def test_a_ray_cluster_finds_what_threads_find(call: Callable, data: Path, monkeypatch) -> None:
-    pytest.importorskip("ray", reason="ray is not installed; pip install 'streetforge[ray]'")
+    pytest.importorskip("ray", reason="ray is not installed; pip install -e '.[ray]'")
     monkeypatch.setattr(sample_checks, "CHUNK", 3)
     flip(data / IMAGES.format(2))
     (data / LABELS.format(3)).unlink()
