@@ -29,7 +29,7 @@ class LatentRegressionHead(BaseDecodeHead):
     """Decodes predicted latents BxCxhxw to logits BxKxHxW at the size of the image.
 
     `temperature` divides the squared distances of colours; `loss_weight` multiplies the mean
-    squared error of the latents, which leaves out cells with a void pixel.
+    squared error of the latents, where a cell with a void pixel counts as one without error.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LatentRegressionHead(BaseDecodeHead):
         void = (labels == self.ignore_index).float()
         valid = 1 - functional.adaptive_max_pool2d(void, latents.shape[-2:])
         errors = (latents - wanted).square().mean(1, keepdim=True)
-        return {"loss_latent": self.loss_weight * (errors * valid).sum() / valid.sum().clamp_min(1)}
+        return {"loss_latent": self.loss_weight * (errors * valid).mean()}
 
     def paint(self, labels: torch.Tensor) -> torch.Tensor:
         """Return labels BxHxW as images Bx3xHxW in [-1, 1]; void is black."""

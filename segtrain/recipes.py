@@ -7,6 +7,7 @@ Runner.
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def build_model(recipe: Any) -> Any:
     init_default_scope("mmseg")
     if not MMLogger.check_instance_created("segtrain"):
         MMLogger.get_instance("segtrain", log_level="WARNING")  # or it lists every tensor
-    model = MODELS.build(ConfigDict(recipe["model"]))
+    with warnings.catch_warnings():
+        # mmsegmentation recommends a mean over labelled pixels, which depends on the micro-batches
+        warnings.filterwarnings("ignore", message="Default ``avg_non_ignore``")
+        model = MODELS.build(ConfigDict(recipe["model"]))
     model.init_weights()
     return model
 

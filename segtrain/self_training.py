@@ -2,8 +2,9 @@
 
 The moving average of the network labels them (mean teacher, Tarvainen and Valpola, NeurIPS 2017);
 pixels it is not sure of become void, and the image joins the batch (as in DAFormer, Hoyer et al.,
-CVPR 2022, without its mixing of images). The average holds trained weights only: what is frozen,
-a diffusion model above all, exists once.
+CVPR 2022, without its mixing of images). Void counts in the mean of the loss, so that unlabelled
+images have the weight of their share of sure pixels, as in DAFormer. The average holds trained
+weights only: what is frozen, a diffusion model above all, exists once.
 """
 
 from pathlib import Path

@@ -31,7 +31,7 @@ model = dict(
         dilations=(6, 12),
         num_classes=19,
         align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
+        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=False),
     ),
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(_delete_=True, head=dict(lr_mult=10.0))))

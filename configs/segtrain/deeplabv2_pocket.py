@@ -17,6 +17,6 @@ model = dict(
         dilations=(1, 2),
         num_classes=19,
         align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
+        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=False),
     ),
 )

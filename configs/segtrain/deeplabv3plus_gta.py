@@ -9,7 +9,7 @@ Hardware: one 24 GB GPU. Chen et al., ECCV 2018, mmsegmentation's head. Not run 
 _base_ = ["./deeplabv2_gta.py"]
 
 norm_cfg = dict(type="BN", requires_grad=True)
-loss = dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True)
+loss = dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=False)
 model = dict(
     decode_head=dict(
         _delete_=True,

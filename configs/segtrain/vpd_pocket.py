@@ -40,7 +40,7 @@ model = dict(
         num_classes=19,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
+        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=False),
     ),
 )
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"backbone.extractor": dict(lr_mult=0.1)}))

@@ -43,14 +43,13 @@ def boundary_band(label: torch.Tensor, radius_px: int) -> torch.Tensor:
 
 
 def boundary_loss(logits: torch.Tensor, label: torch.Tensor, radius_px: int) -> torch.Tensor:
-    """Return the mean over labelled pixels of band x normalised entropy x cross-entropy.
+    """Return the mean over all pixels of band x normalised entropy x cross-entropy.
 
-    `logits` BxKxHxW, `label` BxHxW. Added with weight w to a mean cross-entropy, it gives a pixel
-    of the band the weight 1 + w H, with H in 0..1 the entropy of its prediction, held constant.
+    `logits` BxKxHxW, `label` BxHxW. Void counts as a pixel without loss, as in the cross-entropy of
+    mmsegmentation with `avg_non_ignore=False`. Added with weight w to that, it gives a pixel of the
+    band the weight 1 + w H, with H in 0..1 the entropy of its prediction, held constant.
     """
     logs = logits.log_softmax(1)
     entropy = -(logs.exp() * logs).sum(1).detach() / math.log(logits.shape[1])
-    known = label != VOID
     losses = functional.nll_loss(logs, label, ignore_index=VOID, reduction="none")
-    emphasis = boundary_band(label, radius_px) * entropy
-    return (losses * emphasis).sum() / known.sum().clamp_min(1)
+    return (losses * boundary_band(label, radius_px) * entropy).mean()

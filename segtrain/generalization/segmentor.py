@@ -130,10 +130,10 @@ class Segmentor(EncoderDecoder):
         chosen = [i for i, name in enumerate(names) if not sets or name in sets]
         if not chosen:
             return plain.logits.sum() * 0.0
-        labels = stack_labels(data_samples)[chosen]
+        labels = plain.views[0].labels[chosen]  # of the size that the logits are for
         size = labels.shape[-2:]
         logits = resize(plain.logits[chosen], size=size, mode="bilinear", align_corners=False)
-        share = len(chosen) / len(names)  # the mean over the batch, as that of the cross-entropy
+        share = len(chosen) / len(names)  # a mean over all images, as that of the cross-entropy
         return share * boundary_loss(logits, labels, self.boundary.radius_px)
 
     def _distance(self, views: list[View]) -> torch.Tensor:

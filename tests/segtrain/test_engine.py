@@ -43,12 +43,12 @@ def log_of(config: train.Config) -> list[dict]:
 
 @pytest.fixture
 def config(tiny_recipe: Path, make_dataset, tmp_path: Path) -> train.Config:
-    """Two updates of four samples without void from two sets."""
+    """Two updates of four samples from two sets; three quarters of one's pixels are void."""
     recipe = tmp_path / "independent.py"
     recipe.write_text(INDEPENDENT_SAMPLES.format(base=str(tiny_recipe)))
     return train.Config(
         recipe=recipe,
-        source=make_dataset(tmp_path / "source", 5, void_rows=0),
+        source=make_dataset(tmp_path / "source", 5, void_rows=24),
         generated=make_dataset(tmp_path / "generated", 4, seed=1, void_rows=0),
         generated_share=0.5,
         output=tmp_path / "run",

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_the_boundary_term_weights_uncertain_pixels_of_the_band() -> None:
 
     label, radius = random_label(16, 20), 2
     logits = torch.randn(1, 19, 16, 20, generator=torch.Generator().manual_seed(1))
-    total, known = 0.0, 0
+    total = 0.0
     band = boundary_band(label, radius)
     for y in range(16):
         for x in range(20):
@@ -72,27 +73,58 @@ def test_the_boundary_term_weights_uncertain_pixels_of_the_band() -> None:
             assert bool(band[0, y, x]) == (here != 255 and bool(others))
             if here == 255:
                 continue
-            known += 1
             p = np.exp(logits[0, :, y, x].double().numpy())
             p /= p.sum()
             if others:
                 total += -(p * np.log(p)).sum() / math.log(19) * -math.log(p[here])
     found = boundary_loss(logits, label, radius)
-    assert float(found) == pytest.approx(total / known, rel=1e-5)
+    assert float(found) == pytest.approx(total / label.numel(), rel=1e-5)
 
 
-def test_only_images_of_the_named_sets_have_a_boundary_term() -> None:
+def segmentor(**options: object) -> Any:
+    """The pocket SegFormer with options of generalization."""
+    recipe = recipes.load_recipe(RECIPES / "segformer_pocket.py")
+    recipe.model.update(type="StreetforgeSegmentor", **options)
+    return recipes.build_model(recipe)
+
+
+def packed_labels(sets: tuple[str, ...]) -> list[Any]:
+    """A label of 32x64 in blocks for each image, with the name of its set."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    recipe = recipes.load_recipe(RECIPES / "segformer_pocket.py")
-    recipe.model.update(type="StreetforgeSegmentor", boundary={"radius_px": 2})
-    model = recipes.build_model(recipe)
     samples = []
-    for name in ("source", "generated"):
+    for number, name in enumerate(sets):
         sample = SegDataSample(metainfo={"img_shape": (32, 64), "set": name})
-        sample.gt_sem_seg = PixelData(data=random_label(32, 64, block=8))
+        sample.gt_sem_seg = PixelData(data=random_label(32, 64, block=8, seed=number))
         samples.append(sample)
+    return samples
+
+
+def test_a_pixel_at_a_boundary_weighs_one_plus_its_entropy() -> None:
+    """In the whole batch, by the gradients of its logits; half of an image is void."""
+    from segtrain.generalization.boundary import boundary_band
+
+    model, samples = (
+        segmentor(boundary={"radius_px": 2, "weight": 0.7}),
+        packed_labels(("source", "generated", "generated")),
+    )
+    samples[1].gt_sem_seg.data[:, :16] = 255
+    logits = torch.randn(3, 19, 32, 64, requires_grad=True)
+    model.decode_head.forward = lambda maps: logits
+    losses = model.loss(torch.randn(3, 3, 32, 64), samples)
+    (plain,) = torch.autograd.grad(losses["decode.loss_ce"], logits, retain_graph=True)
+    (both,) = torch.autograd.grad(losses["decode.loss_ce"] + losses["boundary.loss"], logits)
+    band = boundary_band(torch.cat([sample.gt_sem_seg.data for sample in samples]), 2)
+    band[0] = False  # of the source
+    p = logits.detach().softmax(1)
+    entropy = -(p * p.log()).sum(1) / math.log(19)
+    assert 0 < band.float().mean() < 0.9
+    torch.testing.assert_close(both, plain * (1 + 0.7 * entropy * band)[:, None])
+
+
+def test_only_images_of_the_named_sets_have_a_boundary_term() -> None:
+    model, samples = segmentor(boundary={"radius_px": 2}), packed_labels(("source", "generated"))
     images = torch.randn(2, 3, 32, 64)
 
     def term(chosen: list) -> float:
