@@ -81,6 +81,28 @@ class DeepLabV2Head(BaseDecodeHead):
         return torch.stack([classify(features) for classify in self.classifiers]).sum(0)
 
 
+class MaskLoss(Mask2FormerLoss):
+    """Mask2Former's losses, divided by `num_masks`, the same number on all processes.
+
+    transformers counts the masks by a collective in each decoder output, for which a process
+    without labels would keep the others waiting, and divides by the number of processes twice.
+    """
+
+    num_masks: torch.Tensor
+
+    def count_masks(self, count: int, device: torch.device) -> None:
+        """Take the mean over processes of `count`, at least 1. All processes must call this."""
+        total, processes = torch.tensor(float(count), device=device), 1
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+            processes = torch.distributed.get_world_size()
+        self.num_masks = (total / processes).clamp_min(1)
+
+    def get_num_masks(self, class_labels: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Return what `count_masks` found."""
+        return self.num_masks
+
+
 class MaskDecoder(Mask2FormerPreTrainedModel):
     """Pixel decoder, queries and class predictor: Mask2Former without its backbone."""
 
@@ -157,7 +179,7 @@ class Mask2FormerHead(BaseDecodeHead):
             "loss_mask": config.mask_weight,
             "loss_dice": config.dice_weight,
         }
-        self.criterion = Mask2FormerLoss(config, self.weights)
+        self.criterion = MaskLoss(config, self.weights)
 
     def init_weights(self) -> None:
         """Keep the initialisation of transformers; there is no classifier of the base class."""
@@ -176,6 +198,7 @@ class Mask2FormerHead(BaseDecodeHead):
         masks, classes = self.decoder(self._transform_inputs(inputs))
         labels = self._stack_batch_gt(batch_data_samples)[:, 0]
         targets = [self._targets(label) for label in labels]
+        self.criterion.count_masks(sum(len(ids) for ids, _ in targets), labels.device)
         labelled = [i for i, (ids, _) in enumerate(targets) if len(ids)]
         if not labelled:  # void alone; keeps all parameters in the graph, as several processes need
             zero = sum(values.sum() for values in (*masks, *classes)) * 0.0

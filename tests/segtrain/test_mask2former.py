@@ -6,9 +6,11 @@ import pytest
 import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from safetensors.torch import load_file
 
 from segtrain import recipes
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "feature_size": 32, "dim_feedforward": 32, "encoder_feedforward_dim": 32, "encoder_layers": 1,
     "decoder_layers": 3, "num_attention_heads": 2, "num_queries": 6, "train_num_points": 128,
@@ -17,7 +19,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
-    recipes.load_recipe(Path(__file__).resolve().parents[2] / "configs/segtrain/diff1_pocket.py")
+    recipes.load_recipe(ROOT / "configs/segtrain/diff1_pocket.py")
 
 
 def build_head(**options):
@@ -44,7 +46,11 @@ def sample(label: torch.Tensor) -> SegDataSample:
 
 @pytest.fixture
 def scene():
-    """Maps of two images of 32x64 and their labels: two halves, some void."""
+    return make_scene()
+
+
+def make_scene() -> tuple[list[torch.Tensor], list[SegDataSample], torch.Tensor]:
+    """Return maps of two images of 32x64 and their labels: two halves, some void."""
     torch.manual_seed(1)
     label = torch.full((2, 32, 64), 3)
     label[0, :, :32], label[1, 16:], label[:, :4] = 1, 2, 255
@@ -103,6 +109,59 @@ def test_images_of_void_alone_do_not_count(scene) -> None:
         losses = head.loss([m[batch] for m in maps], chosen, None)
         values.append(torch.stack([losses[name] for name in sorted(losses)]))
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-4)
+
+
+TWO_PROCESSES = """
+import sys, torch
+sys.path.insert(0, "tests/segtrain")
+import segtrain.registry
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from test_mask2former import WithLoss, make_scene
+accelerator = Accelerator(cpu=True)
+assert accelerator.num_processes == 2
+rank = accelerator.process_index
+maps, samples, label = make_scene()
+if rank == 1:
+    samples[0].gt_sem_seg.data = torch.full_like(label[:1], 255)
+model = accelerator.prepare(WithLoss())
+torch.manual_seed(2)
+losses = model([m[:1] for m in maps], samples[:1])
+accelerator.backward(sum(losses.values()))
+if rank == 0:
+    save_file({n: p.grad.contiguous() for n, p in model.module.named_parameters()}, sys.argv[1])
+accelerator.end_training()
+"""
+
+
+class WithLoss(torch.nn.Module):
+    """A head whose forward pass is its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = build_head()
+
+    def forward(self, maps: list, samples: list) -> dict[str, torch.Tensor]:
+        return self.head.loss(maps, samples, None)
+
+
+def test_a_process_with_void_alone_takes_part(run_program, tmp_path: Path) -> None:
+    """Its image adds nothing; a mask has the same weight as in one process with both images."""
+    program, output = tmp_path / "two.py", tmp_path / "gradients.safetensors"
+    program.write_text(TWO_PROCESSES)
+    run_program(
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", program, output,
+        GLOO_SOCKET_IFNAME="lo", ACCELERATE_USE_CPU="1", PYTHONPATH=str(ROOT),
+    )  # fmt: skip
+    maps, samples, _ = make_scene()
+    model = WithLoss()
+    torch.manual_seed(2)
+    losses = model([m[:1] for m in maps], samples[:1])
+    # the class of a query is a mean per process, masks are a mean over all
+    (losses["loss_cross_entropy"] / 2 + losses["loss_mask"] + losses["loss_dice"]).backward()
+    found = load_file(output)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_finer_maps_are_added_and_scores_are_of_their_size(scene) -> None:
