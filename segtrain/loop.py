@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -236,6 +237,14 @@ def accumulate_gradients(
     return total
 
 
+def clip_gradients(accelerator: Accelerator, model: Any, plan: Plan, step: int) -> None:
+    """Clip the gradients as planned; raise `UserError` if they are not finite."""
+    limit = math.inf if plan.clip_norm is None else plan.clip_norm
+    norm = accelerator.clip_grad_norm_(model.parameters(), limit)
+    if accelerator.scaler is None:  # fp16 skips updates that overflow by itself
+        runs.check_finite(float(norm), step, plan.folder, "gradient norm")
+
+
 def train(
     accelerator: Accelerator,
     network: torch.nn.Module,
@@ -271,8 +280,7 @@ def train(
             numbers = torch.stack([loss, loss.new_tensor(float(stop.signal_number))])
             mean_loss, stopping = accelerator.reduce(numbers, "mean").tolist()
             runs.check_finite(mean_loss, step, plan.folder)
-            if plan.clip_norm is not None:
-                accelerator.clip_grad_norm_(model.parameters(), plan.clip_norm)
+            clip_gradients(accelerator, model, plan, step)
             prepared.step()
             prepared.zero_grad()
             task.after_update()

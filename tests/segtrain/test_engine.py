@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.labels import colorize
 from segtrain import checkpoints, loop, mixing, train
@@ -136,6 +138,54 @@ def test_bf16_trains_weights_of_float32(config, other_precision) -> None:
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {
         torch.float32
     }
+
+
+class Root(torch.nn.Module):
+    """The square root of a weight, whose slope is infinite at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self) -> torch.Tensor:
+        return self.weight.sqrt().sum()
+
+
+class RootTask:
+    """Two updates of a `Root`."""
+
+    modules: ClassVar[dict[str, torch.nn.Module]] = {}
+
+    def batches(self, first: int, rank: int, world: int) -> Iterator[list[int]]:
+        yield from [[0], [0]]
+
+    def count(self, batch: int) -> dict[str, int]:
+        return {}
+
+    def loss(self, model: torch.nn.Module, batch: int, step: int) -> torch.Tensor:
+        return model()
+
+    def after_update(self) -> None:
+        raise AssertionError("an update was made")
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_gradients_that_are_not_finite_stop_before_the_update(clip_norm, tmp_path: Path) -> None:
+    plan = loop.Plan(
+        folder=tmp_path,
+        steps=2,
+        batch_size=1,
+        seed=0,
+        workers=0,
+        checkpoint_interval=9,
+        log_interval=9,
+        clip_norm=clip_norm,
+    )
+    root = Root()
+    optimizer = torch.optim.SGD(root.parameters(), lr=1.0)
+    with pytest.raises(UserError, match="step 0: the gradient norm is inf; no update was made"):
+        loop.train(runs.start_accelerator(), root, optimizer, RootTask(), plan)
+    assert float(root.weight) == 0
 
 
 def test_a_set_that_is_never_sampled_is_an_error(config) -> None:
