@@ -13,8 +13,8 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
-from pipeline.model_files import require_stock_classes
 from pipeline.reading import read_json
+from pipeline.transformers_folder import load_network
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, where a folder says none
 UNNAMED = 20.0  # cost of a class that a network does not know
@@ -32,17 +32,15 @@ class TransformersSegmenter:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: Any = "cpu") -> "TransformersSegmenter":
-        """Load a local folder; raises `UserError` if it is none, or names no street class."""
+        """Load a local folder.
+
+        Raises `UserError` if it is none, lacks weights, or names no street class.
+        """
         from transformers import AutoModelForSemanticSegmentation
 
-        require_stock_classes(folder)
-        try:
-            model = AutoModelForSemanticSegmentation.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-            ).to(device)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{folder}: is not a segmentation network ({reason})") from None
+        model = load_network(
+            AutoModelForSemanticSegmentation, folder, name=str(folder), what="segmentation network"
+        ).to(device)
         path = Path(folder) / "preprocessor_config.json"
         config = read_json(path, dict) if path.is_file() else {}
         segmenter = cls(model, config.get("image_mean", MEAN), config.get("image_std", STD))

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from pipeline import models
-from pipeline.errors import UserError
 from pipeline.latents import encode_latents, images_to_tensor
-from pipeline.model_files import require_stock_classes
+from pipeline.transformers_folder import load_network
 
 SIZE_PX = (128, 256)  # images are scaled to it for convolutional networks
 SQUARE_PX = (224, 224)  # and to this for transformers
@@ -57,14 +56,7 @@ def _imagenet(device: Any) -> Extract:
 def _transformers(folder: str, device: Any) -> Extract:
     from transformers import AutoModel
 
-    require_stock_classes(folder)
-    try:
-        model = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"--features {folder}: is not a vision model ({reason})") from None
+    model = load_network(AutoModel, folder, name=f"--features {folder}", what="vision model")
     model = model.to(device).eval()
     mean, std = (
         torch.tensor(v, device=device).view(1, 3, 1, 1)

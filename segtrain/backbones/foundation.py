@@ -13,10 +13,13 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import UserError
+from pipeline.transformers_folder import load_network
 from segtrain.backbones.adapters import ReinTokens, hook_low_rank, hook_tokens
 
 Training = Literal["frozen", "rein", "lora", "full"]
 FAMILIES = ("dinov2", "dinov3_vit")
+NOT_IN_SHAPES = ("num_attention_heads", "patch_size", "hidden_act", "layer_norm_eps", "rope_theta")
+"""Options that change what a network computes from weights of equal shapes."""
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Size of each level's map to the grid of patches, as in Rein."""
 
@@ -82,13 +85,29 @@ class FoundationBackbone(nn.Module):
         return self.network
 
     def read_pretrained(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Return the weights of a folder of transformers under the names of this version of it."""
+        """Return the weights of a folder of transformers under the names of this version of it.
+
+        Raises `UserError` unless they are of this architecture and fill the whole network.
+        """
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: give a folder of transformers with config.json")
-        found = type(self.network).from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, ignore_mismatched_sizes=False
+        config = self.network.config
+        found = load_network(
+            type(self.network),
+            folder,
+            name=str(folder),
+            what=f"{config.model_type} backbone",
+            model_type=config.model_type,
+            exact=True,
         )
-        return {name: value.float() for name, value in found.state_dict().items()}
+        for name in NOT_IN_SHAPES:
+            given, wanted = (getattr(c, name, None) for c in (found.config, config))
+            if given != wanted:
+                raise UserError(
+                    f"{folder}: config.json has {name} {given}, the recipe's backbone {wanted}; "
+                    "give weights of the recipe's architecture"
+                )
+        return dict(found.state_dict())
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return maps BxCxhxw at 4, 2, 1 and 1/2 times the grid of patches."""

@@ -1,6 +1,7 @@
 """Counts of one image against maps worked out by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +173,32 @@ def test_a_folder_of_transformers_runs_no_code_of_its_own(key: str, kind: str, t
     with pytest.raises(UserError, match=f"{key} asks for more than stock classes"):
         load(str(tmp_path), device="cpu")
     assert not ran.exists()
+
+
+def test_a_folder_of_transformers_with_random_parts_is_refused(tmp_path: Path) -> None:
+    from transformers import (
+        SegformerConfig,
+        SegformerForSemanticSegmentation,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
+    from generation.quality import features
+    from pipeline.transformers_segmenter import TransformersSegmenter
+
+    config = SegformerConfig(
+        num_labels=1, id2label={0: "road"}, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=8,
+    )  # fmt: skip
+    network = SegformerForSemanticSegmentation(config)
+    network.half().save_pretrained(tmp_path / "half")
+    image = np.zeros((32, 32, 3), np.uint8)
+    found = TransformersSegmenter.from_pretrained(tmp_path / "half").costs([image])
+    assert found[0].shape == (19, 32, 32)
+    network.segformer.save_pretrained(tmp_path / "encoder")  # its head would be random
+    with pytest.raises(UserError, match="decode_head.batch_norm.bias is missing; .* and 12 more"):
+        TransformersSegmenter.from_pretrained(tmp_path / "encoder")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ViTForImageClassification(ViTConfig(**small)).save_pretrained(tmp_path / "vit")
+    with pytest.raises(UserError, match="--features .*pooler.dense.bias is missing"):
+        features.load(str(tmp_path / "vit"), "cpu")

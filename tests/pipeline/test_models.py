@@ -159,10 +159,8 @@ def test_finite_weights_may_have_an_infinite_sum(tmp_path: Path) -> None:
 FROM_PRETRAINED = {
     "pipeline/models.py": "parts of a base model, ControlNets",
     "pipeline/prompt_encoder.py": "tokenizers, before torch is imported",
-    "pipeline/transformers_segmenter.py": "segmentation networks of transformers",
-    "generation/quality/features.py": "networks whose features distances are measured on",
+    "pipeline/transformers_folder.py": "all other networks of transformers",
     "generation/sampler/structure_control.py": "detectors of controlnet-aux",
-    "segtrain/backbones/foundation.py": "backbones of transformers",
 }
 OUR_SEGMENTERS = {"Segmenter", "TransformersSegmenter", "found"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from pipeline.errors import UserError
@@ -115,6 +115,49 @@ def test_weights_come_from_a_folder_of_transformers(family: str, tmp_path: Path)
     assert all(torch.equal(v, wanted[k]) for k, v in backbone.network.state_dict().items())
     with pytest.raises(UserError, match="with config.json"):
         pretrained.backbone_state(backbone, tmp_path)
+
+
+def saved(network, folder: Path, rename=lambda name: name, left_out: str = "none") -> Path:
+    """Save a network of transformers, with tensors renamed or left out."""
+    network.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    tensors = {rename(n): v for n, v in load_file(path).items() if left_out not in n}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+def test_weights_that_do_not_fill_the_network_are_refused(tmp_path: Path, capfd) -> None:
+    from transformers import (
+        Dinov2Config,
+        Dinov2ForImageClassification,
+        Dinov2Model,
+        Dinov2WithRegistersConfig,
+        Dinov2WithRegistersModel,
+    )
+
+    backbone = backbone_of("dinov2", "frozen")
+    network, options = backbone.network, FAMILIES["dinov2"]
+    other = saved(network, tmp_path / "other", lambda name: f"blocks.{name}")
+    with pytest.raises(UserError) as refusal:
+        pretrained.backbone_state(backbone, other)
+    assert str(refusal.value).count(" is missing") == 3 and " more)" in str(refusal.value)
+    lacking = saved(network, tmp_path / "lacking", left_out="layer.1.norm1.bias")
+    with pytest.raises(UserError, match=r"\(encoder.layer.1.norm1.bias is missing\)"):
+        pretrained.backbone_state(backbone, lacking)
+    Dinov2ForImageClassification(Dinov2Config(**options)).save_pretrained(tmp_path / "head")
+    with pytest.raises(UserError, match="classifier.bias is unexpected; classifier.weight"):
+        pretrained.backbone_state(backbone, tmp_path / "head")
+    registers = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**TINY))
+    registers.save_pretrained(tmp_path / "registers")
+    with pytest.raises(UserError, match="model_type 'dinov2_with_registers', needed is 'dinov2'"):
+        pretrained.backbone_state(backbone, tmp_path / "registers")
+    without = saved(network, tmp_path / "without", left_out="mask_token")
+    assert len(pretrained.backbone_state(backbone, without)) == len(network.state_dict())
+    heads = {**options, "num_attention_heads": 4}
+    Dinov2Model(Dinov2Config(**heads)).save_pretrained(tmp_path / "heads")
+    with pytest.raises(UserError, match="has num_attention_heads 4, the recipe's backbone 2"):
+        pretrained.backbone_state(backbone, tmp_path / "heads")
+    assert "LOAD REPORT" not in capfd.readouterr().err
 
 
 def test_settings_that_cannot_be_right() -> None:
