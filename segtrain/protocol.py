@@ -22,7 +22,8 @@ from pipeline.reading import read_json
 Size = tuple[int, int]
 RESOLUTIONS = ("low", "high")
 LARGEST_PX = 16384
-RESIZING = ("StreetforgeResize", "Resize", "ResizeShortestEdge")
+KEEPS_SHAPE = "StreetforgeResize"
+RESIZING = (KEEPS_SHAPE, "Resize", "ResizeShortestEdge")
 LARGEST_WHOLE = 2**23  # pixels that a network may see at once, 3840x2160 and a little more
 SMALLER = "scale it down, or test with sliding windows (model.test_cfg mode=slide in the recipe)"
 
@@ -57,7 +58,7 @@ def protocol_of(folder: Path) -> Protocol:
         return Protocol()
     run = read_json(path, dict)
     sizes, config = run.get("protocol"), run.get("config")
-    if sizes is None and isinstance(config, dict):
+    if not sizes and isinstance(config, dict):
         sizes = _of_catalogue(config)
     if not isinstance(sizes, dict):
         sizes = {}
@@ -93,7 +94,7 @@ def require_catalogued(names: Sequence[str], setting: str) -> None:
 
 
 def _of_catalogue(config: dict[str, Any]) -> dict[str, list[int]]:
-    """Return the sizes for a folder that was prepared before they were recorded there.
+    """Return the sizes for a folder that was prepared before the catalogue had them.
 
     Only names in our own catalogue are looked up: the folder may come from strangers.
     """
@@ -150,12 +151,14 @@ def require_images(
 def tested_size(height: int, width: int, recipe: dict[str, Any], size_px: Size | None) -> Size:
     """Return the height and width at which an image reaches the network.
 
-    `size_px` stands in place of the recipe's own scaling, of which only `Resize` to a scale is
-    foreseen; after any other the size is checked when the image is there.
+    `size_px` stands in place of the recipe's own scaling, of which `Resize` to a scale and
+    `StreetforgeResize` are foreseen; after any other the size is checked when the image is there.
     """
     resizing = [step for step in recipe["test_pipeline"] if step["type"] in RESIZING]
     if size_px is None and resizing:
-        scale = resizing[0].get("scale")
+        scale, factor = resizing[0].get("scale"), resizing[0].get("scale_factor")
+        if len(resizing) == 1 and resizing[0]["type"] == KEEPS_SHAPE and type(factor) is float:
+            return int(height * factor + 0.5), int(width * factor + 0.5)
         if len(resizing) > 1 or not isinstance(scale, list) or len(scale) != 2:
             return 0, 0
         if not resizing[0].get("keep_ratio", False):

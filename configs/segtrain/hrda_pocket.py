@@ -21,10 +21,11 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(512, 256), keep_ratio=True),
+    dict(type="StreetforgeResize", scale_factor=2.0),  # twice that of all other recipes
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
+test_resolution = "high"
 sets = dict(
     source=dict(scale_factor=scale_factor),
     generated=dict(scale_factor=scale_factor),

@@ -66,7 +66,7 @@ class DatasetSpec:
     eval_low_px: tuple[int, int] | None = None
     """height and width that images are scaled into for low-resolution networks (DAFormer)"""
     eval_high_px: tuple[int, int] | None = None
-    """the same for high-resolution networks (HRDA); None: not part of the paper's protocol"""
+    """the same for high-resolution networks (HRDA)"""
     layouts: tuple[Layout, ...] = ()
     """the first one with images and labels is taken"""
     splits: dict[str, Split] = field(default_factory=dict)

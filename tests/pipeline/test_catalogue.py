@@ -86,11 +86,13 @@ def test_every_entry_is_complete_and_its_label_spaces_exist() -> None:
         ("mapillary_v1_2", "val", 2000, (512, 1024), (1024, 2048)),
         ("acdc", "val", 406, (540, 960), (1080, 1920)),
         ("dark_zurich", "val", 50, (540, 960), (1080, 1920)),
+        ("nighttime_driving", "test", None, (540, 960), (1080, 1920)),
+        ("camvid", "test", 233, (360, 480), (720, 960)),
         ("dginstyle", "all", 7000, None, None),
     ],
 )
 def test_counts_and_scales_are_those_of_the_protocol(
-    name: str, split: str, count: int, low: tuple | None, high: tuple | None
+    name: str, split: str, count: int | None, low: tuple | None, high: tuple | None
 ) -> None:
     spec = load_spec(name)
     assert spec.splits[split].count == count

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from mmengine.dataset import Compose
 
+from pipeline.catalogue.specs import known_datasets, load_spec
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError
-from segtrain import recipes, sets
+from segtrain import protocol, recipes, sets
 from segtrain.mixing import seeded_globals
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,13 @@ FRAMES = {  # width and height
 INDICES = [list(FRAMES.values()).index(size) for size in dict.fromkeys(FRAMES.values())]
 PERIOD, LINE, DISC = 16, 2, 10  # px in the files
 ROAD, POLE, CAR = 0, 5, 13
+CATALOGUED = (  # targets, height and width of their frames, and of what low networks see
+    ("cityscapes", (1024, 2048), (512, 1024)),
+    ("bdd100k", (720, 1280), (512, 910)),
+    ("acdc", (1080, 1920), (540, 960)),
+    ("nighttime_driving", (1080, 1920), (540, 960)),
+    ("camvid", (360, 480), (360, 480)),
+)
 CELL = np.full((PERIOD, PERIOD), ROAD, np.uint8)
 CELL[:LINE] = CELL[:, :LINE] = POLE
 OFFSET = np.arange(PERIOD) - (PERIOD + LINE - 1) / 2
@@ -181,6 +189,31 @@ def test_scoring_keeps_shapes_and_labels(path: Path, frames: Path) -> None:
         assert columns / width == pytest.approx(rows / height, rel=0.02)
         assert sample["data_samples"].gt_sem_seg.shape == (height, width)
     measured[key] = None
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_high_resolution_networks_see_every_target_twice_as_large(path: Path) -> None:
+    """As in training: their declared scale of the source is twice that of the other networks."""
+    recipe = recipes.as_json(recipes.load_recipe(path))
+    is_hrda, is_pocket = "hrda" in path.stem, path.stem.endswith("_pocket")
+    factor = 2 if is_hrda else 1
+    assert recipe.get("test_resolution", "low") == ("high" if is_hrda else "low")
+    for name, native, low in CATALOGUED:
+        spec = load_spec(name)
+        sizes = protocol.Protocol(spec.eval_low_px, spec.eval_high_px).size_px(recipe)
+        found = protocol.tested_size(*native, recipe, sizes)
+        assert found == (factor * low[0], factor * low[1]), name
+    if is_pocket:  # its targets have no entry in the catalogue
+        found = protocol.tested_size(128, 256, recipe, None)
+        assert found == (factor * 128, factor * 256)
+        assert recipe["sets"]["source"]["scale_factor"][0] == 0.75 * factor
+
+
+def test_every_target_of_the_catalogue_has_a_scale() -> None:
+    specs = [load_spec(name) for name in known_datasets()]
+    targets = [spec for spec in specs if spec.role == "target"]
+    assert len(targets) >= 8
+    assert all(spec.eval_low_px and spec.eval_high_px for spec in targets)
 
 
 def test_the_reference_sizes_are_met() -> None:
