@@ -19,6 +19,7 @@ from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.hub import find_local
 from pipeline.identity import run_identity
+from pipeline.origins import refuse_test_data
 from pipeline.output_folders import RUN, check_output, require_same
 from pipeline.setting_checks import flag_of, require_extra
 from pipeline.size_grid import read_size_grid, require_multiple
@@ -42,9 +43,14 @@ class Run:
 
 
 def open_samples(folders: tuple[str, ...], *, labelled: bool) -> list[Sample]:
-    """List the samples of all dataset folders; crops come evenly from their union."""
+    """List the samples of all dataset folders; crops come evenly from their union.
+
+    Raises `UserError` for test data of a target.
+    """
     if not folders:
         raise UserError("--data: no dataset folder given; name one or more")
+    for folder in folders:
+        refuse_test_data(Path(folder), "--data")
     return [s for folder in folders for s in open_dataset(folder, labelled=labelled)]
 
 

@@ -9,6 +9,7 @@ model generates from prompts alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.captions import drop_empty_parts
 from pipeline.dataset import Sample, open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
+from pipeline.origins import refuse_test_data
 from pipeline.row_colors import transfer_row_colors
 
 FLAG = "--style-images"
@@ -86,7 +88,8 @@ def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> 
     """Open the style images of dataset folders; None without folders.
 
     `template` is that of the captions, the value of `setting`. Raises `UserError` if it names
-    {style} and there are no style images, or the row of one of them has no words.
+    {style} and there are no style images, or the row of one of them has no words, and for test data
+    of a target.
     """
     if not folders:
         if PLACEHOLDER in template:
@@ -95,6 +98,8 @@ def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> 
                 f"out {PLACEHOLDER}"
             )
         return None
+    for folder in folders:
+        refuse_test_data(Path(folder), FLAG)
     samples = [s for folder in folders for s in open_dataset(folder, labelled=False)]
     if PLACEHOLDER in template:
         for sample in samples:

@@ -25,7 +25,8 @@ from pipeline.config import parse, show
 from pipeline.dataset_writer import DatasetWriter, EncodedSample, encode_sample, write_card
 from pipeline.errors import UserError, guard
 from pipeline.folder_lock import lock_folder
-from pipeline.pocket.splits import SEEDS_PER_SPLIT, SPLITS, look_of, scene_seed
+from pipeline.origins import TARGET_ROLE
+from pipeline.pocket.splits import SEEDS_PER_SPLIT, SPLITS, TARGETS, look_of, scene_seed
 from pipeline.rows import sample_id
 from pipeline.setting_checks import require_between, require_positive
 
@@ -122,7 +123,11 @@ def main() -> int | None:
         "first": config.first,
         "size_px": list(config.size_px),
     }
-    writer = DatasetWriter(folder, config=settings)
+    writer = DatasetWriter(
+        folder,
+        config=settings,
+        provenance={"role": TARGET_ROLE} if config.split in TARGETS else None,
+    )
     lock_folder(folder)
     done = writer.done_ids()
     indices = range(config.first, config.first + config.n)

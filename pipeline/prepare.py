@@ -45,6 +45,7 @@ from pipeline.exports.daformer import write_daformer_files
 from pipeline.folder_lock import lock_folder
 from pipeline.markdown import code, plain
 from pipeline.metadata import read_rows
+from pipeline.origins import TARGET_ROLE, origin_of
 from pipeline.output_folders import (
     DATASET,
     check_output,
@@ -205,6 +206,12 @@ def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
     return bool(lines) and all(line.startswith("label_space_content") for line in lines)
 
 
+def role_of(config: Config, spec: DatasetSpec) -> str:
+    """Return the role of the set; test data of a target stays so in a copy of its folder."""
+    is_target = not spec.layouts and origin_of(Path(config.root)).is_test_data
+    return TARGET_ROLE if is_target else spec.role
+
+
 def open_writer(
     config: Config, spec: DatasetSpec, listing: Listing, settings: dict[str, Any]
 ) -> DatasetWriter:
@@ -214,7 +221,11 @@ def open_writer(
     """
     folder = Path(config.output).resolve()
     merged = label_spaces.merged_classes(listing.label_space)
-    provenance: dict[str, Any] = {"streetforge": __version__, "protocol": protocol_record(spec)}
+    provenance: dict[str, Any] = {
+        "streetforge": __version__,
+        "protocol": protocol_record(spec),
+        "role": role_of(config, spec),
+    }
     if merged:  # for whoever scores in the set's own classes, see label_spaces.classes_of_folder
         provenance["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
     if is_mapped_otherwise(settings, folder):

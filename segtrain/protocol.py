@@ -69,22 +69,6 @@ def protocol_of(folder: Path) -> Protocol:
     )
 
 
-def origin_of(folder: Path) -> dict[str, str]:
-    """Return dataset, split and role (source, target) of a folder prepared from our catalogue.
-
-    Empty for other folders. Only names in our own catalogue are looked up, as the folder may come
-    from strangers.
-    """
-    path = folder / "run.json"
-    config = read_json(path, dict).get("config") if path.is_file() else None
-    name = config.get("dataset") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or name not in specs.known_datasets():
-        return {}
-    split = config.get("split")
-    role = specs.load_spec(name).role
-    return {"dataset": name, "split": split if isinstance(split, str) else "", "role": role}
-
-
 def require_catalogued(names: Sequence[str], setting: str) -> None:
     """Raise `UserError` for a name that is not one of our own catalogue."""
     known = specs.known_datasets()

@@ -23,6 +23,7 @@ import tyro
 from pipeline import models, ranks
 from pipeline.config import parse, show, to_mapping
 from pipeline.errors import UserError, guard
+from pipeline.origins import origin_of
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import RUN, check_output, require_same, require_writable
 from pipeline.rare_classes import RareClassSampling
@@ -70,7 +71,8 @@ class Config:
     sets: tuple[str, ...] = ()
     """More labelled sets as NAME=FOLDER:SHARE; the recipe's `sets` has the scale of each name."""
     train_on_target: tuple[str, ...] = ()
-    """Targets of the catalogue, by name, whose test splits may be trained on."""
+    """Targets whose test data may be trained on: names in the catalogue, or names of folders of
+    other targets."""
     rare_classes: RareClassSampling = field(
         default_factory=lambda: RareClassSampling(enabled=False)
     )
@@ -118,12 +120,14 @@ def check(config: Config) -> TrainingData:
         raise UserError("--generated-limit needs --generated DIR")
     if config.show_batch:
         check_output_file(config.show_batch, None, "sheet", setting="--show-batch")
-    require_catalogued(config.train_on_target, "--train-on-target")
     if config.base:
         models.find_base(config.base)
     if config.init:
         read_shapes(config.init)
     sets = named_sets(config.source, config.generated, config.generated_share, config.sets)
+    given = {origin_of(one.folder).name for one in sets}
+    others = [name for name in config.train_on_target if name not in given]
+    require_catalogued(others, "--train-on-target")
     data = open_training_data(
         sets,
         config.self_training.target,

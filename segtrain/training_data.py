@@ -12,11 +12,11 @@ from typing import Any
 from pipeline.dataset import Sample, check_dataset, check_images, find_images, open_dataset
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
+from pipeline.origins import refuse_test_data
 from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.reading import read_json, shortened
 from segtrain.class_mixing import read_class_mixing
 from segtrain.mixing import MixedSamples, seeded_globals
-from segtrain.protocol import origin_of
 from segtrain.recipe_checks import check_sample, named_faults
 from segtrain.sets import (
     GENERATED,
@@ -69,10 +69,10 @@ def open_training_data(
     """Open and check all folders of a training; no image is decoded.
 
     `generated_limit`: only so many samples of the generated set, the first ones.
-    `targets_allowed`: targets of the catalogue whose test splits may be trained on.
+    `targets_allowed`: targets, by the names of their origins, whose test data may be trained on.
     """
     for one in sets:
-        refuse_target(one, targets_allowed)
+        refuse_test_data(one.folder, allowed=targets_allowed, flag="--train-on-target")
         require_class_names(one.folder)
     unlabelled = find_images(target) if target else []
     check_images(unlabelled)
@@ -106,22 +106,6 @@ def require_class_names(folder: Path) -> None:
             f"{path}: class {number} is {shortened(name)}, but the train id {number} is {ours} in "
             "all labels here; convert the dataset by pipeline/prepare.py"
         )
-
-
-def refuse_target(one: NamedSet, allowed: Sequence[str]) -> None:
-    """Raise `UserError` for a labelled set that is the test data of a target in the catalogue.
-
-    Splits named train are no test data.
-    """
-    origin = origin_of(one.folder)
-    name, split = origin.get("dataset", ""), origin.get("split", "")
-    if origin.get("role") != "target" or split == "train" or name in allowed:
-        return
-    described = f"the split {split} of {name}" if split else name
-    raise UserError(
-        f"{one.folder}: is {described}, a target that networks are scored on; train on another "
-        f"set, or give --train-on-target {name}"
-    )
 
 
 def labelled_samples(

@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
-from segtrain.protocol import Protocol, origin_of, protocol_of
+from pipeline.origins import TARGET_ROLE, origin_of
+from segtrain.protocol import Protocol, protocol_of
 
 SELECTION_FLAG = "--select-on-target"
 
@@ -28,7 +29,9 @@ class Target:
 
     def entry(self) -> dict[str, Any]:
         """Return what a score file says of it: its origin in the catalogue, and its classes."""
-        origin = origin_of(self.folder)
+        found = origin_of(self.folder)
+        keys = ("dataset", "split", "role") if found.dataset else ()
+        origin = {key: getattr(found, key) for key in keys}
         return {**origin, "images": len(self.samples), "classes": list(self.protocol.class_names)}
 
 
@@ -65,12 +68,12 @@ def unique_names(folders: Sequence[Path]) -> list[str]:
 def require_blind(selection: Target, targets: Sequence[Target], allowed: bool) -> bool:
     """Tell whether a selection uses a target, and raise `UserError` unless that is `allowed`.
 
-    It does if an image of it is one of a target, by path or content, or if its dataset is a target
-    in the catalogue.
+    It does if an image of it is one of a target, by path or content, or if its role is that of a
+    target.
     """
     own = _marks(selection)
     shared = next((target for target in targets if own & _marks(target)), None)
-    is_target = shared is not None or origin_of(selection.folder).get("role") == "target"
+    is_target = shared is not None or origin_of(selection.folder).role == TARGET_ROLE
     if is_target and not allowed:
         why = f"holds images of the target {shared.name}" if shared else "is a target's dataset"
         raise UserError(

@@ -20,6 +20,7 @@ from pipeline import (
     label_spaces,
     labels,
     model_files,
+    origins,
     output_folders,
     reading,
     report,
@@ -153,6 +154,8 @@ READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
         "finished.json", {"steps": 3}, lambda path: runs.is_finished(path.parent, 3)),
     "classes of a folder": (
         "run.json", RUN, lambda path: label_spaces.classes_of_folder(path.parent)),
+    "origin of a folder": (
+        "run.json", {**RUN, "role": "target"}, lambda path: origins.origin_of(path.parent)),
     "a dataset's run": ("run.json", RUN, lambda path: [
         str(fault) for fault in verify.read_run_digest(path.parent, scan_rows(path.parent))[1]]),
     "a dataset's classes": (

@@ -233,6 +233,18 @@ def test_a_target_is_trained_on_only_if_it_is_named(config) -> None:
             train.check(dataclasses.replace(config, train_on_target=("citiscapes",)))
 
 
+def test_a_target_outside_the_catalogue_is_named_by_its_folder(config) -> None:
+    path = config.generated / "run.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "role": "target"}))
+    name = config.generated.name
+    with pytest.raises(UserError, match=f"is a target that .*--train-on-target {name}$"):
+        train.check(config)
+    assert train.check(dataclasses.replace(config, train_on_target=(name,)))
+    path.write_text(json.dumps({**document, "role": "development"}))
+    assert train.check(config)
+
+
 def test_another_class_list_is_an_error(config) -> None:
     path = config.source / "classes.json"
     document = json.loads(path.read_text())

@@ -78,6 +78,9 @@ def test_a_dataset_of_the_catalogue_that_is_a_target_is_refused(
     config = score.Config(checkpoint=networks, targets=(target,), select_on=other)
     with pytest.raises(UserError, match="is a target's dataset"):
         score.check(config)
+    (other / "run.json").write_text(json.dumps({**run, "config": {}, "role": "target"}))
+    with pytest.raises(UserError, match="is a target's dataset"):  # as Pocket City writes it
+        score.check(config)
 
 
 def test_settings_of_the_selection_are_checked(networks, source: Path, target: Path) -> None:

@@ -1,0 +1,70 @@
+"""What a dataset folder is: its dataset in the catalogue, its split and its role.
+
+A program that writes test data of a target states the role in `run.json`, beside the settings. For
+folders that state none, the role is that of their dataset in the catalogue.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.catalogue import specs
+from pipeline.errors import UserError
+from pipeline.reading import read_json
+
+TARGET_ROLE = "target"
+"""Role of a dataset that networks are scored on."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the `run.json` of a folder says; empty where it says nothing."""
+
+    name: str
+    """the dataset, or the name of the folder"""
+    dataset: str = ""
+    """name in the catalogue"""
+    split: str = ""
+    role: str = ""
+
+    @property
+    def is_test_data(self) -> bool:
+        """Tell whether networks are scored on it; splits named train are no test data."""
+        return self.role == TARGET_ROLE and self.split != "train"
+
+
+def origin_of(folder: Path) -> Origin:
+    """Return the origin of a folder.
+
+    Only names in our own catalogue are looked up, as the folder may come from strangers.
+    """
+    path = folder / "run.json"
+    run = read_json(path, dict) if path.is_file() else {}
+    config = run.get("config")
+    config = config if isinstance(config, dict) else {}
+    dataset, split, role = config.get("dataset"), config.get("split"), run.get("role")
+    if dataset not in specs.known_datasets():
+        dataset = ""
+    if not isinstance(role, str):
+        role = specs.load_spec(dataset).role if dataset else ""
+    name = dataset or folder.resolve().name
+    return Origin(name, dataset, split if isinstance(split, str) else "", role)
+
+
+def refuse_test_data(
+    folder: Path, setting: str = "", *, allowed: Sequence[str] = (), flag: str = ""
+) -> None:
+    """Raise `UserError` for a training set that is test data of a target.
+
+    `setting` names the folder in the message. `allowed` are names of origins that may be trained
+    on, `flag` is the setting that allows them.
+    """
+    origin = origin_of(folder)
+    if not origin.is_test_data or origin.name in allowed:
+        return
+    described = f"the split {origin.split} of {origin.dataset}, " if origin.dataset else ""
+    way_out = f", or give {flag} {origin.name}" if flag else ""
+    raise UserError(
+        f"{setting} {folder}".strip() + f": is {described}a target that networks are scored on; "
+        f"train on another set{way_out}"
+    )
