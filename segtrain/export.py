@@ -73,6 +73,7 @@ def stock_config(recipe: dict[str, Any]) -> dict[str, Any]:
         "default_scope": "mmseg",
         "model": recipe["model"],
         "test_pipeline": pipeline,
+        "test_resolution": recipe.get("test_resolution", "low"),  # for import_network.py
         "test_dataloader": {
             "batch_size": 1,
             "num_workers": 0,

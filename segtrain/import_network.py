@@ -7,7 +7,9 @@ The folder can be scored, used for prediction and exported like an output of seg
 config is a Python file that mmengine executes: give one that you trust. The checkpoint is read
 without being executed, so it must contain tensors and plain values only; `publish_model.py` of
 mmsegmentation writes such a file. The network must predict the 19 classes of Cityscapes in their
-order and consist of supported modules.
+order and consist of supported modules. Scores are at the resolution of a target's protocol that the
+config names by `test_resolution`. Without that key it is high if the config scales test images into
+2048 pixels or more, as configs of Cityscapes do, and low otherwise; the program prints it.
 """
 
 import sys
@@ -24,8 +26,12 @@ from pipeline.errors import UserError, guard
 from pipeline.output_folders import require_new, require_writable
 from segtrain import saved_recipe
 from segtrain.checkpoints import build, save_trained
+from segtrain.protocol import RESIZING
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import require_recipe
+
+HIGH_SIDE_PX = 2048  # long side of Cityscapes' frames
+SCALES = ("scale", "max_size")  # options of resizing steps
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Config:
     """Settings of one import."""
 
     config_file: Path = Path("config.py")
-    """Config of mmsegmentation 1.x; its `model` and `test_pipeline` are read."""
+    """Config of mmsegmentation 1.x; its `model`, `test_pipeline` and `test_resolution` are read."""
     weights: Path = Path("model.pth")
     """Its checkpoint, .pth or .safetensors."""
     output: Path = Path("imported")
@@ -58,6 +64,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     with named_faults(str(path)):
         whole = as_json(StockConfig.fromfile(path))
         recipe = {key: whole[key] for key in ("model", "test_pipeline")}
+        recipe["test_resolution"] = whole.get("test_resolution") or infer_resolution(recipe)
         if "data_preprocessor" not in recipe["model"]:
             raise UserError("model has no data_preprocessor, which prepares images; add it")
         recipe["model"].setdefault("test_cfg", {"mode": "whole"})
@@ -70,6 +77,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
             "Cityscapes; give a network that was trained on them"
         )
     return saved_recipe.portable(recipe)
+
+
+def infer_resolution(recipe: dict[str, Any]) -> str:
+    """Return the resolution of protocols that the scale of a test pipeline belongs to.
+
+    Their high resolution is that of Cityscapes' frames, 2048x1024.
+    """
+    resizing = [step for step in recipe["test_pipeline"] if step["type"] in RESIZING]
+    sides = [side for step in resizing for key in SCALES for side in _numbers(step.get(key))]
+    return "high" if max(sides, default=0) >= HIGH_SIDE_PX else "low"
+
+
+def _numbers(value: Any) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, int | float)]
 
 
 def run(config: Config) -> None:
@@ -88,7 +110,10 @@ def run(config: Config) -> None:
     require_writable(config.output)
     save_trained(config.output, StockConfig(recipe), model, {"imported": str(config.weights)})
     mark_finished(config.output, 0)
-    print(f"{config.output}: {len(weights)} tensors; score it with segtrain/score.py")
+    print(
+        f"{config.output}: {len(weights)} tensors, test_resolution {recipe['test_resolution']}; "
+        "score it with segtrain/score.py"
+    )
 
 
 def main() -> int | None:

@@ -22,7 +22,8 @@ def exported(tmp_path_factory, tiny_recipe: Path, source: Path) -> tuple[Path, P
     folder = tmp_path_factory.mktemp("exported")
     recipe = folder / "recipe.py"
     recipe.write_text(
-        f"_base_ = [{str(tiny_recipe)!r}]\ntest_pipeline = [dict(type='LoadImageFromFile'), "
+        f"_base_ = [{str(tiny_recipe)!r}]\ntest_resolution = 'high'\n"
+        "test_pipeline = [dict(type='LoadImageFromFile'), "
         "dict(type='Resize', scale=(128, 64), keep_ratio=True), dict(type='LoadAnnotations'), "
         "dict(type='PackSegInputs')]\n"
     )
@@ -88,11 +89,19 @@ def test_parts_of_ours_are_imported_by_the_config() -> None:
     assert config["custom_imports"]["imports"] == ["segtrain.registry"]
 
 
-def test_what_was_exported_is_imported_and_predicts_alike(exported, source, tmp_path) -> None:
+def test_what_was_exported_is_imported_and_predicts_alike(
+    exported, source, tmp_path, capsys
+) -> None:
     run, out = exported
     config = import_network.Config(out / "config.py", out / "model.pth", tmp_path / "imported")
     import_network.check(config)
     import_network.run(config)
+    assert "tensors, test_resolution high; score it" in capsys.readouterr().out
+    found, wanted = (
+        json.loads((folder / "recipe.json").read_text())["recipe"]
+        for folder in (config.output, run)
+    )
+    assert found["test_resolution"] == wanted["test_resolution"] == "high"
     image = read_image(open_dataset(source, labelled=True)[0].image)
     found = Segmenter.from_pretrained(tmp_path / "imported")(image)
     assert np.array_equal(found, Segmenter.from_pretrained(run)(image))
@@ -102,6 +111,29 @@ def test_what_was_exported_is_imported_and_predicts_alike(exported, source, tmp_
     score.run(scoring, score.check(scoring))
     (entry,) = json.loads(scoring.output.read_text())["checkpoints"]
     assert entry["kind"] == "mmsegmentation" and entry["selection"]["rule"] == "not recorded"
+
+
+@pytest.mark.parametrize(
+    "scale, resolution",
+    [
+        ("dict(type='Resize', scale=(2048, 1024), keep_ratio=True)", "high"),
+        ("dict(type='ResizeShortestEdge', scale=1024, max_size=2048)", "high"),
+        ("dict(type='Resize', scale=(1024, 512), keep_ratio=True)", "low"),
+        ("dict(type='Resize', scale_factor=2.0, keep_ratio=True)", "low"),
+        ("", "low"),
+    ],
+)
+def test_the_resolution_of_a_stock_config_follows_from_its_scale(
+    scale: str, resolution: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.py"
+    path.write_text(
+        "model = dict(data_preprocessor=dict(), decode_head=dict(num_classes=19))\n"
+        f"test_pipeline = [dict(type='LoadImageFromFile'), {scale}]\n"
+    )
+    assert import_network.read_recipe(path)["test_resolution"] == resolution
+    path.write_text(path.read_text() + "test_resolution = 'low'\n")
+    assert import_network.read_recipe(path)["test_resolution"] == "low"
 
 
 @pytest.mark.parametrize(
