@@ -3,6 +3,7 @@
 One row per sample, by its id: data.jsonl when all is done, data-000.jsonl of each process before.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,37 @@ def label_state(state: str) -> str:
     return state.rpartition("-")[2]
 
 
-def read_rows(folder: Path, part: str) -> dict[str, Row]:
-    """Return the rows of a part by id, of all processes; a torn last line is none.
+def rows_of(folder: Path, part: str, samples: Iterable[Sample]) -> dict[str, Row]:
+    """Return the rows of the present files of samples, by id, in the order of the samples.
 
-    Of several rows with one id the last one counts, that of the newest files.
+    Reads the rows of all processes, of a stopped scoring too. Rows of earlier files of a sample do
+    not count, wherever they are. A sample without a row is left out.
     """
-    rows: dict[str, Row] = {}
+    found = {}
     for path in [folder / f"{part}.jsonl", *sorted(folder.glob(f"{part}-[0-9]*.jsonl"))]:
-        if not path.exists():
-            continue
-        for number, line, ended in read_lines(path):
-            try:
-                row = parse_json(line, dict) if line else None
-            except ValueError as error:
-                if not ended:
-                    continue
-                raise UserError(
-                    f"{path}:{number}: broken row ({error}); delete that line and run "
-                    "generation/score.py again"
-                ) from None
-            if row and isinstance(row.get("id"), str):
-                rows[row["id"]] = row
-    return rows
+        found |= {(row["id"], str(row.get("state"))): row for row in _read(path)}
+    keys = ((sample.id, state_of(sample)) for sample in samples)
+    return {key[0]: found[key] for key in keys if key in found}
+
+
+def finished_rows(folder: Path, part: str) -> dict[str, Row]:
+    """Return the rows of the last scoring that came to its end, by id; empty without one."""
+    return {row["id"]: row for row in _read(folder / f"{part}.jsonl")}
+
+
+def _read(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file that have an id, if it is there; a torn last line is none."""
+    if not path.exists():
+        return
+    for number, line, ended in read_lines(path):
+        try:
+            row = parse_json(line, dict) if line else None
+        except ValueError as error:
+            if not ended:
+                continue
+            raise UserError(
+                f"{path}:{number}: broken row ({error}); delete that line and run "
+                "generation/score.py again"
+            ) from None
+        if row and isinstance(row.get("id"), str):
+            yield row

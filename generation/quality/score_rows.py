@@ -1,7 +1,7 @@
 """Rows of scores: one per sample, by its id, in files of their own beside a dataset's metadata.
 
     data.jsonl   source.jsonl   reference.jsonl      when all is done; data-000.jsonl of a process
-    features/<part>/<id>.npz                         of a block, called like its first sample
+    features/<part>/<digest>.npz                     of a block, called by a digest of its samples
     costs/<segmenter>/<shard>/<id>.npz               what generation/filter.py reads
 
 A row counts if it is of the sample's present files (`state`). As in a dataset folder, a row is
@@ -29,7 +29,7 @@ from pipeline.metadata import repair_tail
 from pipeline.output_folders import RUN, stored_config
 from pipeline.paths import check_relative
 from pipeline.reading import read_bytes
-from pipeline.score_rows import Row, read_rows, state_of
+from pipeline.score_rows import Row, finished_rows, rows_of, state_of
 
 MAX_FEATURES_BYTES = 1 << 30  # of a block
 
@@ -58,12 +58,7 @@ def check_row(row: Row) -> None:
 
 def current_rows(folder: Path, part: str, samples: Iterable[Sample]) -> dict[str, Row]:
     """Return the rows of the samples that have one, in their order, checked."""
-    rows = read_rows(folder, part)
-    current = {
-        sample.id: rows[sample.id]
-        for sample in samples
-        if sample.id in rows and rows[sample.id].get("state") == state_of(sample)
-    }
+    current = rows_of(folder, part, samples)
     _check_rows(folder, part, current)
     return current
 
@@ -73,10 +68,9 @@ def all_rows(folder: Path, part: str) -> dict[str, Row]:
 
     Raises `UserError` if the folder has none.
     """
-    is_finished = (folder / f"{part}.jsonl").is_file()
-    rows = read_rows(folder, part) if is_finished else {}
+    rows = finished_rows(folder, part)
     if not rows:
-        what = "no rows in" if is_finished else "no"
+        what = "no rows in" if (folder / f"{part}.jsonl").is_file() else "no"
         raise UserError(
             f"{folder}: has {what} {part}.jsonl; run generation/score.py to its end first"
         )
@@ -160,15 +154,18 @@ def read_arrays(path: Path, names: Iterable[str], limit: int, remedy: str) -> li
 def features_content(
     folder: Path, part: str, samples: Sequence[Sample], features: Mapping[str, np.ndarray]
 ) -> tuple[Path, bytes]:
-    """Return the file of the features BxD of a block, by the name of their network."""
+    """Return the file of the features BxD of a block, by the name of their network.
+
+    Blocks of other samples, or of other files of these, have files of their own: nothing is lost
+    when a sample is added and the limits of the blocks move.
+    """
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {
-        "ids": np.array([s.id for s in samples]),
-        "states": np.array([state_of(s) for s in samples]),
-    }
+    ids, states = [s.id for s in samples], [state_of(s) for s in samples]
+    arrays: dict[str, Any] = {"ids": np.array(ids), "states": np.array(states)}
     arrays |= {f"features_{i}": features[name] for i, name in enumerate(sorted(features))}
     np.savez_compressed(buffer, **arrays)
-    return folder / "features" / part / f"{samples[0].id}.npz", buffer.getvalue()
+    name = files.sha256(json.dumps([ids, states]).encode())[:16]
+    return folder / "features" / part / f"{name}.npz", buffer.getvalue()
 
 
 def read_features(

@@ -16,7 +16,7 @@ from pipeline.dataset import Sample
 from pipeline.iou import score_of
 from pipeline.reading import expecting, read_json
 from pipeline.reporting.images import condition_of
-from pipeline.score_rows import Row, read_rows, state_of
+from pipeline.score_rows import Row, rows_of
 
 REMEDY = "run generation/score.py again, into another --output"
 STATISTICS = ("brightness", "contrast", "sharpness")
@@ -55,11 +55,10 @@ def read_scores(folder: Path, samples: Sequence[Sample]) -> Scores | None:
     """
     if not folder.is_dir():
         return None
-    rows = read_rows(folder, "data")
-    current = [s for s in samples if s.id in rows and rows[s.id].get("state") == state_of(s)]
-    if not current:
+    rows = rows_of(folder, "data", samples)
+    if not rows:
         return None
-    chosen = [rows[sample.id] for sample in current]
+    current, chosen = [s for s in samples if s.id in rows], list(rows.values())
     with expecting(folder / "data.jsonl", REMEDY):
         networks = sorted(set.intersection(*({*row.get("fidelity", {})} for row in chosen)))
         judged = [[row["fidelity"][name] for name in networks] for row in chosen]

@@ -170,6 +170,12 @@ def test_a_ray_cluster_needs_one_process(call, data: Path, monkeypatch) -> None:
         call("--data", data, "--ray", "auto")
 
 
+def change_row(data: Path, index: int, **values: object) -> None:
+    rows = [json.loads(line) for line in (data / "metadata-000.jsonl").open()]
+    rows[index] = {k: v for k, v in rows[index].items() if k != "row_sha256"} | values
+    (data / "metadata-000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_nothing_is_scored_twice_and_changed_samples_are(
     call, data: Path, judge: Path, monkeypatch
 ) -> None:
@@ -180,14 +186,23 @@ def test_nothing_is_scored_twice_and_changed_samples_are(
     call(*words)
     assert contents(data / "quality") == first
     monkeypatch.undo()
-    rows = (data / "metadata-000.jsonl").read_text().splitlines()
-    changed = json.loads(rows[4]) | {"image_sha256": "0" * 64}
-    changed.pop("row_sha256")
-    (data / "metadata-000.jsonl").write_text("\n".join([*rows[:4], json.dumps(changed), *rows[5:]]))
+    change_row(data, 4, image_sha256="0" * 64)
     monkeypatch.setattr(sys, "argv", ["generation/score.py", *map(str, words)])
     score.main()
     after = {r["id"]: r for r in map(json.loads, (data / "quality/data.jsonl").open())}
     assert after["00000004"]["state"].startswith("0" * 16)
+
+
+@pytest.mark.parametrize("process", [1, 0])
+def test_rows_of_earlier_files_hide_no_newer_row(call, data: Path, judge: Path, process) -> None:
+    """Two processes were stopped, a sample was generated again, and one process goes on."""
+    words = ("--data", data, *toy(judge))
+    call(*words)
+    os.replace(data / "quality/data.jsonl", data / f"quality/data-{process:03d}.jsonl")
+    change_row(data, 4, image_sha256="0" * 64)
+    assert call(*words) == 0
+    after = {r["id"]: r["state"] for r in map(json.loads, (data / "quality/data.jsonl").open())}
+    assert after["00000004"].startswith("0" * 16) and len(after) == 10
 
 
 def test_a_second_scoring_into_one_folder_is_refused(
@@ -245,6 +260,26 @@ def test_features_give_distances_and_variety(call, tiny_base: Path, tiny_dataset
     first = contents(data / "quality")
     assert call(*words) == 0
     assert contents(data / "quality") == first
+
+
+def test_a_sample_more_keeps_the_features_of_the_others(
+    call, tiny_base: Path, tiny_dataset, tmp_path: Path
+) -> None:
+    """It moves the limits of all later blocks: 01 34 5 becomes 01 23 45."""
+    data = tiny_dataset(6, 32, 64)
+    words = ("--data", data, "--features", tiny_base, "--batch-size", 2)
+    change_row(data, 2, status="failed")
+    assert call(*words) == 0
+    change_row(data, 2, status="ok")
+    assert call(*words) == 0
+    assert call(*words, "--output", tmp_path / "straight") == 0
+    names = [str(tiny_base)]
+    samples = open_dataset(data, labelled=False)
+    found, expected = (
+        score_rows.read_features(folder, "data", samples, names)[names[0]]
+        for folder in (data / "quality", tmp_path / "straight")
+    )
+    assert len(found) == 6 and np.allclose(found, expected)
 
 
 def test_variety_of_label_maps_by_hand() -> None:
