@@ -125,13 +125,13 @@ def generate(
 ) -> int:
     """Generate samples in groups into `writer`; return 0, or the code of a stop signal."""
     groups = (indices[first : first + group] for first in range(0, len(indices), group))
-    try:
-        with (
-            StopRequest(worker.GRACE_S).listening() as stop,
-            WriterThread(writer, lambda batch: None) as saver,
-        ):
-            worker.generate_groups(groups, make, saver, stop, group)
-    except SystemExit:  # after a stop signal, from the middle of a sample
-        pass
-    writer.commit_rest()
+    with StopRequest(worker.GRACE_S).listening() as stop:
+        saver = WriterThread(writer, lambda batch: None)
+        try:
+            with saver:
+                worker.generate_groups(groups, make, saver, stop, group)
+        except SystemExit:  # after a stop signal, from the middle of a sample
+            if saver.is_writing:  # signals have ended the wait for an upload too
+                raise
+        writer.commit_rest()
     return stop.exit_code

@@ -66,13 +66,20 @@ def generate_groups(
 ) -> None:
     """Generate groups of samples, unusable ones again, until none is left or a stop signal.
 
-    `make` is given up to `group` samples at a time.
+    `make` is given up to `group` samples at a time. Unusable ones come before the next group: a tar
+    shard that lacks one stays in memory.
     """
     while not stop.signal_number:
-        indices = next(groups, []) or saver.take_again(group)
+        indices = (
+            saver.take_again(group, wait=False)
+            or next(groups, [])
+            or saver.take_again(group, wait=True)
+        )
         if not indices:
             break
-        for sample in make(indices):
+        with stop.limited():  # not what waits for the writer, whose samples are finished
+            samples = make(indices)
+        for sample in samples:
             saver.put(sample)
 
 

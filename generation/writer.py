@@ -40,6 +40,8 @@ class WriterThread:
 
     `saved` is called in the thread with what has just been committed. An error of the thread is
     raised by the next `put` or at the end of the context; what came before it is on the disk.
+    The end of the context waits until all is written. A SystemExit within that wait, from a second
+    stop signal, goes on after it; another one ends it.
     """
 
     def __init__(self, writer: Writer, saved: Callable[[Sequence[FinishedSample]], None]) -> None:
@@ -47,31 +49,55 @@ class WriterThread:
         self._queue: queue.Queue[Pending | None] = queue.Queue(QUEUE)
         self._again: deque[int] = deque()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._has_ended = threading.Event()  # after a join that an exception interrupts,
+        # Python 3.11 takes a living thread for a stopped one
 
     def __enter__(self) -> "WriterThread":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        try:
+            self._finish_thread()
+        except SystemExit:
+            self._finish_thread()
+            raise
         self._raise()
+
+    def _finish_thread(self) -> None:
+        self._queue.put(None)
+        self._has_ended.wait()
+
+    @property
+    def is_writing(self) -> bool:
+        """Tell whether samples may still be on their way to the disk."""
+        return not self._has_ended.is_set()
 
     def put(self, sample: Pending) -> None:
         """Hand over a sample; wait while too many are unwritten."""
         self._raise()
         self._queue.put(sample)
 
-    def take_again(self, count: int) -> list[int]:
-        """Wait until all is written; return up to `count` samples that must be generated again."""
-        self._queue.join()
+    def take_again(self, count: int, *, wait: bool) -> list[int]:
+        """Return up to `count` samples that must be generated again.
+
+        `wait`: until all is written; else those that are known already.
+        """
+        if wait:
+            self._queue.join()
         self._raise()
         return [self._again.popleft() for _ in range(min(count, len(self._again)))]
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._has_ended.set()
 
     def _work(self) -> None:
         batch: list[Pending | None] = [None]

@@ -18,12 +18,14 @@ ECHO_S = 5.0  # launchers pass on a signal that the whole group already got
 class StopRequest:
     """Remembers SIGTERM or SIGINT; another one, ECHO_S or more later, ends the process at once.
 
-    With `grace_s` it also ends, by SystemExit in the main thread, if it is still at work then.
+    With `grace_s` work inside `limited` that goes on for so many seconds after the signal is ended,
+    by SystemExit in the main thread.
     """
 
     def __init__(self, grace_s: float = 0.0) -> None:
         self.signal_number = 0
         self._noted, self._grace_s = 0.0, grace_s
+        self._is_limited = False
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
@@ -34,15 +36,29 @@ class StopRequest:
         try:
             yield self
         finally:
-            if self._grace_s:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Bound the time that the block may take after a signal, which may come before it."""
+        if not self._grace_s:
+            yield
+            return
+        self._is_limited = True
+        if self.signal_number:
+            signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+        try:
+            yield
+        finally:
+            self._is_limited = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.signal_number:
             self.signal_number, self._noted = number, time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, self._grace_s)  # 0 sets none
+            if self._is_limited:
+                signal.setitimer(signal.ITIMER_REAL, self._grace_s)
         elif time.monotonic() - self._noted >= ECHO_S:
             raise SystemExit(self.exit_code)
 
