@@ -23,7 +23,8 @@ def mean_losses(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the mean loss and the recall (0 to 1) of each class, K numbers by condition.
 
-    A class with fewer than `min_pixels` pixels in a condition has the values of all conditions.
+    A class with fewer than `min_pixels` pixels in a condition has the values of all conditions. One
+    without any pixel has an infinite loss, so that no limit drops it, and the recall NaN.
     `conditions` are returned too if no row has them.
     """
     groups: dict[str, list[Counts]] = {condition: [] for condition in conditions}
@@ -36,19 +37,23 @@ def mean_losses(
         few = counts.areas[2] < min_pixels
         loss = np.where(few, whole.loss, counts.loss)
         right, labelled = np.where(few, whole.areas[[0, 2]], counts.areas[[0, 2]])
-        losses[condition] = loss / np.maximum(labelled, 1)
-        recalls[condition] = right / np.maximum(labelled, 1)
+        is_known, pixels = labelled > 0, np.maximum(labelled, 1)
+        losses[condition] = np.where(is_known, loss / pixels, np.inf)
+        recalls[condition] = np.where(is_known, right / pixels, np.nan)
     return losses, recalls
 
 
 def relative_score(row: Row, segmenter: str, recalls: Mapping[str, np.ndarray]) -> float:
     """Return the pixel accuracy of an image, divided by that expected for it.
 
-    The expected accuracy follows from the mean recalls of its classes in its condition.
+    The expected accuracy follows from the mean recalls of its classes in its condition. Pixels of
+    classes whose recall is not known do not count; without others the score is 1.
     """
-    counts = from_row(row["fidelity"][segmenter])
-    expected = (recalls[row["condition"]] * counts.areas[2]).sum()
-    return float(counts.areas[0].sum() / expected) if expected else 1.0
+    counts, recall = from_row(row["fidelity"][segmenter]), recalls[row["condition"]]
+    is_known = ~np.isnan(recall)
+    right, labelled = counts.areas[[0, 2]][:, is_known]
+    expected = (recall[is_known] * labelled).sum()
+    return float(right.sum() / expected) if expected else 1.0
 
 
 def drop_hard(label: np.ndarray, costs: np.ndarray, limits: np.ndarray) -> np.ndarray:

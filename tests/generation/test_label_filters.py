@@ -79,3 +79,21 @@ def test_calibration_is_of_class_and_condition() -> None:
     assert repair.relative_score(rows[2], "judge", recalls) == 1.0, "usual for the night"
     losses, _ = repair.mean_losses(rows, "judge", min_pixels=15)  # the night has too few pixels
     assert losses["night"][ROAD] == pytest.approx(24 / 30)
+
+
+def test_class_that_the_calibration_lacks_is_kept_and_not_judged() -> None:
+    """Half of the image is a class of which no loss and no recall is known."""
+    losses, recalls = repair.mean_losses(
+        [row("day", 8, 10, 1.0)], "judge", min_pixels=1, conditions=["fog"]
+    )
+    label = np.array([[ROAD, ROAD, CAR, CAR]], np.uint8)
+    costs = costs_of((ROAD, [[0.0, 5.0, 9.0, 9.0]]), (CAR, [[9.0, 9.0, 0.1, 5.0]]))
+    for condition in ("day", "fog"):
+        kept = repair.drop_hard(label, costs, 1.25 * losses[condition])
+        assert kept.tolist() == [[ROAD, VOID, CAR, CAR]]
+    half = row("day", 4, 10, 1.0)
+    counts = half["fidelity"]["judge"]["areas"]
+    counts[0][CAR], counts[1][CAR], counts[2][CAR] = 10, 10, 10
+    assert repair.relative_score(half, "judge", recalls) == pytest.approx(0.5)
+    counts[0][ROAD] = counts[1][ROAD] = counts[2][ROAD] = 0
+    assert repair.relative_score(half, "judge", recalls) == 1.0
