@@ -39,11 +39,8 @@ from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision
 from pipeline.markdown import code
 from pipeline.metadata import read_rows
-from pipeline.output_folders import (
-    DATASET,
-    check_output,
-    require_writable,
-)
+from pipeline.output_entries import require_local
+from pipeline.output_folders import DATASET, check_output, require_writable
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ class Config(FilterRules):
     data: Path = Path("runs/generated")
     """Dataset folder whose labels are filtered."""
     quality: Path | None = None
-    """Output folder of generation/score.py. None: `quality` in the dataset folder."""
+    """Output folder of generation/score.py. None: `quality` in the dataset folder; required if
+    --data is an address."""
     calibration: Path | None = None
     """Output folder of generation/score.py for another set, such as the one whose rejected samples
     --data replaces: limits come from its rows. None: from those of --data."""
@@ -85,6 +83,7 @@ class Inputs:
 def check_inputs(config: Config) -> Inputs:
     """Find bad input before anything is written; return what the filter works on."""
     config.check()
+    require_local(config.scores, "--quality")
     named = {"--data": config.data, "--calibration-data": config.calibration_data}
     check_output(config.output, DATASET, inputs={k: v for k, v in named.items() if v})
     if config.calibration_data and not config.calibration:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline import files
+from pipeline.addresses import address_of
 from pipeline.errors import UserError
 from pipeline.reading import shortened
 
@@ -19,8 +20,15 @@ Contents = Literal["all", "folders", "files"]
 must be folders or files."""
 
 
+def require_local(path: Path, setting: str) -> None:
+    """Raise `UserError` if a path spells an address; most programs write to this machine only."""
+    if address := address_of(path):
+        raise UserError(f"{address}: is an address; name a path of this machine with {setting}")
+
+
 def folder_exists(folder: Path, setting: str) -> bool:
     """Tell whether a folder is there; raise `UserError` for what can be no folder (rule 2)."""
+    require_local(folder, setting)
     try:
         mode = os.stat(folder).st_mode
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.output_entries import require_local
 from pipeline.output_folders import SETTING, require_writable
 from pipeline.reading import shortened
 
@@ -25,6 +26,7 @@ def check_output_file(
     `what` is the noun of the result. Without `is_own` nothing is ever replaced.
     """
     remedy = f"choose another {setting}"
+    require_local(path, setting)
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:

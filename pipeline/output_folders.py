@@ -3,7 +3,7 @@
 A program writes into a folder that
 
 1. lies apart from the folders that the program reads,
-2. is a folder or is not there yet: no file, no link to nothing,
+2. is a folder or is not there yet: no file, no link to nothing, no address of another machine,
 3. holds nothing of others: it is new, empty, or has the marker of its own kind,
 4. was begun with the same settings, if it has a marker; every difference is named,
 5. holds no link, pipe or device under the names that the program writes,

@@ -145,6 +145,14 @@ def test_output_lies_apart_from_the_input(call: Call, data: Path, program: str) 
     assert sorted(data.rglob("*")) == before
 
 
+@pytest.mark.parametrize("program", [n for n in PROGRAMS if n not in ("generate", "export")])
+def test_address_makes_no_local_folder(call: Call, tmp_path: Path, program: str) -> None:
+    code, line = call(program, "--output", "s3://bucket/set")
+    assert code == 2 and "\n" not in line
+    assert "s3://bucket/set: is an address; name a path of this machine with --output" in line
+    assert not (tmp_path / "s3:").exists()
+
+
 @pytest.mark.parametrize("program", ["pocket_city", "export", "unet"])
 def test_folder_that_cannot_be_written_is_named(call: Call, program: str) -> None:
     code, line = call(program, "--output", "/proc/nowhere")

@@ -23,7 +23,8 @@ class Config:
     data: Path = Path("runs/generated")
     """Dataset folder to score; nothing in its metadata, images or labels changes."""
     output: Path | None = None
-    """Folder for rows and summary. None: `quality` in the dataset folder."""
+    """Folder for rows and summary. None: `quality` in the dataset folder; required if --data is an
+    address."""
 
     segmenters: tuple[Path, ...] = ()
     """Networks that measure label fidelity: output folders of segtrain/train.py, or folders of

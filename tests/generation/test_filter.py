@@ -129,6 +129,10 @@ BAD = [  # (flags, what the line says)
     (["--quality", "nowhere"], "3 samples have no scores; run generation/score.py"),
     (["--reject-attribute", "time"], "--reject-attribute time: was not scored"),
     (["--output", "DATA/filtered"], "lies in --data"),
+    (
+        ["--data", "memory://set"],
+        "memory://set/quality: is an address; name a path of this machine",
+    ),
 ]
 
 

@@ -300,6 +300,10 @@ def test_a_share_compares_the_classes_that_both_have() -> None:
 
 BAD = [  # (flags, what the line says)
     (["--data", "nowhere"], "no such dataset folder"),
+    (
+        ["--data", "memory://set"],
+        "memory://set/quality: is an address; name a path of this machine",
+    ),
     (["--batch-size", 0], "--batch-size 0: must be 1 or more"),
     (["--band-share", "nan"], "--band-share nan: must be a number"),
     (["--small-share", -1], "--small-share -1: must be in 0..1"),
