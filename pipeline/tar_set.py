@@ -145,11 +145,15 @@ class TarSet:
         return f"shards/{shard.number:06d}-{files.sha256(json.dumps(hashes).encode())[:12]}.tar"
 
     def _begin(self) -> None:
-        """Write run.json and classes.json, unless another worker of this run has."""
-        if "run.json" not in self.store.sizes():
-            record = {**self.provenance, "config": self.identity, "digest": self.digest}
-            self.store.write("classes.json", files.json_bytes(labels.classes_record()))
-            self.store.write("run.json", files.json_bytes(record))
+        """Write run.json and classes.json, unless another worker of this run has.
+
+        The mark of the run comes first: a worker that begins meanwhile refuses a set without it.
+        """
+        record = {**self.provenance, "config": self.identity, "digest": self.digest}
+        there = self.store.sizes()
+        for name, content in (("run.json", record), ("classes.json", labels.classes_record())):
+            if name not in there:
+                self.store.write(name, files.json_bytes(content))
         self.refuse_other()  # of two runs that begin together one has written last
         self._is_open = True
 

@@ -10,7 +10,9 @@ import pytest
 
 from generation import tar_output, worker, writer
 from generation.samples import FinishedSample, SampleSpec
-from pipeline.tar_set import Shard
+from pipeline.dataset_writer import encode_sample
+from pipeline.remote_files import Store, open_store
+from pipeline.tar_set import Shard, TarSet
 
 STOPPED = 128 + signal.SIGTERM
 LABEL, IMAGE = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)
@@ -109,3 +111,25 @@ def test_unusable_images_are_generated_again_before_the_next_samples(
     assert generate(tar_set, make) == 0
     assert made == [0, 1, 1, 2, 3, 4, 5, 6, 7, 7]
     assert tar_set.committed == {0: 4, 1: 4}
+
+
+def test_worker_that_begins_meanwhile_finds_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker looks at the set after each object that the first one writes."""
+    store, write = open_store("memory://begun-by-two"), Store.write
+
+    def write_and_look(self: Store, name: str, data: bytes) -> None:
+        write(self, name, data)
+        TarSet(open_store("memory://begun-by-two"), {"seed": 1}, 4).refuse_other()
+
+    def commit(number: int) -> None:
+        sample = encode_sample(4 * number, IMAGE, LABEL, {})
+        shard = Shard(number, range(4 * number, 4 * number + 1))
+        TarSet(store, {"seed": 1}, 4).commit(shard, [sample])
+
+    monkeypatch.setattr(Store, "write", write_and_look)
+    commit(0)
+    begun = {"run.json", "classes.json"}
+    assert begun < set(store.sizes())
+    store.system.rm_file(store.path("classes.json"))  # of a worker killed between the two
+    commit(1)
+    assert begun < set(store.sizes())
