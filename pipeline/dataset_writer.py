@@ -27,7 +27,8 @@ from pipeline.output_folders import (
 from pipeline.rows import encode_row, is_ok, sample_id, seal
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
-METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(64))]
+NUM_NAMED = 1024  # workers whose files a dataset card names, since `datasets` takes no patterns
+METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(NUM_NAMED))]
 
 
 @dataclass(frozen=True)
