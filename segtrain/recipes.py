@@ -81,12 +81,13 @@ def override(recipe: Any, *, steps: int | None, batch_size: int | None, base: st
     """
     if steps:
         schedulers, planned = recipe.param_scheduler, recipe.train_cfg.max_iters
-        for scheduler in schedulers:
-            if scheduler["end"] == planned:
+        to_the_end = [scheduler["end"] == planned for scheduler in schedulers]
+        for scheduler, whole in zip(schedulers, to_the_end, strict=True):
+            if whole:
                 scheduler["end"] = steps
         if any(scheduler.get("begin", 0) >= scheduler["end"] for scheduler in schedulers):
-            for scheduler in schedulers:
-                if scheduler["end"] != steps:
+            for scheduler, whole in zip(schedulers, to_the_end, strict=True):
+                if not whole:
                     scheduler["end"] = max(1, scheduler["end"] * steps // planned)
                 begin = scheduler.get("begin", 0) * steps // planned
                 scheduler["begin"] = min(begin, scheduler["end"] - 1)

@@ -12,7 +12,7 @@ line says which folder a name stands for, and its share.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,19 @@ class SelfTraining:
     """probability from which a pixel of the average's prediction counts as a label"""
 
     def check(self) -> None:
-        """Raise `UserError` for a value out of range."""
+        """Raise `UserError` for a value out of range, or one that nothing reads."""
         for name in ("ema_decay", "confidence"):
             if not 0 <= getattr(self, name) < 1:
                 setting = f"--self-training.{name.replace('_', '-')}"
                 raise UserError(f"{setting}: must be at least 0 and below 1")
         if self.start < 0:
             raise UserError(f"--self-training.start {self.start}: must be 0 or more")
+        changed = [
+            field.name for field in fields(self) if getattr(self, field.name) != field.default
+        ]
+        if changed and self.target is None:
+            setting = f"--self-training.{changed[0].replace('_', '-')}"
+            raise UserError(f"{setting} needs --self-training.target DIR")
 
 
 def named_sets(

@@ -34,7 +34,7 @@ from segtrain.mixing import MixedSamples
 from segtrain.protocol import require_catalogued
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import diffusion_models, require_recipe
-from segtrain.sets import SelfTraining, named_sets
+from segtrain.sets import GENERATED, SelfTraining, named_sets
 from segtrain.training_data import (
     TrainingData,
     describe_sets,
@@ -179,6 +179,19 @@ def require_initial_weights(config: Config, recipe: Any) -> None:
         )
 
 
+def require_boundary_sets(config: Config, recipe: Any, data: TrainingData) -> None:
+    """Raise `UserError` if the boundary loss is for sets that the training does not have."""
+    options = recipe["model"].get("boundary")
+    wanted = options.get("sets", (GENERATED,)) if isinstance(options, dict) else ()
+    names = [one.name for one in data.sets if one.share > 0]
+    if wanted and not set(wanted) & set(names):
+        raise UserError(
+            f"{config.recipe}: model.boundary.sets {tuple(wanted)} names none of the training's "
+            f"sets ({', '.join(names)}), so the boundary loss would be 0; add such a set, or give "
+            "--cfg-options model.boundary=None"
+        )
+
+
 def build_network(config: Config, recipe: Any) -> tuple[Any, Any]:
     """Build the recipe's network, with the initial weights of the run, and its optimizer."""
     import torch
@@ -233,6 +246,7 @@ def run(config: Config, data: TrainingData) -> None:
 
     recipe = recipes.load_recipe(config.recipe, config.cfg_options)
     recipes.override(recipe, steps=config.steps, batch_size=config.batch_size, base=config.base)
+    require_boundary_sets(config, recipe, data)
     plan = make_plan(config, recipe)
     labelled, unlabelled = build_samples(config, recipe, data)
     if config.show_batch:

@@ -10,4 +10,4 @@ run by us.
 
 _base_ = ["./daformer_gta.py"]
 
-model = dict(boundary=dict(weight=1.0, radius_px=5, sets=("generated",)))
+model = dict(boundary=dict(weight=1.0, radius_px=5, sets=("generated", "dginstyle")))

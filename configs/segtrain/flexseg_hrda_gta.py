@@ -9,4 +9,4 @@ images (49.0 without theirs), with two more parts that are not here. Not run by 
 
 _base_ = ["./hrda_gta.py"]
 
-model = dict(boundary=dict(weight=1.0, radius_px=10, sets=("generated",)))
+model = dict(boundary=dict(weight=1.0, radius_px=10, sets=("generated", "dginstyle")))

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from pipeline import runs
 from pipeline.errors import UserError
 from pipeline.labels import colorize
-from segtrain import checkpoints, loop, mixing, train
+from segtrain import checkpoints, loop, mixing, recipes, train
 from segtrain.weight_average import WeightAverage
 
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
 INDEPENDENT_SAMPLES = """
 _base_ = [{base!r}]
@@ -197,8 +198,20 @@ def test_a_set_that_is_never_sampled_is_an_error(config) -> None:
     assert samples.never_sampled(0, 100) == {"a"}
 
 
+def test_a_boundary_loss_without_its_sets_is_an_error(config) -> None:
+    alone = dataclasses.replace(
+        config, recipe=RECIPES / "flexseg_pocket.py", generated=None, generated_share=0.0
+    )
+    with pytest.raises(UserError, match=r"boundary.sets \('generated',\) names none .*\(source\)"):
+        train.run(alone, train.check(alone))
+    assert not alone.output.exists()
+    for name in ("flexseg_gta", "flexseg_hrda_gta"):
+        recipe = recipes.load_recipe(RECIPES / f"{name}.py")
+        assert "dginstyle" in recipe.model.boundary.sets
+        assert set(recipe.model.boundary.sets) <= set(recipe.sets)
+
+
 def test_a_limit_takes_the_first_generated_samples(config) -> None:
-    from segtrain import recipes
     from segtrain.training_data import labelled_samples
 
     limited = dataclasses.replace(config, generated_limit=2)
@@ -301,7 +314,6 @@ def test_a_batch_is_shown_as_the_network_gets_it(config, tmp_path: Path, capsys)
     pixels = np.asarray(Image.open(sheet))
     assert pixels.shape == (4 * 32, 2 * 64, 3)
     from pipeline.seeding import SeededSamples
-    from segtrain import recipes
 
     recipe = recipes.load_recipe(config.recipe)
     recipe.train_dataloader.batch_size = 4

@@ -215,6 +215,25 @@ def test_learning_rate_is_a_function_of_the_step() -> None:
     assert factor(15) == pytest.approx(0.5) and factor(20) == 0.0
 
 
+def test_a_training_as_long_as_the_warm_up_shrinks_it() -> None:
+    """1,500 of 40,000 updates: at any length the warm-up has the same share of them."""
+    for steps in (1400, 1500):
+        recipe = recipes.load_recipe(RECIPES / "segformer_gta.py")
+        recipes.override(recipe, steps=steps, batch_size=None, base="")
+        warm_up = 1500 * steps // 40000
+        found = [(one["begin"], one["end"]) for one in recipe.param_scheduler]
+        assert found == [(0, warm_up), (warm_up, steps)]
+
+
+def test_options_of_self_training_need_a_target(source: Path) -> None:
+    SelfTraining().check()
+    for name, value in (("start", 5), ("confidence", 0.5), ("ema_decay", 0.9)):
+        with pytest.raises(UserError, match="needs --self-training.target DIR") as error:
+            SelfTraining(**{name: value}).check()
+        assert str(error.value).startswith(f"--self-training.{name.replace('_', '-')} ")
+        SelfTraining(target=source, **{name: value}).check()
+
+
 @pytest.mark.parametrize("recipe_name", ["tiny_recipe", "tiny_diffusion_recipe"])
 def test_two_processes_train_and_score_as_one_world(
     recipe_name: str, source: Path, make_dataset, tmp_path: Path, run_program, request
