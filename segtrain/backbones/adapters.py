@@ -1,6 +1,8 @@
 """Trainable parts added to a frozen vision transformer: Rein's tokens and low-rank adapters.
 
-Both hook into the network, whose own modules and names stay as they are.
+Both hook into the network, whose own modules and names stay as they are. A hook finds its adapter
+in the attribute `adapter` of the module that it is called for, so the hooks of a deep copy use the
+copied adapters. A tuple holds the adapter: it is registered elsewhere, under its own name.
 """
 
 import math
@@ -57,28 +59,27 @@ class LowRank(nn.Module):
 def hook_tokens(layers: Sequence[nn.Module], tokens: ReinTokens, num_prefix: int) -> None:
     """Refine the patch tokens of each layer's output; `num_prefix` tokens before them stay."""
     for number, layer in enumerate(layers):
+        layer.adapter = (tokens, number, num_prefix)
+        layer.register_forward_hook(_refine)
 
-        def refine(_module: nn.Module, _inputs: Any, output: Any, number: int = number) -> Any:
-            states = output[0] if isinstance(output, tuple) else output
-            refined = tokens(states[:, num_prefix:], number)
-            states = torch.cat([states[:, :num_prefix], refined], dim=1)
-            return (states, *output[1:]) if isinstance(output, tuple) else states
 
-        layer.register_forward_hook(refine)
+def _refine(layer: Any, _inputs: Any, output: Any) -> Any:
+    tokens, number, num_prefix = layer.adapter
+    states = output[0] if isinstance(output, tuple) else output
+    refined = tokens(states[:, num_prefix:], number)
+    states = torch.cat([states[:, :num_prefix], refined], dim=1)
+    return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
 def hook_low_rank(linears: Sequence[nn.Linear], rank: int) -> nn.ModuleList:
     """Add a low-rank change to each linear map and return the changes, which are to be learned."""
     changes = nn.ModuleList(LowRank(linear, rank) for linear in linears)
     for linear, change in zip(linears, changes, strict=True):
-
-        def add(
-            _module: nn.Module,
-            inputs: tuple[torch.Tensor, ...],
-            output: torch.Tensor,
-            change: nn.Module = change,
-        ) -> torch.Tensor:
-            return output + change(inputs[0])
-
-        linear.register_forward_hook(add)
+        linear.adapter = (change,)
+        linear.register_forward_hook(_add)
     return changes
+
+
+def _add(linear: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    (change,) = linear.adapter
+    return output + change(inputs[0])

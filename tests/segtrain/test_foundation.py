@@ -90,6 +90,25 @@ def test_low_rank_changes_equal_changed_weights() -> None:
             torch.testing.assert_close(ours, merged, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("training", ["rein", "lora"])
+def test_a_copy_keeps_its_adapters(training: str) -> None:
+    """The feature distance measures to the features of a copy, made before the training."""
+    from segtrain.generalization.feature_distance import Reference
+
+    backbone = backbone_of("dinov2", training)
+    names = set(backbone.state_dict())
+    images = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        initial = backbone(images)[-1]
+        reference = Reference(backbone)
+        for parameter in backbone.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5)
+        assert not torch.allclose(backbone(images)[-1], initial)
+        assert torch.equal(reference.features(images), initial)
+    assert set(backbone.state_dict()) == set(reference.backbone.state_dict()) == names
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("training", ["rein", "lora", "full"])
 def test_what_learns_receives_gradients_and_nothing_else(family: str, training: str) -> None:
