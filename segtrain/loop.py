@@ -116,7 +116,7 @@ class Task(Protocol):
         """Yield the micro-batches of this process for each step from `first` on."""
 
     def count(self, batch: Any) -> Mapping[str, int]:
-        """Return how many samples of each set a micro-batch has, always for the same sets."""
+        """Return what a micro-batch adds to the counts of the log, always by the same names."""
 
     def loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
         """Return the loss of a micro-batch; `model`: the trained module, wrapped by accelerate."""
@@ -128,8 +128,9 @@ class Task(Protocol):
 class Segmentation:
     """The task of training `network` on samples of `draw`, from the sets named `sets`.
 
-    With a `teacher`, each micro-batch is joined by as many unlabelled samples, which it labels.
-    `average` follows the weights.
+    `mixes_classes`: whether `draw` pastes classes from one sample onto another. With a `teacher`,
+    each micro-batch is joined by as many unlabelled samples, which it labels. `average` follows the
+    weights.
     """
 
     def __init__(
@@ -139,11 +140,12 @@ class Segmentation:
         plan: Plan,
         *,
         sets: Sequence[str],
+        mixes_classes: bool = False,
         teacher: Teacher | None = None,
         average: WeightAverage | None = None,
     ) -> None:
         self.network, self.draw, self.plan, self.sets = network, draw, plan, sets
-        self.teacher, self.average = teacher, average
+        self.mixes_classes, self.teacher, self.average = mixes_classes, teacher, average
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:
@@ -163,9 +165,16 @@ class Segmentation:
             yield list(zip(*of_step, strict=True))
 
     def count(self, batch: Any) -> Mapping[str, int]:
-        """Return how many labelled samples of each set a micro-batch has."""
-        found = Counter(sample["data_samples"].get("set") for sample in batch[0])
-        return {name: found[name] for name in self.sets}
+        """Return how many labelled samples of each set a micro-batch has.
+
+        With class mixing also onto how many of them classes of each set were pasted.
+        """
+        fields = {"samples": "set"} | ({"pasted": "pasted"} if self.mixes_classes else {})
+        counts = {}
+        for key, field in fields.items():
+            found = Counter(sample["data_samples"].get(field) for sample in batch[0])
+            counts |= {f"{key}_{name}": found[name] for name in self.sets}
+        return counts
 
     def loss(self, model: torch.nn.Module, batch: Any, step: int) -> torch.Tensor:
         """Return the summed losses of a micro-batch."""
@@ -176,14 +185,16 @@ class Segmentation:
         return training_loss(model, self.network, samples)
 
     def after_update(self) -> None:
-        """Move the averages towards the network."""
+        """Move the averages towards the network, and tell the network."""
+        if hasattr(self.network, "after_update"):  # of segtrain.generalization
+            self.network.after_update()
         for average in (self.teacher, self.average):
             if average is not None:
                 average.follow()
 
 
 class Progress:
-    """Progress bar and log lines: mean loss, learning rate and samples of each set per interval."""
+    """Progress bar and log lines: mean loss, learning rate and the task's counts per interval."""
 
     def __init__(self, accelerator: Accelerator, plan: Plan, first: int) -> None:
         self.accelerator, self.plan = accelerator, plan
@@ -211,16 +222,16 @@ class Progress:
             return
         mean = sum(self.losses) / len(self.losses)
         self.bar.set_postfix(loss=f"{mean:.3f}")
-        values = {"loss": mean, "lr": rate, **self._samples()}
+        values = {"loss": mean, "lr": rate, **self._counts()}
         self.accelerator.log(values, step=done)
         self._reset()
 
-    def _samples(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, int]:
         if not self.counts:
             return {}
         counts = torch.tensor(list(self.counts.values()), device=self.accelerator.device)
         total = self.accelerator.reduce(counts, "sum").tolist()
-        return {f"samples_{name}": n for name, n in zip(self.counts, total, strict=True)}
+        return dict(zip(self.counts, total, strict=True))
 
 
 def accumulate_gradients(

@@ -19,6 +19,7 @@ from pipeline.seeding import numpy_generator
 from segtrain.class_mixing import ClassMixing, paste_classes
 
 MAX_CROPS = 10  # of one image, in search of a rare class
+LEAST_SHARE = 1e-9  # less is 0 with an error of rounding
 
 
 @contextlib.contextmanager
@@ -49,30 +50,42 @@ class MixedSamples:
         """`datasets` and `shares` by the names of the sets; the last set takes what the others
         leave. `rare`: the classes of the sets by name. A crop is sampled up to ten times until it
         has more than half of `min_pixels` of the class, as in DAFormer. With `class_mixing` some
-        samples receive classes of a sample of another set, or of their own if it is the only one.
+        samples receive classes of a sample of another set, chosen by the shares, or of their own if
+        it is the only one.
         """
         self.datasets = dict(datasets)
         self.names = list(self.datasets)
         shares = shares or {}
         self.bounds = np.cumsum([shares[name] for name in self.names[:-1]])
+        ends = [0.0, *self.bounds, 1.0]
+        self.shares = dict(zip(self.names, np.diff(ends).tolist(), strict=True))
         self.rare, self.min_pixels = rare or {}, min_pixels
         self.class_mixing = class_mixing
 
     def __call__(self, rng: np.random.Generator) -> Any:
         """Return one sample as packed by the transforms of its set.
 
-        Its `set` among the metadata is the set's name.
+        Its `set` among the metadata is the set's name, `pasted` that of the set whose classes were
+        pasted onto it.
         """
         name = self._draw_set(rng)
         sample = self._draw_from(name, rng)
         sample["data_samples"].set_metainfo({"set": name})
         if self.class_mixing and rng.random() < self.class_mixing.probability:
-            others = [other for other in self.names if other != name] or [name]
-            paste_classes(sample, self._draw_from(str(rng.choice(others)), rng), rng)
+            other = self._draw_other(name, rng)
+            paste_classes(sample, self._draw_from(other, rng), rng)
+            sample["data_samples"].set_metainfo({"pasted": other})
         return sample
 
     def _draw_set(self, rng: np.random.Generator) -> str:
         return self.names[int(np.searchsorted(self.bounds, rng.random(), side="right"))]
+
+    def _draw_other(self, name: str, rng: np.random.Generator) -> str:
+        shares = {n: s for n, s in self.shares.items() if n != name and s >= LEAST_SHARE}
+        if not shares:
+            return name
+        weights = np.array(list(shares.values()))
+        return str(rng.choice(list(shares), p=weights / weights.sum()))
 
     def never_sampled(self, seed: int, n: int) -> set[str]:
         """Return the names of the sets from which none of the first `n` samples of a seed comes.

@@ -30,7 +30,7 @@ from pipeline.rare_classes import RareClassSampling
 from pipeline.setting_checks import require_between, require_positive
 from segtrain.backbone_weights import load_backbone, read_shapes
 from segtrain.identity import identify
-from segtrain.mixing import MixedSamples
+from segtrain.mixing import LEAST_SHARE, MixedSamples
 from segtrain.protocol import require_catalogued
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import diffusion_models, require_recipe
@@ -183,7 +183,7 @@ def require_boundary_sets(config: Config, recipe: Any, data: TrainingData) -> No
     """Raise `UserError` if the boundary loss is for sets that the training does not have."""
     options = recipe["model"].get("boundary")
     wanted = options.get("sets", (GENERATED,)) if isinstance(options, dict) else ()
-    names = [one.name for one in data.sets if one.share > 0]
+    names = [one.name for one in data.sets if one.share >= LEAST_SHARE]
     if wanted and not set(wanted) & set(names):
         raise UserError(
             f"{config.recipe}: model.boundary.sets {tuple(wanted)} names none of the training's "
@@ -300,6 +300,7 @@ def make_task(config: Config, plan: Any, network: Any, samples: tuple[MixedSampl
         labelled,
         plan,
         sets=labelled.names,
+        mixes_classes=labelled.class_mixing is not None,
         teacher=Teacher(network, config.self_training, unlabelled) if unlabelled else None,
         average=WeightAverage(network, config.ema_decay) if config.ema_decay else None,
     )

@@ -16,7 +16,7 @@ from pipeline.origins import refuse_test_data
 from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.reading import read_json, shortened
 from segtrain.class_mixing import read_class_mixing
-from segtrain.mixing import MixedSamples, seeded_globals
+from segtrain.mixing import LEAST_SHARE, MixedSamples, seeded_globals
 from segtrain.recipe_checks import check_sample, named_faults
 from segtrain.sets import (
     GENERATED,
@@ -151,7 +151,7 @@ def require_all_sampled(
 ) -> None:
     """Raise `UserError` if one of the sets is not sampled among the `n` samples of a training."""
     never = samples.never_sampled(seed, n) - {
-        name for name, share in shares.items() if share < 1e-9
+        name for name, share in shares.items() if share < LEAST_SHARE
     }
     if never:
         name = sorted(never)[0]

@@ -107,6 +107,18 @@ class Segmentor(EncoderDecoder):
             losses["style_consistency.loss"] = self.styles.settings.weight * divergence
         return losses
 
+    def after_update(self) -> None:
+        """Do what follows each update of the weights."""
+        if self.styles:
+            self.styles.after_update()
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
+        """Make a step of mmengine's Runner, which knows no `after_update`; in one process only."""
+        values = super().train_step(data, optim_wrapper)
+        if optim_wrapper.should_update():
+            self.after_update()
+        return values
+
     def choose_region(self, inputs: torch.Tensor) -> Any:
         """Draw what the passes of one step share; nothing here."""
 

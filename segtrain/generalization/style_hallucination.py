@@ -88,20 +88,29 @@ class StyleMemory(torch.nn.Module):
 
     @torch.no_grad()
     def remember(self, styles: torch.Tensor) -> bool:
-        """Add the styles Bx2xC of a batch and renew the base styles; True if there are any."""
+        """Add the styles Bx2xC of a batch; True if there are base styles."""
         count, size = int(self.num_seen), len(self.seen)
         for number, style in enumerate(styles.float(), start=count):
             self.seen[number % size] = style
         self.num_seen += len(styles)
+        return int(self.last_choice) >= 0
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Count an update of the weights, and choose base styles if they are due.
+
+        Nothing else changes base styles, so all micro-batches of an update have the same ones. All
+        processes have those of the first: DistributedDataParallel sends them with its buffers at
+        the beginning of each update.
+        """
+        self.updates += 1
         last = int(self.last_choice)
         due = last < 0 or int(self.updates) - last >= self.settings.interval
-        filled = min(int(self.num_seen), size)
+        filled = min(int(self.num_seen), len(self.seen))
         if due and filled >= len(self.base):
             known = self.seen[:filled]
             self.base.copy_(known[farthest_points(known.flatten(1), len(self.base))])
             self.last_choice.copy_(self.updates)
-        self.updates += 1
-        return int(self.last_choice) >= 0
 
     def draw(self, count: int) -> torch.Tensor:
         """Return `count` new styles Bx2xC from torch's global stream of random numbers."""

@@ -156,11 +156,78 @@ def test_restyled_features_have_the_new_mean_and_deviation(tokens: bool) -> None
     torch.testing.assert_close(changed.mean(2), style[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(changed.std(2, unbiased=False), style[:, 1], atol=1e-4, rtol=1e-4)
     memory = StyleMemory(StyleHallucination("0", 3, num_styles=2, pool=3, interval=2))
-    assert not memory.remember(style[:1]) and memory.remember(style[1:])
+    assert not memory.remember(style)
+    memory.after_update()
+    assert memory.remember(style[1:])
     torch.manual_seed(0)
     sampled = memory.draw(4)  # between the two base styles
     low, high = memory.base.amin(0), memory.base.amax(0)
     assert bool(((sampled >= low - 1e-6) & (sampled <= high + 1e-6)).all())
+
+
+def test_base_styles_are_chosen_between_updates() -> None:
+    """At an interval of updates, however many micro-batches they have; the loop counts them."""
+    from segtrain.loop import Segmentation
+    from segtrain.sets import SOURCE
+
+    options = {"layer": "layers.0.2", "channels": 4, "num_styles": 2, "pool": 4, "interval": 2}
+    model = segmentor(style_hallucination=options)
+    task, memory = Segmentation(model, None, None, sets=[SOURCE]), model.styles
+    chosen, rng = [], torch.Generator().manual_seed(0)
+    for update in range(5):
+        before = memory.base.clone()
+        for _ in range(3):  # micro-batches
+            assert memory.remember(torch.rand(2, 2, 4, generator=rng)) == (update > 0)
+            assert torch.equal(memory.base, before)
+        task.after_update()
+        chosen.append(not torch.equal(memory.base, before))
+    assert chosen == [True, False, True, False, True]
+
+
+TWO_PROCESSES = """
+import sys
+from contextlib import nullcontext
+import torch
+from segtrain.generalization.style_hallucination import StyleHallucination, StyleMemory
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+rng = torch.Generator().manual_seed(rank)
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = torch.nn.Linear(2, 1)
+        self.styles = StyleMemory(StyleHallucination("map", 2, num_styles=2, pool=9, interval=1))
+
+    def forward(self, inputs):
+        self.styles.remember(torch.rand(1, 2, 2, generator=rng))
+        return self.map(inputs).sum()
+
+model = torch.nn.parallel.DistributedDataParallel(Network())
+styles, used = model.module.styles, []
+for update in range(4):
+    for sync in (False, True):
+        with nullcontext() if sync else model.no_sync():
+            model(torch.ones(1, 2)).backward()
+        used.append(styles.base.clone())
+    styles.after_update()
+torch.save(torch.stack(used), f"{sys.argv[1]}/{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_all_processes_use_the_same_base_styles(run_program, tmp_path: Path) -> None:
+    """In all micro-batches of an update, though each process sees other images."""
+    program = tmp_path / "two.py"
+    program.write_text(TWO_PROCESSES)
+    run_program(
+        "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", program, tmp_path,
+        GLOO_SOCKET_IFNAME="lo", PYTHONPATH=str(RECIPES.parents[1]),
+    )  # fmt: skip
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    assert [bool(base.any()) for base in first] == [False] * 2 + [True] * 6
+    assert not torch.equal(first[2], first[4])
 
 
 def test_the_consistency_is_the_jensen_shannon_divergence() -> None:
@@ -184,6 +251,7 @@ def test_the_style_pass_changes_predictions_and_leaves_no_hook() -> None:
     with memory.observed(backbone) as styles:
         assert torch.equal(backbone(images), plain)
     memory.remember(styles[0] * 3)
+    memory.after_update()
     with memory.hallucinated(backbone):
         assert not torch.allclose(backbone(images), plain)
     assert torch.equal(backbone(images), plain)

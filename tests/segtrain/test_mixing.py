@@ -14,7 +14,8 @@ from pipeline.errors import UserError
 from pipeline.labels import read_label
 from pipeline.rare_classes import RareClassSampling, index_classes
 from pipeline.seeding import SeededSamples
-from segtrain import checkpoints, mixing, recipes, train
+from segtrain import checkpoints, loop, mixing, recipes, train
+from segtrain.class_mixing import ClassMixing
 from segtrain.sets import named_sets
 
 
@@ -102,6 +103,48 @@ def test_a_share_is_the_probability_of_its_set() -> None:
     names = [sample["of"] for sample in samples]
     for name, share in shares.items():
         assert abs(names.count(name) / 4000 - share) < 0.03
+
+
+def test_classes_are_pasted_from_other_sets_by_their_shares() -> None:
+    """Each set has one class, which covers the sample it is pasted onto."""
+    import numpy as np
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    class OneClass:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def __len__(self) -> int:
+            return 1
+
+        def get_data_info(self, index: int) -> int:
+            return index
+
+        def pipeline(self, info: int) -> dict:
+            sample = SegDataSample()
+            sample.gt_sem_seg = PixelData(data=torch.full((1, 2, 2), self.value))
+            return {"inputs": torch.zeros(3, 2, 2), "data_samples": sample}
+
+    shares = {"generated": 0.6, "none": 0.0, "night": 0.1, "source": 0.3}
+    names = list(shares)
+    draw = mixing.MixedSamples(
+        {name: OneClass(value) for value, name in enumerate(names)},
+        shares,
+        class_mixing=ClassMixing(1.0),
+    )
+    samples = [draw(np.random.default_rng(i))["data_samples"] for i in range(3000)]
+    pasted = [names[int(sample.gt_sem_seg.data[0, 0, 0])] for sample in samples]
+    assert pasted == [sample.pasted for sample in samples]
+    onto_source = [name for name, s in zip(pasted, samples, strict=True) if s.set == "source"]
+    assert abs(onto_source.count("generated") / len(onto_source) - 6 / 7) < 0.04
+    assert onto_source.count("generated") + onto_source.count("night") == len(onto_source)
+    task = loop.Segmentation(None, draw, None, sets=draw.names, mixes_classes=True)
+    counts = task.count(([{"data_samples": sample} for sample in samples], []))
+    assert counts["samples_source"] == len(onto_source)
+    assert counts["pasted_none"] == 0 and counts["pasted_night"] == pasted.count("night")
+    alone = mixing.MixedSamples({"source": OneClass(3)}, class_mixing=ClassMixing(1.0))
+    assert alone(np.random.default_rng(0))["data_samples"].pasted == "source"
 
 
 @pytest.mark.parametrize(
