@@ -170,7 +170,7 @@ class Segmentation:
         With class mixing also onto how many of them classes of each set were pasted.
         """
         fields = {"samples": "set"} | ({"pasted": "pasted"} if self.mixes_classes else {})
-        counts = {}
+        counts: dict[str, int] = {}
         for key, field in fields.items():
             found = Counter(sample["data_samples"].get(field) for sample in batch[0])
             counts |= {f"{key}_{name}": found[name] for name in self.sets}
