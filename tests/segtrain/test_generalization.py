@@ -197,7 +197,7 @@ class Network(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.map = torch.nn.Linear(2, 1)
-        self.styles = StyleMemory(StyleHallucination("map", 2, num_styles=2, pool=9, interval=1))
+        self.styles = StyleMemory(StyleHallucination("map", 2, num_styles=2, pool=2, interval=1))
 
     def forward(self, inputs):
         self.styles.remember(torch.rand(1, 2, 2, generator=rng))
