@@ -7,22 +7,27 @@ the bytes are the same.
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from generation import tar_output, worker
 from generation.inputs import Inputs, check_loadable, row_provenance
 from generation.output import RunFolder
 from generation.plan import PlanItem
+from generation.progress import Progress
 from generation.settings import Config
 from generation.specs import SpecReader
 from generation.writer import Numbered, WriterThread
+from pipeline import files
 from pipeline.claims import Claims
 from pipeline.dataset_writer import EncodedSample, encode_sample
+from pipeline.errors import UserError
 from pipeline.ray_cluster import Actor, Demand, Job, run_jobs
 from pipeline.stopping import StopRequest
 from pipeline.tar_set import Shard, TarSet
 
 CHUNK = 8  # samples that an actor is given at once, where the driver commits them
+DRIVER = "ray-000"  # the claim of the driver of a folder
 
 
 class Collector:
@@ -47,6 +52,7 @@ class Generator(Actor):
 
     def make(self, items: Sequence[PlanItem]) -> list[EncodedSample]:
         """Return the samples of plan items, failed ones with the reason in their row."""
+        self.maker.forget_attempts()
         collector, size = Collector(), self.config.image_batch
         by_index = {item.index: item for item in items}
         groups = (list(by_index)[first : first + size] for first in range(0, len(items), size))
@@ -69,21 +75,42 @@ class Generator(Actor):
 def fill_folder(config: Config, inputs: Inputs, folder: RunFolder, claims: Claims) -> int:
     """Generate what is missing in a folder on the cluster; the driver commits it.
 
-    Returns 0, or the code of a stop signal.
+    Returns 0, or the code of a stop signal. The driver hands out all samples at once and claims
+    none, so it must be alone.
     """
     folder.process_index = claims.take_number("metadata")
+    claims.take_over(DRIVER)
+    if others := claims.others("metadata"):
+        raise UserError(
+            f"{config.output}: process {others[0].get('pid')} on {others[0].get('host')} is "
+            "filling it, and a run with --ray shares no samples with others; wait for its end, or "
+            "stop it"
+        )
     missing = inputs.rows.missing()
     size = max(CHUNK, config.image_batch)
     chunks = [missing[first : first + size] for first in range(0, len(missing), size)]
     jobs = [Job(chunk[0], len(chunk), (inputs.items(chunk),)) for chunk in chunks]
     provenance = row_provenance(folder.identity)
 
-    def commit(job: Job, samples: list[EncodedSample]) -> None:
-        folder.write_encoded(samples)
-        inputs.rows.update()
-        _tell(inputs.rows.done, len(inputs.rows.wanted))
+    progress = Progress(inputs.rows, claims, show=True)
 
-    return _run(config, inputs, provenance, "make", jobs, commit)
+    def commit(job: Job, samples: list[EncodedSample]) -> None:
+        files.despite_transient_errors(lambda: folder.write_encoded(samples))
+        progress.update()
+
+    try:
+        return _run(config, inputs, provenance, "make", jobs, commit)
+    finally:
+        progress.update(last=True)
+
+
+def require_no_driver(output: Path, claims: Claims) -> None:
+    """Raise `UserError` while a run with --ray fills the folder; it would make the same samples."""
+    if drivers := claims.others(DRIVER.rpartition("-")[0]):
+        raise UserError(
+            f"{output}: process {drivers[0].get('pid')} on {drivers[0].get('host')} is filling it "
+            "with --ray, which shares no samples with others; wait for its end, or stop it"
+        )
 
 
 def fill_tar_set(config: Config, inputs: Inputs) -> int:
@@ -105,7 +132,7 @@ def fill_tar_set(config: Config, inputs: Inputs) -> int:
     def commit(job: Job, num_failed: int) -> None:
         made[0] += job.num_samples - num_failed
         failed[0] += num_failed
-        _tell(made[0], config.n)
+        print(f"streetforge: {made[0]}/{config.n} samples", file=sys.stderr, flush=True)
 
     stop_code = _run(config, inputs, provenance, "make_shard", jobs, commit)
     return tar_output.tell(config, made[0] + todo - config.n, failed[0], stop_code)
@@ -126,7 +153,3 @@ def _run(
 def demand_of(config: Config) -> Demand:
     """Return what the actors of a generation run need."""
     return Demand(config.ray, config.ray_workers, config.cpu_threads)
-
-
-def _tell(done: int, wanted: int) -> None:
-    print(f"streetforge: {done}/{wanted} samples", file=sys.stderr, flush=True)

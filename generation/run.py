@@ -19,6 +19,7 @@ SIGINT/SIGTERM. Launchers turn every code but 0 into 1.
 
 import contextlib
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ from generation.output import RunFolder, package_versions
 from generation.regeneration import Regeneration, paths_of, read_regeneration
 from generation.settings import Config, default_config
 from pipeline import files, ranks
-from pipeline.claims import Claims
+from pipeline.claims import HUNG_S, Claims
 from pipeline.config import parse
 from pipeline.errors import UserError, guard
 from pipeline.metadata import repair_tail
@@ -195,7 +196,7 @@ def save_scan(config: Config, inputs: Inputs) -> None:
 def work(config: Config, inputs: Inputs, folder: RunFolder, *, is_main: bool) -> Outcome:
     """Generate what is missing and no other process has claimed; return how that ended."""
     rows, stop_code = inputs.rows, 0
-    with Claims(config.output) as claims:
+    with Claims(config.output, math.inf if config.ray else HUNG_S) as claims:  # a driver takes once
         if inputs.missing:
             stop_code = generate_missing(config, inputs, folder, claims, show_progress=is_main)
         others = claims.others("metadata")
@@ -216,6 +217,7 @@ def generate_missing(
     """Load the networks and generate what is missing; return 0, or the code of a stop signal."""
     if config.ray:
         return ray_workers.fill_folder(config, inputs, folder, claims)
+    ray_workers.require_no_driver(config.output, claims)
     provenance = row_provenance(folder.identity)
     maker = worker.load_maker(config, inputs.specs, provenance)
     return worker.work_until_done(

@@ -54,7 +54,6 @@ OF_THE_BASE = (  # settings that a base model may bring along
 LIMITS = {  # lowest and highest value; what lies outside is a slip, or would never end
     "n": (1, 1_000_000),
     "shard_samples": (1, 99_999),
-    "ray_workers": (0, 100_000),
     "label_height_px": (0, 16384),
     "controlnet_scale": (0, 10),
     "strength": (0, 1),

@@ -41,6 +41,10 @@ class SampleMaker:
         """Start to generate samples together; one that is given again gets another seed."""
         return self.sampler.start([self._read(item) for item in items])
 
+    def forget_attempts(self) -> None:
+        """Give every sample its first seed again: an actor may be given the same job twice."""
+        self._retries.clear()
+
     def _read(self, item: PlanItem) -> SampleSpec:
         spec = self.specs.read(item, self._retries[item.index])
         self._retries[item.index] += 1

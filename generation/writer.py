@@ -3,7 +3,6 @@
 import contextlib
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -16,7 +15,6 @@ from pipeline import files
 Numbered = tuple[int, np.ndarray | None, np.ndarray | None, dict[str, Any]]
 """Index, image, label and row of a sample."""
 QUEUE = 4  # samples that may wait; then the sampler waits for the disk
-PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is tried again
 
 
 class Writer(Protocol):
@@ -125,12 +123,5 @@ class WriterThread:
         if not batch:  # the folder stays as it is
             return
         numbered = [(s.spec.index, s.image, s.spec.label, s.row) for s in batch]
-        for pause_s in (*PAUSES_S, None):
-            try:
-                self.writer.write_all(numbered)
-                break
-            except OSError as error:
-                if error.errno not in files.TRANSIENT or pause_s is None:
-                    raise
-                time.sleep(pause_s)
+        files.despite_transient_errors(lambda: self.writer.write_all(numbered))
         self.saved(batch)

@@ -24,9 +24,22 @@ MAX_TEMPORARY_STEM = 180  # bytes; with mark and owner below the 255 that file s
 ABANDONED_S = 6 * 3600.0  # age at which a temporary file of another machine is taken for left over
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TRANSIENT = (errno.EIO, errno.ESTALE)  # often gone a second later on network file systems
+PAUSES_S = (0.5, 1.0, 2.0)  # before a write that failed for a passing reason is tried again
 Placing = Literal["hard", "copy", "symlink"]
 """How a file gets a second name."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # of some file systems
+
+
+def despite_transient_errors(write: Callable[[], object]) -> None:
+    """Call `write`, again after pauses if a network file system fails for a passing reason."""
+    for pause_s in (*PAUSES_S, None):
+        try:
+            write()
+            return
+        except OSError as error:
+            if error.errno not in TRANSIENT or pause_s is None:
+                raise
+            time.sleep(pause_s)
 
 
 @functools.cache

@@ -9,11 +9,13 @@ start one. The job of a lost actor is given to another one.
 import os
 import socket
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import ranks
 from pipeline.errors import UserError
 from pipeline.setting_checks import require_extra
 from pipeline.stopping import StopRequest
@@ -21,6 +23,8 @@ from pipeline.stopping import StopRequest
 MOST_LOSSES = 5  # actors lost over one job, before it is taken for the cause
 CONNECT_S = 20.0
 GROWTH_S = 10.0  # the size of the cluster is looked at so often
+PATIENCE_S = 60.0  # until it is said that no actor has started
+MOST_WORKERS = 100_000
 
 
 class Actor:
@@ -67,6 +71,7 @@ class Cluster:
         self.actors: list[Any] = []
         self.calls: dict[Any, tuple[Any, Job | None]] = {}
         self.losses: Counter[int] = Counter()
+        self.started, self.any_ready = time.monotonic(), False
         on_gpu = demand.gpu and bool(ray.cluster_resources().get("GPU"))
         self.kind = "GPU" if on_gpu else "CPU"
         self.share = 1 if on_gpu else demand.cpus
@@ -78,8 +83,9 @@ class Cluster:
 
     def grow(self, num_jobs: int) -> None:
         """Start the actors that the settings or the size of the cluster ask for."""
-        size = int(self.ray.cluster_resources().get(self.kind, 0)) // self.share
-        wanted = min(self.demand.workers or max(size, 1), num_jobs)
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        places = sum(int(node.get(self.kind, 0)) // self.share for node in nodes)
+        wanted = min(self.demand.workers or max(places, 1), num_jobs)
         while len(self.actors) < wanted:
             self.actors.append(self.start())
             self._await_ready(self.actors[-1])
@@ -103,6 +109,7 @@ class Cluster:
                 call = getattr(actor, method).remote(*next_job.arguments)
                 self.calls[call] = (actor, next_job)
             done, _ = self.ray.wait(list(self.calls), timeout=GROWTH_S)
+            self._note_wait(bool(done))
             for call in done:
                 actor, job = self.calls.pop(call)
                 try:
@@ -125,6 +132,18 @@ class Cluster:
         """End all actors."""
         for actor in self.actors:
             self.ray.kill(actor)
+
+    def _note_wait(self, is_ready: bool) -> None:
+        """Say once that no actor has started for a while."""
+        if is_ready or self.any_ready:
+            self.any_ready = True
+        elif time.monotonic() - self.started > PATIENCE_S:
+            self.any_ready = True  # said
+            print(
+                f"streetforge: no actor has started yet; each needs a node with {self.share} free "
+                f"{self.kind}(s)",
+                file=sys.stderr,
+            )
 
     def _note_loss(self, job: Job, error: Exception) -> None:
         self.losses[job.key] += 1
@@ -168,9 +187,16 @@ def _in_folder(actor: type[Actor], folder: str) -> type[Actor]:
 
 
 def check_demand(demand: Demand) -> None:
-    """Raise `UserError` for actors without a cluster; nothing is connected."""
+    """Raise `UserError` for a number of actors or of processes that cannot be; nothing connects."""
+    if not 0 <= demand.workers <= MOST_WORKERS:
+        raise UserError(f"--ray-workers {demand.workers}: must be between 0 and {MOST_WORKERS}")
     if demand.workers and not demand.address:
         raise UserError("--ray-workers: is for --ray; add --ray ADDRESS or leave it out")
+    if demand.address and (processes := ranks.world_size()) > 1:
+        raise UserError(
+            f"--ray {demand.address}: the cluster divides the work; start one process, not "
+            f"{processes}"
+        )
 
 
 def connect(address: str) -> Any:

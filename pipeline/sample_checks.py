@@ -35,7 +35,8 @@ class Checker:
         """to which sample each hash belongs, to name the other one of a swap"""
         self.labelled = any(row.get("label_file_name") for row in rows)
         bare = {row["id"] for row in rows if "row_sha256" not in row}
-        self.bare = bare if len(bare) < len(scan.rows) else set()
+        sealed = any("row_sha256" in row for found in scan.rows.values() for row in found)
+        self.bare = bare if sealed else set()
         """ids of rows without a hash of their own, where others have one"""
 
     def check(self, row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generation.quality import segmenters
-from pipeline import models, ranks
+from pipeline import models
 from pipeline.dataset import Sample, check_dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.output_folders import RUN, check_output, require_writable
@@ -84,10 +84,6 @@ def check_settings(config: Config) -> None:
     if config.limit is not None:
         require_positive(config, "limit")
     check_demand(Demand(config.ray, config.ray_workers))
-    if config.ray and (processes := ranks.world_size()) > 1:
-        raise UserError(
-            f"--ray {config.ray}: the cluster divides the work; start one process, not {processes}"
-        )
     require_between(config, 0, 0.25, "band_share")
     require_between(config, 0, 1, "small_share")
     require_between(config, 0, 128, "duplicate_bits")

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from generation import run, writer
+from generation import run
 from generation.sampler import networks as loading
 from generation.sampler import sampler as drawing
 from generation.samples import ATTEMPTS, FinishedSample, SampleSpec
@@ -255,7 +255,7 @@ def crash_points(n: int = 3) -> dict:
 def errors(number: int, n: int = 2, *, times: int = 10**9) -> dict:
     """Fail the k-th write or fsync and the `times` - 1 next ones, for each k; then continue."""
     found, codes, at = Counter(), Counter(), 0
-    writer.PAUSES_S = (0.01, 0.01, 0.01)
+    files.PAUSES_S = (0.01, 0.01, 0.01)
 
     def failing(folder: Path, at: int) -> int:
         seen = [0]

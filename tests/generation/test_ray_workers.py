@@ -1,5 +1,6 @@
 """Generation on a real Ray cluster of two nodes, one of which is killed half way."""
 
+import json
 import re
 import subprocess
 import sys
@@ -45,10 +46,11 @@ def test_killed_node_changes_no_byte(cluster, flags, tmp_path):
     )
     watchdog = threading.Timer(540, process.kill)
     watchdog.start()
-    lines = []
+    lines, killed = [], False
     for line in process.stderr:
         lines.append(line)
-        if re.match(r"streetforge: 8/80 ", line):
+        if killed is False and re.match(r"streetforge: \d+/80 ", line):
+            killed = True
             cluster.remove_node(cluster.nodes[0], allow_graceful=False)
     code = process.wait()
     watchdog.cancel()
@@ -57,6 +59,7 @@ def test_killed_node_changes_no_byte(cluster, flags, tmp_path):
     assert "an actor was lost; another one takes its samples" in text
     assert f"{tmp_path / 'set'}: {N} samples" in process.stdout.read()
     assert hashes(tmp_path / "set") == hashes(tmp_path / "alone")
+    assert json.loads((tmp_path / "set/status.json").read_text())["ok"] == N
 
 
 def test_wrong_address_is_one_line(tmp_path):

@@ -230,7 +230,7 @@ def test_metadata_files_are_used_again(tmp_path):
 
 def test_writer_error_stops_the_loop_and_keeps_what_came_before(tmp_path, monkeypatch):
     writer, kept = DatasetWriter(tmp_path / "set", config={}), []
-    monkeypatch.setattr(writing, "PAUSES_S", ())
+    monkeypatch.setattr(files, "PAUSES_S", ())
     with pytest.raises(OSError, match="full"), WriterThread(writer, kept.extend) as saver:
         saver.put(trials.draw(0))
         while not kept:

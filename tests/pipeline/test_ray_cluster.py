@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.ray_cluster import Actor, Cluster, Demand, Job, check_demand
+from pipeline.ray_cluster import Actor, Cluster, Demand, Job
 from pipeline.stopping import StopRequest
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install -e '.[ray]'")
@@ -87,8 +87,3 @@ def test_errors_of_the_user_come_back_as_such():
 
     with pytest.raises(UserError, match=r"^image.png: is damaged$"):
         run(Picky, (), [Job(0, 1, ())], "make")
-
-
-def test_workers_without_a_cluster_are_refused():
-    with pytest.raises(UserError, match="--ray-workers: is for --ray"):
-        check_demand(Demand("", 2))

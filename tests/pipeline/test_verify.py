@@ -107,6 +107,19 @@ def test_every_changed_byte_of_the_metadata_is_found(call: Callable, data: Path)
     assert call(data, "--n", 4) == (0, [])
 
 
+def test_rows_without_hashes_are_sound_where_no_row_has_one(call: Callable, data: Path) -> None:
+    for path in data.glob("metadata-*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            del row["row_sha256"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (data / "metadata-001.jsonl").open("a") as handle:
+        handle.write(json.dumps({"id": "00000004", "status": "failed", "error": "blank"}) + "\n")
+    _, lines = call(data, "--repair")
+    assert not [line for line in lines if "row_sha256" in line]
+    assert sum(row["status"] == "ok" for row in read_rows(data).values()) == 4
+
+
 def test_a_ray_cluster_finds_what_threads_find(call: Callable, data: Path, monkeypatch) -> None:
     pytest.importorskip("ray", reason="ray is not installed; pip install -e '.[ray]'")
     monkeypatch.setattr(sample_checks, "CHUNK", 3)
