@@ -10,16 +10,32 @@ on order, workers or processes.
 import contextlib
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.rare_classes import ClassIndex
+from pipeline.rare_classes import ClassIndex, RareClassSampling
 from pipeline.seeding import numpy_generator
+from pipeline.setting_checks import require_between
 from segtrain.class_mixing import ClassMixing, paste_classes
 
 MAX_CROPS = 10  # of one image, in search of a rare class
 LEAST_SHARE = 1e-9  # less is 0 with an error of rounding
+
+
+@dataclass(frozen=True)
+class RareClassCrops(RareClassSampling):
+    """Sampling of files and crops with rare classes more often."""
+
+    min_crop_ratio: float = 0.5
+    """crops are sampled again (10 tries) until one has more pixels of the class than this times
+    min_pixels; DAFormer takes 0.5, HRDA 2.0 for crops of four times the area"""
+
+    def check(self, prefix: str = "rare-classes.") -> None:
+        """Raise `UserError` for numbers that cannot work; `prefix` is the flag of the group."""
+        super().check(prefix)
+        require_between(self, 0, 1e6, "min_crop_ratio", prefix=prefix)
 
 
 @contextlib.contextmanager
@@ -44,12 +60,12 @@ class MixedSamples:
         shares: Mapping[str, float] | None = None,
         *,
         rare: Mapping[str, ClassIndex] | None = None,
-        min_pixels: int = 0,
+        min_crop_pixels: float = 0,
         class_mixing: ClassMixing | None = None,
     ) -> None:
         """`datasets` and `shares` by the names of the sets; the last set takes what the others
         leave. `rare`: the classes of the sets by name. A crop is sampled up to ten times until it
-        has more than half of `min_pixels` of the class, as in DAFormer. With `class_mixing` some
+        has more than `min_crop_pixels` of the class, as in DAFormer. With `class_mixing` some
         samples receive classes of a sample of another set, chosen by the shares, or of their own if
         it is the only one.
         """
@@ -59,7 +75,7 @@ class MixedSamples:
         self.bounds = np.cumsum([shares[name] for name in self.names[:-1]])
         ends = [0.0, *self.bounds, 1.0]
         self.shares = dict(zip(self.names, np.diff(ends).tolist(), strict=True))
-        self.rare, self.min_pixels = rare or {}, min_pixels
+        self.rare, self.min_crop_pixels = rare or {}, min_crop_pixels
         self.class_mixing = class_mixing
 
     def __call__(self, rng: np.random.Generator) -> Any:
@@ -107,7 +123,7 @@ class MixedSamples:
         for _ in range(MAX_CROPS):
             sample = self._transformed(dataset, number, rng)
             num_pixels = int((sample["data_samples"].gt_sem_seg.data == rare_class).sum())
-            if num_pixels > self.min_pixels / 2:
+            if num_pixels > self.min_crop_pixels:
                 break
         return sample
 

@@ -26,11 +26,10 @@ from pipeline.errors import UserError, guard
 from pipeline.origins import origin_of
 from pipeline.output_files import check_output_file
 from pipeline.output_folders import RUN, check_output, require_same, require_writable
-from pipeline.rare_classes import RareClassSampling
 from pipeline.setting_checks import require_between, require_positive
 from segtrain.backbone_weights import load_backbone, read_shapes
 from segtrain.identity import identify
-from segtrain.mixing import LEAST_SHARE, MixedSamples
+from segtrain.mixing import LEAST_SHARE, MixedSamples, RareClassCrops
 from segtrain.protocol import require_catalogued
 from segtrain.recipe_checks import named_faults
 from segtrain.recipes import diffusion_models, require_recipe
@@ -73,9 +72,7 @@ class Config:
     train_on_target: tuple[str, ...] = ()
     """Targets whose test data may be trained on: names in the catalogue, or names of folders of
     other targets."""
-    rare_classes: RareClassSampling = field(
-        default_factory=lambda: RareClassSampling(enabled=False)
-    )
+    rare_classes: RareClassCrops = field(default_factory=lambda: RareClassCrops(enabled=False))
     """Sample images and crops with rare classes more often, in all sets."""
     self_training: SelfTraining = field(default_factory=SelfTraining)
     """Also train on unlabelled images of a target (unsupervised domain adaptation)."""

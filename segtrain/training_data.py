@@ -13,10 +13,10 @@ from pipeline.dataset import Sample, check_dataset, check_images, find_images, o
 from pipeline.errors import UserError
 from pipeline.labels import CLASS_NAMES
 from pipeline.origins import refuse_test_data
-from pipeline.rare_classes import RareClassSampling, index_classes
+from pipeline.rare_classes import index_classes
 from pipeline.reading import read_json, shortened
 from segtrain.class_mixing import read_class_mixing
-from segtrain.mixing import LEAST_SHARE, MixedSamples, seeded_globals
+from segtrain.mixing import LEAST_SHARE, MixedSamples, RareClassCrops, seeded_globals
 from segtrain.recipe_checks import check_sample, named_faults
 from segtrain.sets import (
     GENERATED,
@@ -109,7 +109,7 @@ def require_class_names(folder: Path) -> None:
 
 
 def labelled_samples(
-    recipe: Any, data: TrainingData, rare_classes: RareClassSampling, where: str
+    recipe: Any, data: TrainingData, rare_classes: RareClassCrops, where: str
 ) -> MixedSamples:
     """Build the sampler of labelled data; check the transforms of each set.
 
@@ -131,7 +131,7 @@ def labelled_samples(
         datasets,
         {one.name: one.share for one in data.sets},
         rare=rare,
-        min_pixels=rare_classes.min_pixels,
+        min_crop_pixels=rare_classes.min_crop_ratio * rare_classes.min_pixels,
         class_mixing=read_class_mixing(recipe),
     )
 

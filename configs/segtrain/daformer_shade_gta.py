@@ -1,4 +1,4 @@
-"""daformer_gta.py with SHADE's style hallucination, as DGInStyle trains its baselines and HRDA.
+"""daformer_gta.py with SHADE's style hallucination, as DGInStyle trains its baselines.
 
 accelerate launch segtrain/train.py configs/segtrain/daformer_shade_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.5 --rare-classes.enabled \

@@ -2,9 +2,9 @@
 
 accelerate launch segtrain/train.py configs/segtrain/hrda_gta.py --source GTA_DATASET \
     --generated GENERATED --generated-share 0.2 --rare-classes.enabled \
-    --init MIT_B5.safetensors --output DIR
-Hardware: one 48 GB GPU. Hoyer et al., ECCV 2022; sizes as in DGInStyle, whose mIoU on five targets
-is 49.0 (46.5 without generated images). Not run by us.
+    --rare-classes.min-crop-ratio 2.0 --init MIT_B5.safetensors --output DIR
+Hardware: one 48 GB GPU. Hoyer et al., ECCV 2022; sizes as in DGInStyle, which adds SHADE
+(hrda_shade_gta.py). Not run by us.
 """
 
 _base_ = ["./daformer_gta.py"]

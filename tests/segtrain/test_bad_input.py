@@ -10,8 +10,8 @@ from PIL import Image
 from pipeline.config import parse
 from pipeline.errors import UserError
 from pipeline.output_folders import RUN, check_output, require_same
-from pipeline.rare_classes import RareClassSampling
 from segtrain import score, train
+from segtrain.mixing import RareClassCrops
 
 
 def _damage(folder: Path, how: str) -> str:
@@ -53,7 +53,8 @@ def test_missing_things_are_named(source: Path, tiny_recipe: Path, tmp_path: Pat
         flag = next(iter(setting)).replace("_", "-")
         with pytest.raises(UserError, match=f"--{flag} .*: must be in"):
             train.check(train.Config(recipe=tiny_recipe, source=source, **setting))
-    for rare in (RareClassSampling(temperature=-1), RareClassSampling(min_pixels=-1)):
+    for bad in ({"temperature": -1}, {"min_pixels": -1}, {"min_crop_ratio": -1}):
+        rare = RareClassCrops(**bad)
         with pytest.raises(UserError, match="--rare-classes.* -1: must be"):
             train.check(train.Config(recipe=tiny_recipe, source=source, rare_classes=rare))
     with pytest.raises(UserError, match="no finished training"):

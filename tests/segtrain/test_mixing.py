@@ -3,7 +3,9 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,9 +14,9 @@ from safetensors.torch import load_file
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.labels import read_label
-from pipeline.rare_classes import RareClassSampling, index_classes
+from pipeline.rare_classes import ClassIndex, index_classes
 from pipeline.seeding import SeededSamples
-from segtrain import checkpoints, loop, mixing, recipes, train
+from segtrain import checkpoints, loop, mixing, recipes, train, training_data
 from segtrain.class_mixing import ClassMixing
 from segtrain.sets import named_sets
 
@@ -46,7 +48,7 @@ def test_rare_classes_are_sampled_and_shown_more_often(
     label[8:16, 8:16] = 18
     Image.fromarray(label).save(sample.label)
     recipe = recipes.load_recipe(tiny_recipe)
-    sampling = RareClassSampling(temperature=0.005, min_pixels=40)
+    sampling = mixing.RareClassCrops(temperature=0.005, min_pixels=40)
     samples = open_dataset(folder, labelled=True)
     # rows count the label as it was before
     uncounted = [dataclasses.replace(s, row={}) for s in samples]
@@ -54,31 +56,70 @@ def test_rare_classes_are_sampled_and_shown_more_often(
     shown = {}
     for name, rare in (("uniform", {}), ("rare", {"source": index})):
         dataset = recipes.build_dataset(recipe, folder)
-        draw = mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40)
+        draw = mixing.MixedSamples({"source": dataset}, rare=rare, min_crop_pixels=20)
         labels = [SeededSamples(draw, 3)[i]["data_samples"].gt_sem_seg.data for i in range(40)]
         shown[name] = sum(int((label == 18).sum() > 20) for label in labels)
     assert shown["rare"] > 2 * shown["uniform"] > 0
-    again = SeededSamples(mixing.MixedSamples({"source": dataset}, rare=rare, min_pixels=40), 3)[39]
+    again = SeededSamples(
+        mixing.MixedSamples({"source": dataset}, rare=rare, min_crop_pixels=20), 3
+    )[39]
     assert torch.equal(again["data_samples"].gt_sem_seg.data, labels[39])
     config = train.Config(
         recipe=tiny_recipe,
         source=folder,
         output=tmp_path / "run",
         steps=2,
-        rare_classes=RareClassSampling(min_pixels=40),
+        rare_classes=mixing.RareClassCrops(min_pixels=40),
     )
     assert _train(config)
     too_many = dataclasses.replace(
-        config, output=tmp_path / "none", rare_classes=RareClassSampling(min_pixels=10**6)
+        config, output=tmp_path / "none", rare_classes=mixing.RareClassCrops(min_pixels=10**6)
     )
     with pytest.raises(UserError, match="lower min_pixels"):
         _train(too_many)
     with pytest.raises(UserError, match="temperature 0 must be above 0"):
-        index_classes([], RareClassSampling(temperature=0))
+        index_classes([], mixing.RareClassCrops(temperature=0))
+
+
+class Growing:
+    """A dataset of one image, whose n-th crop has 10 n pixels of class 0."""
+
+    crops = 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def get_data_info(self, number: int) -> int:
+        return number
+
+    def pipeline(self, _: int) -> dict[str, SimpleNamespace]:
+        self.crops += 1
+        label = torch.full((1, 10, 20), 255)
+        label.view(-1)[: 10 * self.crops] = 0
+        shown = SimpleNamespace(data=label)
+        return {"data_samples": SimpleNamespace(gt_sem_seg=shown, set_metainfo=lambda _: None)}
+
+
+@pytest.mark.parametrize(("least", "shown"), [(0, 10), (20, 30), (80, 90), (1000, 100)])
+def test_crops_are_sampled_until_one_shows_the_class(least: int, shown: int) -> None:
+    rare = {"source": ClassIndex(np.eye(19)[0], [np.zeros(1, int)] * 19)}
+    draw = mixing.MixedSamples({"source": Growing()}, rare=rare, min_crop_pixels=least)
+    sample = draw(np.random.default_rng(0))
+    assert int((sample["data_samples"].gt_sem_seg.data == 0).sum()) == shown
+
+
+@pytest.mark.parametrize(("ratio", "least"), [({}, 20), ({"min_crop_ratio": 2.0}, 80)])
+def test_the_crop_ratio_counts_in_pixels_of_a_file(
+    ratio: dict[str, float], least: float, source: Path, tiny_recipe: Path
+) -> None:
+    """DAFormer takes half of min_pixels, HRDA twice as many."""
+    recipe = recipes.load_recipe(tiny_recipe)
+    data = training_data.open_training_data(named_sets(source, None, 0.0, ()), None)
+    rare = mixing.RareClassCrops(min_pixels=40, **ratio)
+    assert training_data.labelled_samples(recipe, data, rare, "it").min_crop_pixels == least
 
 
 def test_a_share_is_the_probability_of_its_set() -> None:
-    import numpy as np
     from mmseg.structures import SegDataSample
 
     class Fake:
@@ -107,7 +148,6 @@ def test_a_share_is_the_probability_of_its_set() -> None:
 
 def test_classes_are_pasted_from_other_sets_by_their_shares() -> None:
     """Each set has one class, which covers the sample it is pasted onto."""
-    import numpy as np
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 

@@ -56,6 +56,8 @@ SHORT = (
     "backbone=dict(features=dict(trajectory=dict("
     f"targets={[*sorted(DIFF_37_SAVED), 105]}))), decode_head=dict(channels=8, embed_dims=8)"
 )
+HRDA = f"{DAFORMER}, detail=dict(crop_size=(32, 32)), attention_head=dict(channels=8),"
+STYLE = "style_hallucination=dict(num_styles=2, interval=1, pool=4)"
 POCKET = {
     "class_mixing_pocket": DAFORMER,
     "daformer_efficientnet_pocket": DAFORMER,
@@ -66,15 +68,18 @@ POCKET = {
     "diff_pocket": SHORT,
     "diffusion_pocket": "",
     "dinov2_pocket": f"{VIT} decode_head=dict(in_channels=[32] * 4, channels=8)",
+    "dinov2_lora_pocket": f"{VIT} decode_head=dict(in_channels=[32] * 4, channels=8)",
+    "dinov3_pocket": f"{VIT} decode_head=dict(in_channels=[32] * 4, channels=8)",
+    "flexseg_hrda_pocket": f"{HRDA} {STYLE}",
     "flexseg_pocket": DAFORMER,
-    "hrda_pocket": f"{EFFICIENTNET} decode_head=dict(channels=8, embed_dims=8), "
-    "detail=dict(crop_size=(32, 32)), attention_head=dict(channels=8)",
+    "hrda_pocket": HRDA,
+    "hrda_shade_pocket": f"{HRDA} {STYLE}",
     "latent_regression_pocket": "",
     "mask2former_pocket": "decode_head=dict(train_num_points=64)",
     "ptdiffseg_pocket": "",
     "random_pocket": "",
     "segformer_pocket": MIT + "decode_head=dict(in_channels=[8] * 4, channels=8)",
-    "shade_pocket": f"{DAFORMER}, style_hallucination=dict(num_styles=2, interval=1, pool=4)",
+    "shade_pocket": f"{DAFORMER}, {STYLE}",
     "streetforge_pocket": "",
     "vpd_pocket": "",
 }

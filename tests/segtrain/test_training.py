@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from pipeline import release
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from pipeline.rare_classes import RareClassSampling
 from pipeline.seeding import SeededSamples
 from segtrain import checkpoints, loop, recipes, score, train
+from segtrain.mixing import RareClassCrops
 from segtrain.self_training import Teacher, UnlabelledSamples
 from segtrain.sets import SelfTraining
 
@@ -92,7 +92,7 @@ def test_shards_train_the_network_that_their_folder_trains(
     source: Path, released: Callable[..., str], tiny_recipe: Path, tmp_path: Path, monkeypatch
 ) -> None:
     """With rare classes, workers, and a kill and a resume half-way."""
-    rare = RareClassSampling(enabled=True, min_pixels=20)
+    rare = RareClassCrops(enabled=True, min_pixels=20)
     config = train.Config(
         recipe=tiny_recipe,
         source=source,
