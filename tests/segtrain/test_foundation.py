@@ -1,5 +1,6 @@
 """DINO backbones: maps of transformers, Rein's and LoRA's formulas, what learns, weights."""
 
+import json
 import math
 from pathlib import Path
 
@@ -176,6 +177,11 @@ def test_weights_that_do_not_fill_the_network_are_refused(tmp_path: Path, capfd)
     Dinov2Model(Dinov2Config(**heads)).save_pretrained(tmp_path / "heads")
     with pytest.raises(UserError, match="has num_attention_heads 4, the recipe's backbone 2"):
         pretrained.backbone_state(backbone, tmp_path / "heads")
+    network.save_pretrained(tmp_path / "larger")
+    config = json.loads((tmp_path / "larger/config.json").read_text())
+    (tmp_path / "larger/config.json").write_text(json.dumps({**config, "image_size": 32}))
+    with pytest.raises(UserError, match=r"position_embeddings is \[1, 17, 8\], expected \[1, 65"):
+        pretrained.backbone_state(backbone, tmp_path / "larger")
     assert "LOAD REPORT" not in capfd.readouterr().err
 
 
