@@ -48,8 +48,8 @@ class WriterThread:
         self._again: deque[int] = deque()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._has_ended = threading.Event()  # after a join that an exception interrupts,
-        # Python 3.11 takes a living thread for a stopped one
+        # Python 3.11 takes a living thread for a stopped one when an exception interrupts `join`
+        self._has_ended = threading.Event()
 
     def __enter__(self) -> "WriterThread":
         self._thread.start()
