@@ -32,7 +32,7 @@ def rows_of(folder: Path, part: str, samples: Iterable[Sample]) -> dict[str, Row
     Reads the rows of all processes, of a stopped scoring too. Rows of earlier files of a sample do
     not count, wherever they are. A sample without a row is left out.
     """
-    found = {}
+    found: dict[tuple[str, str], Row] = {}
     for path in [folder / f"{part}.jsonl", *sorted(folder.glob(f"{part}-[0-9]*.jsonl"))]:
         found |= {(row["id"], str(row.get("state"))): row for row in _read(path)}
     keys = ((sample.id, state_of(sample)) for sample in samples)
