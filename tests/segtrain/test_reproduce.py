@@ -1,12 +1,13 @@
-"""Scripts that reproduce published tables: one whole at toy size, the others as dry runs.
+"""Scripts that reproduce published tables: from raw files to the printed table, at toy size.
 
-The toy has three pairs of each dataset in its published layout, a tiny Stable Diffusion 1.5 and one
-trained toy network, which stands for all networks of the table.
+The toy has three pairs of each dataset in its published layout, tiny Stable Diffusions and tiny
+networks. Each arm is trained with one seed; copies of it stand for the other seeds.
 """
 
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,22 +19,52 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from pipeline.stages import Stage, find_recipe, load_recipe
+from pipeline.yaml_files import load_yaml
+from segtrain.diffusion.trajectories import DIFF_37_SAVED
 from tests.test_documented_commands import TOY, write_tree
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy_models import toy_base
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(p for p in (ROOT / "scripts/reproduce").glob("*.sh")
                  if "published.sh" in p.read_text())  # fmt: skip
-DAFORMER = (
-    "backbone=dict(embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]), "
-    "decode_head=dict(in_channels=[8, 8, 8, 8], channels=8, embed_dims=8)"
+MIT = (
+    "backbone=dict(embed_dims=8, num_layers=[1] * 4, num_heads=[1] * 4, sr_ratios=[2, 1, 1, 1]), "
+    "decode_head=dict(in_channels=[8] * 4, channels=8, embed_dims=8)"
 )
+STYLES = "style_hallucination=dict(channels=8, num_styles=2, pool=4, interval=1)"
+VIEWS = (
+    "detail=dict(crop_size=(16, 32)), attention_head=dict(in_channels=[8] * 4, channels=8), "
+    "test_cfg=dict(crop_size=(32, 32), stride=(32, 16))"
+)
+DIFF = (
+    "backbone=dict(features=dict(out_channels=16, pyramid=[8, 8, 16, 16], trajectory=dict("
+    f"targets={[*sorted(DIFF_37_SAVED), 105]}))), "
+    "decode_head=dict(in_channels=[8, 8, 16, 16], embed_dims=8, channels=8)"
+)
+TOYS = {
+    "daformer_gta": MIT,
+    "daformer_shade_gta": f"{MIT}, {STYLES}",
+    "diff_as_released_gta": DIFF,
+    "diff_gta": DIFF,
+    "flexseg_gta": MIT,
+    "flexseg_hrda_gta": f"{MIT}, {VIEWS}, {STYLES}",
+    "hrda_shade_gta": f"{MIT}, {VIEWS}, {STYLES}",
+    "ptdiffseg_cityscapes": "neck=dict(in_channels=[8, 35, 51, 32], out_channels=8), "
+    "decode_head=dict(in_channels=[8] * 4, channels=8)",
+}
+"""The networks of the tables, by the names of their recipes, with few channels."""
 FIVE = ("cityscapes", "bdd100k", "mapillary_v1_2", "acdc", "dark_zurich")
 GENERATION = ("--tile-px", "32", "32", "--stride-px", "16", "16", "--rare-classes.min-pixels", "1",
               "--crop-px", "64", "64", "--precision", "fp32")  # fmt: skip
+SEED = ("--seed", "1")
 SMALL = {
     **TOY,
     "generation/run.py": (*TOY["generation/run.py"], *GENERATION),
-    "segtrain/train.py": (*TOY["segtrain/train.py"], "--rare-classes.min-pixels", "1"),
+    # of the four samples of this seed one is generated
+    "segtrain/train.py": (*TOY["segtrain/train.py"], "--rare-classes.min-pixels", "1", *SEED),
+    "segtrain/adapt.py": (*TOY["segtrain/adapt.py"], "--size-px", "64", "128"),
     "segtrain/score.py": ("--limit", "2", "--size-px", "64", "128"),
     "segtrain/compare.py": ("--resamples", "100"),
 }
@@ -58,48 +89,118 @@ def backbone_weights(recipe: Path, path: Path) -> Path:
     return path
 
 
+TABLES: dict[str, tuple[list[str], tuple[str, ...], str]] = {
+    "dginstyle_table1": (
+        ["daformer_source", "daformer_generated", "hrda_source", "hrda_generated"],
+        FIVE,
+        "HRDA + DGInStyle [Jia et al., ECCV 2024, table 1; quoted]",
+    ),
+    "dginstyle_table2": (
+        ["daformer_source", "daformer_generated", "hrda_source", "hrda_generated"],
+        FIVE[1:],
+        "DAFormer [as CA-LoRA (CVPR 2026) reports it, table 2; quoted]",
+    ),
+    "flexseg_table": (
+        ["daformer", "daformer_flexseg", "hrda", "hrda_flexseg"],
+        FIVE,
+        "HRDA + DGInStyle + FLEX-Seg [Kim et al., AAAI 2026, arXiv 2511.22948",
+    ),
+    "diff_table": (
+        ["diff", "diff_as_released"],
+        ("cityscapes", "acdc", "dark_zurich"),
+        "DIFF [Ji et al., ICASSP 2025, arXiv 2406.00777",
+    ),
+    "ptdiffseg_table": (
+        ["ptdiffseg", "adapted"],
+        ("dark_zurich",),
+        "PTDiffSeg [Gong et al., BMVC 2024, arXiv 2307.02138, table 4 of TADP; quoted]",
+    ),
+}
+"""Arms, targets and one published row of each table."""
+
+
 @pytest.fixture(scope="module")
 def toy(
     tmp_path_factory: pytest.TempPathFactory,
     shrink: Callable[[str, str], Path],
     family_base: Callable[[str], Path],
-) -> dict[str, str]:
-    """Raw trees of all datasets, and values of the recipe for the toy."""
+) -> Callable[[str], dict[str, str]]:
+    """A function that gives the values of a table's recipe for the toy, with its raw trees."""
     folder = tmp_path_factory.mktemp("reproduce")
-    for name in ("gta", *FIVE):
-        write_tree(folder / name, name, "all" if name == "gta" else "val")
-    recipe = shrink("daformer_gta", DAFORMER)
-    weights = backbone_weights(recipe, folder / "mit.safetensors")
-    return {"raw": str(folder), "base": str(family_base("sd15")), "mit_b5": str(weights),
-            "daformer": str(recipe), "hrda": str(recipe)}  # fmt: skip
+    for name in ("gta", "dginstyle", *FIVE):
+        write_tree(folder / name, name, "all" if name in ("gta", "dginstyle") else "val")
+    write_tree(folder / "cityscapes", "cityscapes", "train")
+    (folder / "recipes").mkdir()
+    for name, model in TOYS.items():
+        shutil.copy(shrink(name, model), folder / "recipes" / f"{name}.py")
+    recipes = folder / "recipes"
+    weights = backbone_weights(recipes / "daformer_gta.py", folder / "mit.safetensors")
+    bases = {
+        "dginstyle": family_base("sd15"),
+        "diff": toy_base(folder / "sd21", "sd21", family_base),
+        "ptdiffseg": toy_base(folder / "sd15", "sd15", family_base),
+    }
+
+    def values(table: str) -> dict[str, str]:
+        found = {"raw": str(folder), "mit_b5": str(weights), "recipes": str(recipes),
+                 "base": str(bases.get(table.split("_")[0], ""))}  # fmt: skip
+        own = load_yaml(find_recipe(table))["values"]
+        found |= {
+            name: str(recipes / Path(text).name)
+            for name, text in own.items()
+            if text.startswith("configs/segtrain/")
+        }
+        return {name: text for name, text in found.items() if name in own}
+
+    return values
 
 
-def test_the_first_table_of_dginstyle_runs_from_raw_files_to_the_printed_table(
-    toy: dict[str, str], tmp_path: Path, monkeypatch, capsys
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_is_made_from_raw_files(
+    table: str, toy: Callable[[str], dict[str, str]], tmp_path: Path, monkeypatch, capsys
 ) -> None:
+    arms, targets, row = TABLES[table]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    recipe = load_recipe(find_recipe("dginstyle_table1"), tmp_path / "work", toy)
-    trained: Path | None = None
+    recipe = load_recipe(find_recipe(table), tmp_path / "work", toy(table))
+    trained: dict[str, Path] = {}
     for stage in recipe.stages:
-        if stage.command[0] == "segtrain/train.py" and trained:
-            shutil.copytree(trained, stage.output)  # one training stands for all
+        arm, seed = re.fullmatch(r"(.+?)_?(\d?)", stage.name).groups()
+        if seed and "--seed" in stage.command:
+            assert stage.command[stage.command.index("--seed") + 1] == seed
+        if stage.command[0] == "segtrain/train.py" and arm in trained:
+            shutil.copytree(trained[arm], stage.output)
         else:
             run_stage(stage)
-            if stage.command[0] == "segtrain/train.py":
-                trained = stage.output
+        if stage.command[0] == "segtrain/train.py":
+            trained.setdefault(arm, stage.output)
         assert stage.marker.exists(), stage.name
-    text = capsys.readouterr().out
+    text = capsys.readouterr().out.replace("\\", "")
     found = json.loads((tmp_path / "work/table.json").read_text())
-    assert found["order"] == [
-        "daformer_source", "daformer_generated", "hrda_source", "hrda_generated",
-    ]  # fmt: skip
-    assert found["columns"] == [*FIVE, "Avg3", "Avg5"]
-    assert len(found["arms"]["hrda_generated"]["networks"]) == 3
-    assert "HRDA + DGInStyle [Jia et al., ECCV 2024, table 1; quoted]" in text.replace("\\", "")
-    assert "48.99" in text and "the first 2 images of each target" in text
-    acdc = json.loads((tmp_path / "work/scores/scores.json").read_text())["sets"]["acdc"]
-    assert acdc["dataset"] == "acdc" and acdc["role"] == "target"
+    assert found["order"] == arms
+    averages = [name for name in found["columns"] if name.startswith("Avg")]
+    assert found["columns"] == [*targets, *averages]
+    assert (averages == ["Avg3", "Avg5"]) == (targets == FIVE)
+    for arm in arms:
+        shown = found["arms"][arm]
+        assert len(shown["networks"]) == (1 if table == "diff_table" else 3), arm
+        assert all(0 <= shown["columns"][name]["mean"] <= 100 for name in targets), arm
+    assert row in text and "the first 2 images of each target" in text
+    scored = json.loads((tmp_path / "work/scores/scores.json").read_text())["sets"]
+    assert {name: one["role"] for name, one in scored.items()} == dict.fromkeys(targets, "target")
+
+
+@pytest.mark.parametrize("table", ["dginstyle_table1", "dginstyle_table2", "flexseg_table"])
+def test_hrda_is_trained_as_by_dginstyle(table: str) -> None:
+    """With SHADE, and crops that show more than 6,000 pixels of a rare class."""
+    from segtrain import recipes
+
+    trainings = [s.command for s in load_recipe(find_recipe(table)).stages if "hrda" in s.name]
+    assert len(trainings) == 6
+    for _, recipe, *words in trainings:
+        model = recipes.load_recipe(ROOT / recipe).model
+        assert model.type == "StreetforgeHRDASegmentor" and model.style_hallucination.weight == 10
+        assert words[words.index("--rare-classes.min-crop-ratio") + 1] == "2.0"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
