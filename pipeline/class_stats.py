@@ -61,13 +61,17 @@ def count_some(paths: Sequence[Path], table: np.ndarray | None = None) -> tuple[
     return classes, total
 
 
-def require_classes(paths: Sequence[Path]) -> None:
-    """Raise `UserError` if a few labels, spread over `paths`, are void alone: nothing to learn."""
+def require_classes(paths: Sequence[Path], folder: Path | None = None) -> None:
+    """Raise `UserError` if a few labels, spread over `paths`, are void alone: nothing to learn.
+
+    `folder` is that of the set, None if it is far away.
+    """
     classes, total = count_some(paths)
     if total and not classes.any():
+        where = f"{folder}: {paths[0].name} and others" if folder else f"{paths[0]} and others"
         raise UserError(
-            f"{paths[0]} and others: no pixel is of a class, all are void; were these labels "
-            "converted with the right --label-space of pipeline/prepare.py?"
+            f"{where}: no pixel is of a class, all are void; prepare the set again with the right "
+            "--label-space of pipeline/prepare.py"
         )
 
 

@@ -193,7 +193,7 @@ def check_dataset(samples: Sequence[Sample]) -> None:
         for _ in pool.map(check_sample, todo):
             pass
     for folder in {s.folder for s in samples}:
-        require_classes([s.label for s in samples if s.label and s.folder == folder])
+        require_classes([s.label for s in samples if s.label and s.folder == folder], folder)
     for folder, proof in proofs.items():
         proof.add({s.id: s.state for s in todo if s.folder == folder})
 

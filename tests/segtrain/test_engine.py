@@ -211,6 +211,15 @@ def test_a_boundary_loss_without_its_sets_is_an_error(config) -> None:
         assert set(recipe.model.boundary.sets) <= set(recipe.sets)
 
 
+def test_a_set_of_void_labels_is_an_error_before_anything_is_built(
+    config, make_dataset, tmp_path: Path
+) -> None:
+    void = make_dataset(tmp_path / "void", 40, void_rows=32)
+    for changes in ({"generated": void}, {"source": void}, {"sets": (f"more={void}:0.1",)}):
+        with pytest.raises(UserError, match=f"{void}: .* all are void; prepare .*--label-space"):
+            train.check(dataclasses.replace(config, **changes))
+
+
 def test_a_limit_takes_the_first_generated_samples(config) -> None:
     from segtrain.training_data import labelled_samples
 
