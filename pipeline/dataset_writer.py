@@ -27,7 +27,7 @@ from pipeline.output_folders import (
 from pipeline.rows import encode_row, is_ok, sample_id, seal
 
 SHARD_SIZE = 1000  # samples per image folder; the contract allows up to 5,000
-NUM_NAMED = 1024  # workers whose files a dataset card names, since `datasets` takes no patterns
+NUM_NAMED = 64  # workers whose files a dataset card names, since `datasets` takes no patterns
 METADATA_NAMES = ["metadata.jsonl", *(f"metadata-{i:03d}.jsonl" for i in range(NUM_NAMED))]
 
 
@@ -174,8 +174,8 @@ def card_header(
 ) -> str:
     """Return the YAML that the Hugging Face hub and `datasets.load_dataset` read of a card.
 
-    `configs` say how files become splits; the default fits a dataset folder, merged or not, whose
-    labels would else be taken for images.
+    `configs` say how files become splits; the default fits a dataset folder, whose labels would else
+    be taken for images. A folder of more than NUM_NAMED workers must be merged first.
     """
     of_folder = {
         "config_name": "default",

@@ -227,7 +227,7 @@ def test_the_hub_opens_a_dataset_folder_before_and_after_merging(tmp_path: Path)
         f"0000000{i}": rng.integers(0, 256, (8, 12, 3), dtype=np.uint8) for i in range(4)
     }
     for index, (key, image) in enumerate(images_by_id.items()):
-        writer = DatasetWriter(folder, config={}, process_index=(0, 1000)[index % 2])
+        writer = DatasetWriter(folder, config={}, process_index=(0, 63)[index % 2])
         label = np.full((8, 12), index, np.uint8)
         writer.write(int(key), image, label, {"prompt": f"street {index}"})
     writer.write_failure(7, "black image", {"prompt": "street"})
