@@ -18,7 +18,7 @@ from segtrain.backbones.adapters import ReinTokens, hook_low_rank, hook_tokens
 
 Training = Literal["frozen", "rein", "lora", "full"]
 FAMILIES = ("dinov2", "dinov3_vit")
-NOT_IN_SHAPES = ("num_attention_heads", "patch_size", "hidden_act", "layer_norm_eps", "rope_theta")
+NOT_IN_SHAPES = ("num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta")
 """Options that change what a network computes from weights of equal shapes."""
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Size of each level's map to the grid of patches, as in Rein."""
@@ -87,7 +87,8 @@ class FoundationBackbone(nn.Module):
     def read_pretrained(self, folder: Path) -> dict[str, torch.Tensor]:
         """Return the weights of a folder of transformers under the names of this version of it.
 
-        Raises `UserError` unless they are of this architecture and fill the whole network.
+        Raises `UserError` unless they are of this family, fill the whole network of their config
+        and, if the shapes agree, are for the same computation.
         """
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: give a folder of transformers with config.json")
@@ -100,6 +101,9 @@ class FoundationBackbone(nn.Module):
             model_type=config.model_type,
             exact=True,
         )
+        state, own = found.state_dict(), self.network.state_dict()
+        if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in own.items()}:
+            return dict(state)  # the caller names the mismatches
         for name in NOT_IN_SHAPES:
             given, wanted = (getattr(c, name, None) for c in (found.config, config))
             if given != wanted:
@@ -107,7 +111,7 @@ class FoundationBackbone(nn.Module):
                     f"{folder}: config.json has {name} {given}, the recipe's backbone {wanted}; "
                     "give weights of the recipe's architecture"
                 )
-        return dict(found.state_dict())
+        return dict(state)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return maps BxCxhxw at 4, 2, 1 and 1/2 times the grid of patches."""

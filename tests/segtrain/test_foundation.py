@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pipeline.errors import UserError
 from segtrain import pretrained, recipes
-from segtrain.backbone_weights import load_backbone
+from segtrain.backbone_weights import load_backbone, require_fit
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "segtrain"
 TINY = {"hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2}
@@ -182,6 +182,13 @@ def test_weights_that_do_not_fill_the_network_are_refused(tmp_path: Path, capfd)
     (tmp_path / "larger/config.json").write_text(json.dumps({**config, "image_size": 32}))
     with pytest.raises(UserError, match=r"position_embeddings is \[1, 17, 8\], expected \[1, 65"):
         pretrained.backbone_state(backbone, tmp_path / "larger")
+    wide = {**options, "hidden_size": 16, "num_attention_heads": 4}
+    Dinov2Model(Dinov2Config(**wide)).save_pretrained(tmp_path / "wide")
+    state = pretrained.backbone_state(backbone, tmp_path / "wide")
+    found, wanted = ({n: tuple(v.shape) for n, v in one.items()} for one in
+                     (state, network.state_dict()))  # fmt: skip
+    with pytest.raises(UserError, match=r"cls_token \(1, 1, 16\) for \(1, 1, 8\), .* more"):
+        require_fit(found, wanted, tmp_path / "wide")
     assert "LOAD REPORT" not in capfd.readouterr().err
 
 
