@@ -174,8 +174,8 @@ def card_header(
 ) -> str:
     """Return the YAML that the Hugging Face hub and `datasets.load_dataset` read of a card.
 
-    `configs` say how files become splits; the default fits a dataset folder, whose labels would else
-    be taken for images. A folder of more than NUM_NAMED workers must be merged first.
+    `configs` say how files become splits; the default fits a dataset folder, whose labels would
+    else be taken for images. A folder of more than NUM_NAMED workers must be merged first.
     """
     of_folder = {
         "config_name": "default",
