@@ -120,11 +120,12 @@ def read_inputs(config: Config, regeneration: Regeneration | None = None) -> Inp
     # Settings and models
     config.check()
     config.sizes.check()
-    check_output(
-        config.output,
-        DATASET,
-        inputs={"--label-maps": config.label_maps_folder, "--regenerate": config.regenerate},
-    )
+    if not config.output_address:
+        check_output(
+            config.output,
+            DATASET,
+            inputs={"--label-maps": config.label_maps_folder, "--regenerate": config.regenerate},
+        )
     check_models(config)
 
     # Label maps and their source images

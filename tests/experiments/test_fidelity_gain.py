@@ -21,7 +21,7 @@ SMALL = (
 
 
 def loss_on(segmenter: Segmenter, samples) -> float:
-    """Return the mean loss, by the labels alone: cross entropy of the predicted shares."""
+    """Return the mean cross entropy of the predicted shares; void is a pixel without loss."""
     from pipeline.dataset import read_pair
 
     losses = []
@@ -29,7 +29,7 @@ def loss_on(segmenter: Segmenter, samples) -> float:
         image, label = read_pair(sample)
         (costs,) = segmenter.costs([image])
         known = label < 19
-        losses.append(np.take_along_axis(costs, label[None] * known, 0)[0][known].mean())
+        losses.append((np.take_along_axis(costs, label[None] * known, 0)[0] * known).mean())
     return float(np.mean(losses))
 
 

@@ -156,8 +156,8 @@ def test_unet_may_learn_the_source_in_random_colours(call, tiny_dataset, tmp_pat
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("peft", ("--lora-rank", 2), r"--lora-rank 2: needs peft.*streetforge\[lora\]"),
-        ("bitsandbytes", ("--training.optimizer", "adamw_8bit"), r"streetforge\[bitsandbytes\]"),
+        ("peft", ("--lora-rank", 2), r"--lora-rank 2: needs peft.*install -e '.\[lora\]'"),
+        ("bitsandbytes", ("--training.optimizer", "adamw_8bit"), r"install -e '.\[bitsandbytes\]'"),
         ("", ("--cached-crops", -1), "--cached-crops -1: must be 0"),
         ("", ("--color-jitter", 2), "--color-jitter 2: must be in 0..1"),
         ("", ("--training.steps", 0), "--training.steps 0: must be 1 or more"),

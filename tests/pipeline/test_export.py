@@ -293,6 +293,6 @@ def test_missing_library_is_named(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"streetforge\[export\]"):
+    with pytest.raises(UserError, match=r"install -e '.\[export\]'"):
         run("parquet")
     assert not (tmp_path / "out").exists()
