@@ -151,6 +151,10 @@ def main() -> None:
         unet = models.load_network("unet", base, folder).eval()
         check_size(base, options.size_px)
         frozen = FrozenBase(base, torch.device("cpu"))
+        if max(times) >= (number := frozen.scheduler.config.num_train_timesteps):
+            raise UserError(
+                f"--timesteps {max(times)}: {name} has the timesteps 0 to {number - 1}; name those"
+            )
         values = slopes(frozen, unet, groups, tuple(options.size_px), times)
         values = [text_separation(frozen, groups), *values]
         rows.append([options.unet or name, *(f"{value:.2f}" for value in values)])

@@ -72,12 +72,15 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a config that asks for anything but stock classes."""
-    for key in RUNS_CODE:
-        if config.get(key) is not None:
+    """Raise `UserError` for a config that asks for anything but stock classes, at any depth."""
+    for key, value in config.items():
+        if key in RUNS_CODE and value is not None:
             raise UserError(
                 f"{path}: {key} asks for more than stock classes, which is never loaded; remove it"
             )
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):  # of a network within this one
+                refuse_code(path, part)
 
 
 def is_transformers(folder: Path) -> bool:

@@ -4,6 +4,7 @@ A program that writes test data of a target states the role in `run.json`, besid
 folders that state none, the role is that of their dataset in the catalogue.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def origin_of(folder: Path) -> Origin:
         dataset = ""
     if not isinstance(role, str):
         role = specs.load_spec(dataset).role if dataset else ""
-    name = dataset or folder.resolve().name
+    name = dataset or Path(os.path.realpath(folder)).name  # `resolve` raises for a loop of links
     return Origin(name, dataset, split if isinstance(split, str) else "", role)
 
 

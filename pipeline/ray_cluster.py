@@ -71,7 +71,7 @@ class Cluster:
         self.actors: list[Any] = []
         self.calls: dict[Any, tuple[Any, Job | None]] = {}
         self.losses: Counter[int] = Counter()
-        self.started, self.any_ready = time.monotonic(), False
+        self.patience_ends: float | None = time.monotonic() + PATIENCE_S
         on_gpu = demand.gpu and bool(ray.cluster_resources().get("GPU"))
         self.kind = "GPU" if on_gpu else "CPU"
         self.share = 1 if on_gpu else demand.cpus
@@ -109,7 +109,9 @@ class Cluster:
                 call = getattr(actor, method).remote(*next_job.arguments)
                 self.calls[call] = (actor, next_job)
             done, _ = self.ray.wait(list(self.calls), timeout=GROWTH_S)
-            self._note_wait(bool(done))
+            if done:
+                self.patience_ends = None
+            self._note_wait()
             for call in done:
                 actor, job = self.calls.pop(call)
                 try:
@@ -133,12 +135,10 @@ class Cluster:
         for actor in self.actors:
             self.ray.kill(actor)
 
-    def _note_wait(self, is_ready: bool) -> None:
+    def _note_wait(self) -> None:
         """Say once that no actor has started for a while."""
-        if is_ready or self.any_ready:
-            self.any_ready = True
-        elif time.monotonic() - self.started > PATIENCE_S:
-            self.any_ready = True  # said
+        if self.patience_ends is not None and time.monotonic() > self.patience_ends:
+            self.patience_ends = None
             print(
                 f"streetforge: no actor has started yet; each needs a node with {self.share} free "
                 f"{self.kind}(s)",
@@ -210,7 +210,7 @@ def connect(address: str) -> Any:
             socket.create_connection((host, int(port)), CONNECT_S).close()
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ValueError, OverflowError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--ray {address}: no cluster answers ({reason}); use 'local', 'auto' on a node of "
             "the cluster, host:port or ray://host:port"

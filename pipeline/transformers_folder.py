@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.model_files import require_stock_classes
+from pipeline.paths import check_relative
 from pipeline.reading import read_json, shortened
 
 SHOWN = 3  # mismatches in a message
@@ -36,6 +37,7 @@ def load_network(
     """
     path = Path(folder) / "config.json"
     require_stock_classes(folder)
+    _require_own_weights(Path(folder))
     if model_type and path.is_file():
         found = read_json(path, dict).get("model_type")
         if found != model_type:
@@ -55,9 +57,12 @@ def load_network(
                 ignore_mismatched_sizes=True,  # they are errors below, with their names
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{name}: is not a {what} ({reason})") from None
+    except Exception as error:  # a config of strange values raises all kinds
+        reason = shortened(" ".join(str(error).split()) or type(error).__name__)
+        raise UserError(
+            f"{name}: is not a {what} ({reason}); give a folder that save_pretrained of "
+            "transformers wrote"
+        ) from None
     wrong = _mismatches(report, exact)
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
@@ -66,6 +71,23 @@ def load_network(
             f"({'; '.join(wrong[:SHOWN])}{more}); give weights and config of one whole model"
         )
     return network
+
+
+def _require_own_weights(folder: Path) -> None:
+    """Raise `UserError` for weights that come from, or through, anything but the folder's files."""
+    adapter, index = folder / "adapter_config.json", folder / "model.safetensors.index.json"
+    if adapter.is_file():
+        raise UserError(f"{adapter}: makes the folder an adapter; give the merged network")
+    if not index.is_file():
+        return
+    record = read_json(index, dict)
+    if not all(isinstance(record.get(key), dict) for key in ("weight_map", "metadata")):
+        raise UserError(f"{index}: has no mappings weight_map and metadata; fetch it again")
+    for name in record["weight_map"].values():
+        try:
+            check_relative(name)
+        except ValueError as error:
+            raise UserError(f"{index}: a file of weights {error}; fetch it again") from None
 
 
 def _mismatches(report: dict[str, Any], exact: bool) -> list[str]:

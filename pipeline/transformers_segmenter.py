@@ -4,6 +4,7 @@ Its classes are matched by name to the 19 of Cityscapes. Images are normalised b
 preprocessor_config.json and keep their size. Only safetensors are read.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,16 @@ class TransformersSegmenter:
         model = load_network(
             AutoModelForSemanticSegmentation, folder, name=str(folder), what="segmentation network"
         ).to(device)
+        if set(model.config.id2label) != set(range(model.config.num_labels)):
+            raise UserError(
+                f"{folder}: id2label of its config.json must name the classes 0 to "
+                f"{model.config.num_labels - 1}; complete it"
+            )
         path = Path(folder) / "preprocessor_config.json"
         config = read_json(path, dict) if path.is_file() else {}
-        segmenter = cls(model, config.get("image_mean", MEAN), config.get("image_std", STD))
+        mean, std = config.get("image_mean", MEAN), config.get("image_std", STD)
+        _check_normalisation(path, mean, std)
+        segmenter = cls(model, mean, std)
         if not set(segmenter.names) & set(CLASS_NAMES):
             raise UserError(
                 f"{folder}: none of its classes ({', '.join(segmenter.names[:4])}) is called like "
@@ -60,6 +68,16 @@ class TransformersSegmenter:
             logits.float(), images[0].shape[:2], mode="bilinear", align_corners=False
         )
         return [by_train_id(one, self.names) for one in -logits.log_softmax(1).cpu().numpy()]
+
+
+def _check_normalisation(path: Path, mean: Any, std: Any) -> None:
+    for name, values, low in (("image_mean", mean, -math.inf), ("image_std", std, 0.0)):
+        is_sound = isinstance(values, list | tuple) and len(values) == 3
+        if not is_sound or not all(
+            type(v) in (int, float) and math.isfinite(v) and v > low for v in values
+        ):
+            above = " above 0" if low == 0 else ""
+            raise UserError(f"{path}: {name} must be three numbers{above}; restore the file")
 
 
 def by_train_id(costs: np.ndarray, names: Sequence[str]) -> np.ndarray:

@@ -180,6 +180,10 @@ def require_boundary_sets(config: Config, recipe: Any, data: TrainingData) -> No
     """Raise `UserError` if the boundary loss is for sets that the training does not have."""
     options = recipe["model"].get("boundary")
     wanted = options.get("sets", (GENERATED,)) if isinstance(options, dict) else ()
+    if not isinstance(wanted, list | tuple) or not all(isinstance(w, str) for w in wanted):
+        raise UserError(
+            f"{config.recipe}: model.boundary.sets must be a list of names of sets; correct it"
+        )
     names = [one.name for one in data.sets if one.share >= LEAST_SHARE]
     if wanted and not set(wanted) & set(names):
         raise UserError(

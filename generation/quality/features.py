@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from pipeline import models
+from pipeline.errors import UserError
 from pipeline.latents import encode_latents, images_to_tensor
 from pipeline.transformers_folder import load_network
 
@@ -71,6 +72,13 @@ def _transformers(folder: str, device: Any) -> Extract:
         pooled = output.last_hidden_state[:, 0] if pooled is None else pooled
         return pooled.flatten(1).float().cpu().numpy()
 
+    try:
+        extract([np.zeros((SQUARE_PX, SQUARE_PX, 3), np.uint8)])
+    except Exception as error:  # a text model, or one that needs a text beside the image
+        raise UserError(
+            f"--features {folder}: gives no features of an image ({type(error).__name__}); give "
+            "the folder of a vision model, such as DINOv2"
+        ) from None
     return extract
 
 

@@ -173,13 +173,17 @@ def read_features(
 ) -> dict[str, np.ndarray]:
     """Return the features NxD float64 of all samples, in their order, by network."""
     found: dict[tuple[str, str], tuple[np.ndarray, ...]] = {}
+    widths: list[int] | None = None
     for path in sorted((folder / "features" / part).glob("*.npz")):
         remedy = f"delete the folder {folder} and score again"
         wanted = ("ids", "states", *(f"features_{i}" for i in range(len(names))))
         ids, states, *columns = read_arrays(path, wanted, MAX_FEATURES_BYTES, remedy)
         sound = ids.ndim == 1 and ids.shape == states.shape
-        if not sound or any(c.ndim != 2 or len(c) != len(ids) for c in columns):
+        if not sound or not all(_are_features(column, len(ids)) for column in columns):
             raise UserError(f"{path}: holds no features; {remedy}")
+        if widths is not None and [column.shape[1] for column in columns] != widths:
+            raise UserError(f"{path}: its features have another length than others; {remedy}")
+        widths = [column.shape[1] for column in columns]
         stored = zip(ids.tolist(), states.tolist(), strict=True)
         found |= dict(zip(stored, zip(*columns, strict=True), strict=True))
     keys = [(sample.id, state_of(sample)) for sample in samples]
@@ -192,3 +196,9 @@ def read_features(
         name: np.stack([found[key][number] for key in keys]).astype(np.float64)
         for number, name in enumerate(sorted(names))
     }
+
+
+def _are_features(column: np.ndarray, number: int) -> bool:
+    """Tell whether an array holds finite features NxD of `number` samples."""
+    shaped = column.ndim == 2 and len(column) == number and column.shape[1] > 0
+    return shaped and column.dtype.kind == "f" and bool(np.isfinite(column).all())

@@ -109,3 +109,11 @@ def test_a_prepared_folder_states_its_role_and_a_copy_of_a_target_stays_one(
              "--output", out, "--workers", "1")  # fmt: skip
         assert origin_of(out).is_test_data is is_target, (dataset, root, split)
         shutil.rmtree(out)
+
+
+def test_a_loop_of_links_has_no_origin(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert not origin_of(tmp_path / "a").role
+    with pytest.raises(UserError, match="a: "):
+        open_samples((str(tmp_path / "a"),), labelled=False)

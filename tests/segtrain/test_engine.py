@@ -205,6 +205,9 @@ def test_a_boundary_loss_without_its_sets_is_an_error(config) -> None:
     with pytest.raises(UserError, match=r"boundary.sets \('generated',\) names none .*\(source\)"):
         train.run(alone, train.check(alone))
     assert not alone.output.exists()
+    for sets in (5, "generated", [5]):
+        with pytest.raises(UserError, match="boundary.sets must be a list of names"):
+            train.require_boundary_sets(alone, {"model": {"boundary": {"sets": sets}}}, None)
     for name in ("flexseg_gta", "flexseg_hrda_gta"):
         recipe = recipes.load_recipe(RECIPES / f"{name}.py")
         assert "dginstyle" in recipe.model.boundary.sets
