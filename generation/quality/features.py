@@ -73,7 +73,7 @@ def _transformers(folder: str, device: Any) -> Extract:
         return pooled.flatten(1).float().cpu().numpy()
 
     try:
-        extract([np.zeros((SQUARE_PX, SQUARE_PX, 3), np.uint8)])
+        extract([np.zeros((*SQUARE_PX, 3), np.uint8)])
     except Exception as error:  # a text model, or one that needs a text beside the image
         raise UserError(
             f"--features {folder}: gives no features of an image ({type(error).__name__}); give "

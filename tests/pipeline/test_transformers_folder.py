@@ -102,6 +102,13 @@ def test_a_text_model_gives_no_features(tmp_path):
         features.load(str(tmp_path), torch.device("cpu"))
 
 
+def test_a_vision_model_gives_features_of_any_images(vit):
+    extract = features.load(str(vit), torch.device("cpu"))
+    images = [np.full((30, 60, 3), level, np.uint8) for level in (0, 200)]
+    found = extract(images)
+    assert found.shape == (2, SMALL["hidden_size"]) and not np.allclose(*found)
+
+
 @pytest.mark.parametrize(
     "values",
     [
