@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import files, label_spaces, labels
+from pipeline.addresses import missing_folder
 from pipeline.config import digest
 from pipeline.dataset import open_dataset, require_same_size
 from pipeline.errors import UserError
@@ -78,7 +79,7 @@ class LabelMapFolder:
 def open_folder(folder: Path, *, pattern: str, label_space: str, height_px: int) -> LabelMapFolder:
     """List the label maps of a dataset folder or of a folder of PNGs, in name order."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of label maps; check --label-maps")
+        raise missing_folder(folder, "check --label-maps", "folder of label maps")
     found = _list_dataset(folder) if is_dataset(folder) else _list_plain(folder, pattern)
     if not found:
         raise UserError(

@@ -19,6 +19,13 @@ def address_of(path: str | Path) -> str | None:
     return f"{match[1]}://{match[2]}" if match else None
 
 
+def missing_folder(folder: str | Path, remedy: str, what: str = "folder") -> UserError:
+    """Return what to say of a folder that is not there, or that is not on this machine."""
+    if address := address_of(folder):
+        return UserError(f"{address}: is an address; name a {what} of this machine")
+    return UserError(f"{folder}: no such {what}; {remedy}")
+
+
 def open_address(address: str) -> tuple[Any, str]:
     """Return the file system of an address, and the path of the address in it.
 

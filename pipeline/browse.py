@@ -19,6 +19,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 
 import tyro
 
+from pipeline.addresses import missing_folder
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.metadata import metadata_files
@@ -46,7 +47,7 @@ def check(config: Config) -> None:
     require_between(config, 0, 65535, "port")
     for path in (config.data, config.source, config.quality):
         if path is not None and not path.is_dir():
-            raise UserError(f"{path}: no such folder; check the path")
+            raise missing_folder(path, "check the path")
     metadata_files(config.data)
     try:
         import starlette  # noqa: F401  # whether it is there

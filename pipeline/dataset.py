@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import images, labels, marks, parallel, ranks
-from pipeline.addresses import address_of
+from pipeline.addresses import address_of, missing_folder
 from pipeline.class_stats import require_classes
 from pipeline.errors import UserError
 from pipeline.images import read_image
@@ -130,7 +130,7 @@ def find_images(folder: Path) -> list[Path]:
     Hidden files and folders, which systems and editors leave behind, are not among them.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a dataset folder or one with images")
+        raise missing_folder(folder, "give a dataset folder or one with images")
     if is_dataset(folder):
         return [sample.image for sample in open_dataset(folder, labelled=False)]
     listed, hidden = find_files(folder, (*images.SUFFIXES, *images.OTHER_SUFFIXES))

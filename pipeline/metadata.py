@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import files
+from pipeline.addresses import missing_folder
 from pipeline.claims import require_idle
 from pipeline.errors import UserError
 from pipeline.paths import Enclosure
@@ -38,7 +39,7 @@ def metadata_files(folder: Path) -> list[Path]:
     Raises `UserError` where there is none, or where one is a link that leads out of the folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such dataset folder; check the path or create it first")
+        raise missing_folder(folder, "check the path or create it first", "dataset folder")
     paths = sorted(folder.glob("metadata*.jsonl"))
     if not paths:
         raise UserError(f"{folder}: has no metadata.jsonl; is this a dataset folder?")

@@ -21,6 +21,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import files
+from pipeline.addresses import missing_folder
 from pipeline.config import parse, show
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, guard
@@ -278,9 +279,9 @@ def check(config: Config) -> Path:
         raise UserError("--source, --quality: belong to --data; a workspace has its own")
     for path in (config.data, config.source, config.quality):
         if path is not None and not path.is_dir():
-            raise UserError(f"{path}: no such folder; check the path")
+            raise missing_folder(path, "check the path")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; run pipeline/run.py first")
+        raise missing_folder(folder, "run pipeline/run.py first")
     if config.per_condition < 1:
         raise UserError(f"--per-condition {config.per_condition}: must be 1 or more")
     return folder

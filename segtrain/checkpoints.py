@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, models
+from pipeline.addresses import missing_folder
 from pipeline.errors import UserError
 from pipeline.identity import file_digest
 from pipeline.reading import open_regular, read_json, refuse_pointer, shortened
@@ -65,7 +66,7 @@ def require_trained(folder: Path) -> dict[str, Any]:
     Recipe and head of the weights are checked; no weights are read, nothing is built.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the --output of segtrain/train.py")
+        raise missing_folder(folder, "give the --output of segtrain/train.py")
     if not (folder / "finished.json").is_file() or not (folder / WEIGHTS_FILE).is_file():
         raise UserError(f"{folder}: holds no finished training; run segtrain/train.py to its end")
     saved = read_json(folder / RECIPE_FILE, dict)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import label_spaces, labels
+from pipeline.addresses import missing_folder
 from pipeline.config import from_mapping
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
@@ -220,7 +221,7 @@ def list_pairs(spec: DatasetSpec, root: Path, split: str, condition: str = "") -
     Raises `UserError` if the root, the split or every layout is absent.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; --root is where {spec.title} was unpacked")
+        raise missing_folder(root, f"--root is where {spec.title} was unpacked")
     if split not in spec.splits:
         known = ", ".join(spec.splits)
         raise UserError(f"--split {split!r}: {spec.title} has {known}; choose one of them")
