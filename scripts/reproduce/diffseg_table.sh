@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The table of diffusion backbones: ten networks, source only and with generated data, five targets.
+# Run scripts/reproduce/pocket_table.sh first, or name your own sets, see below.
 #
 #   scripts/reproduce/diffseg_table.sh [WORKSPACE]        default: runs/diffseg_table
 #
 # SOURCE, GENERATED and TARGETS are dataset folders; the defaults are those of
-# `python pipeline/run.py --recipe pocket_experiment`. ITERATIONS, BATCH, LIMIT (images per target),
+# `python pipeline/run.py --recipe pocket_experiment`, whose generated set has --color-transfer source.
+# ITERATIONS, BATCH, LIMIT (images per target),
 # SEEDS (of the networks with spread), NETWORKS and ARMS set the size. Every step resumes or is skipped
 # when complete, so the script can be stopped and started again; two of them may share a workspace if
 # each has its own ARMS (one per core: OMP_NUM_THREADS=1).
