@@ -91,7 +91,7 @@ class Config(FilterRules):
     base: str = ""
     """Where the base model of the run lies now; its contents are compared. Empty: where it was."""
     unet: str = ""
-    """Where the UNet of the run lies now; empty: where it was."""
+    """Where the U-Net of the run lies now; empty: where it was."""
     controlnet: str = ""
     """Where the ControlNet of the run lies now; empty: where it was."""
     label_maps: str = ""

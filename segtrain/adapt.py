@@ -66,7 +66,7 @@ class Config:
     scene: int = 0
     """Number of the recipe's scene prompt to start from."""
     base: str = ""
-    """Folder of the diffusion model, if it has moved since the training."""
+    """Folder of the base model, if it has moved since the training."""
     size_px: tuple[int, int] | None = None
     """Height and width that images are scaled into; the aspect ratio is kept. None: the protocol of
     a prepared target, otherwise the recipe."""

@@ -9,9 +9,9 @@
 The config has no `_base_`. It contains network, test transforms, and a test set in the layout of
 `pipeline/export.py --format mmseg`, so `MMSegInferencer` and `Runner.test()` work too. A network of
 stock modules does not need this package. One with a diffusion backbone imports `segtrain.registry`
-and reads its diffusion model from its folder in training, or from --base. The checkpoint contains
-tensors and plain values only and loads with `weights_only=True`. With mmcv-lite, `import segtrain`
-must come before `import mmseg.apis`; with full mmcv it need not.
+and reads its base model from the folder that the training used, or from --base. The checkpoint
+contains tensors and plain values only and loads with `weights_only=True`. With mmcv-lite, `import
+segtrain` must come before `import mmseg.apis`; with full mmcv it need not.
 """
 
 import sys
@@ -42,7 +42,7 @@ class Config:
     output: Path = Path("exported")
     """Folder to write config.py and model.pth to."""
     base: str = ""
-    """Folder of the diffusion model of a diffusion backbone, if it has moved since the training."""
+    """Folder of the base model of a diffusion backbone, if it has moved since the training."""
 
 
 def check(config: Config) -> None:

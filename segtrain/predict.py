@@ -59,7 +59,7 @@ class Config:
     scene: Path | None = None
     """Output folder of segtrain/adapt.py, for a network with scene prompts."""
     base: str = ""
-    """Folder of the diffusion model of a diffusion backbone, if it has moved since the training."""
+    """Folder of the base model of a diffusion backbone, if it has moved since the training."""
     size_px: tuple[int, int] | None = None
     """Height and width that images are scaled into; the aspect ratio is kept. None: the protocol of
     a prepared folder, otherwise the recipe."""

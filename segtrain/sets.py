@@ -40,9 +40,9 @@ class SelfTraining:
     start: int = 0
     """updates on labelled images only, before the EMA teacher assigns pseudo-labels"""
     ema_decay: float = 0.999
-    """decay of the moving average of the trained weights"""
+    """decay of the moving average of the trained weights, which is the teacher"""
     confidence: float = 0.968
-    """probability from which a pixel of the average's prediction counts as a label"""
+    """smallest probability of the teacher's prediction at which a pixel gets a pseudo-label"""
 
     def check(self) -> None:
         """Raise `UserError` for a value out of range, or one that nothing reads."""

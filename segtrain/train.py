@@ -88,12 +88,14 @@ class Config:
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
     base: str = ""
-    """Diffusion base of a diffusion backbone; empty takes the recipe's."""
+    """Base model of a diffusion backbone: pocket, a diffusers folder, or a hub id pinned as
+    owner/name@<40-digit commit>; empty takes the recipe's."""
     cfg_options: tuple[str, ...] = ()
     """Recipe settings to change, for example model.ipkl=None train_pipeline.3.crop_size=512;
     the numbers count the entries of a list from 0."""
     init: Path | None = None
-    """Safetensors file with initial weights of the backbone; None starts from random ones."""
+    """Safetensors file with initial weights of the backbone. None: those that the recipe names, or
+    else random ones."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Precision of forward and backward passes (autocast); the weights stay fp32."""
     workers: int = 0

@@ -34,9 +34,9 @@ class Config:
     """Settings of one visualisation."""
 
     base: str = "pocket"
-    """Diffusion base model."""
+    """Base model: pocket, a diffusers folder, or owner/name@<40-digit commit>."""
     unet: str = ""
-    """Folder of another U-Net for it."""
+    """Folder of a U-Net that replaces that of the base model."""
     images: Path = Path("runs/mine/source")
     """Dataset folder, or any folder with PNG or JPEG files."""
     output: Path = Path("features")
@@ -49,7 +49,7 @@ class Config:
     )  # fmt: skip
     """Modules of the U-Net; see segtrain/diffusion/taps.py."""
     timesteps: tuple[int, ...] = (1,)
-    """Noise levels; one of 1 means the clean image."""
+    """Timesteps at which features are computed; 1 alone takes the clean latent."""
     classes: tuple[str, ...] = ("road", "building", "vegetation", "sky", "car", "person")
     """Classes whose attention is shown."""
     categories: Categories = "words"
