@@ -1,6 +1,6 @@
 """Marks that people give to samples of a dataset folder: marks.json, by sample id.
 
-    {"samples": {"00000017": {"excluded": true, "marked": false, "comment": "two moons"}}}
+    {"samples": {"00000017": {"excluded": true, "marked": false, "comment": "blurred bus"}}}
 
 `pipeline/browse.py` writes it. Every program that opens the folder leaves excluded samples out.
 Rows, images and labels stay as they are, so that an exclusion can be taken back.

@@ -60,9 +60,9 @@ class Sheets:
             return [image_figure(read_image(sample.image), caption)]
         image, label = read_pair(sample)
         row = [label_figure(label)]
-        rendered = sample_views.source_image(sample, self.source) if self.source else None
-        if rendered is not None:
-            row.append(image_figure(rendered, "source render"))
+        source = sample_views.source_image(sample, self.source) if self.source else None
+        if source is not None:
+            row.append(image_figure(source, "source image"))
         return [*row, image_figure(image, caption)]
 
     def classes(

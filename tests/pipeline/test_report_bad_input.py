@@ -148,7 +148,7 @@ def test_odd_rows_are_shown_escaped_or_left_out(
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and "<img src=x" not in page and '" onload' not in page
     if "source_label" in change or "crop" in change:
-        assert "source render" not in page
+        assert "source image</figcaption>" not in page
 
 
 def test_a_folder_that_cannot_be_read_is_left_out_and_said(
