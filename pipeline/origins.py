@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.catalogue import specs
 from pipeline.errors import UserError
@@ -50,6 +51,21 @@ def origin_of(folder: Path) -> Origin:
         role = specs.load_spec(dataset).role if dataset else ""
     name = dataset or Path(os.path.realpath(folder)).name  # `resolve` raises for a loop of links
     return Origin(name, dataset, split if isinstance(split, str) else "", role)
+
+
+def sizes_of(folder: Path) -> dict[str, Any]:
+    """Return the heights and widths at which the field tests a folder's dataset, as in `run.json`.
+
+    For folders that were prepared before these were stored they are those of the catalogue. The
+    values are not checked.
+    """
+    path = folder / "run.json"
+    run = read_json(path, dict) if path.is_file() else {}
+    sizes, config = run.get("protocol"), run.get("config")
+    if not sizes and isinstance(config, dict) and config.get("dataset") in specs.known_datasets():
+        return dict(specs.protocol_record(specs.load_spec(config["dataset"])))
+    sizes = sizes if isinstance(sizes, dict) else {}
+    return {name: sizes[name] for name in specs.SIZE_NAMES if name in sizes}
 
 
 def refuse_test_data(

@@ -45,7 +45,7 @@ from pipeline.exports.daformer import write_daformer_files
 from pipeline.folder_lock import lock_folder
 from pipeline.markdown import code, plain
 from pipeline.metadata import read_rows
-from pipeline.origins import TARGET_ROLE, origin_of
+from pipeline.origins import TARGET_ROLE, origin_of, sizes_of
 from pipeline.output_folders import (
     DATASET,
     check_output,
@@ -212,6 +212,22 @@ def role_of(config: Config, spec: DatasetSpec) -> str:
     return TARGET_ROLE if is_target else spec.role
 
 
+def provenance_of(config: Config, spec: DatasetSpec, listing: Listing) -> dict[str, Any]:
+    """Return what networks are scored by: sizes, role and own classes of the set.
+
+    A copy of a dataset folder, or of a part of it, has those of that folder.
+    """
+    sizes: dict[str, Any] = protocol_record(spec)
+    merged = label_spaces.merged_classes(listing.label_space)
+    if not spec.layouts:
+        sizes = sizes or sizes_of(Path(config.root))
+        merged = merged or label_spaces.classes_of_folder(Path(config.root))
+    found = {"streetforge": __version__, "protocol": sizes, "role": role_of(config, spec)}
+    if merged:  # see label_spaces.classes_of_folder
+        found["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
+    return found
+
+
 def open_writer(
     config: Config, spec: DatasetSpec, listing: Listing, settings: dict[str, Any]
 ) -> DatasetWriter:
@@ -220,14 +236,7 @@ def open_writer(
     If only the content of the label space changed, the rows go: all labels are converted again.
     """
     folder = Path(config.output).resolve()
-    merged = label_spaces.merged_classes(listing.label_space)
-    provenance: dict[str, Any] = {
-        "streetforge": __version__,
-        "protocol": protocol_record(spec),
-        "role": role_of(config, spec),
-    }
-    if merged:  # for whoever scores in the set's own classes, see label_spaces.classes_of_folder
-        provenance["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
+    provenance = provenance_of(config, spec, listing)
     if is_mapped_otherwise(settings, folder):
         print(f"{folder}: {listing.label_space} was changed, all labels are converted again")
         for path in folder.glob("metadata*.jsonl"):

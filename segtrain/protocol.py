@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import label_spaces, labels
+from pipeline import label_spaces, labels, origins
 from pipeline.catalogue import specs
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
 from pipeline.images import MAX_PIXELS, image_size
-from pipeline.reading import read_json
 
 Size = tuple[int, int]
 RESOLUTIONS = ("low", "high")
@@ -53,15 +52,7 @@ class Protocol:
 
 def protocol_of(folder: Path) -> Protocol:
     """Return the protocol of a folder; one that pipeline/prepare.py did not write has none."""
-    path = folder / "run.json"
-    if not path.is_file():
-        return Protocol()
-    run = read_json(path, dict)
-    sizes, config = run.get("protocol"), run.get("config")
-    if not sizes and isinstance(config, dict):
-        sizes = _of_catalogue(config)
-    if not isinstance(sizes, dict):
-        sizes = {}
+    path, sizes = folder / "run.json", origins.sizes_of(folder)
     return Protocol(
         low_px=_size(sizes.get("eval_low_px"), f"{path}: protocol.eval_low_px"),
         high_px=_size(sizes.get("eval_high_px"), f"{path}: protocol.eval_high_px"),
@@ -75,17 +66,6 @@ def require_catalogued(names: Sequence[str], setting: str) -> None:
     for name in names:
         if name not in known:
             raise UserError(f"{setting} {name}: is not in the catalogue; known: {', '.join(known)}")
-
-
-def _of_catalogue(config: dict[str, Any]) -> dict[str, list[int]]:
-    """Return the sizes for a folder that was prepared before the catalogue had them.
-
-    Only names in our own catalogue are looked up: the folder may come from strangers.
-    """
-    name = config.get("dataset")
-    if not isinstance(name, str) or name not in specs.known_datasets():
-        return {}
-    return specs.protocol_record(specs.load_spec(name))
 
 
 def _size(value: Any, where: str) -> Size | None:

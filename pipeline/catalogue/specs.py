@@ -20,6 +20,7 @@ from pipeline.config import from_mapping
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.paths import check_relative
+from pipeline.tar_members import find_member
 from pipeline.yaml_files import load_yaml
 
 CATALOGUE = labels.shipped("dataset_specs")
@@ -27,6 +28,7 @@ FIELD = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 MAX_FIELDS = 8  # of a template: matching a name takes a power of them
 LONGEST_SIDE = 16384  # pixels at which a set is tested
 DERIVED = "_labelTrainIds.png"  # the field's converters leave these beside the labels
+SIZE_NAMES = ("eval_low_px", "eval_high_px")  # of an entry, and of `protocol` in run.json
 OWN_KEYS = (
     "id", "status", "error", "image_file_name", "label_file_name", "image_sha256", "label_sha256",
     "height", "width", "class_pixels", "row_sha256",
@@ -132,7 +134,7 @@ def load_spec(name: str) -> DatasetSpec:
         _check_below_root(split.folder or name, f"{path}: splits.{name}: folder")
         if split.count is not None and split.count < 0:
             raise UserError(f"{path}: splits.{name}: count {split.count}: must be 0 or more")
-    for key in ("eval_low_px", "eval_high_px"):
+    for key in SIZE_NAMES:
         if not all(0 < side <= LONGEST_SIDE for side in getattr(spec, key) or ()):
             raise UserError(f"{path}: {key}: height and width must be in 1..{LONGEST_SIDE}")
     for layout in spec.layouts:
@@ -274,16 +276,16 @@ def _list_own(root: Path) -> Listing:
     for sample in open_dataset(root, labelled=True):
         assert sample.label is not None
         attributes = {k: v for k, v in sample.row.items() if k not in OWN_KEYS}
-        attributes["original_image"] = sample.row["image_file_name"]
-        attributes["original_label"] = f"labels/{sample.label.name}"
+        name = sample.row["label_file_name"]
+        attributes.setdefault("original_image", sample.row["image_file_name"])  # Cityscapes frames
+        attributes["original_label"] = f"labels/{sample.id}.png" if find_member(name) else name
         pairs.append(Pair(sample.image, sample.label, attributes))
     return Listing(pairs, [], "train_ids")
 
 
 def protocol_record(spec: DatasetSpec) -> dict[str, list[int]]:
     """Return the heights and widths at which the field tests this set, for its `run.json`."""
-    sizes = {"eval_low_px": spec.eval_low_px, "eval_high_px": spec.eval_high_px}
-    return {name: list(size) for name, size in sizes.items() if size}
+    return {name: list(size) for name in SIZE_NAMES if (size := getattr(spec, name))}
 
 
 def open_selection(selection: Selection) -> tuple[DatasetSpec, Listing]:

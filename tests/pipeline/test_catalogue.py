@@ -190,7 +190,7 @@ def test_own_folder_keeps_its_rows(tiny_dataset: Callable[..., Path]) -> None:
     assert listing.label_space == "train_ids" and len(listing.pairs) == 2
     attributes = listing.pairs[1].attributes
     assert attributes["condition"] == "fog" and attributes["prompt"]
-    assert attributes["original_label"] == "labels/00000001.png" and "height" not in attributes
+    assert attributes["original_label"] == "labels/0000/00000001.png" and "height" not in attributes
 
 
 def test_wrong_entries_and_selections_are_named(

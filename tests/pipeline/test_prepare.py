@@ -18,7 +18,7 @@ from pipeline import dataset, files, labels, prepare
 from pipeline.dataset import Sample, check_dataset, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.rare_classes import RareClassSampling, index_classes
-from tests.pipeline.preparing import content, run
+from tests.pipeline.preparing import content, run, write_pairs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -205,6 +205,27 @@ def test_own_folder_can_be_indexed(
     samples = open_dataset(tmp_path / "out", labelled=True)
     assert [s.row["condition"] for s in samples] == ["fog"] * 3 and samples[0].caption
     assert sum(samples[0].row["class_pixels"]) > 0
+
+
+def test_field_files_of_an_own_folder_keep_its_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, rows = tmp_path / "r", []
+    for number, drive in enumerate(("a", "b")):
+        write_pairs(root / drive, np.full((2, 2), number))
+        names = {f"{kind}_file_name": f"{drive}/{kind}s/1.png" for kind in ("image", "label")}
+        rows.append({"id": drive, **names, "original_image": f"{drive}.png"})
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(sys, "argv", [
+        "x", "--dataset", "own", "--root", str(root), "--output", str(tmp_path / "out"),
+        "--workers", "1", "--field-files", "True",
+    ])  # fmt: skip
+    assert prepare.main() is None
+    for number, drive in enumerate(("a", "b")):
+        path = tmp_path / "out" / "field_files" / drive / "labels" / "1_labelTrainIds.png"
+        assert (labels.read_label(path) == number).all()
+    samples = open_dataset(tmp_path / "out", labelled=True)
+    assert [sample.row["original_image"] for sample in samples] == ["a.png", "b.png"]
 
 
 def start(root: Path, output: Path) -> subprocess.Popen:

@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline import label_spaces, labels, prepare
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
+from segtrain.protocol import Protocol, protocol_of
 from tests.pipeline.preparing import run, write_pairs
 
 
@@ -102,3 +103,10 @@ def test_own_classes_of_a_set_travel_with_the_prepared_folder(
     assert merged == label_spaces.merged_classes("camvid") and merged is not None
     assert merged.merge(labels.read_label(sample.label)).tolist() == [[*range(11), 255]]
     assert label_spaces.classes_of_folder(tmp_path) is None
+    monkeypatch.setattr(sys, "argv", [
+        "x", "--dataset", "own", "--root", str(tmp_path / "out"), "--condition", "day",
+        "--output", str(tmp_path / "copy"), "--workers", "1",
+    ])  # fmt: skip
+    assert prepare.main() is None
+    assert protocol_of(tmp_path / "copy") == protocol_of(tmp_path / "out")
+    assert protocol_of(tmp_path / "copy") == Protocol((360, 480), (720, 960), merged)
