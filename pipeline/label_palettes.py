@@ -12,20 +12,23 @@ from pipeline.errors import UserError
 def check_palette(
     codes: np.ndarray, palette: np.ndarray, table: np.ndarray, classes: np.ndarray
 ) -> None:
-    """Raise a nameless `UserError` if most pixels are read as another class than their colour's.
+    """Raise a nameless `UserError` if most pixels, or most ids, are of another class than read.
 
     `codes` are HxW uint8 indices, `palette` their Nx3 colours, `table` the 256 train ids that they
-    are read as, `classes` the 19x3 Cityscapes colours. Pixels of other colours do not count; nor
-    do single ids that share the colour of a class, as pole groups and licence plates do.
+    are read as, `classes` the 19x3 Cityscapes colours. Other colours do not count; nor do single
+    ids that share the colour of a class, as pole groups and licence plates do. Where absent classes
+    were left out of a palette, road and the next few keep their ids, and often most pixels.
     """
     pixels = np.bincount(codes.ravel(), minlength=256)[: len(palette)]
     same = (palette[:, None, :] == classes[None]).all(axis=2) & (pixels > 0)[:, None]
     index, meant = np.nonzero(same)
     wrong = table[index] != meant
-    if wrong.sum() > 2 and pixels[index[wrong]].sum() > pixels[index[~wrong]].sum():
+    most_pixels = pixels[index[wrong]].sum() > pixels[index[~wrong]].sum()
+    if wrong.sum() > 2 and (most_pixels or wrong.sum() > (~wrong).sum()):
         first = index[wrong][0]
         raise UserError(
             f"the palette gives index {first} and {wrong.sum() - 1} more the Cityscapes colour of "
-            "other classes than the label space does, as if indices were renumbered; if the "
-            "colours are right, use --label-space cityscapes_colors"
+            "other classes than they are read as, as if indices were renumbered; if the "
+            "colours are right, use the label space cityscapes_colors (pipeline/prepare.py "
+            "--label-space)"
         )

@@ -125,10 +125,11 @@ def decode_label(data: bytes, path: str | Path, table: np.ndarray | None = None)
         codes = images.decode_codes(data, header, colors=colors)
         if not colors:
             codes = _single_channel(codes, header.mode)
-        if table is not None and not colors and header.mode == "P":
+        if not colors and header.mode == "P":
             palette = images.palette_of(data)
             if palette is not None:
-                check_palette(codes, palette, table, PALETTE)
+                read_as = np.arange(256) if table is None else table
+                check_palette(codes, palette, read_as, PALETTE)
     label = codes if table is None else np.take(table, codes)
     if table is not None and (unknown := label == NOT_AN_ID).any():
         found = np.unique(codes[unknown])[:8].tolist()
@@ -144,15 +145,14 @@ def decode_label(data: bytes, path: str | Path, table: np.ndarray | None = None)
 
 def _single_channel(pixels: np.ndarray, mode: str) -> np.ndarray:
     """Return HxW uint8 ids of decoded pixels that may have channels or two bytes."""
-    if mode == "I;16":
-        if pixels.max() > VOID:
+    if mode in ("I;16", "RGB;16"):
+        ids = pixels if mode == "I;16" else pixels[..., 0]
+        if ids.max() > VOID:
             raise UserError(
-                f"16-bit label has values up to {pixels.max()}, as maps of instances do; use the "
+                f"16-bit label has values up to {ids.max()}, as maps of instances do; use the "
                 "map of classes"
             )
-        return pixels.astype(np.uint8)
-    if mode == "RGB;16":
-        return np.minimum(pixels[..., 0], NOT_AN_ID).astype(np.uint8)
+        return ids.astype(np.uint8)
     if pixels.ndim == 2:
         return pixels
     if mode != "LA":

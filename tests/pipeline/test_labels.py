@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,6 +28,26 @@ def test_palette_png_is_read_as_ids(tmp_path: Path) -> None:
     image.putpalette(palette.tobytes())
     image.save(tmp_path / "p.png")
     assert np.array_equal(labels.read_label(tmp_path / "p.png"), all_ids())
+
+
+def test_palettes_with_other_numbers_are_refused_by_every_reader(tmp_path: Path) -> None:
+    codes = np.array([[0] * 12 + [1, 2, 3, 4, 5, 6]], np.uint8)  # most pixels are of road still
+    image = Image.fromarray(codes, mode="P")
+    image.putpalette(labels.PALETTE[[0, 1, 2, 8, 10, 13, 18]].tobytes())
+    image.save(tmp_path / "p.png")
+    with pytest.raises(UserError, match="p.png: the palette gives index 3 and 3 more.*read as"):
+        labels.read_label(tmp_path / "p.png")
+
+
+def test_sixteen_bit_colours_keep_void_and_refuse_instances(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "wide.png", np.zeros((4, 5, 3), np.uint16)
+    pixels[..., 2] = all_ids()  # OpenCV has red last
+    cv2.imwrite(str(path), pixels)
+    assert np.array_equal(labels.read_label(path), all_ids())
+    assert np.array_equal(labels.read_label(path, label_spaces.label_space("train_ids")), all_ids())
+    cv2.imwrite(str(path), pixels + 300)
+    with pytest.raises(UserError, match="wide.png: 16-bit label has values up to 555"):
+        labels.read_label(path, np.zeros(256, np.uint8))
 
 
 def test_other_label_space_is_converted_and_unknown_ids_become_void(tmp_path: Path) -> None:
