@@ -27,6 +27,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
 import numpy as np
 
 from pipeline import __version__, class_stats, files, images, label_spaces, labels
+from pipeline.catalogue.changes import require_unchanged
 from pipeline.catalogue.checks import Fault, check_listing
 from pipeline.catalogue.specs import (
     DERIVED,
@@ -238,6 +239,7 @@ def open_writer(
     folder = Path(config.output).resolve()
     provenance = provenance_of(config, spec, listing)
     if is_mapped_otherwise(settings, folder):
+        lock_folder(folder)  # before anything of another process is removed
         print(f"{folder}: {listing.label_space} was changed, all labels are converted again")
         for path in folder.glob("metadata*.jsonl"):
             path.unlink()
@@ -313,6 +315,7 @@ def main() -> int | None:
             report(faults, num_pairs, REMEDY)
         look_at_some(listing, faults)
     writer = open_writer(config, spec, listing, settings)
+    require_unchanged(writer.folder, listing, done)
     if len(done) < num_pairs:
         say_copies(config, listing, writer.folder)
         faults = convert_all(config, writer, listing, faults)

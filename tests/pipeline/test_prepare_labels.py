@@ -1,6 +1,7 @@
 """Preparing: label spaces, palettes, void and the own classes of a set."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -64,6 +65,38 @@ def test_labels_that_become_void_are_said_or_refused(
     with pytest.raises(UserError, match="none of the pixels are of a class.*--label-space"):
         run(monkeypatch, root, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_set_whose_source_has_changed_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_pairs(tmp_path / "r", np.array([[7, 8]]), np.array([[7, 8]])), tmp_path / "o"
+    assert run(monkeypatch, root, out) is None
+    for path in root.glob("*/*.png"):
+        os.utime(path)  # touched, not changed
+    assert run(monkeypatch, root, out) is None and "nothing to do" in capsys.readouterr().out
+    Image.new("RGB", (2, 1), "red").save(root / "images" / "2.png")
+    Image.fromarray(np.array([[8, 8]], np.uint8)).save(root / "labels" / "1.png")
+    with pytest.raises(UserError, match="labels/1.png: has changed .* 1 more .* another folder"):
+        run(monkeypatch, root, out)
+    assert run(monkeypatch, root, tmp_path / "o2") is None
+
+
+def test_a_changed_label_space_removes_nothing_of_a_process_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = write_pairs(tmp_path / "r", np.array([[1, 2]])), tmp_path / "o"
+    flags = ("--label-space", str(own_space(tmp_path, "train_ids: {1: 9, 2: 2}\nvoid: []\n")))
+    assert run(monkeypatch, root, out, *flags) is None
+    own_space(tmp_path, "train_ids: {1: 8, 2: 2}\nvoid: []\n")
+
+    def refuse(folder: Path) -> None:
+        raise UserError(f"{folder}: another process is writing to it")
+
+    monkeypatch.setattr(prepare, "lock_folder", refuse)
+    with pytest.raises(UserError, match="another process"):
+        run(monkeypatch, root, out, *flags)
+    assert len(open_dataset(out, labelled=True)) == 1
 
 
 def test_palettes_with_other_numbers_are_refused_before_anything_is_written(
