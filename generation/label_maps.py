@@ -25,6 +25,7 @@ from pipeline.metadata import is_dataset
 from pipeline.paths import find_files, say_hidden
 from pipeline.reading import read_json
 from pipeline.resizing import resize_nearest
+from pipeline.tar_members import file_of, file_size
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,7 @@ def _measure(source: LabelMapFolder, name: str) -> LabelMap:
 
 
 def _state(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    return [file_size(path), file_of(path).stat().st_mtime_ns]
 
 
 def _key(source: LabelMapFolder) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
-from pipeline.tar_members import file_size
+from pipeline.tar_members import file_of, file_size, find_member, read_member
 
 BASE_PARTS = (
     "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
@@ -71,14 +71,16 @@ def part_digest(folder: Path) -> str:
 def file_digest(path: Path) -> str:
     """Return the first hex digits of a file's SHA-256; an unchanged file is read once."""
     try:
-        found = path.stat()
-        return _file_digest(path.resolve(), found.st_size, found.st_mtime_ns)
+        time_ns = file_of(path).stat().st_mtime_ns
+        return _file_digest(path.resolve(), file_size(path), time_ns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
 
 
 @functools.cache
 def _file_digest(path: Path, size: int, time_ns: int) -> str:
+    if member := find_member(path):
+        return hashlib.sha256(read_member(member, path)).hexdigest()[:DIGITS]
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()[:DIGITS]
 

@@ -72,6 +72,12 @@ def add_member(archive: tarfile.TarFile, name: str, data: bytes) -> int:
     return archive.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
+def file_of(path: str | Path) -> Path:
+    """Return the file on this disk in which a file or a member lies: the member's shard."""
+    member = find_member(path)
+    return Path(member.shard if member else path)
+
+
 def file_size(path: Path) -> int:
     """Return the bytes of a file or of a member."""
     member = find_member(path)

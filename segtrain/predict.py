@@ -31,6 +31,7 @@ from pipeline.identity import file_digest
 from pipeline.images import read_image
 from pipeline.output_folders import RUN, check_output, require_writable
 from pipeline.setting_checks import require_positive
+from pipeline.tar_members import file_of
 from segtrain.checkpoints import (
     SCENE_FILE,
     WEIGHTS_FILE,
@@ -109,7 +110,7 @@ def is_current(prediction: Path, image: Path) -> bool:
     """
     try:
         made = prediction.stat().st_mtime_ns
-        states = (image.stat(), image.lstat())
+        states = (file_of(image).stat(), file_of(image).lstat())
     except OSError:
         return False
     return made >= max(max(state.st_mtime_ns, state.st_ctime_ns) for state in states)

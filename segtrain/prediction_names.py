@@ -8,6 +8,7 @@ from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.metadata import is_dataset
 from pipeline.reading import read_json, shortened
+from pipeline.tar_members import find_member
 
 CITYSCAPES = re.compile(r"([A-Za-z-]{1,60}_[0-9]{6}_[0-9]{6})_leftImg8bit\.[A-Za-z]+")
 
@@ -15,13 +16,14 @@ CITYSCAPES = re.compile(r"([A-Za-z-]{1,60}_[0-9]{6}_[0-9]{6})_leftImg8bit\.[A-Za
 def name_predictions(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
     """Return the first images of `folder` by the relative PNG file of their predictions.
 
-    An image keeps its place below `folder`. One elsewhere, where pipeline/prepare.py leaves the
-    images, goes by the id of its sample.
+    An image keeps its place below `folder`. One elsewhere, or in a tar shard, goes by the id of
+    its sample.
     """
     named: dict[Path, Path] = {}
     ids: list[str] = []
     for index, image in enumerate(images):
-        if image.is_relative_to(folder) and ".." not in image.relative_to(folder).parts:
+        is_inside = image.is_relative_to(folder) and ".." not in image.relative_to(folder).parts
+        if is_inside and not find_member(image):
             name = image.relative_to(folder).with_suffix(".png")
         else:
             ids = ids or [sample.id for sample in open_dataset(folder, labelled=False)]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from generation import label_maps
+from pipeline import release
 from pipeline.errors import UserError
 
 
@@ -109,6 +110,20 @@ def test_scan_is_kept_and_renewed(tmp_path):
 def test_dataset_folder_gives_its_labels(tiny_dataset):
     source = opened(tiny_dataset(3, 16, 32))
     assert [n.startswith("labels/") for n in source.names] == [True] * 3
+
+
+def test_a_released_set_gives_its_labels_and_images(tiny_dataset, tmp_path, monkeypatch):
+    output, cache = tmp_path / "set", tmp_path / "label_maps.json"
+    argv = ["release.py", str(tiny_dataset(3, 16, 32)), "--output", str(output)]
+    monkeypatch.setattr("sys.argv", [*argv, "--work", str(tmp_path / "work"), "--workers", "1"])
+    assert release.main() is None
+    source = opened(output)
+    label_maps.check_source_images(source)
+    found, images = label_maps.scan(source), label_maps.digest_images(source)
+    assert len(set(images.values())) == len(images) == 3
+    label_maps.save_scan(source, found, images, cache)
+    monkeypatch.setattr(label_maps, "file_digest", lambda _: "read again")
+    assert label_maps.digest_images(source, cache) == images
 
 
 def test_images_of_another_size_than_their_maps_are_refused(tiny_dataset, tmp_path):

@@ -203,6 +203,21 @@ def test_label_ids_without_a_word_are_asked_for(prepared, predicted, tmp_path) -
         score.run(config, score.check(config))
 
 
+def test_predictions_of_a_released_set_go_by_ids_and_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "set" / "webdataset" / "train-000000.tar"
+    folder.parent.mkdir(parents=True)
+    folder.write_bytes(bytes(20))
+    names = [f"webdataset/train-000000.tar/{start}-5/{start:08d}.png" for start in (0, 9)]
+    rows = [{"id": name[-12:-4], "image_file_name": name} for name in names]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "set" / "metadata.jsonl").write_text(lines)
+    images = [tmp_path / "set" / name for name in names]
+    named = name_predictions(tmp_path / "set", images)
+    assert [str(name) for name in named] == ["00000000.png", "00000009.png"]
+    (tmp_path / "p.png").touch()
+    assert predict.is_current(tmp_path / "p.png", images[0])
+
+
 def test_a_set_of_fewer_classes_is_scored_in_its_own() -> None:
     classes = label_spaces.parse_merged(
         {"tree": [8, 9], "rider": [12, 17, 18], "road": [0]}, "test"
