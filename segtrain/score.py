@@ -246,9 +246,11 @@ class Scoring:
         import torch
 
         config, predicted = self.config, self.plan.predicted
+        space = config.prediction_space  # a file of the user's own may change
+        content = label_spaces.space_content(space) if space else {}
         of_network: dict[str, Any] = {
             "name": name,
-            "settings": [config.size_px, config.prediction_space, self.accelerator.device.type],
+            "settings": [config.size_px, content, self.accelerator.device.type],
             "versions": [__version__, torch.__version__],
             **({} if config.predictions else identify(folder, config.scene)),
         }

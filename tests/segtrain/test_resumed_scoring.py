@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.claims import sole_writer
+from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from segtrain import score
 from segtrain.checkpoints import WEIGHTS_FILE
@@ -163,3 +164,25 @@ def test_a_candidate_without_numbers_is_marked_and_never_chosen(
     with pytest.raises(UserError, match="--select-on .*: the probabilities of all 2 networks are"):
         score.run(config, score.check(config))
     assert not list(tmp_path.glob("t.*"))
+
+
+def test_rows_under_an_earlier_label_space_are_made_again(
+    target: Path, tmp_path: Path, calls: Calls
+) -> None:
+    space, void = tmp_path / "space.yaml", f"void: [255, {', '.join(map(str, range(1, 19)))}]\n"
+    space.write_text(f"train_ids: {{0: 0}}\n{void}")
+    for sample in open_dataset(target, labelled=True):
+        path = tmp_path / "predicted" / sample.image.relative_to(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample.label, path)
+    (tmp_path / "out").mkdir()
+    config = score.Config(
+        predictions=tmp_path / "predicted", prediction_space=str(space), targets=(target,),
+        output=tmp_path / "out/s.json",
+    )  # fmt: skip
+    stop_after(NUM_IMAGES - 1, config, calls)
+    space.write_text(f"train_ids: {{0: 1}}\n{void}")
+    changed = run(config)
+    assert len(calls.made) == NUM_IMAGES
+    remove(config)
+    assert run(config) == changed
