@@ -7,6 +7,7 @@ stopped by SIGINT/SIGTERM.
 
 from __future__ import annotations  # so that doctor.py starts on any Python
 
+import errno
 import io
 import os
 import select
@@ -47,6 +48,12 @@ def _reader_is_gone() -> bool:
     return gone
 
 
+def _remedy_of(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space and repeat the command"
+    return "check the path and its rights"
+
+
 def guard(main: Callable[[], int | None]) -> None:
     """Run `main` and leave the process with its exit code; `UserError` becomes one stderr line.
 
@@ -66,7 +73,7 @@ def guard(main: Callable[[], int | None]) -> None:
         message = str(error)
         if isinstance(error, OSError):
             name = error.filename2 or error.filename  # of two, what was to be replaced
-            message = f"{name}: {error.strerror}; check the path and its rights"
+            message = f"{name}: {error.strerror}; {_remedy_of(error)}"
         _end_progress_bars()
         print(f"{PREFIX}{one_line(message)}", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT) from None

@@ -92,13 +92,25 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an error of a write or fsync, which names no file, the name that `path` shall get."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path.with_name(path.name.partition(TEMPORARY_MARK)[0]))
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success fsync it and rename it to `path`."""
     make_folder(path.parent)
     temporary = temporary_name(path)
     try:
-        yield temporary
-        sync_file(temporary)
+        with _naming(path):
+            yield temporary
+            sync_file(temporary)
         os.replace(temporary, path)
         fsync_folder(path.parent)
     finally:
@@ -109,9 +121,10 @@ def write_data(path: Path, data: bytes, flags: int) -> None:
     """Write all of `data` to `path`, opened with `flags`; nothing is synced."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o666)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(handle, rest) :]
+        with _naming(path):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
     finally:
         os.close(handle)
 

@@ -41,7 +41,7 @@ def require_unchanged(folder: Path, listing: Listing, done: Iterable[dict[str, A
 
 
 def _is_newer(source: Path, made: Path) -> bool:
-    """Tell whether a file, or the shard that holds it, is newer than another; not if one is gone."""
+    """Tell whether a file, or the shard it lies in, is newer than another; not if one is gone."""
     try:
         return file_of(source).stat().st_mtime_ns > made.stat().st_mtime_ns
     except OSError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import files
 from pipeline.errors import EXIT_BAD_INPUT, LONGEST, UserError, guard
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -46,6 +47,24 @@ def test_files_that_the_system_refuses_are_named(
             action()
         code, message = ended(caught.value, capsys)
         assert code == EXIT_BAD_INPUT and f"{name}; check the path and its rights" in message
+
+
+def test_a_full_disk_names_the_file_and_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError) as one:
+        files.write_bytes(tmp_path / "a", b"x")
+    with pytest.raises(OSError) as other, files.replacing(tmp_path / "a"):
+        full()
+    monkeypatch.undo()
+    for caught in (one, other):
+        code, message = ended(caught.value, capsys)
+        assert code == EXIT_BAD_INPUT and f"{tmp_path}/a: No" in message
+        assert message.endswith("No space left on device; free some space and repeat the command\n")
 
 
 def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
