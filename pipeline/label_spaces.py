@@ -4,6 +4,7 @@ A label space is a YAML file, in datasets/labelspaces or anywhere.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,16 @@ def merged_classes(name: str) -> MergedClasses | None:
     path = space_file(name)
     space = load_yaml(path)
     classes = space.get("classes") if isinstance(space, dict) else None
-    return None if classes is None else parse_merged(classes, f"{path}: classes")
+    if classes is None:
+        return None
+    merged = parse_merged(classes, f"{path}: classes")
+    table = label_space(name)
+    if left_out := {*table[table < NUM_CLASSES].tolist()} - {*itertools.chain(*merged.members)}:
+        raise UserError(
+            f"{path}: classes: train id {min(left_out)}, which labels are mapped to, stands in "
+            "none of them, so it would never be scored; add it to one, or map those labels to void"
+        )
+    return merged
 
 
 def classes_of_folder(folder: Path) -> MergedClasses | None:

@@ -6,6 +6,7 @@ can hold is refused. The folder appears under its name when it is whole, or not 
 
 import contextlib
 import errno
+import glob
 import gzip
 import lzma
 import os
@@ -83,7 +84,7 @@ def unpack(
     """
     mark = f"{output.name}{files.TEMPORARY_MARK}"
     staging = output.with_name(f"{mark}{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    for left in filter(files.is_abandoned, output.parent.glob(f"{mark}*")):
+    for left in filter(files.is_abandoned, output.parent.glob(f"{glob.escape(mark)}*")):
         shutil.rmtree(left)
     seen: dict[str, Path] = {}
     litter: list[str] = []

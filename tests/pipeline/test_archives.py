@@ -288,10 +288,10 @@ def test_zip_that_lies_about_a_size_stays_within_it(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    dead = tmp_path / f"out{files.TEMPORARY_MARK}999999999-abc"
+    dead = tmp_path / f"out [1]{files.TEMPORARY_MARK}999999999-abc"
     (dead / "images").mkdir(parents=True)
-    archives.unpack({"x": write_zip(tmp_path / "x", {"a": b"x"})}, tmp_path / "out", {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "x"]
+    archives.unpack({"x": write_zip(tmp_path / "x", {"a": b"x"})}, tmp_path / "out [1]", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out [1]", "x"]
 
 
 def test_mutated_archives_never_write_elsewhere(

@@ -233,6 +233,7 @@ def test_camvid_merges_nineteen_classes_into_its_eleven() -> None:
         ("{a: [19]}", "is a list of train ids"),
         ("{1: [0]}", "is a list of train ids"),
         ("{a: [0, 1], b: [1]}", "train id 1 stands in two classes"),
+        ("{a: [3]}", "train id 2, which labels are mapped to, stands in none"),
     ],
 )
 def test_bad_classes_of_a_label_space_are_one_line(tmp_path: Path, classes: str, rule: str) -> None:
@@ -242,9 +243,6 @@ def test_bad_classes_of_a_label_space_are_one_line(tmp_path: Path, classes: str,
         label_spaces.merged_classes(str(path))
 
 
-def test_predictions_of_no_class_count_as_wrong(tmp_path: Path) -> None:
-    path = tmp_path / "space.yaml"
-    path.write_text(f"{SPACE}classes: {{sky: [10], building: [2]}}\n")
-    merged = label_spaces.merged_classes(str(path))
-    assert merged is not None
+def test_predictions_of_no_class_count_as_wrong() -> None:
+    merged = label_spaces.parse_merged({"sky": [10], "building": [2]}, "test")
     assert merged.merge(np.array([[10, 2, 0, 255]], np.uint8)).tolist() == [[0, 1, 2, 255]]
