@@ -251,9 +251,15 @@ def _list_layouts(spec: DatasetSpec, root: Path, split: str) -> Listing:
         )
     pairs = []
     spelt = {_plain_suffix(name): name for name in found}
+    labels_of = {
+        name: _fill(layout.label, {**fields, "split": folder}) for name, fields in images.items()
+    }
+    labels_of = {name: spelt.get(_plain_suffix(x), x) for name, x in labels_of.items()}
+    beside = {label for name, label in labels_of.items() if label != name}
     for name, fields in images.items():
-        label = _fill(layout.label, {**fields, "split": folder})
-        label = spelt.get(_plain_suffix(label), label)
+        if name in beside:  # a label in the folder of the images, whose template it fits too
+            continue
+        label = labels_of[name]
         found.pop(label, None)
         by_name = (c for p, c in spec.prefixes.items() if Path(name).name.startswith(p))
         condition = fields.get("condition") or next(by_name, spec.condition)

@@ -11,7 +11,10 @@ from PIL import Image
 
 from pipeline import files, images, label_spaces, labels
 from pipeline.catalogue.specs import (
+    DatasetSpec,
+    Layout,
     Selection,
+    Split,
     known_datasets,
     list_pairs,
     load_spec,
@@ -231,6 +234,16 @@ def test_wrong_entries_and_selections_are_named(
         open_selection(Selection("gta"))
     open_selection(Selection("gta", str(root)))
     assert "2 images of 24966 expected" in capsys.readouterr().err
+
+
+def test_labels_beside_their_images_are_no_images(tmp_path: Path) -> None:
+    for name in ("a.png", "a_label.png", "b.png", "b_label.PNG"):
+        (tmp_path / name).touch()
+    layout = Layout("{name}.png", "{name}_label.png")
+    spec = DatasetSpec("x", licence="y", layouts=(layout,), splits={"all": Split()})
+    listing = list_pairs(spec, tmp_path, "all")
+    assert [pair.label.name for pair in listing.pairs] == ["a_label.png", "b_label.PNG"]
+    assert not listing.orphans
 
 
 def test_label_spaces_are_strict(tmp_path: Path) -> None:
