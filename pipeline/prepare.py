@@ -223,7 +223,8 @@ def provenance_of(config: Config, spec: DatasetSpec, listing: Listing) -> dict[s
     if not spec.layouts:
         sizes = sizes or sizes_of(Path(config.root))
         merged = merged or label_spaces.classes_of_folder(Path(config.root))
-    found = {"streetforge": __version__, "protocol": sizes, "role": role_of(config, spec)}
+    role = role_of(config, spec)
+    found: dict[str, Any] = {"streetforge": __version__, "protocol": sizes, "role": role}
     if merged:  # see label_spaces.classes_of_folder
         found["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
     return found

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from pipeline import files, images, label_spaces, labels
+from pipeline import files, images, label_spaces, labels, parallel
 from pipeline.catalogue.specs import Listing
 from pipeline.errors import UserError
 from pipeline.rows import sample_id
@@ -23,15 +24,25 @@ def require_unchanged(folder: Path, listing: Listing, done: Iterable[dict[str, A
     """
     table = label_spaces.label_space(listing.label_space)
     rows = {row["id"]: row for row in done}
-    changed: list[Path] = []
+    newer: list[tuple[Path, Path | str]] = []  # and what it was when it was prepared
     for index, pair in enumerate(listing.pairs):
         if not (row := rows.get(sample_id(index))):
             continue
         made = folder / str(row.get("label_file_name"))
-        if _is_newer(pair.label, made) and not _is_same_label(pair.label, made, table):
-            changed.append(pair.label)
-        if _is_newer(pair.image, made) and not _is_same_image(pair.image, row):
-            changed.append(pair.image)
+        if _is_newer(pair.label, made):
+            newer.append((pair.label, made))
+        if (stated := row.get("image_sha256")) and _is_newer(pair.image, made):
+            newer.append((pair.image, stated))
+
+    def is_same(one: tuple[Path, Path | str]) -> bool:
+        source, before = one
+        if isinstance(before, str):
+            return files.sha256(images.read_file(source)) == before
+        return _is_same_label(source, before, table)
+
+    with parallel.thread_pool() as pool:
+        found = tqdm(pool.map(is_same, newer), "newer files", len(newer), disable=not newer)
+        changed = [path for (path, _), same in zip(newer, found, strict=True) if not same]
     if changed:
         more = f", and so have {len(changed) - 1} more files" if len(changed) > 1 else ""
         raise UserError(
@@ -53,8 +64,3 @@ def _is_same_label(source: Path, made: Path, table: np.ndarray) -> bool:
         return np.array_equal(labels.read_label(source, table), labels.read_label(made))
     except UserError:
         return False
-
-
-def _is_same_image(source: Path, row: dict[str, Any]) -> bool:
-    stated = row.get("image_sha256")
-    return stated is None or files.sha256(images.read_file(source)) == stated
