@@ -19,6 +19,7 @@ from pipeline.latents import images_to_tensor, sample_latents
 from pipeline.prompt_encoder import PromptEncoder
 from pipeline.size_grid import vae_scale_factor
 
+ENCODED_PX = 1024 * 1024  # about 3 GB of the autoencoder's activations in float32
 WEIGHT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Batch = tuple[torch.Tensor, torch.Tensor | None, Sequence[str]]
 """BxHxWx3 images or Bx2xCxhxw moments; BxHxW label ids or None; captions."""
@@ -116,11 +117,21 @@ def sample_moments(moments: torch.Tensor, generator: torch.Generator) -> torch.T
 
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, images: list[np.ndarray]) -> torch.Tensor:
-    """Return mean and deviation of the scaled latents of HxWx3 images: Bx2xCxhxw float16, CPU."""
+    """Return mean and deviation of the scaled latents of HxWx3 images: Bx2xCxhxw float16, CPU.
+
+    At most `ENCODED_PX` pixels, or one image, are encoded at once: a batch needs no more memory.
+    """
     device = next(vae.parameters()).device
-    posterior = vae.encode(images_to_tensor(images).to(device)).latent_dist
-    mean = posterior.mean - (vae.config.shift_factor or 0)
-    return (torch.stack([mean, posterior.std], dim=1) * vae.config.scaling_factor).half().cpu()
+    height, width = images[0].shape[:2]
+    size = max(1, ENCODED_PX // (height * width))
+    moments = []
+    for start in range(0, len(images), size):
+        part = images_to_tensor(images[start : start + size]).to(device)
+        posterior = vae.encode(part).latent_dist
+        mean = posterior.mean - (vae.config.shift_factor or 0)
+        scaled = torch.stack([mean, posterior.std], dim=1) * vae.config.scaling_factor
+        moments.append(scaled.half().cpu())
+    return torch.cat(moments)
 
 
 def predict(

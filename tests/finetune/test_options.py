@@ -4,16 +4,18 @@ import importlib.util
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from finetune import cache, controlnet, data, loop, start, unet
+from finetune import cache, controlnet, data, diffusion, loop, start, unet
 from finetune.losses import diffusion_loss, min_snr_weights
 from finetune.settings import Training
 from pipeline import checkpoints
 from pipeline.config import from_mapping
 from pipeline.errors import UserError
+from pipeline.models import load_component
 
 
 class Process:
@@ -58,6 +60,20 @@ def test_cache_is_dealt_out_and_completed_item_by_item(tmp_path, monkeypatch):
         moments, cached_label, cached_caption = crops[i]
         assert torch.equal(moments, encode([image])[0]) and moments.dtype == torch.float16
         assert (cached_label.numpy() == label).all() and cached_caption == caption
+
+
+def test_batches_of_large_crops_are_encoded_in_parts(tiny_base, monkeypatch):
+    """64 crops of 1024 px at once would take 200 GB."""
+    vae = load_component(str(tiny_base), "vae")
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), dtype=np.uint8))
+    expected, encode, sizes = diffusion.encode_moments(vae, images), vae.encode, []
+    monkeypatch.setattr(vae, "encode", lambda batch: sizes.append(len(batch)) or encode(batch))
+    monkeypatch.setattr(diffusion, "ENCODED_PX", 2 * 32 * 64 + 1)
+    found = diffusion.encode_moments(vae, images)
+    assert sizes == [2, 2, 1]
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+    monkeypatch.setattr(diffusion, "ENCODED_PX", 1)
+    assert len(diffusion.encode_moments(vae, images[:2])) == 2
 
 
 @pytest.mark.parametrize("kept", [(), ("--cache-on-device",)], ids=["files", "device"])
