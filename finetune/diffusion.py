@@ -67,25 +67,12 @@ class FrozenBase:
         self.text = PromptEncoder(base, device)
         self.scheduler = models.load_scheduler(base)
 
-    def vae_precision(self) -> torch.autocast:
-        """Return the autocast context for the autoencoder: float32 in place of float16 if it must.
-
-        SDXL's overflows in float16, and its config says so (`force_upcast`).
-        """
-        kind = self.device.type
-        dtype = torch.get_autocast_dtype(kind)
-        overflows = dtype is torch.float16 and self.vae.config.force_upcast
-        enabled = torch.is_autocast_enabled(kind) and not overflows
-        return torch.autocast(kind, dtype=dtype, enabled=enabled)
-
     @torch.no_grad()
     def latents(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Sample scaled latents BxCxhxw, float32, from the posterior of images or moments."""
         images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.uint8:
-            with self.vae_precision():
-                floats = images_to_tensor(images)
-                return sample_latents(self.vae, floats, generator).float()
+            return sample_latents(self.vae, images_to_tensor(images), generator)
         return sample_moments(images, generator)
 
     def add_noise(self, batch: Batch, generator: torch.Generator) -> NoisyBatch:

@@ -23,18 +23,49 @@ def tensor_to_images(tensor: "torch.Tensor") -> Any:
 
 def encode_latents(vae: Any, images: "torch.Tensor") -> "torch.Tensor":
     """Encode images Bx3xHxW in [-1, 1] to scaled latents BxCxhxw, the posterior's mean."""
-    latents = vae.encode(images).latent_dist.mean
-    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    return _scaled(vae, _posterior(vae, images).mean)
 
 
 def sample_latents(
     vae: Any, images: "torch.Tensor", generator: "torch.Generator"
 ) -> "torch.Tensor":
     """Encode images Bx3xHxW in [-1, 1] to scaled latents sampled from the posterior."""
-    latents = vae.encode(images).latent_dist.sample(generator)
-    return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    return _scaled(vae, _posterior(vae, images).sample(generator))
 
 
 def decode_latents(vae: Any, latents: "torch.Tensor") -> "torch.Tensor":
     """Decode scaled latents BxCxhxw to images Bx3xHxW, about [-1, 1]."""
-    return vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
+    with _autocast_of(vae, latents):
+        latents = full_precision(latents) / vae.config.scaling_factor
+        return vae.decode(latents + (vae.config.shift_factor or 0)).sample
+
+
+def full_precision(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Return a tensor of at least float32, whatever autocast made of it."""
+    import torch
+
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _posterior(vae: Any, images: "torch.Tensor") -> Any:
+    with _autocast_of(vae, images):
+        return vae.encode(full_precision(images)).latent_dist
+
+
+def _scaled(vae: Any, latents: "torch.Tensor") -> "torch.Tensor":
+    """Return latents as the U-Net knows them, in full precision: solvers compute with them."""
+    return (full_precision(latents) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+
+def _autocast_of(vae: Any, given: "torch.Tensor") -> "torch.autocast":
+    """Return the autocast context of an autoencoder: float32 in place of float16 if it must.
+
+    SDXL's overflows in float16, and its config says so (`force_upcast`).
+    """
+    import torch
+
+    kind = given.device.type
+    dtype = torch.get_autocast_dtype(kind)
+    overflows = dtype is torch.float16 and vae.config.force_upcast
+    enabled = torch.is_autocast_enabled(kind) and not overflows
+    return torch.autocast(kind, dtype=dtype, enabled=enabled)

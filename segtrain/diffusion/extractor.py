@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pipeline import models
 from pipeline.errors import UserError
-from pipeline.latents import decode_latents, encode_latents
+from pipeline.latents import decode_latents, encode_latents, full_precision
 from pipeline.lora import add_adapter
 from pipeline.prompt_encoder import Conditioning
 from pipeline.setting_checks import require_extra
@@ -220,6 +220,7 @@ class DiffusionExtractor(torch.nn.Module):
                 **text.arguments((size_px[0], size_px[1])),
             ).sample
         if output is not None:
+            output = full_precision(output)  # the steps between noise levels are small
             output = self._merge_outputs(output.unflatten(0, (prompts, batch)), masks)
         features: list[Feature] = []
         for tap, value in taps.values.items():

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UserError
+from pipeline.latents import full_precision
 
 MAPS = ":maps"
 
@@ -51,10 +52,16 @@ def as_map(feature: torch.Tensor, aspect: tuple[int, int]) -> torch.Tensor:
 
 
 def attention_maps(attention: Any, hidden: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Return BxNxL probabilities softmax(q k^T / sqrt(d)) of a cross-attention, mean over heads."""
-    query = attention.to_q(hidden).unflatten(2, (attention.heads, -1)).transpose(1, 2)
-    key = attention.to_k(text).unflatten(2, (attention.heads, -1)).transpose(1, 2)
-    return (query @ key.transpose(-1, -2) * attention.scale).softmax(-1).mean(1)
+    """Return BxNxL probabilities softmax(q k^T / sqrt(d)) of a cross-attention, mean over heads.
+
+    The product is in full precision, as in fused kernels: q k^T can overflow in float16.
+    """
+    query, key = (
+        full_precision(part).unflatten(2, (attention.heads, -1)).transpose(1, 2)
+        for part in (attention.to_q(hidden), attention.to_k(text))
+    )
+    with torch.autocast(query.device.type, enabled=False):
+        return (query @ key.transpose(-1, -2) * attention.scale).softmax(-1).mean(1)
 
 
 class Taps:

@@ -14,6 +14,7 @@ from pipeline.latents import (
     decode_latents,
     encode_latents,
     images_to_tensor,
+    sample_latents,
     tensor_to_images,
 )
 from pipeline.model_files import read_config
@@ -75,6 +76,28 @@ def test_images_survive_the_way_through_tensors(tiny_base: Path) -> None:
         latents = encode_latents(vae, torch.zeros(1, 3, 64, 128))
         assert latents.shape == (1, 4, 16, 32)
         assert decode_latents(vae, latents).shape == (1, 3, 64, 128)
+
+
+@pytest.mark.parametrize("overflows", [True, False])
+def test_autoencoders_that_overflow_in_float16_stay_in_float32(
+    tiny_base: Path, overflows: bool
+) -> None:
+    """Under the autocast of any program; latents are float32 in either case."""
+    vae = models.load_component(str(tiny_base), "vae")
+    vae.register_to_config(force_upcast=overflows)
+    image = torch.rand(1, 3, 16, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    @torch.no_grad()
+    def results() -> list[torch.Tensor]:
+        latents = encode_latents(vae, image)
+        sampled = sample_latents(vae, image, torch.Generator().manual_seed(0))
+        return [latents, sampled, decode_latents(vae, latents.half())]
+
+    plain = results()
+    with torch.autocast("cpu", dtype=torch.float16):
+        halved = results()
+    assert {part.dtype for part in halved[:2]} == {torch.float32}
+    assert all(torch.equal(*pair) == overflows for pair in zip(plain, halved, strict=True))
 
 
 def test_revision_is_a_digest_of_the_weights(tiny_base: Path, tiny_controlnet: Path) -> None:

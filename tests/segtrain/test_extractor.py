@@ -269,3 +269,28 @@ def test_families_of_base_models(family: str, family_base) -> None:
     )
     maps = extractor(_image(32, 48), text)
     assert len(maps) == 2 and all(torch.isfinite(m).all() for m in maps)
+
+
+def test_attention_maps_do_not_overflow_in_float16(tiny_base: Path) -> None:
+    """Products of queries and keys of Stable Diffusion 2.1 exceed 65504."""
+    unet = models.load_component(str(tiny_base), "unet")
+    attention = unet.get_submodule(HIDDEN).attn2
+    rng = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 8, attention.to_q.in_features, generator=rng) * 3e3
+    states = torch.randn(1, 5, attention.to_k.in_features, generator=rng) * 3e3
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        maps = attention_maps(attention, hidden, states)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(1, 8))
+
+
+def test_inversion_keeps_its_latents_in_float32_under_autocast(
+    tiny_base: Path, text: Conditioning
+) -> None:
+    """A step between neighbouring noise levels is smaller than a step of bfloat16."""
+    trajectory = Inversion(targets=(1, 2, 3, 4), saved=(3, 0))
+    extractor = load_extractor(str(tiny_base), taps=TAPS, trajectory=trajectory)
+    seen = []
+    extractor.unet.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        extractor(_image(16, 32), text)
+    assert len(seen) == 4 and {latents.dtype for latents in seen} == {torch.float32}
