@@ -122,8 +122,9 @@ def start_run(
         check_dataset(images)
 
     from pipeline.models import check_loadable
-    from pipeline.runs import is_finished, make_accelerator, open_run
+    from pipeline.runs import is_finished, make_accelerator, open_run, require_precision
 
+    require_precision("--training.precision", config.training.precision)
     if is_finished(folder, config.training.steps):
         require_same(folder, RUN, _identity(config, data, models))
         print(f"{folder}: finished already, nothing to do")

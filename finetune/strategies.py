@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
+from torch.distributed.tensor import DTensor
 
 from finetune.averages import make_averages
 from finetune.settings import Training
@@ -25,17 +26,24 @@ class ParameterGroup:
     peak: float | None = None
     """Their peak learning rate; None takes that of the settings."""
 
-    def drop_unless_finite(self) -> bool:
+    def drop_unless_finite(self, agree: Callable[[bool], bool] = bool) -> bool:
         """Delete gradients that are not all finite, so that no update is made; tell whether so.
 
-        Before those of fp16 are unscaled: one that overflows skips the update of all groups.
+        `agree` makes of what this process found the finding of all. Before those of fp16 are
+        unscaled: one that overflows skips the update of all groups.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if not gradients or bool(torch.stack([torch.isfinite(g).all() for g in gradients]).all()):
+        gradients = [local_part(p.grad) for p in self.parameters if p.grad is not None]
+        finite = [torch.isfinite(gradient).all() for gradient in gradients]
+        if agree(not finite or bool(torch.stack(finite).all())):
             return False
         for parameter in self.parameters:
             parameter.grad = None
         return True
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this process holds of a tensor that FSDP spreads, any other tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 Grouping = Callable[[torch.nn.Module], list[ParameterGroup]]
@@ -66,8 +74,7 @@ class PlainStrategy:
 
     def check_norm(self, norm: torch.Tensor, step: int) -> None:
         """Stop before the update if the gradient norm is not finite."""
-        if not self.accelerator.scaler:  # fp16 skips updates that overflow by itself
-            runs.check_finite(float(norm), step, self.folder, "gradient norm")
+        check_norm(self.accelerator, norm, step, self.folder)
 
     def drop_unless_finite(self, group: ParameterGroup) -> bool:
         """Leave a network trained beside out of the update if its gradients are not finite."""
@@ -112,11 +119,18 @@ class ShardedStrategy:
         self.groups = grouping(self.wrapped)
 
     def check_norm(self, norm: torch.Tensor, step: int) -> None:
-        """Check nothing: the norm is spread over the processes, as the gradients are."""
+        """Stop before the update if the norm of all parts is not finite; on all processes."""
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        check_norm(self.accelerator, whole, step, self.folder)
 
     def drop_unless_finite(self, group: ParameterGroup) -> bool:
-        """Drop nothing: the gradients are spread over the processes."""
-        return False
+        """Leave a network trained beside out of the update if any process tells so."""
+
+        def agree(finite: bool) -> bool:
+            found = torch.tensor(float(finite), device=self.accelerator.device)
+            return float(self.accelerator.reduce(found, "mean")) == 1
+
+        return group.drop_unless_finite(agree)
 
     def update_averages(self, step: int) -> None:
         """Do nothing: averages need all weights on each process."""
@@ -135,6 +149,12 @@ class ShardedStrategy:
         if self.accelerator.is_main_process:
             self.whole.load_state_dict(state)
         return self.whole
+
+
+def check_norm(accelerator: Accelerator, norm: torch.Tensor, step: int, folder: Path) -> None:
+    """Raise `UserError` if the gradient norm of update `step` is not finite."""
+    if not accelerator.scaler:  # fp16 skips updates that overflow by itself
+        runs.check_finite(float(norm), step, folder, "gradient norm")
 
 
 def uses_fsdp(accelerator: Accelerator, settings: Training) -> bool:

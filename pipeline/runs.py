@@ -63,6 +63,12 @@ def only_cpu() -> bool:
     return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
+def require_precision(setting: str, precision: str) -> None:
+    """Raise `UserError` for float16 on a CPU: accelerate would train in float32 and not say so."""
+    if precision == "fp16" and only_cpu():
+        raise UserError(f"{setting} fp16: needs a GPU, and this machine has none; use bf16 or fp32")
+
+
 def start_accelerator(**options: Any) -> Accelerator:
     """Create an Accelerator on what this machine has, for one process or those of a launcher.
 

@@ -86,12 +86,17 @@ class SegmentationHead(ModelMixin, ConfigMixin):
         """Return the float32 logits BxCxhxw, `size` = (h, w), of the taps' features BxKxh'xw'.
 
         Features are enlarged by repetition, whose backward pass is deterministic on every device.
+        The head computes in the precision of its weights, also under autocast: in float16 its
+        gradients would overflow, as the loss scale follows those of the ControlNet, which are
+        smaller.
         """
-        hidden = sum(
-            F.interpolate(projection(feature), size=tuple(size), mode="nearest")
-            for projection, feature in zip(self.projections, features, strict=True)
-        )
-        return self.conv_out(self.act(self.norm(hidden))).float()
+        weight = self.conv_out.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            hidden = sum(
+                F.interpolate(projection(feature.to(weight.dtype)), tuple(size), mode="nearest")
+                for projection, feature in zip(self.projections, features, strict=True)
+            )
+            return self.conv_out(self.act(self.norm(hidden))).float()
 
 
 def label_shares(control: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

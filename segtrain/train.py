@@ -247,6 +247,7 @@ def run(config: Config, data: TrainingData) -> None:
     from segtrain import checkpoints, loop, recipes, saved_recipe
     from segtrain.batch_sheet import write_first_batch
 
+    runs.require_precision("--precision", config.precision)
     recipe = recipes.load_recipe(config.recipe, config.cfg_options)
     recipes.override(recipe, steps=config.steps, batch_size=config.batch_size, base=config.base)
     require_boundary_sets(config, recipe, data)

@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from finetune import controlnet
+from pipeline import runs
 from pipeline.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -99,3 +100,13 @@ def test_damage_in_a_run_is_passed_over_or_named(
         with pytest.raises(UserError, match=name.rpartition("/")[2].split(".")[0]) as caught:
             call(controlnet, *arguments)
         assert "\n" not in str(caught.value)
+
+
+def test_float16_on_a_cpu_is_refused_before_anything_is_written(
+    call, tiny_dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs, "only_cpu", lambda: True)
+    options = ("--data", tiny_dataset(n=1), "--output", tmp_path / "run")
+    with pytest.raises(UserError, match="--training.precision fp16: needs a GPU"):
+        call(controlnet, *options, "--training.precision", "fp16")
+    assert not (tmp_path / "run").exists()

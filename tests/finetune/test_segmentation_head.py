@@ -90,6 +90,20 @@ def test_an_overflow_beside_neither_skips_an_update_of_fp16_nor_lowers_the_scale
     assert scaler.get_scale() == 4
 
 
+def test_the_head_computes_in_the_precision_of_its_weights():
+    """In float16 its gradients would overflow at a loss scale that suits the ControlNet."""
+    torch.manual_seed(0)
+    head = SegmentationHead(tap_channels=(32,), hidden_channels=8, norm_num_groups=8)
+    features = [torch.randn(1, 32, 4, 4)]
+    expected = head(features, (8, 8))
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = head(features, (8, 8))
+    assert torch.equal(found, expected)
+    halves = [feature.half() for feature in features]  # as autocast leaves those of the U-Net
+    (2.0**20 * head(halves, (8, 8)).sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+
+
 def test_head_resumes_bit_for_bit(call, same_weights, tiny_dataset, tmp_path, monkeypatch):
     options = (
         "--data", tiny_dataset(n=3), *RARE, "--training.steps", "4", "--training.ema-decay", "0.9",

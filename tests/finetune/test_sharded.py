@@ -1,6 +1,14 @@
 """Weights spread over two processes by FSDP train and resume to the same bits as copies do."""
 
 import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+from finetune.strategies import ParameterGroup, ShardedStrategy
+from pipeline.errors import UserError
 
 # accelerate offers FSDP on GPUs only; here two CPU processes are passed off as GPU processes.
 AS_GPUS = """
@@ -53,3 +61,39 @@ def test_spread_weights_equal_copies(
         tmp_path / "averaged", check=False, **FSDP,
     )  # fmt: skip
     assert "set it to 0 with FSDP" in refused.stderr
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    """One process that stands for all."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+def strategy(folder, others: float = 1.0) -> ShardedStrategy:
+    """A strategy whose other processes found gradients that are finite (1) or not (0)."""
+    found = ShardedStrategy.__new__(ShardedStrategy)
+    found.folder = folder
+    found.accelerator = SimpleNamespace(
+        scaler=None, device=torch.device("cpu"), reduce=lambda own, kind: (own + others) / 2
+    )
+    return found
+
+
+def test_spread_gradients_that_are_not_finite_stop_the_run(mesh, tmp_path):
+    weight = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    weight.grad = distribute_tensor(torch.tensor([1.0, 2.0, float("nan"), 4.0]), mesh, [Shard(0)])
+    norm = torch.nn.utils.clip_grad_norm_([weight], 1.0)
+    with pytest.raises(UserError, match="the gradient norm is nan; no update was made"):
+        strategy(tmp_path).check_norm(norm, 3)
+
+
+def test_a_spread_network_beside_is_left_out_if_any_part_is_not_finite(mesh, tmp_path):
+    for others, value, dropped in ((1, 2.0, False), (1, float("inf"), True), (0, 2.0, True)):
+        weight = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+        weight.grad = distribute_tensor(torch.full((4,), value), mesh, [Shard(0)])
+        group = ParameterGroup([weight])
+        assert strategy(tmp_path, others).drop_unless_finite(group) == dropped
+        assert (weight.grad is None) == dropped

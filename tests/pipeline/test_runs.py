@@ -1,5 +1,6 @@
 """Training runs: exact resume, rotation, unmarked rests, full disks, other configs."""
 
+import contextlib
 import json
 import math
 import os
@@ -206,6 +207,17 @@ def test_processes_that_accelerate_does_not_see_are_refused(
         runs.make_accelerator(tmp_path)
     with pytest.raises(UserError, match="start CPU processes with torchrun"):
         runs.start_accelerator()
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_float16_without_a_gpu_is_refused(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate would train in float32."""
+    monkeypatch.setattr(runs, "only_cpu", lambda: on_cpu)
+    refused = pytest.raises(UserError, match="--precision fp16: needs a GPU")
+    for precision in ("fp32", "bf16"):
+        runs.require_precision("--precision", precision)
+    with refused if on_cpu else contextlib.nullcontext():
+        runs.require_precision("--precision", "fp16")
 
 
 def damage(folder: Path, name: str, data: bytes) -> None:
