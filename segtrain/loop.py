@@ -185,9 +185,7 @@ class Segmentation:
         return training_loss(model, self.network, samples)
 
     def after_update(self) -> None:
-        """Move the averages towards the network, and tell the network."""
-        if hasattr(self.network, "after_update"):  # of segtrain.generalization
-            self.network.after_update()
+        """Move the averages towards the network."""
         for average in (self.teacher, self.average):
             if average is not None:
                 average.follow()

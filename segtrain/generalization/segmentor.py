@@ -19,6 +19,7 @@ from segtrain.generalization.feature_distance import (
 from segtrain.generalization.style_hallucination import (
     StyleHallucination,
     StyleMemory,
+    follow_updates,
     js_divergence,
 )
 
@@ -64,6 +65,8 @@ class Segmentor(EncoderDecoder):
             if style_hallucination is None
             else StyleMemory(StyleHallucination(**style_hallucination))
         )
+        if self.styles:
+            follow_updates(self.styles, self)
         self._reference: list[Reference] = []  # a list: not registered as a submodule
         if (self.styles or self.boundary) and type(
             self.decode_head
@@ -106,18 +109,6 @@ class Segmentor(EncoderDecoder):
             divergence = js_divergence(plain.logits, other.logits)
             losses["style_consistency.loss"] = self.styles.settings.weight * divergence
         return losses
-
-    def after_update(self) -> None:
-        """Do what follows each update of the weights."""
-        if self.styles:
-            self.styles.after_update()
-
-    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, torch.Tensor]:
-        """Make a step of mmengine's Runner, which knows no `after_update`; in one process only."""
-        values = super().train_step(data, optim_wrapper)
-        if optim_wrapper.should_update():
-            self.after_update()
-        return values
 
     def choose_region(self, inputs: torch.Tensor) -> Any:
         """Draw what the passes of one step share; nothing here."""

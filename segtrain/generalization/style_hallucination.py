@@ -7,11 +7,13 @@ through the source for its base styles; here they come from the last images seen
 """
 
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipeline.errors import UserError
 
@@ -138,6 +140,26 @@ class StyleMemory(torch.nn.Module):
 
         with _hooked(backbone, self.settings.layer, change):
             yield
+
+
+def follow_updates(memory: StyleMemory, network: torch.nn.Module) -> None:
+    """Have `memory` count each step of an optimizer of `network`, whatever loop makes it.
+
+    mmengine's Runner tells a network of no update, and in several processes its wrapper leaves out
+    the network's own `train_step`.
+    """
+    followed, owner = weakref.ref(memory), weakref.ref(network)
+
+    def count(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        memory, network = followed(), owner()
+        if memory is None or network is None:
+            return
+        trained = next(p for p in network.parameters() if p.requires_grad)
+        if any(p is trained for group in optimizer.param_groups for p in group["params"]):
+            memory.after_update()
+
+    handle = register_optimizer_step_post_hook(count)
+    weakref.finalize(network, handle.remove)
 
 
 @contextmanager

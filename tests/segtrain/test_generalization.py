@@ -165,23 +165,49 @@ def test_restyled_features_have_the_new_mean_and_deviation(tokens: bool) -> None
     assert bool(((sampled >= low - 1e-6) & (sampled <= high + 1e-6)).all())
 
 
-def test_base_styles_are_chosen_between_updates() -> None:
-    """At an interval of updates, however many micro-batches they have; the loop counts them."""
-    from segtrain.loop import Segmentation
-    from segtrain.sets import SOURCE
+STYLES = {"layer": "layers.0.2", "channels": 4, "num_styles": 2, "pool": 4, "interval": 2}
 
-    options = {"layer": "layers.0.2", "channels": 4, "num_styles": 2, "pool": 4, "interval": 2}
-    model = segmentor(style_hallucination=options)
-    task, memory = Segmentation(model, None, None, sets=[SOURCE]), model.styles
-    chosen, rng = [], torch.Generator().manual_seed(0)
+
+def test_base_styles_are_chosen_between_updates() -> None:
+    """At an interval of steps of the network's optimizer, however many micro-batches they have."""
+    model = segmentor(style_hallucination=STYLES)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    memory, rng, chosen = model.styles, torch.Generator().manual_seed(0), []
     for update in range(5):
         before = memory.base.clone()
         for _ in range(3):  # micro-batches
             assert memory.remember(torch.rand(2, 2, 4, generator=rng)) == (update > 0)
+            other.step()
             assert torch.equal(memory.base, before)
-        task.after_update()
+        optimizer.step()
         chosen.append(not torch.equal(memory.base, before))
     assert chosen == [True, False, True, False, True]
+
+
+def test_base_styles_are_chosen_by_mmengine_in_several_processes(tmp_path: Path) -> None:
+    """Its wrapper leaves out the network's `train_step`; updates of two micro-batches count."""
+    from mmengine.model import MMDistributedDataParallel
+    from mmengine.optim import OptimWrapper
+
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        styles = {**STYLES, "channels": 32}
+        model = MMDistributedDataParallel(segmentor(style_hallucination=styles))
+        optimizer = OptimWrapper(
+            torch.optim.SGD(model.parameters(), lr=1e-3), accumulative_counts=2
+        )
+        rng, logged = torch.Generator().manual_seed(0), []
+        for _ in range(4):
+            images = torch.randint(0, 256, (2, 3, 32, 64), generator=rng, dtype=torch.uint8)
+            data = {"inputs": list(images), "data_samples": packed_labels(("source", "source"))}
+            logged.append(model.train_step(data, optimizer))
+    finally:
+        torch.distributed.destroy_process_group()
+    memory = model.module.styles
+    assert int(memory.updates) == 2 and bool(memory.base.any())
+    assert ["style.decode.loss_ce" in losses for losses in logged] == [False] * 2 + [True] * 2
 
 
 TWO_PROCESSES = """
