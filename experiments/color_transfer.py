@@ -33,6 +33,7 @@ from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.images import read_image
 from pipeline.lab_colors import from_lab, to_lab
+from pipeline.origins import kept_by_copies
 from pipeline.row_colors import transfer_row_colors
 from pipeline.rows import sample_id
 from pipeline.sample_views import source_image
@@ -133,6 +134,7 @@ def main() -> None:
     writer = DatasetWriter(
         options.output,
         config={k: settings[k] for k in sorted(settings) if k not in ("output", "n")},
+        provenance=kept_by_copies(options.source, whole=options.crops_of is None),
     )
     done = writer.done_ids()
     for index, image, label in tqdm(pairs(options.source, options.n, options.crops_of)):

@@ -23,6 +23,7 @@ from pipeline.dataset import open_dataset, read_pair
 from pipeline.dataset_writer import DatasetWriter
 from pipeline.errors import UserError, guard
 from pipeline.lab_colors import from_lab, to_lab
+from pipeline.origins import kept_by_copies
 from pipeline.rows import sample_id
 from pipeline.sample_views import source_image
 from pipeline.seeding import numpy_generator
@@ -52,7 +53,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True, type=Path, help=text)
     arguments = parser.parse_args()
     names = {"recoloring_of": str(arguments.generated), "label_maps": str(arguments.label_maps)}
-    writer = DatasetWriter(arguments.output, config=names)
+    kept = kept_by_copies(arguments.label_maps, whole=False)
+    writer = DatasetWriter(arguments.output, config=names, provenance=kept)
     done = writer.done_ids()
     for sample in tqdm(open_dataset(arguments.generated, labelled=True)):
         index = int(sample.id)

@@ -29,6 +29,7 @@ from pipeline.latents import (
     images_to_tensor,
     tensor_to_images,
 )
+from pipeline.origins import kept_by_copies
 from pipeline.rows import sample_id
 
 
@@ -56,7 +57,8 @@ def main() -> None:
         folder = models.find_base(arguments.base)
         vae = models.load_component(str(folder), "vae")
     settings = {"reconstruction_of": arguments.data, "revision": models.revision(folder)}
-    writer = DatasetWriter(arguments.output, config=settings)
+    kept = kept_by_copies(Path(arguments.data))
+    writer = DatasetWriter(arguments.output, config=settings, provenance=kept)
     done = writer.done_ids()
     for index, sample in enumerate(tqdm(open_dataset(arguments.data, labelled=True))):
         if sample_id(index) in done:

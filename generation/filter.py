@@ -10,6 +10,7 @@ loss is above --factor times the mean loss of their class), vote (drop pixels th
 class, while other images of the same label map show the label's), band (drop pixels near class
 boundaries that show another class), transport (give pixels the class that they show, keep the area
 of each class), none (only reject images). Rejected images keep a row with the status `withdrawn`.
+A filtered target stays a target.
 OUTPUT/filter.md has the share of dropped pixels of each class and condition. The same command
 continues a stopped run; `accelerate launch generation/filter.py ...` runs it in several processes.
 """
@@ -39,6 +40,7 @@ from pipeline.errors import UserError, guard
 from pipeline.identity import data_revision
 from pipeline.markdown import code
 from pipeline.metadata import read_rows
+from pipeline.origins import kept_by_copies
 from pipeline.output_entries import require_local
 from pipeline.output_folders import DATASET, check_output, require_writable
 
@@ -168,7 +170,7 @@ def run(config: Config, inputs: Inputs) -> None:
                 config.output,
                 config=identity_of(config, inputs),
                 process_index=accelerator.process_index,
-                provenance=origin_of(config.data),
+                provenance={**kept_by_copies(config.data), **run_of(config.data)},
             )
         judge = LabelFilter(config, inputs.scores, inputs.calibration, inputs.segmenter)
         share = (accelerator.process_index, accelerator.num_processes)
@@ -193,7 +195,7 @@ def identity_of(config: Config, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def origin_of(data: Path) -> dict[str, Any]:
+def run_of(data: Path) -> dict[str, Any]:
     """Return the run that generated the samples, for run.json; nothing if it is none of ours."""
     try:
         return {RUN_OF_ORIGIN: read_record(data)}

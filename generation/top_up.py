@@ -51,6 +51,7 @@ from pipeline.launching import (
     stop_on_sigterm,
 )
 from pipeline.metadata import read_rows
+from pipeline.origins import kept_by_copies
 from pipeline.output_folders import (
     RUN,
     check_output,
@@ -293,7 +294,7 @@ def run_program(
 
 def finish(config: Config, identity: dict[str, Any], rounds: Sequence[Round]) -> Row:
     """Write the set of all accepted samples and the summary; return the latter."""
-    origin = {RUN_OF_ORIGIN: read_record(config.data)}
+    origin = {**kept_by_copies(config.data), RUN_OF_ORIGIN: read_record(config.data)}
     writer = DatasetWriter(config.output / "dataset", config=identity, provenance=origin)
     added = write_set(writer, rounds)
     summary = summary_of(read_rows(config.data), rounds, added)

@@ -127,6 +127,10 @@ class MergedClasses:
         """The index of everything that is none of the classes."""
         return len(self.names)
 
+    def record(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Return the classes in their order for a run.json; see `classes_of_folder`."""
+        return [*zip(self.names, self.members, strict=True)]
+
     def merge(self, label: np.ndarray) -> np.ndarray:
         """Return HxW uint8 indices of `names`, `other` or 255 for HxW train ids."""
         table = np.full(256, self.other, dtype=np.uint8)

@@ -1,7 +1,8 @@
 """What a dataset folder is: its dataset in the catalogue, its split and its role.
 
 A program that writes test data of a target states the role in `run.json`, beside the settings. For
-folders that state none, the role is that of their dataset in the catalogue.
+folders that state none, the role is that of their dataset in the catalogue. A program that copies
+images of a dataset folder writes `kept_by_copies` of that folder into the `run.json` of its output.
 """
 
 import os
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import label_spaces
 from pipeline.catalogue import specs
 from pipeline.errors import UserError
 from pipeline.reading import read_json
@@ -66,6 +68,22 @@ def sizes_of(folder: Path) -> dict[str, Any]:
         return dict(specs.protocol_record(specs.load_spec(config["dataset"])))
     sizes = sizes if isinstance(sizes, dict) else {}
     return {name: sizes[name] for name in specs.SIZE_NAMES if name in sizes}
+
+
+def kept_by_copies(folder: Path, *, whole: bool = True) -> dict[str, Any]:
+    """Return what a copy of a folder, or of a part of it, says in `run.json` beside its settings.
+
+    It is what networks are scored by: the role of test data, sizes and own classes. What the
+    folder does not say is left out. Sizes are of `whole` images, so crops have none.
+    """
+    found: dict[str, Any] = {}
+    if origin_of(folder).is_test_data:
+        found["role"] = TARGET_ROLE
+    if whole and (sizes := sizes_of(folder)):
+        found["protocol"] = sizes
+    if merged := label_spaces.classes_of_folder(folder):
+        found["classes"] = merged.record()
+    return found
 
 
 def refuse_test_data(

@@ -46,7 +46,7 @@ from pipeline.exports.daformer import write_daformer_files
 from pipeline.folder_lock import lock_folder
 from pipeline.markdown import code, plain
 from pipeline.metadata import read_rows
-from pipeline.origins import TARGET_ROLE, origin_of, sizes_of
+from pipeline.origins import kept_by_copies
 from pipeline.output_folders import (
     DATASET,
     check_output,
@@ -207,26 +207,17 @@ def is_mapped_otherwise(settings: dict[str, Any], folder: Path) -> bool:
     return bool(lines) and all(line.startswith("label_space_content") for line in lines)
 
 
-def role_of(config: Config, spec: DatasetSpec) -> str:
-    """Return the role of the set; test data of a target stays so in a copy of its folder."""
-    is_target = not spec.layouts and origin_of(Path(config.root)).is_test_data
-    return TARGET_ROLE if is_target else spec.role
-
-
 def provenance_of(config: Config, spec: DatasetSpec, listing: Listing) -> dict[str, Any]:
     """Return what networks are scored by: sizes, role and own classes of the set.
 
     A copy of a dataset folder, or of a part of it, has those of that folder.
     """
-    sizes: dict[str, Any] = protocol_record(spec)
-    merged = label_spaces.merged_classes(listing.label_space)
-    if not spec.layouts:
-        sizes = sizes or sizes_of(Path(config.root))
-        merged = merged or label_spaces.classes_of_folder(Path(config.root))
-    role = role_of(config, spec)
-    found: dict[str, Any] = {"streetforge": __version__, "protocol": sizes, "role": role}
-    if merged:  # see label_spaces.classes_of_folder
-        found["classes"] = [*zip(merged.names, merged.members, strict=True)]  # in their order
+    kept = {} if spec.layouts else kept_by_copies(Path(config.root))
+    found: dict[str, Any] = {"streetforge": __version__, "protocol": {}, "role": spec.role, **kept}
+    if sizes := protocol_record(spec):
+        found["protocol"] = sizes
+    if merged := label_spaces.merged_classes(listing.label_space):
+        found["classes"] = merged.record()
     return found
 
 

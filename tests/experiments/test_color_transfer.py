@@ -1,5 +1,6 @@
 """The baseline without a diffusion model: colours of random collection images on the source."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,20 @@ def test_the_program_writes_the_sources_labels_under_colours_of_the_collection(
     for made, other in zip(open_dataset(tmp_path / "rows", labelled=True), first, strict=False):
         assert made.row["colors_of"] == other.row["colors_of"]
         assert made.image.read_bytes() != other.image.read_bytes()
+
+
+def test_a_recoloured_target_is_test_data_still(
+    tiny_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, collection = tiny_dataset(1, 32, 64), tmp_path / "collection"
+    DatasetWriter(collection, config={}).write(0, muted(0, (200, 60, 60)), None, {})
+    run = json.loads((target / "run.json").read_text())
+    kept = {"role": "target", "protocol": {"eval_low_px": [64, 128]}, "classes": [["road", [0]]]}
+    (target / "run.json").write_text(json.dumps({**run, **kept}))
+    words = ("--source", target, "--collection", collection, "--output", tmp_path / "out")
+    call(monkeypatch, *words)
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert {key: record[key] for key in kept} == kept
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from finetune.style_images import open_style_images
 from pipeline import pocket_city, prepare
 from pipeline.config import digest
 from pipeline.errors import UserError
-from pipeline.origins import Origin, origin_of, refuse_test_data
+from pipeline.origins import Origin, kept_by_copies, origin_of, refuse_test_data
 from pipeline.pocket.splits import SPLITS, TARGETS
 
 SIZE = ("--n", "1", "--size-px", "16", "32", "--workers", "1")
@@ -58,6 +58,23 @@ def test_the_catalogue_knows_the_role_of_folders_that_state_none(tmp_path: Path)
     with pytest.raises(UserError, match="val: is the split val of cityscapes, a target .*--yes ci"):
         refuse_test_data(val, flag="--yes")
     refuse_test_data(val, allowed=("cityscapes",))
+
+
+def test_copies_keep_what_networks_are_scored_by(tmp_path: Path) -> None:
+    classes = [["road", [0, 1]], ["car", [13]]]
+    camvid = write_run(
+        tmp_path / "camvid", role="target", protocol={"eval_low_px": [8, 16]}, classes=classes
+    )
+    assert kept_by_copies(camvid) == {
+        "role": "target",
+        "protocol": {"eval_low_px": [8, 16]},
+        "classes": [("road", (0, 1)), ("car", (13,))],
+    }
+    assert "protocol" not in kept_by_copies(camvid, whole=False)
+    acdc = write_run(tmp_path / "acdc", config={"dataset": "acdc", "split": "val"})
+    assert kept_by_copies(acdc)["role"] == "target" and kept_by_copies(acdc)["protocol"]
+    train = write_run(tmp_path / "train", role="target", config={"split": "train"})
+    assert kept_by_copies(train) == kept_by_copies(tmp_path / "none") == {}
 
 
 def test_all_five_targets_of_pocket_city_are_refused_and_nothing_else(render) -> None:
