@@ -11,9 +11,9 @@ lines stop the program (see pipeline/verify.py). The program stops with an error
 to the folder; the run can be continued afterwards. The same command continues after a kill.
 
 `--parts` brings the folders of static shards (`generation/run.py --shard i/n`), which other
-machines wrote, into one; their files become hard links or copies. A set behind an address keeps
-its tar shards; their rows go into one metadata.jsonl there. With `--n` missing samples are named,
-and the exit code is 3 if there are any.
+machines wrote, into one; their files become hard links or copies. Samples that marks.json of a
+part excludes stay excluded. A set behind an address keeps its tar shards; their rows go into one
+metadata.jsonl there. With `--n` missing samples are named, and the exit code is 3 if there are any.
 """
 
 import sys
