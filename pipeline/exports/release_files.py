@@ -54,8 +54,9 @@ def write_release(job: Job, record: dict[str, Any], data: Path, quality: Path) -
         subset.write_subset(chosen, folder / "sample")
     files.write_changed(folder / "classes.json", files.json_bytes(labels.classes_record()))
     run = read_json(data / "run.json", dict) if (data / "run.json").is_file() else {}
-    if run:
-        copy_own(data, "run.json", folder / "run.json")
+    for dataset in (folder, folder / "sample") if run else ():
+        if dataset.is_dir():
+            copy_own(data, "run.json", dataset / "run.json")
     owner = data if quality == data / "quality" else quality
     for name in SCORES:
         if (quality / name).is_file():

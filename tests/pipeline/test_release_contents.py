@@ -17,6 +17,7 @@ from pipeline import checksums, export, files, labels
 from pipeline.dataset import check_dataset, find_images, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.exports.release_card import licence_chain
+from pipeline.origins import kept_by_copies
 from tests.pipeline.releases import ALL, NUM_SAMPLES, assert_same_samples, content, stop_at
 from tests.pipeline.releases import data as data
 from tests.pipeline.releases import fetch as fetch
@@ -49,6 +50,20 @@ def test_verify_reads_the_members(
     shard.write_bytes(damaged[:3000])
     with pytest.raises(UserError, match="beyond the end of its shard"):
         open_dataset(folder, labelled=True)
+
+
+def test_the_sample_is_scored_like_the_set(
+    pack: Callable[..., Path], data: Path, tmp_path: Path, run_program: Callable[..., Any]
+) -> None:
+    target = shutil.copytree(data, tmp_path / "target")
+    run = json.loads((data / "run.json").read_text())
+    kept = {"role": "target", "protocol": {"eval_low_px": [8, 16]}, "classes": [["road", [0]]]}
+    (target / "run.json").write_text(json.dumps({**run, **kept}))
+    folder = pack(data=target)
+    assert kept_by_copies(folder / "sample") == kept_by_copies(folder) == kept_by_copies(target)
+    assert kept_by_copies(target)["role"] == "target"
+    done = run_program("pipeline/verify.py", "--data", folder / "sample")
+    assert "0 problems" in done.stdout
 
 
 def test_sums_are_those_of_sha256sum(pack: Callable[..., Path]) -> None:
