@@ -69,7 +69,10 @@ class StoredTensor(NamedTuple):
 
 
 class StateDict:
-    """An open file of weights: `tensors` says what is in it, `read` brings one tensor."""
+    """An open file of weights: `tensors` says what is in it, `read` brings one tensor.
+
+    `remarks` are what a checkpoint of mmsegmentation says beside its weights: any plain values.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +82,7 @@ class StateDict:
             is_legacy = handle.read(len(LEGACY_START)) == LEGACY_START
             handle.seek(0)
             self._file = _LegacyFile(handle) if is_legacy else _ZipFile(handle)
-            self.tensors = self._file.tensors
+            self.tensors, self.remarks = self._file.tensors, self._file.remarks
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check --weights") from None
         except DAMAGE as error:
@@ -114,9 +117,8 @@ class _ZipFile:
         order = f"{self._prefix}byteorder"
         if order in self._zip.namelist() and self._member(order, 16) != b"little":
             raise ValueError("its bytes are not in little-endian order")
-        self.tensors = _require_tensors(
-            _read_pickle(io.BytesIO(self._member(name, LARGEST_PICKLE)))
-        )
+        content = _read_pickle(io.BytesIO(self._member(name, LARGEST_PICKLE)))
+        self.tensors, self.remarks = _require_tensors(content), _remarks_of(content)
 
     def storage(self, key: str, num_bytes: int) -> bytes:
         """Return the bytes of a storage."""
@@ -140,7 +142,8 @@ class _LegacyFile:
         system = _read_pickle(head)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise ValueError("its bytes are not in little-endian order")
-        self.tensors = _require_tensors(_read_pickle(head))
+        content = _read_pickle(head)
+        self.tensors, self.remarks = _require_tensors(content), _remarks_of(content)
         keys = _read_pickle(head)
         items = {tensor.storage.key: tensor.item_bytes for tensor in self.tensors.values()}
         self._starts: dict[str, int] = {}
@@ -171,6 +174,11 @@ def _require_tensors(content: Any) -> dict[str, StoredTensor]:
             raise ValueError("a tensor has no name that safetensors can keep")
         key.encode()
     return content
+
+
+def _remarks_of(content: dict[str, Any]) -> dict[str, Any]:
+    remarks = content.get("meta") if isinstance(content.get("state_dict"), dict) else None
+    return remarks if isinstance(remarks, dict) else {}
 
 
 def _read_pickle(stream: io.BytesIO) -> Any:

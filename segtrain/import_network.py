@@ -7,11 +7,13 @@ The folder can be scored, used for prediction and exported like an output of seg
 config is a Python file that mmengine executes: give one that you trust. The checkpoint is read
 without being executed, so it must contain tensors and plain values only; `publish_model.py` of
 mmsegmentation writes such a file. The network must predict the 19 classes of Cityscapes in their
-order and consist of supported modules. Scores are at the resolution of a target's protocol that the
-config names by `test_resolution`. Without that key it is high if the config scales test images into
-2048 pixels or more, as configs of Cityscapes do, and low otherwise; the program prints it.
+order, which is checked if the checkpoint names its classes, and consist of supported modules.
+Scores are at the resolution of a target's protocol that the config names by `test_resolution`.
+Without that key it is high if the config scales test images into 2048 pixels or more, as configs of
+Cityscapes do, and low otherwise; the program prints it.
 """
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from pipeline import labels
 from pipeline.config import parse, show
 from pipeline.errors import UserError, guard
 from pipeline.output_folders import require_new, require_writable
+from pipeline.reading import shortened
 from segtrain import saved_recipe
 from segtrain.checkpoints import build, save_trained
 from segtrain.protocol import RESIZING
@@ -79,6 +82,22 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return saved_recipe.portable(recipe)
 
 
+def require_class_order(path: Path) -> None:
+    """Raise `UserError` if a checkpoint names other classes than the 19, or in another order."""
+    from segtrain.stored_weights import read_class_names
+
+    names = read_class_names(path)
+    pairs = enumerate(itertools.zip_longest(names, labels.CLASS_NAMES, fillvalue="nothing"))
+    if names and (wrong := [(i, *pair) for i, pair in pairs if pair[0] != pair[1]]):
+        index, found, wanted = wrong[0]
+        raise UserError(
+            f"{path}: predicts other classes than the {labels.NUM_CLASSES} of Cityscapes in their "
+            f"order: class {index} is {shortened(found, 40)}, expected {wanted} ({len(wrong)} "
+            "differ); give a network that was trained on them, or, if only the spelling differs, "
+            "its weights as .safetensors"
+        )
+
+
 def infer_resolution(recipe: dict[str, Any]) -> str:
     """Return the resolution of protocols that the scale of a test pipeline belongs to.
 
@@ -105,6 +124,7 @@ def run(config: Config) -> None:
     recipe = read_recipe(config.config_file)
     saved = {"recipe": recipe, "diffusion": {}, "features": {}}
     saved_recipe.check(config.config_file, saved)
+    require_class_order(config.weights)
     weights = read_weights(config.weights)
     model = build(config.config_file, lambda: build_model(recipe), weights, frozen=False)
     require_writable(config.output)

@@ -1,4 +1,4 @@
-"""Reads tensors of others: safetensors, or a pickle that is not executed."""
+"""Reads weights of others: safetensors, or a pickle that is not executed."""
 
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,24 @@ def read_weights(path: Path) -> dict[str, Any]:
             "source again, or take an earlier checkpoint"
         )
     return found
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Return the classes that a checkpoint of mmsegmentation names, in the order of its channels.
+
+    They are in small letters with blanks for underscores; none where it names none, as in a file
+    of safetensors.
+    """
+    from pipeline.torch_pickle import StateDict
+
+    if path.suffix == ".safetensors":
+        return []
+    remarks = StateDict(path).remarks
+    of_dataset = remarks.get("dataset_meta")
+    names = of_dataset.get("classes") if isinstance(of_dataset, dict) else None
+    names = names or remarks.get("CLASSES")  # of mmsegmentation 0.x
+    found = names if isinstance(names, list | tuple) else ()
+    return [str(name).lower().replace("_", " ") for name in found]
 
 
 def _is_finite(tensor: Any) -> bool:

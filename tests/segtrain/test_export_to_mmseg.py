@@ -11,9 +11,13 @@ from safetensors.torch import load_file, save_file
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
 from pipeline.images import read_image
+from pipeline.labels import CLASS_NAMES
 from segtrain import export, import_network, score, train
 from segtrain.checkpoints import WEIGHTS_FILE
 from segtrain.segmenter import Segmenter
+
+SWAPPED = [*CLASS_NAMES[:13], "truck", "car", *CLASS_NAMES[15:]]
+UNDERSCORED = [name.replace(" ", "_").title() for name in CLASS_NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +159,36 @@ def test_networks_that_cannot_be_imported_are_named(exported, change, text, tmp_
     with pytest.raises(UserError, match=text):
         import_network.run(config)
     assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("meta", "text"),
+    [
+        ({"dataset_meta": {"classes": SWAPPED}}, "class 13 is truck, expected car .2 differ"),
+        ({"CLASSES": CLASS_NAMES[:18]}, "class 18 is nothing, expected bicycle .1 differ"),
+        ({"dataset_meta": {"classes": [None, {}]}}, "class 0 is none, expected road .19 differ"),
+    ],
+)
+def test_a_network_of_other_classes_is_not_imported(exported, meta, text, tmp_path: Path) -> None:
+    _, out = exported
+    checkpoint = torch.load(out / "model.pth", weights_only=True)
+    torch.save({**checkpoint, "meta": meta}, tmp_path / "model.pth")
+    weights = tmp_path / "model.pth"
+    config = import_network.Config(out / "config.py", weights, tmp_path / "imported")
+    with pytest.raises(UserError, match=f"model.pth: predicts other classes .*{text}"):
+        import_network.run(config)
+    assert not config.output.exists()
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{}, {"CLASSES": None}, {"dataset_meta": {"classes": UNDERSCORED}}, {"dataset_meta": 1}],
+)
+def test_classes_are_compared_only_if_they_are_named(meta, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"x": torch.zeros(1)}, "meta": meta}, tmp_path / "model.pth")
+    import_network.require_class_order(tmp_path / "model.pth")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "plain.pth")
+    import_network.require_class_order(tmp_path / "plain.pth")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
