@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.labels import NOT_AN_ID, NUM_CLASSES, VOID, shipped
-from pipeline.reading import read_json
+from pipeline.run_records import read_run
 from pipeline.yaml_files import load_yaml
 
 LABEL_SPACES = shipped("labelspaces")
@@ -162,8 +162,7 @@ def classes_of_folder(folder: Path) -> MergedClasses | None:
 
     They are those of the label space it was converted from, which `prepare` left in its run.json.
     """
-    path = folder / "run.json"
-    classes = read_json(path, dict).get("classes") if path.is_file() else None
+    path, classes = folder / "run.json", read_run(folder).get("classes")
     if classes is None:
         return None
     try:

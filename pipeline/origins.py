@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import label_spaces
 from pipeline.catalogue import specs
 from pipeline.errors import UserError
-from pipeline.reading import read_json
+from pipeline.run_records import read_run
 
 TARGET_ROLE = "target"
 """Role of a dataset that networks are scored on."""
@@ -42,8 +42,7 @@ def origin_of(folder: Path) -> Origin:
 
     Only names in our own catalogue are looked up, as the folder may come from strangers.
     """
-    path = folder / "run.json"
-    run = read_json(path, dict) if path.is_file() else {}
+    run = read_run(folder)
     config = run.get("config")
     config = config if isinstance(config, dict) else {}
     dataset, split, role = config.get("dataset"), config.get("split"), run.get("role")
@@ -61,8 +60,7 @@ def sizes_of(folder: Path) -> dict[str, Any]:
     For folders that were prepared before these were stored they are those of the catalogue. The
     values are not checked.
     """
-    path = folder / "run.json"
-    run = read_json(path, dict) if path.is_file() else {}
+    run = read_run(folder)
     sizes, config = run.get("protocol"), run.get("config")
     if not sizes and isinstance(config, dict) and config.get("dataset") in specs.known_datasets():
         return dict(specs.protocol_record(specs.load_spec(config["dataset"])))

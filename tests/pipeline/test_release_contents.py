@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import checksums, export, files, labels
+from pipeline import checksums, export, files, labels, remote_files
 from pipeline.dataset import check_dataset, find_images, open_dataset, read_pair
 from pipeline.errors import UserError
 from pipeline.exports.release_card import licence_chain
-from pipeline.origins import kept_by_copies
+from pipeline.origins import kept_by_copies, refuse_test_data
 from tests.pipeline.releases import ALL, NUM_SAMPLES, assert_same_samples, content, stop_at
 from tests.pipeline.releases import data as data
 from tests.pipeline.releases import fetch as fetch
@@ -64,6 +64,24 @@ def test_the_sample_is_scored_like_the_set(
     assert kept_by_copies(target)["role"] == "target"
     done = run_program("pipeline/verify.py", "--data", folder / "sample")
     assert "0 problems" in done.stdout
+
+
+def test_a_released_target_elsewhere_is_a_target(
+    pack: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
+    target = shutil.copytree(data, tmp_path / "target")
+    run = json.loads((data / "run.json").read_text())
+    kept = {"role": "target", "protocol": {"eval_low_px": [8, 16]}, "classes": [["road", [0]]]}
+    (target / "run.json").write_text(json.dumps({**run, **kept}))
+    far = Path(pack(data=target, output="memory://targets/set"))
+    assert kept_by_copies(far) == kept_by_copies(target)
+    with pytest.raises(UserError, match="is a target that networks are scored on"):
+        refuse_test_data(far)
+    store = remote_files.open_store("memory://targets/set")
+    store.write("run.json", b"{")
+    with pytest.raises(UserError, match="memory://targets/set/run.json: broken JSON .*download"):
+        refuse_test_data(far)
+    assert kept_by_copies(Path("memory://targets/nothing")) == {}
 
 
 def test_sums_are_those_of_sha256sum(pack: Callable[..., Path]) -> None:
