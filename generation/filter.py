@@ -17,7 +17,7 @@ continues a stopped run; `accelerate launch generation/filter.py ...` runs it in
 
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def run(config: Config, inputs: Inputs) -> None:
                 config.output,
                 config=identity_of(config, inputs),
                 process_index=accelerator.process_index,
-                provenance={**kept_by_copies(config.data), **run_of(config.data)},
+                provenance=provenance_of(config.data),
             )
         judge = LabelFilter(config, inputs.scores, inputs.calibration, inputs.segmenter)
         share = (accelerator.process_index, accelerator.num_processes)
@@ -195,12 +195,17 @@ def identity_of(config: Config, inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def run_of(data: Path) -> dict[str, Any]:
-    """Return the run that generated the samples, for run.json; nothing if it is none of ours."""
-    try:
-        return {RUN_OF_ORIGIN: read_record(data)}
-    except UserError:
-        return {}
+def provenance_of(data: Path) -> dict[str, Any]:
+    """Return what run.json says of the samples: whether they are of a target, and who made them.
+
+    Nothing where the folder's own run.json is not readable, or its run is none of ours.
+    """
+    found: dict[str, Any] = {}
+    with suppress(UserError):
+        found |= kept_by_copies(data)
+    with suppress(UserError):
+        found[RUN_OF_ORIGIN] = read_record(data)
+    return found
 
 
 def write_missing(

@@ -18,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from pipeline.labels import CLASS_NAMES, NUM_CLASSES
+from pipeline.latents import without_autocast
 
 OF_THE_UNET = (  # settings of the U-Net that a head was trained on, compared when it is used
     "in_channels",
@@ -91,7 +92,7 @@ class SegmentationHead(ModelMixin, ConfigMixin):
         smaller.
         """
         weight = self.conv_out.weight
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device.type):
             hidden = sum(
                 F.interpolate(projection(feature.to(weight.dtype)), tuple(size), mode="nearest")
                 for projection, feature in zip(self.projections, features, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UserError
-from pipeline.latents import full_precision
+from pipeline.latents import full_precision, without_autocast
 
 MAPS = ":maps"
 
@@ -60,7 +60,7 @@ def attention_maps(attention: Any, hidden: torch.Tensor, text: torch.Tensor) -> 
         full_precision(part).unflatten(2, (attention.heads, -1)).transpose(1, 2)
         for part in (attention.to_q(hidden), attention.to_k(text))
     )
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device.type):
         return (query @ key.transpose(-1, -2) * attention.scale).softmax(-1).mean(1)
 
 

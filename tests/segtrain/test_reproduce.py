@@ -59,8 +59,11 @@ FIVE = ("cityscapes", "bdd100k", "mapillary_v1_2", "acdc", "dark_zurich")
 GENERATION = ("--tile-px", "32", "32", "--stride-px", "16", "16", "--rare-classes.min-pixels", "1",
               "--crop-px", "64", "64", "--precision", "fp32")  # fmt: skip
 SEED = ("--seed", "1")
+ON_CPU = ("--training.precision", "fp32")  # the presets' fp16 needs a GPU
 SMALL = {
     **TOY,
+    "finetune/unet.py": (*TOY["finetune/unet.py"], *ON_CPU),
+    "finetune/controlnet.py": (*TOY["finetune/controlnet.py"], *ON_CPU),
     "generation/run.py": (*TOY["generation/run.py"], *GENERATION),
     # of the four samples of this seed one is generated
     "segtrain/train.py": (*TOY["segtrain/train.py"], "--rare-classes.min-pixels", "1", *SEED),
