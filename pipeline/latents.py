@@ -1,6 +1,6 @@
 """Between images, tensors in [-1, 1] and the scaled latents of an autoencoder."""
 
-import contextlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,16 +58,16 @@ def _scaled(vae: Any, latents: "torch.Tensor") -> "torch.Tensor":
     return (full_precision(latents) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
 
-def without_autocast(kind: str) -> "contextlib.AbstractContextManager[object]":
+def without_autocast(kind: str) -> AbstractContextManager[object]:
     """Return the context in which a type of device computes in the precision of its tensors."""
     import torch
 
     if not torch.amp.is_autocast_available(kind):  # as for tensors without values (meta)
-        return contextlib.nullcontext()
+        return nullcontext()
     return torch.autocast(kind, enabled=False)
 
 
-def _autocast_of(vae: Any, given: "torch.Tensor") -> "contextlib.AbstractContextManager[object]":
+def _autocast_of(vae: Any, given: "torch.Tensor") -> AbstractContextManager[object]:
     """Return the autocast context of an autoencoder: float32 in place of float16 if it must.
 
     SDXL's overflows in float16, and its config says so (`force_upcast`).
@@ -75,7 +75,6 @@ def _autocast_of(vae: Any, given: "torch.Tensor") -> "contextlib.AbstractContext
     import torch
 
     kind = given.device.type
-    if not vae.config.force_upcast or not torch.amp.is_autocast_available(kind):
-        return contextlib.nullcontext()
-    overflows = torch.get_autocast_dtype(kind) is torch.float16
-    return without_autocast(kind) if overflows else contextlib.nullcontext()
+    available = torch.amp.is_autocast_available(kind)
+    is_half = available and torch.get_autocast_dtype(kind) is torch.float16
+    return without_autocast(kind) if is_half and vae.config.force_upcast else nullcontext()
