@@ -139,7 +139,6 @@ def save_base(
 ) -> None:
     """Write the pipeline folder; the small text encoder always stays float32."""
     pipeline = make_pipeline(model, vae, tokenizer, scheduler)
-    vae.register_to_config(_name_or_path="")  # where it came from on this machine
     if half:
         pipeline.unet.half()
         pipeline.vae.half()

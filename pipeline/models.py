@@ -214,6 +214,7 @@ def load_component(base: str, part: str) -> Any:
 
 
 def _load(folder: Path, kind: str) -> Any:
+    import diffusers
     import torch
     import transformers
 
@@ -232,6 +233,8 @@ def _load(folder: Path, kind: str) -> Any:
             **{dtype: torch.float32},
         )
         _check_finite(folder, network)
+        if isinstance(network, diffusers.ConfigMixin):  # what is saved names no folder of here
+            network.register_to_config(_name_or_path="")
         return network
     except UserError:
         raise

@@ -1,6 +1,7 @@
 """Base models are found by name and load with the stock classes."""
 
 import ast
+import json
 import shutil
 from pathlib import Path
 
@@ -118,6 +119,18 @@ def test_pocket_weights_load_in_stock_diffusers_and_stay_small() -> None:
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     size = sum(p.stat().st_size for p in models.POCKET.rglob("*") if p.is_file())
     assert size <= 40_000_000
+
+
+def test_saved_networks_name_no_folder_of_this_machine(
+    tiny_base: Path, tiny_controlnet: Path, tmp_path: Path
+) -> None:
+    for kind in ("unet", "vae", "controlnet"):
+        folder = tiny_controlnet if kind == "controlnet" else tiny_base / kind
+        models.load_network(kind, None, folder).save_pretrained(tmp_path / kind)
+    configs = [*tmp_path.glob("*/config.json"), *models.POCKET.rglob("config.json")]
+    assert len(configs) > 3
+    for config in configs:
+        assert not json.loads(config.read_text()).get("_name_or_path"), config
 
 
 def cached_repository(cache: Path, base: Path, commit: str) -> Path:
