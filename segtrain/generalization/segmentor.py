@@ -76,6 +76,12 @@ class Segmentor(EncoderDecoder):
                 "style_hallucination and boundary need; drop them"
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over the state of a copied network, whose styles count updates of their own."""
+        super().__setstate__(state)
+        if self.styles:
+            follow_updates(self.styles, self)
+
     def init_weights(self) -> None:
         """Initialise as the recipe says, and keep the backbone's initial weights if needed."""
         super().init_weights()

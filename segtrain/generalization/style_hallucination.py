@@ -6,6 +6,7 @@ replaces the style of a second pass, whose predictions must agree with the first
 through the source for its base styles; here they come from the last images seen.
 """
 
+import functools
 import math
 import weakref
 from collections.abc import Iterator
@@ -146,20 +147,25 @@ def follow_updates(memory: StyleMemory, network: torch.nn.Module) -> None:
     """Have `memory` count each step of an optimizer of `network`, whatever loop makes it.
 
     mmengine's Runner tells a network of no update, and in several processes its wrapper leaves out
-    the network's own `train_step`.
+    the network's own `train_step`. A network without trained weights counts nothing.
     """
-    followed, owner = weakref.ref(memory), weakref.ref(network)
+    _followed()[network] = memory
+
+
+@functools.cache
+def _followed() -> weakref.WeakKeyDictionary[torch.nn.Module, StyleMemory]:
+    """Return the memories by network; the first call has torch tell of all optimizers' steps."""
+    memories: weakref.WeakKeyDictionary[torch.nn.Module, StyleMemory] = weakref.WeakKeyDictionary()
 
     def count(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        memory, network = followed(), owner()
-        if memory is None or network is None:
-            return
-        trained = next(p for p in network.parameters() if p.requires_grad)
-        if any(p is trained for group in optimizer.param_groups for p in group["params"]):
-            memory.after_update()
+        for network, memory in list(memories.items()):
+            trained = next((p for p in network.parameters() if p.requires_grad), None)
+            groups = optimizer.param_groups if trained is not None else []
+            if any(p is trained for group in groups for p in group["params"]):
+                memory.after_update()
 
-    handle = register_optimizer_step_post_hook(count)
-    weakref.finalize(network, handle.remove)
+    register_optimizer_step_post_hook(count)  # never removed: torch may be calling its hooks
+    return memories
 
 
 @contextmanager

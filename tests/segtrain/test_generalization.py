@@ -1,5 +1,7 @@
 """Options of domain generalization against their papers' formulas, written plainly here."""
 
+import copy
+import gc
 import math
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,26 @@ def test_base_styles_are_chosen_between_updates() -> None:
         optimizer.step()
         chosen.append(not torch.equal(memory.base, before))
     assert chosen == [True, False, True, False, True]
+
+
+def test_each_network_counts_the_updates_of_its_own_weights() -> None:
+    """Also a copy; one that is frozen, or no longer there, does not disturb the others."""
+    first, gone = segmentor(style_hallucination=STYLES), segmentor(style_hallucination=STYLES)
+    frozen, copied = copy.deepcopy(first).requires_grad_(False), copy.deepcopy(first)
+    optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (first, copied, gone)]
+    count = first.styles.after_update
+
+    def after_update() -> None:
+        nonlocal gone
+        gone = None
+        optimizers[2:] = []
+        gc.collect()
+        count()
+
+    first.styles.after_update = after_update
+    for optimizer in (optimizers[0], optimizers[0], optimizers[1]):
+        optimizer.step()
+    assert [int(n.styles.updates) for n in (first, copied, frozen)] == [2, 1, 0]
 
 
 def test_base_styles_are_chosen_by_mmengine_in_several_processes(tmp_path: Path) -> None:
