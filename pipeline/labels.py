@@ -129,7 +129,7 @@ def decode_label(data: bytes, path: str | Path, table: np.ndarray | None = None)
             palette = images.palette_of(data)
             if palette is not None:
                 read_as = np.arange(256) if table is None else table
-                check_palette(codes, palette, read_as, PALETTE)
+                check_palette(codes, palette, table=read_as, classes=PALETTE, void=VOID)
     label = codes if table is None else np.take(table, codes)
     if table is not None and (unknown := label == NOT_AN_ID).any():
         found = np.unique(codes[unknown])[:8].tolist()

@@ -39,6 +39,20 @@ def test_palettes_with_other_numbers_are_refused_by_every_reader(tmp_path: Path)
         labels.read_label(tmp_path / "p.png")
 
 
+@pytest.mark.parametrize("left_out", [False, True])
+def test_palettes_of_merged_classes_are_read(tmp_path: Path, left_out: bool) -> None:
+    """As the categories of Cityscapes are, whose first classes stand for the others."""
+    groups = ([0, 1], [2, 3, 4], [5, 6, 7], [8, 9], [10], [11, 12], range(13, 19))
+    mapping = {i: group[0] for group in groups for i in group if not left_out or i in (0, 1, 2)}
+    image = Image.fromarray(np.array([[*range(19), *[0] * 30]], np.uint8), mode="P")
+    image.putpalette(labels.PALETTE.tobytes())
+    image.save(tmp_path / "p.png")
+    table = np.full(256, labels.VOID, np.uint8)
+    table[list(mapping)] = list(mapping.values())
+    label = labels.read_label(tmp_path / "p.png", table)
+    assert label[0, :19].tolist() == [mapping.get(i, labels.VOID) for i in range(19)]
+
+
 def test_sixteen_bit_colours_keep_void_and_refuse_instances(tmp_path: Path) -> None:
     path, pixels = tmp_path / "wide.png", np.zeros((4, 5, 3), np.uint16)
     pixels[..., 2] = all_ids()  # OpenCV has red last
