@@ -72,7 +72,8 @@ def file_digest(path: Path) -> str:
     """Return the first hex digits of a file's SHA-256; an unchanged file is read once."""
     try:
         time_ns = file_of(path).stat().st_mtime_ns
-        return _file_digest(path.resolve(), file_size(path), time_ns)
+        whole = path.absolute() if find_member(path) else path.resolve()  # a shard may be a link
+        return _file_digest(whole, file_size(path), time_ns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from pipeline.config import differences
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError
-from pipeline.identity import model_revision, run_identity
+from pipeline.identity import file_digest, model_revision, run_identity
+from pipeline.tar_members import add_member, member_name
 
 
 def changed(old: dict, new: dict) -> list[str]:
@@ -73,3 +75,15 @@ def test_hub_ids_are_their_commits(tmp_path):
     assert model_revision(pinned) == pinned
     with pytest.raises(UserError, match="cannot be read"):
         run_identity({}, data={"data": [tmp_path / "gone.png"]})
+
+
+def test_members_of_shards_behind_links_have_the_digests_of_their_bytes(tmp_path):
+    """Hub caches keep files as blobs, whose names do not end in .tar."""
+    blob, shard = tmp_path / "0f3a", tmp_path / "train-000000.tar"
+    with tarfile.open(blob, "w") as archive:
+        starts = [add_member(archive, f"{data}.png", data.encode()) for data in ("ab", "cd")]
+    shard.symlink_to(blob)
+    for start, data in zip(starts, ("ab", "cd"), strict=True):
+        (tmp_path / data).write_text(data)
+        member = member_name(str(shard), start, 2, "image.png")
+        assert file_digest(Path(member)) == file_digest(tmp_path / data)
