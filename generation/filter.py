@@ -43,6 +43,7 @@ from pipeline.metadata import read_rows
 from pipeline.origins import kept_by_copies
 from pipeline.output_entries import require_local
 from pipeline.output_folders import DATASET, check_output, require_writable
+from pipeline.run_records import read_run
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,14 @@ def identity_of(config: Config, inputs: Inputs) -> dict[str, Any]:
 def provenance_of(data: Path) -> dict[str, Any]:
     """Return what run.json says of the samples: whether they are of a target, and who made them.
 
-    Nothing where the folder's own run.json is not readable, or its run is none of ours.
+    Nothing where the folder's own run.json is not readable; who made them, only if its run is one
+    of ours. Raises `UserError` if classes that it names are damaged, by which samples are scored.
     """
-    found: dict[str, Any] = {}
-    with suppress(UserError):
-        found |= kept_by_copies(data)
+    try:
+        read_run(data)
+    except UserError:
+        return {}
+    found = kept_by_copies(data)
     with suppress(UserError):
         found[RUN_OF_ORIGIN] = read_record(data)
     return found

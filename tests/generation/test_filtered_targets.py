@@ -23,3 +23,14 @@ def test_a_filtered_target_keeps_role_sizes_and_classes(call, scored: Path, tmp_
         refuse_test_data(out)
     assert protocol_of(out) == protocol_of(scored)
     assert protocol_of(out).class_names == ("road", "car")
+
+
+def test_a_target_of_damaged_classes_is_not_filtered_into_a_training_set(
+    call, scored: Path, tmp_path: Path
+) -> None:
+    run = json.loads((scored / "run.json").read_text())
+    (scored / "run.json").write_text(json.dumps({**run, "role": "target", "classes": 5}))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="run.json: classes is a list .* prepare again"):
+        call("--data", scored, "--output", out, "--preset", "none")
+    assert not (out / "run.json").exists()
