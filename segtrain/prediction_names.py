@@ -44,7 +44,7 @@ def cityscapes_names(folder: Path, named: Mapping[Path, Path]) -> dict[Path, Pat
     originals = {}
     if is_dataset(folder):
         samples = open_dataset(folder, labelled=False)
-        originals = {s.image: str(s.row.get("original_image", "")) for s in samples}
+        originals = {s.image: str(s.row.get("original_image") or "") for s in samples}
     names: dict[Path, Path] = {}
     for name, image in named.items():
         original = (originals.get(image) or image.name).rpartition("/")[2]

@@ -283,7 +283,8 @@ def _list_own(root: Path) -> Listing:
         assert sample.label is not None
         attributes = {k: v for k, v in sample.row.items() if k not in OWN_KEYS}
         name = sample.row["label_file_name"]
-        attributes.setdefault("original_image", sample.row["image_file_name"])  # Cityscapes frames
+        if attributes.get("original_image") is None:  # the name of a Cityscapes frame stays
+            attributes["original_image"] = sample.row["image_file_name"]
         attributes["original_label"] = f"labels/{sample.id}.png" if find_member(name) else name
         pairs.append(Pair(sample.image, sample.label, attributes))
     return Listing(pairs, [], "train_ids")

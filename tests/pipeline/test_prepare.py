@@ -211,10 +211,10 @@ def test_field_files_of_an_own_folder_keep_its_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, rows = tmp_path / "r", []
-    for number, drive in enumerate(("a", "b")):
+    for number, (drive, original) in enumerate((("a", "a.png"), ("b", None))):
         write_pairs(root / drive, np.full((2, 2), number))
         names = {f"{kind}_file_name": f"{drive}/{kind}s/1.png" for kind in ("image", "label")}
-        rows.append({"id": drive, **names, "original_image": f"{drive}.png"})
+        rows.append({"id": drive, **names, "original_image": original})
     (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(sys, "argv", [
         "x", "--dataset", "own", "--root", str(root), "--output", str(tmp_path / "out"),
@@ -225,7 +225,7 @@ def test_field_files_of_an_own_folder_keep_its_folders(
         path = tmp_path / "out" / "field_files" / drive / "labels" / "1_labelTrainIds.png"
         assert (labels.read_label(path) == number).all()
     samples = open_dataset(tmp_path / "out", labelled=True)
-    assert [sample.row["original_image"] for sample in samples] == ["a.png", "b.png"]
+    assert [s.row["original_image"] for s in samples] == ["a.png", "b/images/1.png"]
 
 
 def start(root: Path, output: Path) -> subprocess.Popen:

@@ -278,3 +278,13 @@ def test_mmsegmentation_is_imported_after_this_package_in_any_order(run_program)
             "assert full() == (mmcv._ext.__spec__.loader is not None)\n"
         ),
     )
+
+
+def test_frames_whose_rows_name_no_original_go_by_their_own_names(tmp_path: Path) -> None:
+    name = "aachen_000000_000019_leftImg8bit.png"
+    (tmp_path / name).touch()
+    row = {"id": "a", "image_file_name": name, "original_image": None}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    named = {Path("a.png"): tmp_path / name}
+    found = {Path("a.png"): Path("aachen_000000_000019_pred_labelIds.png")}
+    assert cityscapes_names(tmp_path, named) == found
