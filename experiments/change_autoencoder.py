@@ -39,9 +39,9 @@ def latent_pixels(vae: Any, images: list[Any]) -> torch.Tensor:
 
 
 def fit_map(new: torch.Tensor, old: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Return the matrix A, old channels x new channels, with `old` ≈ A `new`, and R².
+    """Return the matrix A, old channels x new channels, where A `new` fits `old`, and R^2.
 
-    R² is the share of the variance of `old` that the map explains, an offset included. Rows of A
+    R^2 is the share of the variance of `old` that the map explains, an offset included. Rows of A
     have length 1, so that white noise stays white noise of deviation 1 in each channel.
     """
     rows = torch.cat([new, torch.ones(len(new), 1, dtype=new.dtype)], dim=1)
