@@ -122,9 +122,8 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
     generated = images.samples_of(folder)
     variants = {
         name: images.samples_of(workspace / "variants" / name)
-        for name in ("plain", "no_fusion", "no_swap")
+        for name in ("recolored", "no_fusion", "no_swap")
     }
-    plain = variants["plain"] or generated  # without the details of the source
     scores = numbers.read_scores(workspace / "scores.json")
     stages = stage_lines(workspace)
     rows = numbers.table(scores)
@@ -147,11 +146,11 @@ def gather(workspace: Path, per_condition: int) -> dict[str, Any]:
             {path.name: path for path in sorted((workspace / "data" / "targets").glob("*"))}
         ),
         "details": images.comparison(
-            generated, variants["plain"], ("generated image", "recoloured source image")
+            variants["recolored"], generated, ("generated image", "recoloured source image")
         ),
-        "close_ups": images.close_ups(plain, variants["no_fusion"]),
+        "close_ups": images.close_ups(generated, variants["no_fusion"]),
         "swaps": images.comparison(
-            plain,
+            generated,
             variants["no_swap"],
             ("without Style Swap (U_S + C)", "with Style Swap (U_P + C)"),
         ),

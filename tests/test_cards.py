@@ -85,7 +85,7 @@ def test_a_score_table_keeps_its_cells(words: str) -> None:
 def test_the_report_escapes_rows_scores_timings_and_names(tmp_path: Path) -> None:
     image = np.zeros((32, 64, 3), dtype=np.uint8)
     workspace = tmp_path / "<script>a()<"
-    for name in ("generated", "data/source", "variants/plain", "data/targets/acdc"):
+    for name in ("generated", "data/source", "variants/recolored", "data/targets/acdc"):
         writer = dataset_writer.DatasetWriter(workspace / name, config={})
         for index, words in enumerate(HOSTILE):
             row = {"condition": words, "prompt": words, "look": words}

@@ -34,7 +34,7 @@ def scores() -> dict:
 def workspace(tmp_path: Path, tiny_dataset: Callable[..., Path]) -> Path:
     source = tiny_dataset(4, 64, 128, folder=tmp_path / "data" / "source")
     tiny_dataset(2, 64, 128, folder=tmp_path / "data" / "targets" / "acdc", conditions=("fog",))
-    for name in ("generated", "variants/plain", "variants/no_fusion", "variants/no_swap"):
+    for name in ("generated", "variants/recolored", "variants/no_fusion", "variants/no_swap"):
         writer = DatasetWriter(tmp_path / name, config={"name": name})
         for index, sample in enumerate(open_dataset(source, labelled=True)):
             image, label = read_pair(sample)
