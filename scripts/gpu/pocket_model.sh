@@ -57,7 +57,7 @@ trial_of_all() {
     local crops=(--cached-crops 512) base=$trial/prior/base
     train vae inductor "${crops[@]}" --adversarial-start 1 --data "$trial/collection" &
     local vae=$!
-    train prior inductor --data "$trial/collection" --vae pipeline/pocket/weights/next/vae
+    train prior inductor --data "$trial/collection" --vae pipeline/pocket/weights/base/vae
     updates=3 train unet no "${crops[@]}" --previews 0 --base "$base" --data "$trial/source" &
     local unet=$!
     train controlnet no "${crops[@]}" --previews 0 --base "$base" --data "$trial/source"

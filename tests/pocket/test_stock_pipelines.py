@@ -17,7 +17,7 @@ CONTROL = torch.nn.functional.one_hot(torch.arange(SIZE) % 20, 20).T.float()
 CONTROL = CONTROL[None, :, :, None].expand(1, 20, SIZE, SIZE).contiguous()
 SIDES = {"height": SIZE, "width": SIZE}
 FROM_IMAGE = {"image": IMAGE, "strength": 1.0}
-# The plain inpainting pipelines take 4 or 9 latent channels by rule; this base has 6
+# The plain inpainting pipelines take 4 or 9 latent channels by rule; this base has 8
 PIPELINES = {
     "StableDiffusionPipeline": {},
     "StableDiffusionImg2ImgPipeline": FROM_IMAGE,
