@@ -151,8 +151,8 @@ def test_pocket_table_names_the_stages_it_needs() -> None:
     )
     assert done.returncode == 0, done.stderr
     named = [s.split(":")[0][2:] for s in done.stdout.splitlines() if s.startswith("# ")]
-    stages = {s.name: s for s in load_recipe(FOLDER / "pocket_experiment.yaml").stages}
-    assert "score" in named
+    stages = {s.name: s for s in load_recipe(FOLDER / "pocket_ladder.yaml").stages}
+    assert "score-generated-2000-2" in named
     for name in named:
         assert set(stages[name].inputs) <= set(named), name
 

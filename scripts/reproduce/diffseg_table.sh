@@ -5,7 +5,7 @@
 #   scripts/reproduce/diffseg_table.sh [WORKSPACE]        default: runs/diffseg_table
 #
 # SOURCE, GENERATED and TARGETS are dataset folders; the defaults are those of
-# `python pipeline/run.py --recipe pocket_experiment`, whose generated set has --color-transfer source.
+# `python pipeline/run.py --recipe pocket_ladder`.
 # ITERATIONS, BATCH, LIMIT (images per target),
 # SEEDS (of the networks with spread), NETWORKS and ARMS set the size. Every step resumes or is skipped
 # when complete, so the script can be stopped and started again; two of them may share a workspace if
@@ -18,8 +18,8 @@ case ${1:-} in
 esac
 work=${1:-runs/diffseg_table}
 source scripts/reproduce/python.sh
-SOURCE=${SOURCE:-runs/experiment/data/source} GENERATED=${GENERATED:-runs/experiment/generated}
-TARGETS=${TARGETS:-runs/experiment/data/targets}
+SOURCE=${SOURCE:-runs/ladder/data/source} GENERATED=${GENERATED:-runs/ladder/sets/generated}
+TARGETS=${TARGETS:-runs/ladder/data/targets}
 ITERATIONS=${ITERATIONS:-200} BATCH=${BATCH:-4} LIMIT=${LIMIT:-20} SEEDS=${SEEDS:-"0 1 2"}
 NETWORKS=${NETWORKS:-"segformer random vpd ptdiffseg ptdiffseg-plain diff1 diff5-plain diff5 diff37
     streetforge"}

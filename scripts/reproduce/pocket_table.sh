@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# The five-target table: source only against source + generated, three seeds. These are the stages of
-# `python pipeline/run.py --recipe pocket_experiment` that it needs; about three hours on two CPU cores.
+# The main table of Pocket City: source only, the colours of the collection without a diffusion model, and
+# generated images, three seeds, five targets. These are the stages of
+# `python pipeline/run.py --recipe pocket_ladder` that it needs; about an hour and a half on two CPU cores with
+# `--jobs 2 --values precision=bf16`.
 #
 #   scripts/reproduce/pocket_table.sh [OPTIONS OF pipeline/run.py]      such as --workspace DIR, --dry-run
 #
@@ -10,8 +12,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source scripts/reproduce/python.sh
 
-$python pipeline/run.py --recipe pocket_experiment "$@" --only source \
-    target-cityscapes target-bdd100k target-mapillary target-acdc target-dark_zurich \
-    unet controlnet unet-looks controlnet-looks generate \
-    segment-source-0 segment-source-1 segment-source-2 \
-    segment-generated-0 segment-generated-1 segment-generated-2 score
+stages=(source collection oracle-heldout generated color-reinhard)
+for target in dev cityscapes bdd100k mapillary acdc dark_zurich; do stages+=("target-$target"); done
+for seed in 0 1 2; do
+    for set in source_only generated reinhard; do
+        stages+=("train-$set-2000-$seed" "score-dev-$set-2000-$seed" "score-$set-2000-$seed")
+    done
+done
+$python pipeline/run.py --recipe pocket_ladder "$@" --only "${stages[@]}"

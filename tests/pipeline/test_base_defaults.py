@@ -45,8 +45,8 @@ def test_size_of_a_folder_without_config_files_is_not_known(tmp_path):
 def test_settings_of_the_built_in_model():
     config = default_config("pocket")
     assert (config.crop_px, config.tile_px, config.stride_px) == ((128, 256), (64, 128), (32, 64))
-    assert (config.steps, config.guidance_scale, config.canvas_scale) == (10, 3.0, 1.0)
-    assert config.negative_prompt == "a city street scene with road, in clear weather by day"
+    assert (config.steps, config.guidance_scale, config.canvas_scale) == (10, 2.0, 1.0)
+    assert config.negative_prompt == "a city street scene with road"
     assert config.prompt.max_classes == 4 and "autumn" in config.prompt.conditions
 
 
@@ -70,7 +70,7 @@ def test_flag_goes_before_file_and_file_before_base(tmp_path, family_base):
     assert (from_file.steps, from_file.guidance_scale) == (7, 5.0)
     words = ["--config", str(file), "--base", "pocket", "--tile-px", "32", "32"]
     from_flag, _ = parse(Config, "", words, defaults=default_config)
-    assert (from_flag.steps, from_flag.guidance_scale) == (7, 3.0)
+    assert (from_flag.steps, from_flag.guidance_scale) == (7, 2.0)
     assert (from_flag.tile_px, from_flag.stride_px) == ((32, 32), (32, 64))
     assert from_flag.base == "pocket"
 
