@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.identity import run_identity
 from pipeline.labels import CONTROL_CHANNELS
 from pipeline.metadata_index import MetadataIndex
 from pipeline.model_files import read_config
+from pipeline.origins import kept_by_copies
 from pipeline.output_folders import DATASET, check_output
 from pipeline.size_grid import read_size_grid
 
@@ -47,6 +48,8 @@ class Inputs:
 
     again: dict[int, PlanItem] | None = None
     """The rejected samples by index, if only these are generated (`--regenerate`)."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What run.json keeps of the folder of the source images, where they are used."""
 
     @functools.cached_property
     def plan(self) -> list[PlanItem]:
@@ -130,8 +133,9 @@ def read_inputs(config: Config, regeneration: Regeneration | None = None) -> Inp
 
     # Label maps and their source images
     source, cache = open_label_maps(config), config.label_maps_cache
-    images = {}
+    images, kept = {}, {}
     if config.needs_source_images:
+        kept = kept_by_copies(config.label_maps_folder, whole=False)
         maps.check_source_images(source)
         images = maps.digest_images(source, cache)
     found = maps.scan(source, cache)
@@ -150,7 +154,7 @@ def read_inputs(config: Config, regeneration: Regeneration | None = None) -> Inp
     rows = MetadataIndex(config.output, config.n, parse_shard(config.shard), again)
     rows.update()
     rows.retry_failed()
-    return Inputs(source, found, images, planner, specs, rows.missing(), rows, again)
+    return Inputs(source, found, images, planner, specs, rows.missing(), rows, again, kept)
 
 
 def open_label_maps(config: Config) -> maps.LabelMapFolder:

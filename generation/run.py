@@ -166,6 +166,7 @@ def open_output(
     if regeneration:
         identity = regeneration.identity(identity)
     about = {
+        **inputs.kept,
         "versions": package_versions(),
         "paths": paths_of(config),
     }

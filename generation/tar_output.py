@@ -63,7 +63,7 @@ class TarWriter:
 
 def open_tar_set(config: Config, inputs: Inputs) -> TarSet:
     """Return the set behind the output address, which holds nothing or this very run."""
-    provenance = {"versions": package_versions()}
+    provenance = {**inputs.kept, "versions": package_versions()}
     store = open_store(config.output)
     tar_set = TarSet(store, identify(config, inputs), config.shard_samples, provenance)
     tar_set.refuse_other()
