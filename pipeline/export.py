@@ -169,6 +169,7 @@ def main() -> int | None:
         config.shard_samples,
         config.shard_mb,
         config.workers,
+        data,
     )
     hint = WRITERS[config.format](job)
     if is_sent:

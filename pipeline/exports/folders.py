@@ -12,6 +12,7 @@ from pipeline.exports.job import (
     place_pairs,
     table,
     write_hub_card,
+    write_run,
 )
 from pipeline.parallel import in_processes
 
@@ -71,6 +72,7 @@ def write_imagefolder(job: Job) -> str:
             row["label_file_name"] = f"labels/{place}.png"
         lines.append(json.dumps(row) + "\n")
     files.write_changed(job.output / job.split / "metadata.jsonl", "".join(lines).encode())
+    write_run(job, job.output / job.split)
     write_hub_card(job)
     return f'datasets.load_dataset("imagefolder", data_dir="{job.output}")'
 

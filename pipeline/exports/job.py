@@ -14,6 +14,7 @@ from pipeline import files, images, labels, parallel
 from pipeline.dataset import Sample
 from pipeline.dataset_writer import SHARD_SIZE, card_header
 from pipeline.errors import UserError
+from pipeline.paths import Enclosure
 
 OWN_KEYS = (
     "status", "error", "image_file_name", "label_file_name", "row_sha256", "class_pixels",
@@ -38,6 +39,8 @@ class Job:
     shard_samples: int
     shard_mb: int
     workers: int
+    data: Path | None = None
+    """The dataset folder of the samples, where a layout needs more of it than these."""
 
     def places(self) -> Iterable[tuple[str, Sample]]:
         """Yield a name without suffix for each sample, a few thousand to a folder."""
@@ -75,6 +78,22 @@ def write_hub_card(job: Job) -> None:
             "`attributes`."
         )
         files.write_bytes(path, f"{card_header(title, [])}# {title}\n\n{text}\n".encode())
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """Return the path of a file in `folder`: a link could publish any file of this machine."""
+    try:
+        Enclosure(folder).find(name)
+    except UserError as error:
+        raise UserError(f"{folder / name}: {error}") from None
+    return folder / name
+
+
+def write_run(job: Job, folder: Path) -> None:
+    """Copy the set's run.json, by whose role a target stays one in a layout that we read."""
+    if job.data and (job.data / "run.json").is_file():
+        content = own_file(job.data, "run.json").read_bytes()
+        files.write_changed(folder / "run.json", content)
 
 
 def place_all(job: Job, image_pairs: Pairs, label_pairs: Pairs = ()) -> None:

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import checksums, files, labels
-from pipeline.errors import UserError
 from pipeline.exports import croissant, folders, panoptic, shards, subset
-from pipeline.exports.job import Job
+from pipeline.exports.job import Job, own_file
 from pipeline.exports.release_card import CardFields, write_card_text
 from pipeline.output_folders import RELEASE
-from pipeline.paths import Enclosure
 from pipeline.reading import read_json
 from pipeline.rows import encode_row
 from pipeline.tar_members import add_member
@@ -70,12 +68,8 @@ def write_release(job: Job, record: dict[str, Any], data: Path, quality: Path) -
 
 
 def copy_own(folder: Path, name: str, target: Path) -> None:
-    """Copy a file that lies in `folder`: a link could publish any file of this machine."""
-    try:
-        Enclosure(folder).find(name)
-    except UserError as error:
-        raise UserError(f"{folder / name}: {error}") from None
-    files.place(folder / name, target, "copy")
+    """Copy a file that lies in `folder`."""
+    files.place(own_file(folder, name), target, "copy")
 
 
 def pack_layout(job: Job, kind: str, target: Path) -> None:
