@@ -21,7 +21,7 @@ from pipeline.hub import find_local
 from pipeline.identity import run_identity
 from pipeline.origins import refuse_test_data
 from pipeline.output_folders import RUN, check_output, require_same
-from pipeline.setting_checks import flag_of, require_extra
+from pipeline.setting_checks import flag_of, require_each_once, require_extra
 from pipeline.size_grid import read_size_grid, require_multiple
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ class Run:
 def open_samples(folders: tuple[str, ...], *, labelled: bool) -> list[Sample]:
     """List the samples of all dataset folders; crops come evenly from their union.
 
-    Raises `UserError` for test data of a target.
+    Raises `UserError` for test data of a target, and for a folder that is named twice.
     """
     if not folders:
         raise UserError("--data: no dataset folder given; name one or more")
+    require_each_once("--data", folders)
     for folder in folders:
         refuse_test_data(Path(folder), "--data")
     return [s for folder in folders for s in open_dataset(folder, labelled=labelled)]

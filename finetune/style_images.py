@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.images import read_image
 from pipeline.origins import refuse_test_data
 from pipeline.row_colors import transfer_row_colors
+from pipeline.setting_checks import require_each_once
 
 FLAG = "--style-images"
 PLACEHOLDER = "{style}"
@@ -88,8 +89,8 @@ def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> 
     """Open the style images of dataset folders; None without folders.
 
     `template` is that of the captions, the value of `setting`. Raises `UserError` if it names
-    {style} and there are no style images, or the row of one of them has no words, and for test data
-    of a target.
+    {style} and there are no style images, or the row of one of them has no words, for test data of
+    a target, and for a folder that is named twice.
     """
     if not folders:
         if PLACEHOLDER in template:
@@ -98,6 +99,7 @@ def open_style_images(folders: tuple[str, ...], setting: str, template: str) -> 
                 f"out {PLACEHOLDER}"
             )
         return None
+    require_each_once(FLAG, folders)
     for folder in folders:
         refuse_test_data(Path(folder), FLAG)
     samples = [s for folder in folders for s in open_dataset(folder, labelled=False)]

@@ -1,8 +1,10 @@
-"""Checks of settings: finite numbers, ranges, seeds, text, installed extras."""
+"""Checks of settings: finite numbers, ranges, seeds, text, folders, installed extras."""
 
 import dataclasses
 import importlib.util
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,19 @@ def require_positive(config: Any, *names: str, prefix: str = "") -> None:
         if not value > 0:  # not a number is not
             rule = "above 0" if isinstance(value, float) else "1 or more"
             raise UserError(f"{flag_of(prefix, name)} {value:.12g}: must be {rule}")
+
+
+def require_each_once(setting: str, folders: Sequence[str | Path]) -> None:
+    """Raise `UserError` if a folder is named twice: its samples would count twice.
+
+    Addresses are compared as they are written.
+    """
+    seen = set()
+    for folder in folders:
+        place = os.path.realpath(folder)  # `resolve` raises for a loop of links
+        if place in seen:
+            raise UserError(f"{setting} {folder}: is named twice; name each folder once")
+        seen.add(place)
 
 
 def require_seed(seed: Any, setting: str = "--seed", largest: int = LARGEST) -> None:

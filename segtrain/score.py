@@ -32,7 +32,7 @@ from pipeline.output_entries import require_kind
 from pipeline.output_files import check_output_file, check_tables
 from pipeline.output_folders import require_writable
 from pipeline.reading import read_json
-from pipeline.setting_checks import require_between, require_positive
+from pipeline.setting_checks import require_between, require_each_once, require_positive
 from segtrain.checkpoints import require_scene
 from segtrain.evaluation.parts import Part, merge, remove_parts, row_keys
 from segtrain.evaluation.predictions import locate, space_of
@@ -58,7 +58,6 @@ from segtrain.evaluation.targets import (
     Target,
     open_targets,
     require_blind,
-    require_each_once,
     unique_names,
 )
 from segtrain.prediction_names import require_predictions_of
@@ -161,8 +160,8 @@ def check_settings(config: Config) -> None:
         raise UserError("--predictions: goes with one target, without --checkpoint and --scene")
     if not config.targets:
         raise UserError("--targets: give at least one labelled dataset folder")
-    require_each_once(config.checkpoint, "--checkpoint")
-    require_each_once(config.targets, "--targets")
+    require_each_once("--checkpoint", config.checkpoint)
+    require_each_once("--targets", config.targets)
     if config.scene and len(config.checkpoint) > 1:
         raise UserError("--scene: goes with the checkpoint it was learned through; name one")
     if config.select_on and len(config.checkpoint) < 2:

@@ -47,15 +47,6 @@ def open_targets(folders: Sequence[Path], limit: int | None) -> list[Target]:
     return targets
 
 
-def require_each_once(folders: Sequence[Path], setting: str) -> None:
-    """Raise `UserError` if a folder is named twice: its images would count twice in its score."""
-    seen = set()
-    for folder in folders:
-        if folder.resolve() in seen:
-            raise UserError(f"{setting} {folder}: is named twice; name each folder once")
-        seen.add(folder.resolve())
-
-
 def unique_names(folders: Sequence[Path]) -> list[str]:
     """Name folders by their last part, or by the whole path where that is not unique."""
     names = [folder.resolve().name for folder in folders]
