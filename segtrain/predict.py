@@ -6,10 +6,10 @@
 Writes a folder for each kind: `ids` (train ids), `color`, `overlay` (colours over the image) and
 `cityscapes` (label ids for cityscapesscripts and the benchmark server). A file has the name of its
 image, or of its sample if the images of a dataset are elsewhere. Label ids of Cityscapes images
-have the names that cityscapesscripts reads. Images of a prepared folder are scaled by its protocol,
-as in segtrain/score.py. Existing files are skipped and counted, so the same command continues; an
-image that has changed is predicted again. Other settings than --kinds and --limit need another
-folder.
+have the names that cityscapesscripts reads, those of others end in _labelIds.png. Images of a
+prepared folder are scaled by its protocol, as in segtrain/score.py. Existing files are skipped and
+counted, so the same command continues; an image that has changed is predicted again. Other settings
+than --kinds and --limit need another folder.
 On several CPU processes: torchrun --nproc-per-node 2 -- segtrain/predict.py ...
 """
 

@@ -35,11 +35,12 @@ def name_predictions(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
 
 
 def cityscapes_names(folder: Path, named: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Return for the names of predictions those by which cityscapesscripts finds label ids.
+    """Return for the names of predictions those of label ids, which all end in _labelIds.png.
 
-    It looks below its folder of results for files that begin with city, sequence and frame. They
-    come from the name of the image, or in a prepared folder from that of the original. Other
-    images keep their names. Raises `UserError` for two images of one frame.
+    cityscapesscripts looks below its folder of results for files that begin with city, sequence
+    and frame. They come from the name of the image, or in a prepared folder from that of the
+    original. Other images keep place and stem: by the ending nobody takes their label ids for train
+    ids. Raises `UserError` for two images of one frame.
     """
     originals = {}
     if is_dataset(folder):
@@ -49,7 +50,11 @@ def cityscapes_names(folder: Path, named: Mapping[Path, Path]) -> dict[Path, Pat
     for name, image in named.items():
         original = (originals.get(image) or image.name).rpartition("/")[2]
         found = CITYSCAPES.fullmatch(original)
-        names[name] = Path(f"{found[1]}_pred_labelIds.png") if found else name
+        names[name] = (
+            Path(f"{found[1]}_pred_labelIds.png")
+            if found
+            else name.with_name(f"{name.stem}_labelIds.png")
+        )
     if len(set(names.values())) < len(names):
         twice = next(n for n in names.values() if list(names.values()).count(n) > 1)
         raise UserError(f"{twice}: two images of {folder} have this frame; predict them apart")

@@ -7,14 +7,14 @@ from pathlib import Path
 from pipeline.dataset import Sample
 from pipeline.errors import UserError
 from pipeline.paths import find_files
-from segtrain.prediction_names import CITYSCAPES, name_predictions
+from segtrain.prediction_names import CITYSCAPES, cityscapes_names, name_predictions
 
 FRAME = re.compile(r"([A-Za-z-]{1,60}_[0-9]{6}_[0-9]{6}).*\.png")  # city, sequence, frame
 LABEL_IDS = re.compile(r".*_labelIds\.png")
 
 
 def locate(predictions: Path, target: Path, samples: Sequence[Sample]) -> dict[Path, Path]:
-    """Return the file of each image: called like segtrain/predict.py calls it, or by its frame.
+    """Return the file of each image: called as segtrain/predict.py calls it, or by its frame.
 
     Raises `UserError` for an image without prediction, and for a frame with two.
     """
@@ -24,6 +24,11 @@ def locate(predictions: Path, target: Path, samples: Sequence[Sample]) -> dict[P
     if not missing:
         return ours
     frames = {sample.image: frame_of(sample) for sample in samples}
+    if not all(frames.values()):
+        names = cityscapes_names(target, named)
+        label_ids = {image: predictions / names[name] for name, image in named.items()}
+        if all(path.is_file() for path in label_ids.values()):
+            return label_ids
     if not all(frames.values()) or not predictions.is_dir():
         raise UserError(
             f"{missing[0]}: no such prediction; --limit scores the first images, and images with "

@@ -66,7 +66,7 @@ def test_every_kind_is_written_and_what_is_there_stays(trained, images, tmp_path
     assert np.array_equal(color, labels.colorize(label))
     mixed = read_image(images / "a/one.png") * 0.75 + color * 0.25
     assert np.abs(read_image(out / "overlay/a/one.png") - mixed).max() <= 0.5
-    server = np.array(Image.open(out / "cityscapes/a/one.png"))
+    server = np.array(Image.open(out / "cityscapes/a/one_labelIds.png"))
     assert np.array_equal(label_spaces.label_space("cityscapes_ids")[server], label)
     assert len(list(out.rglob("*.png"))) == 8
 
