@@ -9,6 +9,7 @@ as the one that DGInStyle released, the program adds it.
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.errors import UserError, guard
 from pipeline.output_folders import (
     MODEL,
     check_output,
+    has_marker,
     require_same,
     require_writable,
     write_marker,
@@ -44,8 +46,11 @@ class Config:
     """Folder for config.json and the safetensors file."""
 
 
-def write_safetensors(path: Path, state: StateDict) -> None:
-    """Write all tensors, one in memory at a time: length of the header, JSON header, raw data."""
+def contents(state: StateDict) -> Iterator[bytes]:
+    """Yield a safetensors file of all tensors, one in memory at a time.
+
+    It is the length of the header, the JSON header, and the raw data.
+    """
     names = sorted(state.tensors, key=lambda n: (-state.tensors[n].item_bytes, n))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -55,10 +60,26 @@ def write_safetensors(path: Path, state: StateDict) -> None:
         header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the data stay aligned
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield state.read(name).tobytes()
+
+
+def write_safetensors(path: Path, state: StateDict) -> None:
+    """Write all tensors to a safetensors file."""
     with files.replacing(path) as temporary, open(temporary, "wb") as handle:
-        handle.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            handle.write(state.read(name).tobytes())
+        handle.writelines(contents(state))
+
+
+def is_written(path: Path, state: StateDict) -> bool:
+    """Tell whether a file holds all tensors already; raise `UserError` if it holds others."""
+    if not path.exists():
+        return False
+    with open(path, "rb") as handle:
+        same = all(handle.read(len(data)) == data for data in contents(state))
+        if same and not handle.read(1):
+            return True
+    raise UserError(f"{path}: exists and holds other weights; choose another --output")
 
 
 def main() -> int | None:
@@ -83,9 +104,12 @@ def main() -> int | None:
     print(f"{target}: {len(state.tensors)} tensors, {num_bytes / 1e6:.1f} MB")
     check_output(config.output, MODEL)
     require_same(config.output, MODEL, settings)
-    if not call.dry_run:
+    if is_written(target, state) and has_marker(config.output, MODEL):
+        print(f"{target}: exists already, nothing to do")
+    elif not call.dry_run:
         require_writable(config.output)
-        write_safetensors(target, state)
+        if not target.exists():  # a run that was killed wrote it whole
+            write_safetensors(target, state)
         write_marker(config.output, MODEL, settings)  # last: with it the model is whole
     return 0
 

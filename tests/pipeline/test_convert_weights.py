@@ -239,7 +239,36 @@ def test_another_model_in_the_output_is_never_overwritten(tmp_path: Path, conver
     with pytest.raises(UserError, match="holds another model .*choose another --output"):
         convert(tmp_path / "x.bin", {"_class_name": "B"})
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
-    convert(tmp_path / "x.bin", {"_class_name": "A"})
+
+
+@pytest.mark.parametrize("other", [torch.ones(2), torch.zeros(3), torch.zeros(0)])
+def test_other_weights_of_the_same_config_are_never_overwritten(
+    other: torch.Tensor, tmp_path: Path, convert: Convert
+) -> None:
+    torch.save({"w": torch.zeros(2)}, tmp_path / "x.bin")
+    output = convert(tmp_path / "x.bin")
+    before = {p.name: p.read_bytes() for p in output.iterdir()}
+    torch.save({"w": other}, tmp_path / "x.bin")
+    for flags in ((), ("--dry-run",)):
+        with pytest.raises(UserError, match="^.*x.safetensors: exists and holds other weights; "):
+            convert(tmp_path / "x.bin", None, *flags)
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+
+
+def test_the_same_conversion_again_writes_nothing(
+    tmp_path: Path, convert: Convert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"w": torch.zeros(2)}, tmp_path / "x.bin")
+    output = convert(tmp_path / "x.bin")
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in output.iterdir()}
+    convert(tmp_path / "x.bin")
+    assert "x.safetensors: exists already, nothing to do" in capsys.readouterr().out
+    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in output.iterdir()} == before
+    (output / "config.json").unlink()  # as a kill before the end leaves the folder
+    convert(tmp_path / "x.bin")
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == {
+        name: data for name, (data, _) in before.items()
+    }
 
 
 def test_the_canary_would_notice(tmp_path: Path) -> None:
