@@ -7,6 +7,7 @@ The checkpoints are in `pipeline.checkpoints`.
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.utils import str_to_bool
 
 from pipeline import files, ranks
 from pipeline.checkpoints import latest_checkpoint
@@ -27,7 +29,9 @@ from pipeline.output_folders import (
     require_writable,
     write_marker,
 )
-from pipeline.reading import read_json
+from pipeline.reading import read_json, shortened
+
+CPU_VARIABLE = "ACCELERATE_USE_CPU"
 
 
 class JsonlTracker(GeneralTracker):
@@ -58,15 +62,34 @@ class JsonlTracker(GeneralTracker):
             )
 
 
+def is_kept_on_cpu() -> bool:
+    """Return whether accelerate shall use the CPU alone, as with `accelerate launch --cpu`."""
+    text = os.environ.get(CPU_VARIABLE, "false")
+    try:
+        return bool(str_to_bool(text))
+    except ValueError:
+        raise UserError(
+            f"environment variable {CPU_VARIABLE}={shortened(text, 40)}: must be true or false; "
+            "unset it"
+        ) from None
+
+
 def only_cpu() -> bool:
-    """Return whether this machine has no accelerator (accelerate then needs `cpu=True`)."""
-    return not torch.cuda.is_available() and not torch.backends.mps.is_available()
+    """Return whether this process has no accelerator (accelerate then needs `cpu=True`)."""
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return is_kept_on_cpu() or not has_gpu
+
+
+def _why_no_gpu() -> str:
+    if is_kept_on_cpu():
+        return f"{CPU_VARIABLE} keeps this process on the CPU"
+    return "this machine has none"
 
 
 def require_precision(setting: str, precision: str) -> None:
     """Raise `UserError` for float16 on a CPU: accelerate would train in float32 and not say so."""
     if precision == "fp16" and only_cpu():
-        raise UserError(f"{setting} fp16: needs a GPU, and this machine has none; use bf16 or fp32")
+        raise UserError(f"{setting} fp16: needs a GPU, and {_why_no_gpu()}; use bf16 or fp32")
 
 
 def start_accelerator(**options: Any) -> Accelerator:

@@ -220,6 +220,24 @@ def test_float16_without_a_gpu_is_refused(on_cpu: bool, monkeypatch: pytest.Monk
         runs.require_precision("--precision", "fp16")
 
 
+@pytest.mark.parametrize("text", ["1", "true", "yes"])
+def test_float16_is_refused_where_accelerate_is_kept_on_the_cpu(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", text)
+    with pytest.raises(UserError, match="fp16: needs a GPU, and ACCELERATE_USE_CPU keeps this pro"):
+        runs.require_precision("--precision", "fp16")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    runs.require_precision("--precision", "fp16")
+
+
+def test_what_says_neither_yes_nor_no_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "perhaps")
+    with pytest.raises(UserError, match="^environment variable ACCELERATE_USE_CPU=perhaps: must"):
+        runs.start_accelerator()
+
+
 def damage(folder: Path, name: str, data: bytes) -> None:
     (folder / name).write_bytes(data)
 
