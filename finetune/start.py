@@ -27,6 +27,7 @@ from pipeline.size_grid import read_size_grid, require_multiple
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+EIGHT_BIT = "--training.optimizer adamw_8bit"
 MAY_CHANGE = ("checkpoint_interval", "log_interval", "workers")  # without changing the result
 ModelSource = tuple[str, str | Path | None]
 """Kind of network, or "base" for a whole base model; and its folder or pinned hub id, if given."""
@@ -115,17 +116,15 @@ def start_run(
     if call.dry_run:
         _print_plan(config, samples)
         return None
-    if config.training.optimizer == "adamw_8bit":
-        require_extra("--training.optimizer adamw_8bit", "bitsandbytes", "bitsandbytes")
+    require_device(config.training)
     data = {"data": samples} | ({"style_images": styles.samples} if styles else {})
     folder = _require_output(config, data)
     for images in data.values():
         check_dataset(images)
 
     from pipeline.models import check_loadable
-    from pipeline.runs import is_finished, make_accelerator, open_run, require_precision
+    from pipeline.runs import is_finished, make_accelerator, open_run
 
-    require_precision("--training.precision", config.training.precision)
     if is_finished(folder, config.training.steps):
         require_same(folder, RUN, _identity(config, data, models))
         print(f"{folder}: finished already, nothing to do")
@@ -136,6 +135,22 @@ def start_run(
         open_run(folder, _identity(config, data, models), is_main=True)
     accelerator = make_accelerator(folder, precision=config.training.precision)
     return Run(accelerator, folder, config.seed, config.training)
+
+
+def require_device(training: Training) -> None:
+    """Raise `UserError` for settings that need a GPU, or a package for it, where there is none.
+
+    It is called before any image is read; other settings do without torch here.
+    """
+    if training.optimizer == "adamw_8bit":
+        require_extra(EIGHT_BIT, "bitsandbytes", "bitsandbytes")
+        from pipeline.runs import require_cuda
+
+        require_cuda(EIGHT_BIT, "use adamw")
+    if training.precision == "fp16":
+        from pipeline.runs import require_precision
+
+        require_precision("--training.precision", training.precision)
 
 
 def _print_plan(config: RunSettings, samples: list[Sample]) -> None:

@@ -80,16 +80,22 @@ def only_cpu() -> bool:
     return is_kept_on_cpu() or not has_gpu
 
 
-def _why_no_gpu() -> str:
-    if is_kept_on_cpu():
-        return f"{CPU_VARIABLE} keeps this process on the CPU"
-    return "this machine has none"
-
-
 def require_precision(setting: str, precision: str) -> None:
     """Raise `UserError` for float16 on a CPU: accelerate would train in float32 and not say so."""
     if precision == "fp16" and only_cpu():
         raise UserError(f"{setting} fp16: needs a GPU, and {_why_no_gpu()}; use bf16 or fp32")
+
+
+def require_cuda(setting: str, remedy: str) -> None:
+    """Raise `UserError` for a setting that needs CUDA, where this process has none."""
+    if is_kept_on_cpu() or not torch.cuda.is_available():
+        raise UserError(f"{setting}: needs a CUDA GPU, and {_why_no_gpu()}; {remedy}")
+
+
+def _why_no_gpu() -> str:
+    if is_kept_on_cpu():
+        return f"{CPU_VARIABLE} keeps this process on the CPU"
+    return "this machine has none"
 
 
 def start_accelerator(**options: Any) -> Accelerator:
