@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import label_spaces
+from pipeline.addresses import address_of
 from pipeline.catalogue import specs
 from pipeline.errors import UserError
-from pipeline.run_records import read_run
+from pipeline.reading import shortened
+from pipeline.run_records import NAME, read_run
 
 TARGET_ROLE = "target"
 """Role of a dataset that networks are scored on."""
@@ -40,7 +42,8 @@ class Origin:
 def origin_of(folder: Path) -> Origin:
     """Return the origin of a folder.
 
-    Only names in our own catalogue are looked up, as the folder may come from strangers.
+    Only names in our own catalogue are looked up, as the folder may come from strangers. Raises
+    `UserError` for a role that is no text: test data must not pass for a training set.
     """
     run = read_run(folder)
     config = run.get("config")
@@ -48,8 +51,13 @@ def origin_of(folder: Path) -> Origin:
     dataset, split, role = config.get("dataset"), config.get("split"), run.get("role")
     if dataset not in specs.known_datasets():
         dataset = ""
-    if not isinstance(role, str):
+    if role is None:
         role = specs.load_spec(dataset).role if dataset else ""
+    if not isinstance(role, str):
+        raise UserError(
+            f"{address_of(folder) or folder}/{NAME}: role is {shortened(role, 40)}, which is no "
+            f'text; correct it, "{TARGET_ROLE}" is the role of test data'
+        )
     name = dataset or Path(os.path.realpath(folder)).name  # `resolve` raises for a loop of links
     return Origin(name, dataset, split if isinstance(split, str) else "", role)
 

@@ -49,7 +49,7 @@ def test_the_catalogue_knows_the_role_of_folders_that_state_none(tmp_path: Path)
     train = write_run(tmp_path / "train", config={"dataset": "cityscapes", "split": "train"})
     gta = write_run(tmp_path / "gta", config={"dataset": "gta", "split": "all"})
     other = write_run(tmp_path / "other", config={"dataset": "../x", "split": "val"})
-    wrong = write_run(tmp_path / "wrong", config={"dataset": ["gta"], "split": 3}, role=["target"])
+    wrong = write_run(tmp_path / "wrong", config={"dataset": ["gta"], "split": 3}, role=None)
     assert origin_of(other) == Origin("other", split="val")
     assert origin_of(wrong) == Origin("wrong")
     assert origin_of(tmp_path / "none") == Origin("none")
@@ -58,6 +58,15 @@ def test_the_catalogue_knows_the_role_of_folders_that_state_none(tmp_path: Path)
     with pytest.raises(UserError, match="val: is the split val of cityscapes, a target .*--yes ci"):
         refuse_test_data(val, flag="--yes")
     refuse_test_data(val, allowed=("cityscapes",))
+
+
+@pytest.mark.parametrize("role", [5, 0, False, ["target"], {"target": True}])
+def test_a_role_that_is_no_text_is_an_error(tmp_path: Path, role: object) -> None:
+    folder = write_run(tmp_path / "set", role=role, config={"dataset": "gta", "split": "all"})
+    for read in (origin_of, refuse_test_data, kept_by_copies):
+        with pytest.raises(UserError, match=f"^{folder}/run.json: role is .*no text; correct") as e:
+            read(folder)
+        assert "\n" not in str(e.value)
 
 
 def test_copies_keep_what_networks_are_scored_by(tmp_path: Path) -> None:
