@@ -7,7 +7,8 @@ The folder can be scored, used for prediction and exported like an output of seg
 config is a Python file that mmengine executes: give one that you trust. The checkpoint is read
 without being executed, so it must contain tensors and plain values only; `publish_model.py` of
 mmsegmentation writes such a file. The network must predict the 19 classes of Cityscapes in their
-order, which is checked if the checkpoint names its classes, and consist of supported modules.
+order, which is checked if the checkpoint, or else `metainfo` in the config, names the classes. It
+must consist of supported modules.
 Scores are at the resolution of a target's protocol that the config names by `test_resolution`.
 Without that key it is high if the config scales test images into 2048 pixels or more, as configs of
 Cityscapes do, and low otherwise; the program prints it.
@@ -15,6 +16,7 @@ Cityscapes do, and low otherwise; the program prints it.
 
 import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from segtrain.recipe_checks import named_faults
 from segtrain.recipes import require_recipe
 
 HIGH_SIDE_PX = 2048  # long side of Cityscapes' frames
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 SCALES = ("scale", "max_size")  # options of resizing steps
 
 
@@ -42,7 +45,8 @@ class Config:
     """Settings of one import."""
 
     config_file: Path = Path("config.py")
-    """Config of mmsegmentation 1.x; its `model`, `test_pipeline` and `test_resolution` are read."""
+    """Config of mmsegmentation 1.x; its `model`, `test_pipeline`, `test_resolution` and the classes
+    of its datasets are read."""
     weights: Path = Path("model.pth")
     """Its checkpoint, .pth or .safetensors."""
     output: Path = Path("imported")
@@ -82,11 +86,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return saved_recipe.portable(recipe)
 
 
-def require_class_order(path: Path) -> None:
-    """Raise `UserError` if a checkpoint names other classes than the 19, or in another order."""
+def require_class_order(weights: Path, config_file: Path) -> None:
+    """Raise `UserError` if other classes than the 19 are named, or in another order.
+
+    The checkpoint knows them best. Where it names none, those of the config count.
+    """
     from segtrain.stored_weights import read_class_names
 
-    names = read_class_names(path)
+    names, path, way_out = read_class_names(weights), weights, "its weights as .safetensors"
+    if not names:
+        names, path = read_config_classes(config_file), config_file
+        way_out = "the config with the names of Cityscapes"
     pairs = enumerate(itertools.zip_longest(names, labels.CLASS_NAMES, fillvalue="nothing"))
     if names and (wrong := [(i, *pair) for i, pair in pairs if pair[0] != pair[1]]):
         index, found, wanted = wrong[0]
@@ -94,8 +104,35 @@ def require_class_order(path: Path) -> None:
             f"{path}: predicts other classes than the {labels.NUM_CLASSES} of Cityscapes in their "
             f"order: class {index} is {shortened(found, 40)}, expected {wanted} ({len(wrong)} "
             "differ); give a network that was trained on them, or, if only the spelling differs, "
-            "its weights as .safetensors"
+            f"{way_out}"
         )
+
+
+def read_config_classes(path: Path) -> list[str]:
+    """Return the classes that `metainfo` of a config's datasets names, none where it names none.
+
+    Those of the training are what a network learned; other loaders count if it states none.
+    """
+    from mmengine.config import Config as StockConfig
+
+    from segtrain.recipes import as_json
+    from segtrain.stored_weights import plain_names
+
+    with named_faults(str(path)):
+        whole = as_json(StockConfig.fromfile(path))
+    named = (names for loader in LOADERS for names in _stated_classes(whole.get(loader)))
+    return plain_names(next(named, None))
+
+
+def _stated_classes(value: Any) -> Iterator[list[Any]]:
+    """Yield the lists of classes in a loader, whose dataset may lie in others that wrap it."""
+    if isinstance(value, dict):
+        meta = value.get("metainfo")
+        if isinstance(meta, dict) and isinstance(meta.get("classes"), list):
+            yield meta["classes"]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        yield from _stated_classes(item)
 
 
 def infer_resolution(recipe: dict[str, Any]) -> str:
@@ -124,7 +161,7 @@ def run(config: Config) -> None:
     recipe = read_recipe(config.config_file)
     saved = {"recipe": recipe, "diffusion": {}, "features": {}}
     saved_recipe.check(config.config_file, saved)
-    require_class_order(config.weights)
+    require_class_order(config.weights, config.config_file)
     weights = read_weights(config.weights)
     model = build(config.config_file, lambda: build_model(recipe), weights, frozen=False)
     require_writable(config.output)

@@ -29,8 +29,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 def read_class_names(path: Path) -> list[str]:
     """Return the classes that a checkpoint of mmsegmentation names, in the order of its channels.
 
-    They are in small letters with blanks for underscores; none where it names none, as in a file
-    of safetensors.
+    They are as `plain_names` spells them; none where it names none, as in a file of safetensors.
     """
     from pipeline.torch_pickle import StateDict
 
@@ -40,6 +39,11 @@ def read_class_names(path: Path) -> list[str]:
     of_dataset = remarks.get("dataset_meta")
     names = of_dataset.get("classes") if isinstance(of_dataset, dict) else None
     names = names or remarks.get("CLASSES")  # of mmsegmentation 0.x
+    return plain_names(names)
+
+
+def plain_names(names: Any) -> list[str]:
+    """Return names of classes in small letters with blanks for underscores; none without a list."""
     found = names if isinstance(names, list | tuple) else ()
     return [str(name).lower().replace("_", " ") for name in found]
 

@@ -1,6 +1,7 @@
 """What export.py writes is loaded and run by mmsegmentation's own programs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -186,9 +187,40 @@ def test_a_network_of_other_classes_is_not_imported(exported, meta, text, tmp_pa
 )
 def test_classes_are_compared_only_if_they_are_named(meta, tmp_path: Path) -> None:
     torch.save({"state_dict": {"x": torch.zeros(1)}, "meta": meta}, tmp_path / "model.pth")
-    import_network.require_class_order(tmp_path / "model.pth")
+    (tmp_path / "config.py").write_text("train_dataloader = dict(dataset=dict(type='A'))")
+    import_network.require_class_order(tmp_path / "model.pth", tmp_path / "config.py")
     torch.save({"x": torch.zeros(1)}, tmp_path / "plain.pth")
-    import_network.require_class_order(tmp_path / "plain.pth")
+    import_network.require_class_order(tmp_path / "plain.pth", tmp_path / "config.py")
+
+
+def loaders(**names: Sequence[str]) -> str:
+    """Return a config whose loaders name classes; that of the training wraps its dataset."""
+    metas = {name: dict(metainfo=dict(classes=list(found))) for name, found in names.items()}
+    if "train" in metas:
+        metas["train"] = dict(type="Repeat", dataset=dict(datasets=[metas["train"]]))
+    return "".join(f"{name}_dataloader = dict(dataset={meta})\n" for name, meta in metas.items())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_without_names_have_the_classes_of_the_config(suffix: str, tmp_path: Path) -> None:
+    config, weights = tmp_path / "config.py", tmp_path / f"model{suffix}"
+    save = save_file if suffix == ".safetensors" else torch.save
+    save({"x": torch.zeros(1)}, weights)
+    for wrong in (loaders(train=SWAPPED, test=CLASS_NAMES), loaders(test=SWAPPED)):
+        config.write_text(wrong)
+        with pytest.raises(UserError, match="config.py: predicts other .* class 13 is truck, exp"):
+            import_network.require_class_order(weights, config)
+    for right in (loaders(train=UNDERSCORED, val=SWAPPED), loaders(val=CLASS_NAMES), ""):
+        config.write_text(right)
+        import_network.require_class_order(weights, config)
+
+
+def test_a_checkpoint_knows_its_classes_better_than_the_config(tmp_path: Path) -> None:
+    config, weights = tmp_path / "config.py", tmp_path / "model.pth"
+    config.write_text(loaders(train=SWAPPED))
+    meta = {"dataset_meta": {"classes": CLASS_NAMES}}
+    torch.save({"state_dict": {"x": torch.zeros(1)}, "meta": meta}, weights)
+    import_network.require_class_order(weights, config)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
