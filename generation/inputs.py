@@ -10,7 +10,7 @@ import numpy as np
 
 from generation import detectors
 from generation import label_maps as maps
-from generation.plan import PlanItem, Planner
+from generation.plan import PLAN_VERSION, PlanItem, Planner
 from generation.regeneration import Regeneration
 from generation.settings import Config, run_mapping
 from generation.shards import parse_shard
@@ -210,6 +210,7 @@ def identify(config: Config, inputs: Inputs) -> dict[str, Any]:
     del settings["correction"]["head"]
     mapping = run_identity(settings, models=models_of)
     mapping["data"]["label_maps"] = maps.contents_digest(inputs.label_maps)
+    mapping["plan"] = PLAN_VERSION
     if inputs.images:
         mapping["data"]["images"] = digest(sorted(inputs.images.items()))
     return mapping

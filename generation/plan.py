@@ -18,6 +18,9 @@ from pipeline.rare_classes import RareClassSampling, class_probabilities
 from pipeline.seeding import numpy_generator, seed_of
 
 CROP_TRIES = 10
+PLAN_VERSION = 2
+"""Plans of another version are not continued. Those of version 1 depended on the order in which a
+grammar names its conditions, times and places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Planner:
 
     def _deal(self, shares: Mapping[Name, float], n: int, purpose: str) -> list[Name]:
         order = numpy_generator(self.seed, purpose).permutation(len(shares))
-        return quota_sequence(shares, n, order)
+        return quota_sequence(dict(sorted(shares.items())), n, order)
 
     def _sample_label_maps(self, n: int) -> tuple[list[int], list[int | None]]:
         """Return the label map and the rare class of the first `n` items.

@@ -96,7 +96,9 @@ class Regeneration:
 
     def _stored_settings(self) -> Config:
         paths = self.record["paths"]
-        found = {k: v for k, v in self.record["config"].items() if k not in ("models", "data")}
+        found = {
+            k: v for k, v in self.record["config"].items() if k not in ("models", "data", "plan")
+        }
         found.pop(OWN_KEY, None)
         found |= {name: paths[name] for name in PATHS}
         for path in GROUP_PATHS:

@@ -107,6 +107,18 @@ def test_times_and_places_keep_their_shares_within_each_condition():
     assert abs(found["night", "", "in a city"] - 180) <= 1
 
 
+def test_plans_do_not_depend_on_the_order_of_names():
+    """run.json sorts names, and its digest does not tell orders apart."""
+    times, places = {"at noon": 2.0, "": 1.0}, {"in a city": 3.0, "here": 1.0}
+    day, night = Condition(times=times), Condition(share=2)
+    other_day = Condition(times=dict(reversed(times.items())))
+    one = Grammar(conditions={"night": night, "day": day}, places=places)
+    other = Grammar(
+        conditions={"day": other_day, "night": night}, places=dict(reversed(places.items()))
+    )
+    assert planner(grammar=one).make_plan(200) == planner(grammar=other).make_plan(200)
+
+
 def test_crop_holds_the_rare_class_and_stays_inside():
     label = np.zeros((40, 90), dtype=np.uint8)
     label[:4, 85:] = 15  # in a corner, so the window has to be clamped
