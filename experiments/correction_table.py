@@ -18,7 +18,7 @@ from typing import Any
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONTRIBUTING.md
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from experiments.summary import load
+from experiments.score_files import load
 from pipeline import files
 from pipeline.dataset import open_dataset
 from pipeline.errors import UserError, guard

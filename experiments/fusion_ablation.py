@@ -24,7 +24,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):  # see CONT
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.machine import heading
-from experiments.summary import load, spread
+from experiments.score_files import load, spread
 from generation.settings import default_config
 from pipeline import files
 from pipeline.dataset import open_dataset

@@ -26,7 +26,7 @@ VAE = [
     (("--denoiser", "pocket"), "--denoiser: .* must not change; add --decoder-only"),
     (
         ("--decoder-only", "--init", "pocket", "--denoiser", "{base}"),
-        r"--denoiser .*: its autoencoder has the latent_channels \d+, that of --init 6; name",
+        r"--denoiser .*: its autoencoder has the latent_channels \d+, that of --init \d+; name",
     ),
     (
         ("--decoder-only", "--init", "pocket", "--denoiser", "pocket", "--crop.size-px", 72, 64),
