@@ -1,5 +1,6 @@
 """Starts programs of ours with a launcher, forwards what they print, and keeps their logs."""
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -8,6 +9,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.errors import PREFIX, UserError
 
@@ -88,7 +91,16 @@ class Children:
         with self._lock:
             self._stopped = True
             for child in self._running:
-                child.terminate()
+                terminate(child)
+
+
+def terminate(child: "subprocess.Popen[bytes]") -> None:
+    """Send SIGTERM to a program and to all that it started: accelerate's launcher passes none on."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(child.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+    child.terminate()
 
 
 def forward(
@@ -126,7 +138,9 @@ def forward(
                     sys.stdout.buffer.flush()
         _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
-        child.terminate()  # also reached by SIGTERM; Ctrl-C has reached the child itself
+        terminate(child)  # also reached by SIGTERM; Ctrl-C has reached the programs themselves
+        while os.read(child.stdout.fileno(), 1 << 16):
+            pass  # until the last of them has ended, which may be after its launcher
         child.wait()
         raise
     finally:
