@@ -95,7 +95,7 @@ class Children:
 
 
 def terminate(child: "subprocess.Popen[bytes]") -> None:
-    """Send SIGTERM to a program and to all that it started: accelerate's launcher passes none on."""
+    """Send SIGTERM to a program and all that it started: accelerate's launcher passes none on."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in psutil.Process(child.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
