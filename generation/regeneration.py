@@ -135,8 +135,11 @@ class Regeneration:
         `identity` is that of the settings, models and label maps as they are now. Raises
         `UserError` if it is not that of the original run.
         """
-        original = {k: v for k, v in self.record["config"].items() if k != OWN_KEY}
-        if lines := differences(original, dict(identity)):
+        original = _settings_of(self.record)
+        identity = {k: v for k, v in identity.items() if k != "plan"}
+        if "plan" in original:  # rows say what was planned: no plan is made, of whatever version
+            identity["plan"] = original["plan"]
+        if lines := differences(original, identity):
             raise UserError(
                 f"--regenerate {self.folder}: its run had other settings, models or label maps "
                 f"({'; '.join(lines[:SHOWN_DIFFERENCES])}); restore them, or name the folders "

@@ -12,7 +12,13 @@ import pytest
 
 from generation import run, worker
 from generation.plan import noise_seed
-from generation.regeneration import GROUP_PATHS, PATHS, Regeneration, paths_of
+from generation.regeneration import (
+    GROUP_PATHS,
+    PATHS,
+    Regeneration,
+    paths_of,
+    read_regeneration,
+)
 from generation.sampler import sampler as sampling
 from generation.samples import ATTEMPTS
 from generation.setting_groups import CorrectionSettings, RareClasses, SecondControl
@@ -82,6 +88,21 @@ def test_noise_is_new_and_all_else_is_the_same(original: Path, again: Path) -> N
     record = json.loads((again / "run.json").read_text())["config"]
     assert record.pop("regenerated")["samples"] == 2
     assert record == json.loads((original / "run.json").read_text())["config"]
+
+
+@pytest.mark.parametrize("version", [None, 1])
+def test_sets_of_other_plans_are_made_alike(
+    call, original: Path, again: Path, tmp_path: Path, version: int | None
+) -> None:
+    """Rows say what was planned; the new set is of the same run, as further attempts need it."""
+    old = shutil.copytree(original, tmp_path / "old")
+    record = json.loads((old / "run.json").read_text())
+    del record["config"]["plan"]
+    record["config"] |= {} if version is None else {"plan": version}
+    (old / "run.json").write_text(json.dumps(record))
+    assert call("--regenerate", old, "--output", tmp_path / "set") == 0
+    assert made(tmp_path / "set") == made(again)
+    assert read_regeneration((old, tmp_path / "set")).attempts == dict.fromkeys((1, 4), 1)
 
 
 def test_a_sample_that_is_rejected_again_gets_the_next_attempt(
