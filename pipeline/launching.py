@@ -2,17 +2,23 @@
 
 import contextlib
 import os
+import selectors
 import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pipeline.errors import PREFIX, UserError
+
+GRACE_S = 30.0  # from SIGTERM to SIGKILL, as of torch's launcher
+KILL_S = 5.0  # for SIGKILL to take effect
+POLL_S = 0.2
 
 
 def has_accelerator() -> bool:
@@ -62,12 +68,46 @@ def complaint(log: Path) -> str:
     return ""
 
 
+class Ending:
+    """The end of a program and all that it started: accelerate's launcher passes no signal on.
+
+    They get SIGTERM at once, and SIGKILL after `GRACE_S` seconds.
+    """
+
+    def __init__(self, program: psutil.Process) -> None:
+        started: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            started = program.children(recursive=True)
+        self._alive = [*started, program]
+        self._deadline = time.monotonic() + GRACE_S
+        for process in self._alive:
+            with contextlib.suppress(psutil.Error):  # it has ended, or is another user's
+                process.terminate()
+
+    def is_over(self) -> bool:
+        """Tell whether all have ended, or cannot be ended by us."""
+        self._alive = [process for process in self._alive if _is_alive(process)]
+        late_s = time.monotonic() - self._deadline
+        for process in self._alive if late_s > 0 else ():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        return not self._alive or late_s > KILL_S
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 class Children:
     """The programs that are at work now, so that all of them can be stopped at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: dict[subprocess.Popen[bytes], psutil.Process] = {}
+        self._endings: dict[subprocess.Popen[bytes], Ending] = {}
         self._stopped = False
 
     def start(self, command: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -78,29 +118,49 @@ class Children:
             child = subprocess.Popen(
                 command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )
-            self._running.add(child)
+            self._running[child] = psutil.Process(child.pid)  # no later program of this id
         return child
 
     def ended(self, child: "subprocess.Popen[bytes]") -> None:
         """Forget a program."""
         with self._lock:
-            self._running.discard(child)
+            self._running.pop(child, None)
+            self._endings.pop(child, None)
+
+    def end(self, child: "subprocess.Popen[bytes]") -> None:
+        """Send SIGTERM to a program and all that it started, once."""
+        with self._lock:
+            self._end(child)
+
+    def _end(self, child: "subprocess.Popen[bytes]") -> None:
+        if child not in self._endings:
+            self._endings[child] = Ending(self._running[child])
 
     def stop(self) -> None:
         """Send SIGTERM to all programs and let no further one start."""
         with self._lock:
             self._stopped = True
             for child in self._running:
-                terminate(child)
+                self._end(child)
 
+    def output_of(self, child: "subprocess.Popen[bytes]") -> Iterator[bytes]:
+        """Yield what a program and all that it started print, until the last has closed the pipe.
 
-def terminate(child: "subprocess.Popen[bytes]") -> None:
-    """Send SIGTERM to a program and all that it started: accelerate's launcher passes none on."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(child.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-    child.terminate()
+        Once they are stopped, until the last has ended, which may be after its launcher: a service
+        that one of them left behind may keep the pipe open.
+        """
+        assert child.stdout is not None
+        pipe = child.stdout.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            is_over = False
+            while not is_over:
+                ending = self._endings.get(child)
+                is_over = ending is not None and ending.is_over()
+                if selector.select(0 if is_over else POLL_S):
+                    if not (chunk := os.read(pipe, 1 << 16)):
+                        return
+                    yield chunk
 
 
 def forward(
@@ -126,11 +186,10 @@ def forward(
     if sys.platform == "linux":  # all processes are here: meet without a lookup of the host's name
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
     child = children.start(command, variables | dict(environment or {}))
-    assert child.stdout is not None
     try:
         with open(log, "ab") as handle:
             handle.write(f"$ {shlex.join(command)}\n".encode())
-            while chunk := os.read(child.stdout.fileno(), 1 << 16):
+            for chunk in children.output_of(child):
                 handle.write(chunk)
                 handle.flush()
                 if show:
@@ -138,9 +197,9 @@ def forward(
                     sys.stdout.buffer.flush()
         _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
-        terminate(child)  # also reached by SIGTERM; Ctrl-C has reached the programs themselves
-        while os.read(child.stdout.fileno(), 1 << 16):
-            pass  # until the last of them has ended, which may be after its launcher
+        children.end(child)  # also reached by SIGTERM; Ctrl-C has reached the programs themselves
+        for _ in children.output_of(child):
+            pass  # a full pipe would stop them
         child.wait()
         raise
     finally:

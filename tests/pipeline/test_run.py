@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -285,6 +286,76 @@ def test_sigterm_ends_the_child_too(recipe: Path, launcher: str) -> None:
     assert parent.wait(timeout=600) == 143
     with contextlib.suppress(psutil.NoSuchProcess):  # an orphan may wait for init to forget it
         assert psutil.Process(int(pid_file.read_text())).status() == psutil.STATUS_ZOMBIE
+
+
+IGNORING = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); {}; time.sleep(60)"
+SERVICE = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', {!r}])"
+
+
+@pytest.mark.parametrize("kind", ["ignores", "service"])
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_no_program_keeps_the_runner_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_stopped: bool
+) -> None:
+    """One that ignores SIGTERM is killed, one that is left behind with the pipe is no stage's."""
+    monkeypatch.setattr(launching, "GRACE_S", 0.5)
+    pid_file = tmp_path / "pid"
+    say = f"import os; open({str(pid_file)!r}, 'w').write(str(os.getpid()))"
+    program = IGNORING.format(say)
+    if kind == "service":
+        program = SERVICE.format(program)
+    program = f"{SERVICE.format(program)}; import time; time.sleep(60)"
+    children = launching.Children()
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 60
+        while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)  # the one between has ended
+        if is_stopped:
+            children.stop()
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    command, started = [sys.executable, "-c", program], time.monotonic()
+    try:
+        if is_stopped:
+            assert launching.forward(command, tmp_path / "log", 1, children=children)[0] == -15
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                launching.forward(command, tmp_path / "log", 1, children=children)
+        assert time.monotonic() - started < 50
+        assert is_at_work(int(pid_file.read_text())) == (kind == "service")
+    finally:
+        thread.join()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+
+def test_programs_of_other_users_do_not_keep_others_from_their_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(process: psutil.Process) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    own = subprocess.Popen(command)
+    monkeypatch.setattr(launching, "GRACE_S", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "terminate", refuse)
+        ending = launching.Ending(psutil.Process(own.pid))
+    while not ending.is_over():
+        time.sleep(0.05)
+    assert own.wait(timeout=60) == -signal.SIGKILL
+
+
+def is_at_work(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 MEETING = """
