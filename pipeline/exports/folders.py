@@ -71,8 +71,8 @@ def write_imagefolder(job: Job) -> str:
         if sample.label:
             row["label_file_name"] = f"labels/{place}.png"
         lines.append(json.dumps(row) + "\n")
+    write_run(job, job.output / job.split)  # first: without it, rows may pass for a training set
     files.write_changed(job.output / job.split / "metadata.jsonl", "".join(lines).encode())
-    write_run(job, job.output / job.split)
     write_hub_card(job)
     return f'datasets.load_dataset("imagefolder", data_dir="{job.output}")'
 

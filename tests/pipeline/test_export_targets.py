@@ -46,6 +46,8 @@ def test_a_run_that_is_a_link_is_not_published(run: Callable[..., Path], target:
     (target / "run.json").symlink_to(target.parent / "private.json")
     with pytest.raises(UserError, match="run.json: .*link"):
         run("imagefolder", data=target)
+    left = target.parent.rglob("train/metadata.jsonl")
+    assert not list(left), "rows without the role pass for a training set"
 
 
 def test_a_set_without_a_run_is_exported(run: Callable[..., Path], target: Path) -> None:
