@@ -16,7 +16,7 @@ import psutil
 
 from pipeline.errors import PREFIX, UserError
 
-GRACE_S = 30.0  # from SIGTERM to SIGKILL, as of torch's launcher
+GRACE_S = 300.0  # from SIGTERM to SIGKILL: a last update and the checkpoint of a large model
 KILL_S = 5.0  # for SIGKILL to take effect
 POLL_S = 0.2
 
