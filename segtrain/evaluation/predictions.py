@@ -16,19 +16,26 @@ LABEL_IDS = re.compile(r".*_labelIds\.png")
 def locate(predictions: Path, target: Path, samples: Sequence[Sample]) -> dict[Path, Path]:
     """Return the file of each image: called as segtrain/predict.py calls it, or by its frame.
 
-    Raises `UserError` for an image without prediction, and for a frame with two.
+    Raises `UserError` for an image without prediction, and for an image or a frame with two.
     """
     named = name_predictions(target, [sample.image for sample in samples])
     ours = {image: predictions / name for name, image in named.items()}
     missing = [path for path in ours.values() if not path.is_file()]
-    if not missing:
-        return ours
     frames = {sample.image: frame_of(sample) for sample in samples}
+    label_ids: dict[Path, Path] = {}
     if not all(frames.values()):
         names = cityscapes_names(target, named)
         label_ids = {image: predictions / names[name] for name, image in named.items()}
-        if all(path.is_file() for path in label_ids.values()):
-            return label_ids
+    if not missing:
+        for image, path in label_ids.items():
+            if path.is_file():
+                raise UserError(
+                    f"{path}: is a second prediction of {image.name}, beside {ours[image].name}; "
+                    "keep one of them there"
+                )
+        return ours
+    if label_ids and all(path.is_file() for path in label_ids.values()):
+        return label_ids
     if not all(frames.values()) or not predictions.is_dir():
         raise UserError(
             f"{missing[0]}: no such prediction; --limit scores the first images, and images with "

@@ -30,6 +30,12 @@ def test_label_ids_of_other_images_are_not_taken_for_train_ids(
     assert found == {s.image: tmp_path / "predicted" / names[n]
                      for n, s in zip(named, samples, strict=True)}  # fmt: skip
     assert predictions.space_of(list(found.values()), "") == "cityscapes_ids"
+    for name in named:  # as they were called before, in either ids
+        (tmp_path / "predicted" / name).touch()
+    with pytest.raises(UserError, match="one_labelIds.png: is a second prediction of one.jpg"):
+        predictions.locate(tmp_path / "predicted", tmp_path / "images", samples)
+    for name in named:
+        (tmp_path / "predicted" / name).unlink()
     (tmp_path / "predicted/two_labelIds.png").unlink()
     with pytest.raises(UserError, match="no such prediction"):
         predictions.locate(tmp_path / "predicted", tmp_path / "images", samples)
