@@ -35,7 +35,9 @@ def stated(config: Config) -> list[dict[str, Any]]:
     """Return what a folder and a set of tar shards say of their origin."""
     inputs = read_inputs(config)
     folder = run.open_output(config, inputs)
-    tar_set = tar_output.open_tar_set(replace(config, output=Path("memory://targets/set")), inputs)
+    tar_set = tar_output.open_tar_set(
+        replace(config, output=Path(f"memory:/{config.output}")), inputs
+    )
     return [{k: v for k, v in x.provenance.items() if k in (*KEPT, "protocol")}
             for x in (folder, tar_set)]  # fmt: skip
 
